@@ -1,0 +1,275 @@
+//! The one error type: a stable code, where the fault lies, what was expected and what was found.
+//!
+//! Three kinds of failure exist in this crate. Bad input is an [`Error`]. A check that failed is *data* in a
+//! report (see [`crate::validate`] and [`crate::verify`]). Our own bug is an assertion.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a failure means to the caller; each maps to one exit code of the command-line tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Something outside the data: a missing file, a full disk.
+    Io,
+    /// The command was asked for wrongly.
+    Usage,
+    /// Corrupt or hostile input, NaN or Inf in an adapter.
+    Corrupt,
+    /// The adapter does not fit the base; missing or left-over adapter weights.
+    Mismatch,
+    /// Numbers differ, or the adapter has no effect.
+    Differs,
+    /// A hash or a signature does not hold.
+    Integrity,
+    /// Not supported, or undecided between several readings.
+    Unsupported,
+}
+
+impl Kind {
+    /// The exit code of the command-line tool.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Io => 1,
+            Kind::Usage => 2,
+            Kind::Corrupt => 3,
+            Kind::Mismatch => 4,
+            Kind::Differs => 5,
+            Kind::Integrity => 6,
+            Kind::Unsupported => 7,
+        }
+    }
+}
+
+macro_rules! codes {
+    ($($variant:ident $slug:literal $kind:ident $text:literal;)*) => {
+        /// Every way in which `ptplus` refuses something. The slug is stable; scripts may match on it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $(#[doc = $text] $variant,)* }
+
+        impl Code {
+            /// Every code, in the order of `docs/ERRORS.md`.
+            pub const ALL: &'static [Code] = &[$(Code::$variant,)*];
+            /// The stable name printed in brackets at the end of an error line.
+            pub fn slug(self) -> &'static str { match self { $(Code::$variant => $slug,)* } }
+            /// What kind of failure this is.
+            pub fn kind(self) -> Kind { match self { $(Code::$variant => Kind::$kind,)* } }
+            /// One sentence for the reference page.
+            pub fn explanation(self) -> &'static str { match self { $(Code::$variant => $text,)* } }
+        }
+    };
+}
+
+codes! {
+    // Input and output
+    Io "io" Io "The operating system refused a file operation.";
+    NotFound "not-found" Io "A file or folder does not exist.";
+    Interrupted "interrupted" Io "The command was interrupted; nothing was written.";
+    Usage "usage" Usage "The command line asks for something that makes no sense.";
+    OutputExists "output-exists" Usage "The output exists and --force was not given.";
+    OutputIsInput "output-is-input" Usage "The output would replace a file that is being read.";
+    UnknownFormat "unknown-format" Unsupported "The file is of no format that ptplus reads.";
+
+    // Names and JSON, any format
+    NameInvalid "name-invalid" Corrupt "A name is empty, too long, has control characters, or would leave a folder.";
+    NameDuplicate "name-duplicate" Corrupt "A name occurs twice.";
+    JsonSyntax "json-syntax" Corrupt "A JSON file cannot be parsed.";
+    JsonDuplicateKey "json-duplicate-key" Corrupt "A JSON object has the same key twice.";
+    JsonTooLarge "json-too-large" Corrupt "A JSON file is larger or deeper than its limit.";
+    ShapeOverflow "shape-overflow" Corrupt "A shape's number of elements or bytes overflows.";
+    ShapeBlock "shape-block" Corrupt "The innermost dimension is not a multiple of the type's block length.";
+    NonFinite "non-finite" Corrupt "A tensor holds NaN or Inf.";
+
+    // GGUF
+    GgufMagic "gguf-magic" Corrupt "The file does not start with GGUF.";
+    GgufByteOrder "gguf-byte-order" Unsupported "The file is byte-swapped (big endian).";
+    GgufVersion "gguf-version" Unsupported "The GGUF version is neither 2 nor 3.";
+    GgufTruncated "gguf-truncated" Corrupt "The file ends inside a structure that it declares.";
+    GgufLimit "gguf-limit" Corrupt "A declared count or length is above its limit.";
+    GgufString "gguf-string" Corrupt "A string is not UTF-8 or holds NUL.";
+    GgufValueType "gguf-value-type" Corrupt "A metadata value has an unknown type, or an array of arrays.";
+    GgufBool "gguf-bool" Corrupt "A boolean is neither 0 nor 1.";
+    GgufKey "gguf-key" Corrupt "A metadata key has the wrong type or is missing.";
+    GgufAlignment "gguf-alignment" Corrupt "general.alignment is not a u32 power of two within bounds.";
+    GgufTensorType "gguf-tensor-type" Corrupt "A tensor has an unknown or removed ggml type.";
+    GgufDims "gguf-dims" Corrupt "A tensor has no dimension, too many, or a product that overflows.";
+    GgufOffset "gguf-offset" Corrupt "A tensor's offset is not the running padded sum.";
+    GgufTrailing "gguf-trailing" Corrupt "Bytes follow the padded end of the data.";
+    GgufSplit "gguf-split" Corrupt "The parts of a split GGUF do not fit together.";
+    GgufWrite "gguf-write" Unsupported "The data cannot be written as GGUF.";
+
+    // Safetensors
+    SafetensorsHeader "safetensors-header" Corrupt "The safetensors header is not valid.";
+    SafetensorsIndex "safetensors-index" Corrupt "The index of a sharded safetensors model does not fit its files.";
+    SafetensorsDtype "safetensors-dtype" Unsupported "A tensor has a type that ptplus does not read.";
+
+    // Adapter and base configuration
+    ConfigField "config-field" Corrupt "A configuration field is missing, of the wrong type or out of range.";
+    ConfigUnsupported "config-unsupported" Unsupported "A configuration asks for something that ptplus does not compute.";
+    BaseArchitecture "base-architecture" Unsupported "The base's architecture is not on the list of supported ones.";
+    BaseTensor "base-tensor" Corrupt "A tensor of the base is missing or has the wrong shape.";
+    AdapterKind "adapter-kind" Unsupported "The file is not a Prefix-Tuning+ adapter.";
+    AdapterMissing "adapter-missing" Mismatch "An adapter tensor is missing.";
+    AdapterLeftOver "adapter-left-over" Mismatch "A tensor belongs to no part of the adapter.";
+    AdapterShape "adapter-shape" Mismatch "An adapter tensor has the wrong shape.";
+    AdapterMismatch "adapter-mismatch" Mismatch "The adapter does not fit the base.";
+    ConventionOpen "convention-open" Unsupported "A convention is stated nowhere; ptplus does not guess.";
+    RowOrderUnknown "row-order-unknown" Unsupported "Neither --base nor --arch says the row order of the queries.";
+
+    // Numbers
+    CastOverflow "cast-overflow" Corrupt "A value does not fit the output type.";
+    DenominatorZero "denominator-zero" Corrupt "A normaliser's denominator is 0.";
+    ProbeInvalid "probe-invalid" Corrupt "The probe lacks a tensor, or one has the wrong type or shape.";
+    ProbeMismatch "probe-mismatch" Mismatch "The probe does not fit the base or the adapter.";
+    NumbersDiffer "numbers-differ" Differs "The outputs differ by more than the tolerance.";
+    NoEffect "no-effect" Differs "The adapter does not change the base's output.";
+    NothingCompared "nothing-compared" Unsupported "There was nothing to compare; that is never a pass.";
+
+    // Machines
+    DeviceUnavailable "device-unavailable" Unsupported "The device is not built in or not present.";
+    Runner "runner" Io "The tensor library failed.";
+}
+
+/// A refusal: code, place, expectation, finding and cause.
+///
+/// `Display` prints one line: `FILE: FIELD: offset N: MESSAGE [CODE]`, control characters escaped.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    code: Code,
+    file: Option<PathBuf>,
+    field: Option<String>,
+    offset: Option<u64>,
+    message: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// A new error; `message` says what was expected and what was found.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Error(Box::new(Inner { code, file: None, field: None, offset: None, message: message.into(), source: None }))
+    }
+
+    /// An operating system error on `path`.
+    pub fn io(path: &Path, what: &str, e: std::io::Error) -> Self {
+        let code = if e.kind() == std::io::ErrorKind::NotFound { Code::NotFound } else { Code::Io };
+        Error::new(code, format!("{what}: {e}")).file(path).caused_by(e)
+    }
+
+    /// Names the file, unless an inner call already did.
+    pub fn file(mut self, path: &Path) -> Self {
+        self.0.file.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    /// Names the field or tensor, unless an inner call already did.
+    pub fn field(mut self, field: impl Into<String>) -> Self {
+        self.0.field.get_or_insert_with(|| field.into());
+        self
+    }
+
+    /// The byte offset in the file, unless an inner call already gave one.
+    pub fn at(mut self, file_offset: u64) -> Self {
+        self.0.offset.get_or_insert(file_offset);
+        self
+    }
+
+    /// Keeps the cause, printed with `-v`.
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.0.source = Some(Box::new(source));
+        self
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> Code {
+        self.0.code
+    }
+
+    /// What kind of failure this is.
+    pub fn kind(&self) -> Kind {
+        self.0.code.kind()
+    }
+
+    /// The message without place and code.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The file that the error is about.
+    pub fn path(&self) -> Option<&Path> {
+        self.0.file.as_deref()
+    }
+
+    /// The field or tensor that the error is about.
+    pub fn field_name(&self) -> Option<&str> {
+        self.0.field.as_deref()
+    }
+
+    /// The byte offset that the error is about.
+    pub fn offset(&self) -> Option<u64> {
+        self.0.offset
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let e = &self.0;
+        if let Some(p) = &e.file {
+            write!(f, "{}: ", escape(&p.to_string_lossy()))?;
+        }
+        if let Some(field) = &e.field {
+            write!(f, "{}: ", escape(field))?;
+        }
+        if let Some(o) = e.offset {
+            write!(f, "offset {o}: ")?;
+        }
+        write!(f, "{} [{}]", escape(&e.message), e.code.slug())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_deref().map(|e| e as _)
+    }
+}
+
+/// Text from a file, made safe for a terminal: control characters, line breaks and the invisible characters that
+/// reorder a line (bidirectional overrides) become escapes.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hidden =
+            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+        if c.is_control() || hidden { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_unique() {
+        let mut slugs: Vec<_> = Code::ALL.iter().map(|c| c.slug()).collect();
+        slugs.sort();
+        let n = slugs.len();
+        slugs.dedup();
+        assert_eq!(slugs.len(), n);
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_the_file_says() {
+        let e = Error::new(Code::GgufKey, "found \"a\nb\u{1b}[31m\"").file(Path::new("x\ny")).field("k\u{202e}").at(7);
+        let line = e.to_string();
+        assert_eq!(line, "x\\ny: k\\u{202e}: offset 7: found \"a\\nb\\u{1b}[31m\" [gguf-key]");
+    }
+}

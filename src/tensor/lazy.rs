@@ -1,0 +1,623 @@
+//! Tensors whose bytes stay where they are (a memory map, usually) until somebody asks for them.
+//!
+//! A [`LazyTensor`] is stored bytes plus a *view*: every logical axis is a list of `(length, stride)` pairs, outermost
+//! first, so that transposing, slicing, splitting, merging and reordering axes never touch data and always compose.
+//!
+//! ```text
+//!   stored  [H, F, V] row-major          axes  [(H, F*V)]  [(F, V)]              [(V, 1)]
+//!   transpose(1, 2)   -> [H, V, F]       axes  [(H, F*V)]  [(V, 1)]              [(F, V)]
+//!   regroup(2, 2)     -> F as (t, j) to (j, t)                   [(F/2, V), (2, F/2*V)]
+//! ```
+//!
+//! [`LazyTensor::gather`] walks the view once and writes contiguous row-major elements.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use super::{DType, shape};
+use crate::error::{Code, Error, Result};
+
+/// A shared range of immutable bytes: part of a memory map or of a heap buffer.
+#[derive(Clone)]
+pub struct Bytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl Bytes {
+    /// All bytes of `owner`.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+        let range = 0..(*owner).as_ref().len();
+        Bytes { owner, range }
+    }
+
+    /// The sub-range `range`, relative to this one; `None` when it reaches outside.
+    pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        (start <= end && end <= self.range.end).then(|| Bytes { owner: self.owner.clone(), range: start..end })
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(v: Vec<u8>) -> Self {
+        Bytes::new(Arc::new(v))
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &(*self.owner).as_ref()[self.range.clone()]
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bytes({})", self.range.len())
+    }
+}
+
+/// Turns stored blocks into F32 values; provided by [`crate::quant`] so that this module needs no block format.
+pub type Decode = fn(DType, &[u8], &mut [f32]);
+
+/// Length and stride, both in elements.
+type SubAxis = (usize, usize);
+
+#[derive(Debug, Clone)]
+struct Part {
+    bytes: Bytes,
+    stored: DType,
+    decode: Option<Decode>,
+    offset: usize,
+    /// Per logical axis its sub-axes, outermost first.
+    axes: Vec<Vec<SubAxis>>,
+}
+
+impl Part {
+    fn axis_len(&self, axis: usize) -> usize {
+        self.axes[axis].iter().map(|a| a.0).product()
+    }
+
+    fn n_elements(&self) -> usize {
+        self.axes.iter().flatten().map(|a| a.0).product()
+    }
+
+    /// Sub-axes without those of length 1, neighbours that lie contiguously merged.
+    fn flat_axes(&self) -> Vec<SubAxis> {
+        coalesce(self.axes.iter().flatten().copied())
+    }
+}
+
+fn coalesce(axes: impl Iterator<Item = SubAxis>) -> Vec<SubAxis> {
+    let mut flat: Vec<SubAxis> = Vec::new();
+    for (len, stride) in axes.filter(|a| a.0 != 1) {
+        match flat.last_mut() {
+            Some(last) if last.1 == stride * len => *last = (last.0 * len, stride),
+            _ => flat.push((len, stride)),
+        }
+    }
+    flat
+}
+
+/// A tensor as a view of stored bytes; see the module's documentation.
+#[derive(Debug, Clone)]
+pub struct LazyTensor {
+    shape: Vec<usize>,
+    /// Concatenated along axis 0.
+    parts: Vec<Part>,
+}
+
+impl LazyTensor {
+    /// A contiguous row-major tensor of a plain (unquantized) type.
+    ///
+    /// Errors: [`Code::ShapeOverflow`]; asserts that `bytes` has the size that shape and type need, which readers
+    /// have checked.
+    pub fn new(bytes: Bytes, dtype: DType, shape: &[usize]) -> Result<Self> {
+        assert!(!dtype.is_quantized(), "blocks need a decoder");
+        Self::contiguous(bytes, dtype, shape, None)
+    }
+
+    /// A contiguous tensor stored in blocks; its elements are F32, made by `decode`.
+    pub fn quantized(bytes: Bytes, dtype: DType, shape: &[usize], decode: Decode) -> Result<Self> {
+        Self::contiguous(bytes, dtype, shape, Some(decode))
+    }
+
+    /// Row-major F32 values on the heap.
+    pub fn from_f32(values: &[f32], shape: &[usize]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self::new(bytes.into(), DType::F32, shape).expect("the shape of existing values does not overflow")
+    }
+
+    fn contiguous(bytes: Bytes, dtype: DType, shape: &[usize], decode: Option<Decode>) -> Result<Self> {
+        assert_eq!(bytes.len(), shape::len_bytes(shape, dtype)?, "bytes do not match the shape");
+        let mut stride = 1;
+        let mut axes: Vec<_> = shape
+            .iter()
+            .rev()
+            .map(|&len| {
+                let axis = vec![(len, stride)];
+                stride *= len.max(1);
+                axis
+            })
+            .collect();
+        axes.reverse();
+        Ok(LazyTensor { shape: shape.to_vec(), parts: vec![Part { bytes, stored: dtype, decode, offset: 0, axes }] })
+    }
+
+    /// A view with explicit strides and offset (in elements) into `storage`, as PyTorch saves tensors.
+    ///
+    /// Errors: [`Code::ShapeOverflow`] where an element would lie outside the storage.
+    pub fn strided(storage: Bytes, dtype: DType, shape: &[usize], strides: &[usize], offset: usize) -> Result<Self> {
+        assert!(!dtype.is_quantized() && shape.len() == strides.len());
+        let outside = || {
+            Error::new(
+                Code::ShapeOverflow,
+                format!(
+                    "shape {shape:?}, strides {strides:?} and offset {offset} reach outside the storage of {} bytes",
+                    storage.len()
+                ),
+            )
+        };
+        let n = shape::n_elements(shape)?;
+        let available = storage.len() / dtype.block_bytes();
+        if n > 0 {
+            let mut last = offset;
+            for (&len, &stride) in shape.iter().zip(strides) {
+                last = (len - 1).checked_mul(stride).and_then(|x| last.checked_add(x)).ok_or_else(outside)?;
+            }
+            if last >= available {
+                return Err(outside());
+            }
+        } else if offset > available {
+            return Err(outside());
+        }
+        let axes = shape.iter().zip(strides).map(|(&l, &s)| vec![(l, s)]).collect();
+        Ok(LazyTensor {
+            shape: shape.to_vec(),
+            parts: vec![Part { bytes: storage, stored: dtype, decode: None, offset, axes }],
+        })
+    }
+
+    /// Concatenates along axis 0; all other dimensions and the element types must agree.
+    pub fn concat(tensors: Vec<LazyTensor>) -> Result<Self> {
+        let first = tensors.first().expect("at least one tensor");
+        let (tail, dtype) = (first.shape[1..].to_vec(), first.dtype());
+        let mut rows = 0usize;
+        for t in &tensors {
+            if t.shape[1..] != tail[..] || t.dtype() != dtype {
+                return Err(Error::new(
+                    Code::AdapterShape,
+                    format!(
+                        "expected pieces of type {dtype} and shape [_, {tail:?}], found {} {:?}",
+                        t.dtype(),
+                        t.shape
+                    ),
+                ));
+            }
+            rows += t.shape[0];
+        }
+        let shape = std::iter::once(rows).chain(tail).collect();
+        Ok(LazyTensor { shape, parts: tensors.into_iter().flat_map(|t| t.parts).collect() })
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Type of the elements that [`gather`](Self::gather) writes: the stored type, or F32 for quantized storage.
+    pub fn dtype(&self) -> DType {
+        let p = &self.parts[0];
+        if p.decode.is_some() { DType::F32 } else { p.stored }
+    }
+
+    /// Type of the bytes in the file.
+    pub fn stored_dtype(&self) -> DType {
+        self.parts[0].stored
+    }
+
+    /// Number of elements.
+    pub fn n_elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes that [`gather`](Self::gather) writes.
+    pub fn len_bytes(&self) -> usize {
+        self.n_elements() * self.dtype().block_bytes()
+    }
+
+    /// The stored bytes of each part, in order, whatever the view; quantized blocks as they are.
+    pub fn stored_parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|p| &*p.bytes)
+    }
+
+    /// The stored bytes, if the view is exactly one whole contiguous tensor in row-major order.
+    pub fn stored_bytes(&self) -> Option<&[u8]> {
+        let [p] = &self.parts[..] else { return None };
+        let whole = shape::len_bytes(&self.shape, p.stored).ok()? == p.bytes.len() && p.offset == 0;
+        (whole && matches!(p.flat_axes()[..], [] | [(_, 1)])).then_some(&*p.bytes)
+    }
+
+    /// Exchanges two axes. Axis 0 of a concatenation stays where it is (asserted).
+    pub fn transpose(mut self, a: usize, b: usize) -> Self {
+        assert!(a == b || self.parts.len() == 1 || (a != 0 && b != 0), "axis 0 joins the parts");
+        self.shape.swap(a, b);
+        self.parts.iter_mut().for_each(|p| p.axes.swap(a, b));
+        self
+    }
+
+    /// The sub-tensor at `index` of axis 0, without that axis.
+    pub fn select(&self, index: usize) -> Self {
+        self.narrow(index, 1).squeeze0()
+    }
+
+    /// `len` entries of axis 0, from `start` on.
+    pub fn narrow(&self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.shape[0]);
+        let (mut skip, mut want) = (start, len);
+        let mut parts = Vec::new();
+        for p in &self.parts {
+            let n = p.axis_len(0);
+            if skip >= n {
+                skip -= n;
+                continue;
+            }
+            let take = want.min(n - skip);
+            if take > 0 {
+                let p = if p.axes[0].len() == 1 { p.clone() } else { flatten_axis0(p) };
+                let (_, stride) = p.axes[0][0];
+                let mut q = p.clone();
+                q.offset += skip * stride;
+                q.axes[0] = vec![(take, stride)];
+                parts.push(q);
+            }
+            (skip, want) = (0, want - take);
+            if want == 0 {
+                break;
+            }
+        }
+        if parts.is_empty() {
+            let mut q = self.parts[0].clone();
+            q.axes[0] = vec![(0, 1)];
+            parts.push(q);
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = len;
+        LazyTensor { shape, parts }
+    }
+
+    fn squeeze0(mut self) -> Self {
+        assert!(self.shape[0] == 1 && self.parts.len() == 1);
+        self.shape.remove(0);
+        self.parts[0].axes.remove(0);
+        self
+    }
+
+    /// A new axis of length 1 in front.
+    pub fn unsqueeze0(self) -> Self {
+        let t = self.single();
+        let mut shape = t.shape;
+        shape.insert(0, 1);
+        let mut parts = t.parts;
+        parts[0].axes.insert(0, vec![(1, 0)]);
+        LazyTensor { shape, parts }
+    }
+
+    /// Splits `axis` of length `outer * inner` into two axes.
+    ///
+    /// Errors: [`Code::AdapterShape`] where the length is not `outer * inner`.
+    pub fn split_axis(self, axis: usize, outer: usize, inner: usize) -> Result<Self> {
+        if outer.checked_mul(inner) != Some(self.shape[axis]) {
+            return Err(Error::new(
+                Code::AdapterShape,
+                format!("axis {axis} of {:?} cannot be split into {outer} x {inner}", self.shape),
+            ));
+        }
+        let mut t = if axis == 0 { self.single() } else { self };
+        t.parts = t.parts.iter().map(|p| split_part(p, axis, outer, inner)).collect();
+        t.shape[axis] = inner;
+        t.shape.insert(axis, outer);
+        Ok(t)
+    }
+
+    /// Merges `axis` and the one after it into one axis, the former outermost.
+    pub fn merge_axes(self, axis: usize) -> Self {
+        let mut t = if axis == 0 { self.single() } else { self };
+        for p in &mut t.parts {
+            let inner = p.axes.remove(axis + 1);
+            p.axes[axis].extend(inner);
+        }
+        let inner = t.shape.remove(axis + 1);
+        t.shape[axis] *= inner;
+        t
+    }
+
+    /// Reads `axis` as `[n/inner, inner]`, exchanges the two and joins them again: entry `o*inner + i` moves to
+    /// `i*(n/inner) + o`. This is the reordering between the two RoPE row orders. Asserts that `inner` divides.
+    pub fn regroup(self, axis: usize, inner: usize) -> Self {
+        let n = self.shape[axis];
+        assert!(n.is_multiple_of(inner), "an axis of {n} has no groups of {inner}");
+        let t = self.split_axis(axis, n / inner, inner).expect("the product was checked");
+        t.transpose(axis, axis + 1).merge_axes(axis)
+    }
+
+    /// This tensor as one part; a concatenation is gathered on the heap.
+    fn single(self) -> Self {
+        if self.parts.len() == 1 {
+            return self;
+        }
+        LazyTensor::new(self.to_bytes().into(), self.dtype(), &self.shape).expect("an existing shape does not overflow")
+    }
+
+    /// Writes the elements, row-major and contiguous, little endian. `out` has [`len_bytes`](Self::len_bytes) bytes.
+    pub fn gather(&self, out: &mut [u8]) {
+        assert_eq!(out.len(), self.len_bytes());
+        let size = self.dtype().block_bytes();
+        let mut rest = out;
+        for p in &self.parts {
+            let (dst, tail) = rest.split_at_mut(p.n_elements() * size);
+            rest = tail;
+            if dst.is_empty() {
+                continue;
+            }
+            match p.decode {
+                None => gather_part(p, &p.bytes, size, dst),
+                Some(decode) => {
+                    let n = p.bytes.len() / p.stored.block_bytes() * p.stored.block_len();
+                    let mut values = vec![0f32; n];
+                    decode(p.stored, &p.bytes, &mut values);
+                    gather_part(p, bytemuck::cast_slice(&values), size, dst);
+                }
+            }
+        }
+    }
+
+    /// The elements, row-major and contiguous, on the heap.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = vec![0; self.len_bytes()];
+        self.gather(&mut out);
+        out
+    }
+}
+
+/// Axis 0 as one sub-axis, gathering on the heap where its pieces do not lie evenly.
+fn flatten_axis0(p: &Part) -> Part {
+    if let [one] = coalesce(p.axes[0].iter().copied())[..] {
+        return Part { axes: std::iter::once(vec![one]).chain(p.axes[1..].iter().cloned()).collect(), ..p.clone() };
+    }
+    heap_part(p)
+}
+
+fn heap_part(p: &Part) -> Part {
+    let shape: Vec<usize> = (0..p.axes.len()).map(|a| p.axis_len(a)).collect();
+    let t = LazyTensor { shape, parts: vec![p.clone()] };
+    let copy = LazyTensor::new(t.to_bytes().into(), t.dtype(), &t.shape).expect("an existing shape does not overflow");
+    copy.parts.into_iter().next().expect("one part")
+}
+
+fn split_part(p: &Part, axis: usize, outer: usize, inner: usize) -> Part {
+    // Take sub-axes from the inside until they hold `inner` entries; one that straddles the border is cut in two.
+    let mut outside = coalesce(p.axes[axis].iter().copied());
+    let mut inside: Vec<SubAxis> = Vec::new();
+    let mut need = inner;
+    while need > 1 {
+        let Some((len, stride)) = outside.pop() else { break };
+        if len <= need && need.is_multiple_of(len) {
+            inside.insert(0, (len, stride));
+            need /= len;
+        } else if len.is_multiple_of(need) {
+            inside.insert(0, (need, stride));
+            outside.push((len / need, stride * need));
+            need = 1;
+        } else {
+            return split_part(&heap_part(p), axis, outer, inner);
+        }
+    }
+    debug_assert_eq!(outside.iter().map(|a| a.0).product::<usize>(), outer);
+    let mut q = p.clone();
+    q.axes[axis] = outside;
+    q.axes.insert(axis + 1, inside);
+    // A length of 1 has no sub-axis left; empty lists mean 1, as the product says.
+    q
+}
+
+fn gather_part(p: &Part, src: &[u8], size: usize, dst: &mut [u8]) {
+    let axes = p.flat_axes();
+    match size {
+        1 => gather_elements::<1>(&axes, p.offset, src, dst),
+        2 => gather_elements::<2>(&axes, p.offset, src, dst),
+        4 => gather_elements::<4>(&axes, p.offset, src, dst),
+        8 => gather_elements::<8>(&axes, p.offset, src, dst),
+        _ => unreachable!("plain types have 1, 2, 4 or 8 bytes"),
+    }
+}
+
+/// Elements of the unit-stride axis moved per step: one cache line of F32.
+const TILE: usize = 16;
+
+fn gather_elements<const N: usize>(axes: &[SubAxis], offset: usize, src: &[u8], dst: &mut [u8]) {
+    let (src, _) = src.as_chunks::<N>();
+    let (dst, _) = dst.as_chunks_mut::<N>();
+    match axes.iter().rposition(|a| a.1 == 1) {
+        _ if axes.is_empty() => dst[0] = src[offset],
+        // The innermost axis is contiguous: copy runs.
+        Some(unit) if unit + 1 == axes.len() => {
+            let run = axes[unit].0;
+            let mut rows = dst.chunks_exact_mut(run);
+            for_each_offset(&axes[..unit], offset, &mut |o| {
+                if let Some(row) = rows.next() {
+                    row.copy_from_slice(&src[o..o + run]);
+                }
+            });
+        }
+        // A transposition: the contiguous axis lies further out. Work in tiles of it, so that what is read is whole
+        // cache lines and what is written stays in the first-level cache.
+        Some(unit) => {
+            let inner = &axes[unit + 1..];
+            let n_inner: usize = inner.iter().map(|a| a.0).product();
+            let mut inner_offsets = Vec::with_capacity(n_inner);
+            for_each_offset(inner, 0, &mut |o| inner_offsets.push(o));
+            let n_unit = axes[unit].0;
+            let mut blocks = dst.chunks_exact_mut(n_unit * n_inner);
+            for_each_offset(&axes[..unit], offset, &mut |o| {
+                let Some(block) = blocks.next() else { return };
+                for (tile, rows) in block.chunks_mut(TILE * n_inner).enumerate() {
+                    let n_tile = rows.len() / n_inner;
+                    let base = o + tile * TILE;
+                    for (k, inner_offset) in inner_offsets.iter().enumerate() {
+                        let run = &src[base + inner_offset..][..n_tile];
+                        for (row, value) in rows.chunks_exact_mut(n_inner).zip(run) {
+                            row[k] = *value;
+                        }
+                    }
+                }
+            });
+        }
+        None => {
+            let mut out = dst.iter_mut();
+            for_each_offset(axes, offset, &mut |o| {
+                if let Some(d) = out.next() {
+                    *d = src[o];
+                }
+            });
+        }
+    }
+}
+
+/// Calls `f` with the element offset of every index, in row-major order.
+fn for_each_offset(axes: &[SubAxis], start: usize, f: &mut dyn FnMut(usize)) {
+    let mut index = vec![0usize; axes.len()];
+    let mut offset = start;
+    if axes.iter().any(|a| a.0 == 0) {
+        return;
+    }
+    loop {
+        f(offset);
+        let mut axis = axes.len();
+        loop {
+            if axis == 0 {
+                return;
+            }
+            axis -= 1;
+            let (len, stride) = axes[axis];
+            index[axis] += 1;
+            offset += stride;
+            if index[axis] < len {
+                break;
+            }
+            offset -= stride * len;
+            index[axis] = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iota(shape: &[usize]) -> LazyTensor {
+        let n: usize = shape.iter().product();
+        LazyTensor::from_f32(&(0..n).map(|i| i as f32).collect::<Vec<_>>(), shape)
+    }
+
+    fn values(t: &LazyTensor) -> Vec<f32> {
+        t.to_bytes().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
+    }
+
+    #[test]
+    fn transposing_agrees_with_indexing() {
+        for [h, f, v] in [[1, 1, 1], [2, 3, 4], [3, 33, 17], [2, 64, 40]] {
+            let t = iota(&[h, f, v]).transpose(1, 2);
+            assert_eq!(t.shape(), [h, v, f]);
+            let got = values(&t);
+            for a in 0..h {
+                for b in 0..v {
+                    for c in 0..f {
+                        assert_eq!(got[(a * v + b) * f + c], ((a * f + c) * v + b) as f32);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn regrouping_is_the_row_order_of_the_specification_and_has_an_inverse() {
+        let d = 8;
+        let hf = iota(&[d]);
+        let norm = hf.clone().regroup(0, d / 2);
+        let got = values(&norm);
+        for j in 0..d / 2 {
+            for t in 0..2 {
+                assert_eq!(got[2 * j + t], (t * d / 2 + j) as f32);
+            }
+        }
+        let back = norm.regroup(0, 2);
+        assert_eq!(values(&back), values(&hf));
+        assert!(back.stored_bytes().is_some(), "undoing the view leaves the plain tensor");
+    }
+
+    #[test]
+    fn regrouping_a_transposed_axis_agrees_with_doing_both_on_the_heap() {
+        let (h, f, v) = (2, 6, 5);
+        let lazy = iota(&[h, f, v]).transpose(1, 2).regroup(2, f / 2);
+        let eager = values(&iota(&[h, f, v]));
+        let got = values(&lazy);
+        for a in 0..h {
+            for b in 0..v {
+                for j in 0..f / 2 {
+                    for t in 0..2 {
+                        assert_eq!(got[(a * v + b) * f + 2 * j + t], eager[(a * f + t * f / 2 + j) * v + b]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn concatenating_selecting_and_splitting_agree() {
+        let whole = iota(&[4, 3, 2]);
+        let parts: Vec<_> = (0..4).map(|i| whole.select(i).unsqueeze0()).collect();
+        let joined = LazyTensor::concat(parts).unwrap();
+        assert_eq!(values(&joined), values(&whole));
+        assert_eq!(values(&joined.select(2)), values(&whole.select(2)));
+        assert_eq!(values(&joined.narrow(1, 2)), values(&whole.narrow(1, 2)));
+        let flat = whole.clone().merge_axes(0);
+        assert_eq!(flat.shape(), [12, 2]);
+        let back = flat.split_axis(0, 4, 3).unwrap();
+        assert_eq!(back.shape(), [4, 3, 2]);
+        assert!(back.stored_bytes().is_some());
+        assert!(iota(&[12, 2]).split_axis(0, 5, 2).is_err());
+    }
+
+    #[test]
+    fn splitting_at_a_border_inside_a_sub_axis_copies_rather_than_lies() {
+        let t = iota(&[6]).regroup(0, 3); // sub-axes 3 and 2
+        let split = t.clone().split_axis(0, 3, 2).unwrap();
+        assert_eq!(values(&split), values(&t));
+        let t = iota(&[12]).regroup(0, 4); // sub-axes 4 (inner) and 3
+        let split = t.clone().split_axis(0, 2, 6).unwrap();
+        assert_eq!(values(&split), values(&t));
+    }
+
+    #[test]
+    fn strided_views_stay_inside_their_storage() {
+        let storage: Bytes = vec![0u8; 24 * 4].into();
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[4, 6], &[6, 1], 0).is_ok());
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[6, 4], &[1, 6], 0).is_ok());
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[4, 6], &[6, 1], 1).is_err());
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[1000], &[0], 23).is_ok(), "expanded scalar");
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[2], &[usize::MAX], 1).is_err());
+        assert!(LazyTensor::strided(storage.clone(), DType::F32, &[0], &[1], 24).is_ok());
+        assert!(LazyTensor::strided(storage, DType::F32, &[0], &[1], 25).is_err());
+    }
+
+    #[test]
+    fn bytes_never_slice_outside() {
+        let b: Bytes = vec![1u8, 2, 3].into();
+        assert_eq!(&*b.slice(1..3).unwrap(), [2, 3]);
+        let inner = b.slice(0..2).unwrap();
+        assert!(inner.slice(0..3).is_none());
+        assert!(inner.slice(usize::MAX..usize::MAX).is_none());
+    }
+}
