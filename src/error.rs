@@ -66,6 +66,7 @@ codes! {
     // Input and output
     Io "io" Io "The operating system refused a file operation.";
     NotFound "not-found" Io "A file or folder does not exist.";
+    NotAFile "not-a-file" Io "A folder, pipe or device stands where a regular file is needed.";
     Interrupted "interrupted" Io "The command was interrupted; nothing was written.";
     Usage "usage" Usage "The command line asks for something that makes no sense.";
     OutputExists "output-exists" Usage "The output exists and --force was not given.";
@@ -94,7 +95,7 @@ codes! {
     GgufKey "gguf-key" Corrupt "A metadata key has the wrong type or is missing.";
     GgufAlignment "gguf-alignment" Corrupt "general.alignment is not a u32 power of two within bounds.";
     GgufTensorType "gguf-tensor-type" Corrupt "A tensor has an unknown or removed ggml type.";
-    GgufDims "gguf-dims" Corrupt "A tensor has no dimension, too many, or a product that overflows.";
+    GgufDims "gguf-dims" Corrupt "A tensor has too many dimensions, a negative one, or a product that overflows.";
     GgufOffset "gguf-offset" Corrupt "A tensor's offset is not the running padded sum.";
     GgufTrailing "gguf-trailing" Corrupt "Bytes follow the padded end of the data.";
     GgufSplit "gguf-split" Corrupt "The parts of a split GGUF do not fit together.";
@@ -104,6 +105,18 @@ codes! {
     SafetensorsHeader "safetensors-header" Corrupt "The safetensors header is not valid.";
     SafetensorsIndex "safetensors-index" Corrupt "The index of a sharded safetensors model does not fit its files.";
     SafetensorsDtype "safetensors-dtype" Unsupported "A tensor has a type that ptplus does not read.";
+
+    // PyTorch checkpoints
+    PickleTruncated "pickle-truncated" Corrupt "A PyTorch checkpoint ends inside a structure that it declares.";
+    PickleLimit "pickle-limit" Corrupt "A count, length or depth in a PyTorch checkpoint is above its limit.";
+    PickleOpcode "pickle-opcode" Corrupt "A pickle opcode is unknown, or one that no state dict needs.";
+    PickleGlobal "pickle-global" Corrupt "A pickle names code outside the list of what a state dict needs; nothing was executed.";
+    PickleStructure "pickle-structure" Corrupt "A pickle's operations do not fit together.";
+    PickleTensor "pickle-tensor" Corrupt "A tensor in a PyTorch checkpoint cannot be rebuilt from its storage.";
+    PickleStorage "pickle-storage" Corrupt "A storage in a PyTorch checkpoint is missing or not of the declared size.";
+    PickleArchive "pickle-archive" Corrupt "The zip archive of a PyTorch checkpoint breaks a rule of the format.";
+    PickleChecksum "pickle-checksum" Corrupt "The bytes of an archive entry do not have its checksum.";
+    PickleUnsupported "pickle-unsupported" Unsupported "A PyTorch checkpoint of a kind that ptplus does not read.";
 
     // Adapter and base configuration
     ConfigField "config-field" Corrupt "A configuration field is missing, of the wrong type or out of range.";

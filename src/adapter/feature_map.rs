@@ -1,7 +1,5 @@
 //! phi's activation, in F64 and F32. The runner computes the same functions on tensors; a test holds them together.
 
-use std::fmt;
-
 use super::named_enum;
 
 named_enum! {

@@ -6,12 +6,14 @@
 //! Other adapter kinds (a learned K/V prefix, LoRA) come in as further variants beside [`Adapter`].
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use crate::tensor::LazyTensor;
 
 mod feature_map;
+pub mod gguf_names;
+mod row_order;
 pub use feature_map::FeatureMap;
+pub use row_order::RowOrder;
 
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)* }) => {
@@ -28,8 +30,8 @@ macro_rules! named_enum {
             pub fn parse(text: &str) -> Option<Self> { Self::ALL.iter().copied().find(|v| v.name() == text) }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result { f.write_str(self.name()) }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(self.name()) }
         }
     };
 }
@@ -100,8 +102,8 @@ pub struct AdapterConfig {
     pub memory_sharing: MemorySharing,
     /// Sizes.
     pub geometry: Geometry,
-    /// `layers_to_transform` as the source states it: absent, null (all), or a list.
-    pub layers_to_transform: StatedLayers,
+    /// `layers_to_transform` as the source states it, if it does; [`Adapter::layers`] is what counts.
+    pub layers_to_transform: Option<StatedLayers>,
     /// The base's `model_type`, where stated.
     pub base_model_type: Option<String>,
     /// Every other key of `adapter_config.json`, in its order; carried along, never interpreted.
@@ -111,8 +113,6 @@ pub struct AdapterConfig {
 /// What a configuration says about the adapted layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatedLayers {
-    /// Nothing: the layers found.
-    Absent,
     /// `null`: every layer of the base.
     All,
     /// These, in the order given.

@@ -64,6 +64,8 @@ dtypes! {
     TQ2_0   "TQ2_0"   len 256 bytes 66  ggml Some(35), safetensors None;
     MXFP4   "MXFP4"   len 32  bytes 17  ggml Some(39), safetensors None;
     NVFP4   "NVFP4"   len 64  bytes 36  ggml Some(40), safetensors None;
+    Q1_0    "Q1_0"    len 128 bytes 18  ggml Some(41), safetensors None;
+    Q2_0    "Q2_0"    len 64  bytes 18  ggml Some(42), safetensors None;
     BOOL    "BOOL"    len 1   bytes 1   ggml None,     safetensors Some("BOOL");
     U8      "U8"      len 1   bytes 1   ggml None,     safetensors Some("U8");
     U16     "U16"     len 1   bytes 2   ggml None,     safetensors Some("U16");
