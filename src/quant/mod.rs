@@ -1,8 +1,177 @@
 //! Block formats: slices in, slices out.
+//!
+//! Every format has one file: a diagram of the block, the formula, the code. All of them do bit for bit what ggml does
+//! (llama-cpp-sys-2 0.1.161, no importance matrix, on x86-64): `tests/quant_goldens.rs` proves it with stored results
+//! of ggml, `tests/quant_ggml.rs` against ggml itself.
+//!
+//! A tensor is rows of blocks, and no row shares a block with another; so a row is the unit of work for threads.
+
+mod bytes;
+pub mod float;
+mod k_scales;
+pub mod q2_k;
+pub mod q3_k;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
+pub mod q8_0;
+mod search;
+mod simd;
+mod validate;
+
+pub use validate::validate_blocks;
+
+use rayon::prelude::*;
 
 use crate::tensor::DType;
 
-/// Decodes quantized blocks; the signature that [`crate::tensor::lazy::Decode`] wants.
-pub fn decode(_dtype: DType, _src: &[u8], _dst: &mut [f32]) {
-    unimplemented!()
+/// One line per block format implemented here; everything that depends on the list comes from it.
+macro_rules! block_formats {
+    ($($dtype:ident $module:ident,)*) => {
+        const _: () = {
+            $(
+                assert!($module::LEN == DType::$dtype.block_len());
+                assert!($module::BYTES == DType::$dtype.block_bytes());
+            )*
+        };
+
+        /// The block formats that [`decode`] and [`quantize_row`] implement.
+        pub const BLOCK_FORMATS: &[DType] = &[$(DType::$dtype,)*];
+
+        fn decode_any_blocks(dtype: DType, src: &[u8], dst: &mut [f32]) {
+            match dtype {
+                $(DType::$dtype => decode_blocks(src, dst, $module::decode),)*
+                _ => panic!("{dtype} has no decoder; ask `can_decode` first"),
+            }
+        }
+
+        impl simd::Kernel for QuantizeRow<'_> {
+            #[inline(always)]
+            fn run(self, machine: impl simd::Machine) {
+                match self.dtype {
+                    $(DType::$dtype => quantize_blocks(self.src, self.dst, |x, b| $module::quantize(x, b, machine)),)*
+                    DType::F32 => quantize_plain(self.src, self.dst, f32::to_le_bytes),
+                    DType::F16 => quantize_plain(self.src, self.dst, |x| float::f32_to_f16(x).to_le_bytes()),
+                    DType::BF16 => quantize_plain(self.src, self.dst, |x| float::f32_to_bf16(x).to_le_bytes()),
+                    dtype => panic!("{dtype} has no quantizer; ask `can_quantize` first"),
+                }
+            }
+        }
+    };
+}
+
+block_formats! {
+    Q8_0 q8_0,
+    Q5_0 q5_0,
+    Q5_1 q5_1,
+    Q4_0 q4_0,
+    Q4_1 q4_1,
+    Q6_K q6_k,
+    Q5_K q5_k,
+    Q4_K q4_k,
+    Q3_K q3_k,
+    Q2_K q2_k,
+}
+
+/// Whether [`decode`] knows the type: the floats and [`BLOCK_FORMATS`].
+pub fn can_decode(dtype: DType) -> bool {
+    dtype.is_float() || BLOCK_FORMATS.contains(&dtype)
+}
+
+/// Decodes whole blocks of `src` to F32, as ggml's `to_float` does (F64, which has none there, is rounded to nearest).
+///
+/// Asserts that [`can_decode`] is true of `dtype` and that `dst` has exactly the elements of `src`.
+pub fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
+    assert_sizes(dtype, dst.len(), src.len());
+    match dtype {
+        DType::F64 => decode_plain(src, dst, |b| float::f64_to_f32(f64::from_le_bytes(b))),
+        DType::F32 => decode_plain(src, dst, f32::from_le_bytes),
+        DType::F16 => decode_plain(src, dst, |b| float::f16_to_f32(u16::from_le_bytes(b))),
+        DType::BF16 => decode_plain(src, dst, |b| float::bf16_to_f32(u16::from_le_bytes(b))),
+        _ => decode_any_blocks(dtype, src, dst),
+    }
+}
+
+fn decode_plain<const N: usize>(src: &[u8], dst: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+    for (x, bytes) in dst.iter_mut().zip(src.as_chunks::<N>().0) {
+        *x = convert(*bytes);
+    }
+}
+
+fn decode_blocks<const LEN: usize, const BYTES: usize>(
+    src: &[u8],
+    dst: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
+) {
+    for (block, out) in src.as_chunks::<BYTES>().0.iter().zip(dst.as_chunks_mut::<LEN>().0) {
+        decode(block, out);
+    }
+}
+
+/// Whether [`quantize_row`] knows the type: F32, F16, BF16 and [`BLOCK_FORMATS`].
+pub fn can_quantize(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || BLOCK_FORMATS.contains(&dtype)
+}
+
+/// Quantizes whole blocks to the bytes of ggml's `ggml_quantize_chunk` without an importance matrix.
+///
+/// Equal also where a scale overflows to infinity; [`validate_blocks`] finds those, and NaN and infinity among plain
+/// floats. What becomes of a NaN or an infinity in `src` is not specified: refuse them first.
+/// Asserts that [`can_quantize`] is true of `dtype` and that `dst` has exactly the bytes for `src`.
+pub fn quantize_row(dtype: DType, src: &[f32], dst: &mut [u8]) {
+    assert_sizes(dtype, src.len(), dst.len());
+    simd::run(QuantizeRow { dtype, src, dst });
+}
+
+/// [`quantize_row`] on rows of `n_per_row` elements, on all threads of the current rayon pool.
+///
+/// The bytes do not depend on the number of threads. Asserts also that the rows are whole, and each whole blocks.
+pub fn quantize_rows(dtype: DType, src: &[f32], n_per_row: usize, dst: &mut [u8]) {
+    assert_sizes(dtype, src.len(), dst.len());
+    assert!(src.len().is_multiple_of(n_per_row), "{} elements are no whole rows of {n_per_row}", src.len());
+    assert!(n_per_row.is_multiple_of(dtype.block_len()), "a row of {n_per_row} is no whole blocks of {dtype}");
+    // Some ten microseconds of work at a time, at least.
+    let n_at_once = n_per_row.max(TASK_ELEMENTS / n_per_row * n_per_row);
+    let bytes_at_once = n_at_once / dtype.block_len() * dtype.block_bytes();
+    src.par_chunks(n_at_once)
+        .zip(dst.par_chunks_mut(bytes_at_once))
+        .for_each(|(src, dst)| quantize_row(dtype, src, dst));
+}
+
+/// Elements that one thread takes at once: the F32 values fit the second-level cache.
+const TASK_ELEMENTS: usize = 1 << 15;
+
+struct QuantizeRow<'a> {
+    dtype: DType,
+    src: &'a [f32],
+    dst: &'a mut [u8],
+}
+
+#[inline(always)]
+fn quantize_plain<const N: usize>(src: &[f32], dst: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
+    for (x, bytes) in src.iter().zip(dst.as_chunks_mut::<N>().0) {
+        *bytes = convert(*x);
+    }
+}
+
+#[inline(always)]
+fn quantize_blocks<const LEN: usize, const BYTES: usize>(
+    src: &[f32],
+    dst: &mut [u8],
+    quantize: impl Fn(&[f32; LEN], &mut [u8; BYTES]),
+) {
+    for (x, block) in src.as_chunks::<LEN>().0.iter().zip(dst.as_chunks_mut::<BYTES>().0) {
+        quantize(x, block);
+    }
+}
+
+/// Panics unless `n_elements` are whole blocks and occupy `n_bytes`: callers have checked what files declare.
+fn assert_sizes(dtype: DType, n_elements: usize, n_bytes: usize) {
+    assert!(n_elements.is_multiple_of(dtype.block_len()), "{n_elements} elements are no whole blocks of {dtype}");
+    let needed = (n_elements / dtype.block_len()).checked_mul(dtype.block_bytes());
+    assert_eq!(needed, Some(n_bytes), "bytes that {n_elements} elements of {dtype} need, and bytes there are");
 }

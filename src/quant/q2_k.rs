@@ -1,0 +1,83 @@
+//! Q2_K: 256 two-bit numbers in 16 sub-blocks of 16, each with a four-bit scale and minimum.
+//!
+//! ```text
+//!   0                            16                  80       82          84
+//!   | per sub-block s:           | q: u2             | d: f16 | dmin: f16 |
+//!   | low nibble sc, high mn     | (layout below)    |        |           |
+//!
+//!   x[i] = d * sc[s] * q[i] - dmin * mn[s]        s = i / 16
+//! ```
+//!
+//! Of each 128 elements, byte `l` of 32 holds elements `l`, `l + 32`, `l + 64`, `l + 96`, lowest bits first.
+//! Source: `block_q2_K` in ggml-common.h, `dequantize_row_q2_K`, `quantize_row_q2_K_ref` in ggml-quants.c.
+
+use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::search::{self, Affine, Norm, nearest_int};
+use super::simd::Machine;
+
+/// Elements in a block.
+pub const LEN: usize = 256;
+/// Bytes of a block.
+pub const BYTES: usize = DMIN + 2;
+/// Where the scales are.
+pub const SCALES: &[usize] = &[D, DMIN];
+/// Elements in a sub-block.
+const SUB: usize = 16;
+const QS: usize = LEN / SUB;
+const D: usize = QS + LEN / 4;
+const DMIN: usize = D + 2;
+
+/// Decodes one block.
+#[inline(always)]
+pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+    let d = f16_at(block, D);
+    let dmin = f16_at(block, DMIN);
+    for (s, sub) in out.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
+        let scale = d * f32::from(block[s] & 15);
+        let min = dmin * f32::from(block[s] >> 4);
+        // Two sub-blocks share each group of 32 bytes and two bits of it; eight share the 32 bytes.
+        let shift = s % 8 / 2 * 2;
+        let qs = &block[QS + s / 8 * 32 + s % 2 * SUB..][..SUB];
+        for (x, q) in sub.iter_mut().zip(qs) {
+            *x = scale * f32::from(q >> shift & 3) - min;
+        }
+    }
+}
+
+const SEARCH: Affine = Affine { max_code: 3, first: -0.5, last_step: 15, norm: Norm::Absolute };
+
+/// Quantizes one block.
+#[inline(always)]
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], machine: impl Machine) {
+    let subs = x.as_chunks::<SUB>().0;
+    let (mut scales, mut mins) = ([0f32; LEN / SUB], [0f32; LEN / SUB]);
+    let halves = scales.as_chunks_mut::<8>().0.iter_mut().zip(mins.as_chunks_mut::<8>().0);
+    for (subs, (scales, mins)) in subs.as_chunks::<8>().0.iter().zip(halves) {
+        (*scales, *mins) = machine.affine(subs, &SEARCH);
+    }
+    let max_scale = scales.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
+    let max_min = mins.iter().fold(0f32, |a, b| if *b > a { *b } else { a });
+    let inverse = |max: f32| if max > 0.0 { 15.0 / max } else { 0.0 };
+    let (inv_scale, inv_min) = (inverse(max_scale), inverse(max_min));
+    for s in 0..LEN / SUB {
+        // Not masked: what overflows runs into the other nibble, as in ggml.
+        let scale = if max_scale > 0.0 { nearest_int(inv_scale * scales[s]) as u8 } else { 0 };
+        let min = if max_min > 0.0 { nearest_int(inv_min * mins[s]) as u8 } else { 0 };
+        block[s] = scale | min << 4;
+    }
+    let d = put_f16(block, D, max_scale / 15.0);
+    let dmin = put_f16(block, DMIN, max_min / 15.0);
+
+    // The codes are rounded again, with the scales that a reader will see.
+    let mut codes = [0; LEN];
+    for (s, (codes, x)) in codes.as_chunks_mut::<SUB>().0.iter_mut().zip(subs).enumerate() {
+        let scale = d * f32::from(block[s] & 15);
+        let min = dmin * f32::from(block[s] >> 4);
+        *codes = if scale == 0.0 {
+            search::affine(x, &SEARCH).2
+        } else {
+            x.map(|x| nearest_int((x + min) / scale).clamp(0, 3) as u8)
+        };
+    }
+    pack_pairs(&codes, &mut block[QS..D]);
+}

@@ -1,0 +1,43 @@
+//! Q4_0: 32 nibbles and one scale.
+//!
+//! ```text
+//!   0        2                                 18
+//!   | d: f16 | q[0] q[16] .. q[15] q[31]: u4   |        x[i] = d * (q[i] - 8)
+//! ```
+//!
+//! The low nibble of byte `j` is element `j`, the high one element `j + 16`.
+//! Source: `block_q4_0` in ggml-common.h, `dequantize_row_q4_0`, `quantize_row_q4_0_ref` in ggml-quants.c.
+
+use super::bytes::{f16_at, largest, pack_nibbles, put_f16, reciprocal};
+use super::simd::Machine;
+
+/// Elements in a block.
+pub const LEN: usize = 32;
+/// Bytes of a block.
+pub const BYTES: usize = QS + LEN / 2;
+/// Where the scales are.
+pub const SCALES: &[usize] = &[0];
+const QS: usize = 2;
+
+/// Decodes one block.
+#[inline(always)]
+pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+    let d = f16_at(block, 0);
+    let (low, high) = out.split_at_mut(LEN / 2);
+    for ((x0, x1), q) in low.iter_mut().zip(high).zip(&block[QS..]) {
+        *x0 = f32::from((q & 15) as i8 - 8) * d;
+        *x1 = f32::from((q >> 4) as i8 - 8) * d;
+    }
+}
+
+/// Quantizes one block: the scale takes the element of largest magnitude to -8.
+#[inline(always)]
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
+    let d = largest(x) / -8.0;
+    put_f16(block, 0, d);
+    let codes = match reciprocal(d) {
+        Some(id) => x.map(|x| ((x * id + 8.5) as u8).min(15)),
+        None => [0; LEN],
+    };
+    pack_nibbles(&codes, &mut block[QS..]);
+}

@@ -1,0 +1,47 @@
+//! Q4_1: 32 nibbles, a scale and a minimum.
+//!
+//! ```text
+//!   0        2        4                                 20
+//!   | d: f16 | m: f16 | q[0] q[16] .. q[15] q[31]: u4   |        x[i] = d * q[i] + m
+//! ```
+//!
+//! The low nibble of byte `j` is element `j`, the high one element `j + 16`.
+//! Source: `block_q4_1` in ggml-common.h, `dequantize_row_q4_1`, `quantize_row_q4_1_ref` in ggml-quants.c.
+
+use super::bytes::{f16_at, min_max, pack_nibbles, put_f16, reciprocal};
+use super::simd::Machine;
+
+/// Elements in a block.
+pub const LEN: usize = 32;
+/// Bytes of a block.
+pub const BYTES: usize = QS + LEN / 2;
+/// Where the scales are.
+pub const SCALES: &[usize] = &[0, MIN];
+const MIN: usize = 2;
+const QS: usize = 4;
+
+/// Decodes one block.
+#[inline(always)]
+pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+    let d = f16_at(block, 0);
+    let m = f16_at(block, MIN);
+    let (low, high) = out.split_at_mut(LEN / 2);
+    for ((x0, x1), q) in low.iter_mut().zip(high).zip(&block[QS..]) {
+        *x0 = f32::from(q & 15) * d + m;
+        *x1 = f32::from(q >> 4) * d + m;
+    }
+}
+
+/// Quantizes one block: the scale takes the smallest element to 0 and the largest to 15.
+#[inline(always)]
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
+    let (m, max) = min_max(x);
+    let d = (max - m) / 15.0;
+    put_f16(block, 0, d);
+    put_f16(block, MIN, m);
+    let codes = match reciprocal(d) {
+        Some(id) => x.map(|x| (((x - m) * id + 0.5) as u8).min(15)),
+        None => [0; LEN],
+    };
+    pack_nibbles(&codes, &mut block[QS..]);
+}

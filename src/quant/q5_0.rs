@@ -1,0 +1,47 @@
+//! Q5_0: 32 five-bit numbers and one scale.
+//!
+//! ```text
+//!   0        2                     6                                           22
+//!   | d: f16 | bit 4 of q[i] at i  | bits 0-3 of q[0] q[16] .. q[15] q[31]     |        x[i] = d * (q[i] - 16)
+//! ```
+//!
+//! Source: `block_q5_0` in ggml-common.h, `dequantize_row_q5_0`, `quantize_row_q5_0_ref` in ggml-quants.c.
+
+use super::bytes::{f16_at, fifth_bits, largest, pack_nibbles, put_f16, reciprocal, u32_at};
+use super::simd::Machine;
+
+/// Elements in a block.
+pub const LEN: usize = 32;
+/// Bytes of a block.
+pub const BYTES: usize = QS + LEN / 2;
+/// Where the scales are.
+pub const SCALES: &[usize] = &[0];
+const QH: usize = 2;
+const QS: usize = QH + LEN / 8;
+
+/// Decodes one block.
+#[inline(always)]
+pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+    let d = f16_at(block, 0);
+    let qh = u32_at(block, QH);
+    for j in 0..LEN / 2 {
+        let q = block[QS + j];
+        let q0 = q & 15 | (qh >> j << 4) as u8 & 16;
+        let q1 = q >> 4 | (qh >> (j + LEN / 2) << 4) as u8 & 16;
+        out[j] = f32::from(q0 as i8 - 16) * d;
+        out[j + LEN / 2] = f32::from(q1 as i8 - 16) * d;
+    }
+}
+
+/// Quantizes one block: the scale takes the element of largest magnitude to -16.
+#[inline(always)]
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
+    let d = largest(x) / -16.0;
+    put_f16(block, 0, d);
+    let codes = match reciprocal(d) {
+        Some(id) => x.map(|x| ((x * id + 16.5) as u8).min(31)),
+        None => [0; LEN],
+    };
+    block[QH..QS].copy_from_slice(&fifth_bits(&codes).to_le_bytes());
+    pack_nibbles(&codes, &mut block[QS..]);
+}

@@ -1,0 +1,80 @@
+//! Q6_K: 256 six-bit numbers in 16 sub-blocks of 16, each with a signed byte as scale.
+//!
+//! ```text
+//!   0                    128                  192              208      210
+//!   | bits 0-3 of q      | bits 4-5 of q      | sc: 16 x i8    | d: f16 |
+//!
+//!   x[i] = d * sc[s] * (q[i] - 32)        s = i / 16
+//! ```
+//!
+//! Of each 128 elements: byte `l` of 64 holds in its nibbles the low bits of elements `l` and `l + 64`, byte `l` of 32
+//! the high bits of elements `l`, `l + 32`, `l + 64`, `l + 96`, lowest first.
+//! Source: `block_q6_K` in ggml-common.h, `dequantize_row_q6_K`, `quantize_row_q6_K_ref` in ggml-quants.c.
+
+use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::search::{self, nearest_int};
+use super::simd::Machine;
+
+/// Elements in a block.
+pub const LEN: usize = 256;
+/// Bytes of a block.
+pub const BYTES: usize = D + 2;
+/// Where the scales are.
+pub const SCALES: &[usize] = &[D];
+/// Elements in a sub-block.
+const SUB: usize = 16;
+const QH: usize = LEN / 2;
+const SC: usize = QH + LEN / 4;
+const D: usize = SC + LEN / SUB;
+
+/// Decodes one block.
+#[inline(always)]
+pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
+    let d = f16_at(block, D);
+    for (s, sub) in out.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
+        let scale = d * f32::from(block[SC + s] as i8);
+        let quarter = s % 8 / 2; // of the 128 elements
+        let half = s % 2 * SUB;
+        let low = &block[s / 8 * 64 + quarter % 2 * 32 + half..][..SUB];
+        let high = &block[QH + s / 8 * 32 + half..][..SUB];
+        for ((x, l), h) in sub.iter_mut().zip(low).zip(high) {
+            let q = l >> (quarter / 2 * 4) & 15 | (h >> (quarter * 2) & 3) << 4;
+            *x = scale * f32::from(q as i8 - 32);
+        }
+    }
+}
+
+/// Quantizes one block.
+#[inline(always)]
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], machine: impl Machine) {
+    let Ok(subs) = x.as_chunks::<SUB>().0.try_into() else { unreachable!("256 is 16 times 16") };
+    let scales = machine.symmetric(subs);
+    let max_scale = search::largest(&scales);
+    if max_scale.abs() < search::ZERO_BELOW {
+        block.fill(0);
+        return;
+    }
+    let iscale = -128.0 / max_scale;
+    let d = put_f16(block, D, 1.0 / iscale);
+    for (code, scale) in block[SC..D].iter_mut().zip(scales) {
+        *code = nearest_int(iscale * scale).min(127) as u8;
+    }
+
+    // The codes are rounded again, with the scales that a reader will see.
+    let mut codes = [0; LEN];
+    for (s, (codes, x)) in codes.as_chunks_mut::<SUB>().0.iter_mut().zip(subs).enumerate() {
+        let scale = d * f32::from(block[SC + s] as i8);
+        *codes = if scale == 0.0 {
+            search::symmetric(x).1
+        } else {
+            x.map(|x| (nearest_int(x / scale).clamp(-32, 31) + 32) as u8)
+        };
+    }
+    let (low, high) = block[..SC].split_at_mut(QH);
+    for (low, codes) in low.chunks_exact_mut(64).zip(codes.as_chunks::<128>().0) {
+        for (l, q) in low.iter_mut().enumerate() {
+            *q = codes[l] & 15 | codes[l + 64] << 4;
+        }
+    }
+    pack_pairs(&codes.map(|q| q >> 4), high);
+}
