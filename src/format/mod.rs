@@ -1,10 +1,22 @@
 //! Bytes to containers of ordered tensors and metadata, and back. Formats never know adapters.
 
+pub mod gguf;
+pub mod json;
+pub mod limits;
+pub mod mmap;
+pub mod names;
+pub mod output;
+pub mod pickle;
+mod plan;
+pub mod safetensors;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::tensor::{Bytes, DType, LazyTensor};
+pub use output::{OutputFile, OutputFolder, Overwrite};
+pub use plan::{FilePlan, PlannedTensor, TensorSpec};
 
 /// A tensor as a container lists it; its bytes stay in the memory map until asked for.
 #[derive(Debug, Clone)]

@@ -1,0 +1,90 @@
+//! GGUF: ggml's container of metadata and tensors, little endian.
+//!
+//! ```text
+//!   "GGUF"  version u32  n_tensors u64  n_keys u64
+//!   n_keys    x  key str, type u32, value          str: length u64, bytes; array: type u32, count u64, elements
+//!   n_tensors x  name str, n_dims u32, n_dims x ne u64, ggml type u32, offset u64
+//!   zeros up to the alignment (general.alignment, 32 by default): here the data starts
+//!   tensors, each padded to the alignment; offsets count from the start of the data
+//! ```
+//!
+//! ggml lists dimensions innermost first; they are reversed here, and only here. Source: docs/gguf.md and the stricter
+//! ggml/src/gguf.cpp.
+
+mod json;
+mod metadata;
+mod read;
+mod split;
+#[cfg(test)]
+mod tests;
+mod value;
+mod write;
+
+pub use metadata::Metadata;
+pub use value::{Array, Value, ValueType};
+pub use write::plan;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::StoredTensor;
+use crate::error::Result;
+use crate::tensor::Bytes;
+
+const MAGIC: &[u8; 4] = b"GGUF";
+const KEY_ALIGNMENT: &str = "general.alignment";
+
+/// A parsed GGUF file, or all parts of a split one.
+#[derive(Debug, Clone)]
+pub struct Gguf {
+    /// The file, or the first part.
+    pub path: PathBuf,
+    /// Every file read: one, or the parts in order.
+    pub files: Vec<Arc<Path>>,
+    /// 2 or 3.
+    pub version: u32,
+    /// What tensors are padded to; of a split model, in the first part.
+    pub alignment: u32,
+    /// All metadata; of a split model, that of the first part without the `split.` keys.
+    pub metadata: Metadata,
+    /// All tensors, in file order, their bytes lazy.
+    pub tensors: Vec<StoredTensor>,
+    /// Bytes of all files together.
+    pub len_bytes: u64,
+}
+
+/// Opens a GGUF file; given any part of a split model (`-00001-of-00003.gguf`), all its parts as one.
+///
+/// Errors: the codes `Gguf*`, [`NameInvalid`](crate::error::Code::NameInvalid),
+/// [`NameDuplicate`](crate::error::Code::NameDuplicate), and those of [`map_file`](super::mmap::map_file).
+pub fn open(path: &Path) -> Result<Gguf> {
+    match split::part_name(path) {
+        Some(name) => split::open(path, &name),
+        None => {
+            let gguf = open_one(path)?;
+            split::refuse_lone_part(&gguf)?;
+            Ok(gguf)
+        }
+    }
+}
+
+/// Whether these are the first bytes of a GGUF file, of any version and byte order.
+pub fn is_gguf(start: &[u8]) -> bool {
+    start.starts_with(MAGIC)
+}
+
+/// Parses a GGUF file that is in memory; `path` only names it. Split models are not followed.
+///
+/// Errors: as [`open`].
+pub fn parse(path: &Path, bytes: &Bytes) -> Result<Gguf> {
+    read::parse(path, bytes).map_err(|e| e.file(path))
+}
+
+fn open_one(path: &Path) -> Result<Gguf> {
+    parse(path, &super::mmap::map_file(path)?)
+}
+
+/// `n` rounded up to a multiple of `alignment`, a power of two.
+fn padded(n: u64, alignment: u32) -> Option<u64> {
+    n.checked_next_multiple_of(alignment.into())
+}

@@ -1,0 +1,64 @@
+//! Every limit on what a file may declare, with its reason. Readers check a declared count or length against its
+//! limit and against the bytes really left before they allocate or loop.
+//!
+//! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s, and no model in use comes near
+//! any of them, format constants apart.
+
+/// Bytes of a key or of any name that is not a GGUF tensor's. Source: the longest file name on common file systems;
+/// GGUF itself allows 65,535 for keys.
+pub const NAME_BYTES: usize = 255;
+
+/// Bytes of a GGUF tensor name. Source: `GGML_MAX_NAME` is 64 in ggml.h and counts the final NUL.
+pub const GGUF_TENSOR_NAME_BYTES: usize = 63;
+
+/// Dimensions of a GGUF tensor. Source: `GGML_MAX_DIMS` in ggml.h.
+pub const GGUF_DIMS: u32 = 4;
+
+/// Largest `general.alignment`, the size of a huge page (2 MiB): nothing gains from more, and each tensor may cost
+/// that much padding.
+pub const GGUF_ALIGNMENT: u32 = 2 << 20;
+
+/// `general.alignment` where a file does not say. Source: ggml's `GGUF_DEFAULT_ALIGNMENT`.
+pub const GGUF_DEFAULT_ALIGNMENT: u32 = 32;
+
+/// Bytes before the data of a GGUF file: metadata and tensor table. The same as safetensors' header; the largest
+/// vocabularies (262,144 tokens with scores, types and merges) need 15 MB.
+pub const GGUF_HEADER_BYTES: usize = HEADER_BYTES;
+
+/// Metadata entries of a GGUF file. Models have 20 to 60.
+pub const GGUF_KEYS: u64 = 1 << 16;
+
+/// Elements of an array that is read into a list (layers, heads per layer). Vocabularies stay in the file.
+pub const GGUF_LIST: usize = 1 << 16;
+
+/// Bytes of one GGUF string outside arrays. Chat templates have some 10 kB, embedded `tokenizer.json` files 20 MB.
+pub const GGUF_STRING_BYTES: u64 = 64 << 20;
+
+/// Tensors of a file in any format, and of all shards of a model together. A model of 60 layers with 384 experts of 3
+/// matrices, each with a scale, has 138,240.
+pub const TENSORS: u64 = 1 << 18;
+
+/// Bytes of a safetensors header. Source: `MAX_HEADER_SIZE` in the safetensors crate.
+pub const HEADER_BYTES: usize = 100_000_000;
+
+/// Dimensions of a safetensors tensor. PyTorch's own limit (`at::kMaxDims`, kernels and views) is 64.
+pub const SAFETENSORS_DIMS: usize = 64;
+
+/// Entries of safetensors' `__metadata__`.
+pub const SAFETENSORS_METADATA_KEYS: usize = 1 << 16;
+
+/// Bytes of all keys and values of safetensors' `__metadata__` together. Image models store a preview picture there,
+/// some 100 kB; configurations as JSON have a few kB.
+pub const SAFETENSORS_METADATA_BYTES: usize = 16 << 20;
+
+/// Bytes of a JSON file. An index of as many tensors as [`TENSORS`] allows, 100 bytes each, has 26 MB.
+pub const JSON_BYTES: u64 = 32 << 20;
+
+/// Values in one JSON document; a parsed value costs some 100 bytes, however short its text.
+pub const JSON_VALUES: usize = 1 << 20;
+
+/// Nesting of JSON. Source: serde_json's recursion limit, which this crate leaves on.
+pub const JSON_DEPTH: usize = 128;
+
+/// Files of a sharded or split model. A model of 2 TB in shards of 4 GB, a usual size, has 500.
+pub const SHARDS: usize = 4096;

@@ -1,0 +1,71 @@
+//! Files as immutable bytes through a memory map; the only `unsafe` of the formats.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Code, Error, Result};
+use crate::tensor::Bytes;
+
+/// Opens a regular file for reading; never blocks, whatever stands at `path`.
+///
+/// Errors: [`Code::NotFound`], [`Code::Io`]; [`Code::NotAFile`] for folders, pipes, sockets and devices.
+pub fn open_regular(path: &Path) -> Result<File> {
+    // Without O_NONBLOCK, opening a FIFO waits for a writer that may never come. It has no effect on regular files.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file =
+        OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| match std::fs::metadata(path) {
+            Ok(m) if !m.is_file() => not_a_file(path, &m),
+            _ => Error::io(path, "cannot open", e),
+        })?;
+    let metadata = file.metadata().map_err(|e| Error::io(path, "cannot read its size", e))?;
+    if metadata.is_file() { Ok(file) } else { Err(not_a_file(path, &metadata)) }
+}
+
+fn not_a_file(path: &Path, metadata: &std::fs::Metadata) -> Error {
+    let found = if metadata.is_dir() { "a folder" } else { "a pipe, socket or device" };
+    Error::new(Code::NotAFile, format!("expected a regular file, found {found}")).file(path)
+}
+
+/// Maps a regular file; an empty file gives empty bytes. Pages are read when they are touched.
+///
+/// Errors: as [`open_regular`]; [`Code::Io`] where the system refuses the map.
+pub fn map_file(path: &Path) -> Result<Bytes> {
+    let file = open_regular(path)?;
+    let metadata = file.metadata().map_err(|e| Error::io(path, "cannot read its size", e))?;
+    if metadata.len() == 0 {
+        return Ok(Vec::new().into());
+    }
+    // SAFETY: the map is private and read-only, and nothing in this crate writes to a file that it reads: outputs are
+    // new files renamed into place, and an output that is an input is refused. `Mmap` owns the mapping, which outlives
+    // the descriptor. What remains is another process that truncates or rewrites the file while it is mapped: then
+    // bytes may change between two reads (no code relies on reading the same value twice for memory safety; the bytes
+    // are only ever viewed as `[u8]`), or the system ends this process with SIGBUS. docs/SECURITY.md says so.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot map", e))?;
+    Ok(Bytes::new(Arc::new(map)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regular_files_are_mapped_and_everything_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, b"abc").unwrap();
+        assert_eq!(&*map_file(&file).unwrap(), b"abc");
+        std::fs::write(&file, b"").unwrap();
+        assert_eq!(&*map_file(&file).unwrap(), b"");
+        assert_eq!(map_file(dir.path()).unwrap_err().code(), Code::NotAFile);
+        assert_eq!(map_file(Path::new("/dev/zero")).unwrap_err().code(), Code::NotAFile);
+        assert_eq!(map_file(&dir.path().join("absent")).unwrap_err().code(), Code::NotFound);
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        assert_eq!(map_file(&fifo).unwrap_err().code(), Code::NotAFile);
+        let socket = dir.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert_eq!(map_file(&socket).unwrap_err().code(), Code::NotAFile);
+    }
+}

@@ -1,0 +1,61 @@
+//! The rule for names, the same in every format: a tensor, a key or a file in a bundle.
+
+use super::limits::NAME_BYTES;
+use crate::error::{Code, Error, Result};
+
+/// Refuses names that are empty, longer than [`NAME_BYTES`], hold control characters, are absolute paths or have a
+/// path part `..`. Tensor names become file names in other tools, and all names are printed.
+///
+/// Errors: [`Code::NameInvalid`].
+pub fn check_name(name: &str) -> Result<()> {
+    let fault = if name.is_empty() {
+        "is empty".to_owned()
+    } else if name.len() > NAME_BYTES {
+        format!("has {} bytes, more than {NAME_BYTES}", name.len())
+    } else if let Some(c) = name.chars().find(|c| c.is_control()) {
+        format!("holds the control character U+{:04X}", c as u32)
+    } else if name.split(['/', '\\']).any(|part| part == "..") {
+        "has a path part \"..\"".to_owned()
+    } else if name.starts_with(['/', '\\']) || has_drive(name) {
+        "is an absolute path".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(Code::NameInvalid, format!("the name {fault}")).field(shorten(name)))
+}
+
+/// `C:\` or `C:/`.
+fn has_drive(name: &str) -> bool {
+    matches!(name.as_bytes(), [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic())
+}
+
+/// At most 64 characters of a name for a message.
+pub(crate) fn shorten(name: &str) -> String {
+    const SHOWN: usize = 64;
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}...", &name[..end]),
+        None => name.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_at_each_boundary() {
+        let longest = "n".repeat(NAME_BYTES);
+        for good in ["a", "blk.0.attn_q.weight", "a..b", "..a/b..", "a/b", "тензор", "a b", "C:", "c:d", &longest]
+        {
+            assert!(check_name(good).is_ok(), "{good:?}");
+        }
+        let too_long = "n".repeat(NAME_BYTES + 1);
+        let bad = [
+            "", "a\0", "a\n", "\u{7f}", "a\u{85}", "..", "a/../b", "../a", "a/..", "a\\..\\b", "/a", "\\a", "C:\\a",
+            "c:/a", &too_long,
+        ];
+        for bad in bad {
+            assert_eq!(check_name(bad).unwrap_err().code(), Code::NameInvalid, "{bad:?}");
+        }
+    }
+}

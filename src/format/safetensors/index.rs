@@ -1,0 +1,107 @@
+//! Sharded models: `model.safetensors.index.json` names the shard of every tensor.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Safetensors, open};
+use crate::error::{Code, Error, Result};
+use crate::format::names::{check_name, shorten};
+use crate::format::{json, limits};
+
+/// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
+/// list exactly the same tensors.
+///
+/// Errors: [`Code::SafetensorsIndex`], and those of [`open`] and [`json::read_file`].
+pub fn open_index(path: &Path) -> Result<Safetensors> {
+    let index = json::read_file(path, limits::JSON_BYTES)?;
+    let shards = shards_of(&index).map_err(|e| e.file(path))?;
+    let folder = match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let mut whole: Option<Safetensors> = None;
+    for (shard, listed) in shards {
+        let file = shard_path(folder, shard).map_err(|e| e.file(path).field(shorten(shard)))?;
+        let part = open(&file).map_err(|e| match e.code() {
+            Code::NotFound => fault(format!("the index names this shard, but there is none at {}", file.display()))
+                .file(path)
+                .field(shard),
+            _ => e,
+        })?;
+        compare(&part, listed).map_err(|e| e.file(&file))?;
+        match &mut whole {
+            None => whole = Some(Safetensors { path: path.to_owned(), ..part }),
+            Some(whole) => append(whole, part),
+        }
+    }
+    whole.ok_or_else(|| fault("expected at least one tensor, found an empty weight_map".into()).file(path))
+}
+
+fn fault(message: String) -> Error {
+    Error::new(Code::SafetensorsIndex, message)
+}
+
+/// The shards by name, each with its tensors.
+fn shards_of(index: &Value) -> Result<BTreeMap<&str, Vec<&str>>> {
+    let Some(Value::Object(map)) = index.get("weight_map") else {
+        return Err(fault("expected an object of file names".into()).field("weight_map"));
+    };
+    let mut shards = BTreeMap::<&str, Vec<&str>>::new();
+    for (tensor, shard) in map {
+        check_name(tensor)?;
+        let shard = shard.as_str().ok_or_else(|| fault("expected a file name".into()).field(tensor))?;
+        shards.entry(shard).or_default().push(tensor);
+    }
+    if shards.len() > limits::SHARDS || map.len() as u64 > limits::TENSORS {
+        let message = format!("{} shards with {} tensors are above the limits", shards.len(), map.len());
+        return Err(fault(message).field("weight_map"));
+    }
+    Ok(shards)
+}
+
+/// The shard's path: a plain file name in the index's folder, which also a link may not leave.
+fn shard_path(folder: &Path, shard: &str) -> Result<PathBuf> {
+    check_name(shard)?;
+    if shard.contains(['/', '\\']) || shard == "." {
+        return Err(fault("expected a plain file name, found a path".into()));
+    }
+    let path = folder.join(shard);
+    let is_link = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_symlink());
+    // A dangling link fails to open, with its own message.
+    if is_link && let (Ok(home), Ok(target)) = (folder.canonicalize(), path.canonicalize()) {
+        let allowed = target.parent() == Some(&*home) || target.parent() == hub_blobs(&home).as_deref();
+        if !allowed {
+            return Err(fault(format!("expected a file of this folder, found a link to {}", target.display())));
+        }
+    }
+    Ok(path)
+}
+
+/// The Hugging Face cache keeps the files of `models--X--Y/snapshots/REVISION` as links into `models--X--Y/blobs`.
+fn hub_blobs(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.parent()?;
+    (snapshots.file_name()? == "snapshots").then(|| snapshots.with_file_name("blobs"))
+}
+
+/// The shard holds the listed tensors and no other.
+fn compare(part: &Safetensors, listed: Vec<&str>) -> Result<()> {
+    let mut missing: HashSet<&str> = listed.into_iter().collect();
+    for t in &part.tensors {
+        if !missing.remove(&*t.name) {
+            return Err(fault("the shard holds this tensor, but the index does not list it here".into()).field(&t.name));
+        }
+    }
+    match missing.into_iter().min() {
+        Some(name) => Err(fault("the index lists this tensor in the shard, but it is not there".into()).field(name)),
+        None => Ok(()),
+    }
+}
+
+fn append(whole: &mut Safetensors, part: Safetensors) {
+    whole.metadata.retain(|k, v| part.metadata.get(k) == Some(v));
+    whole.tensors.extend(part.tensors);
+    whole.files.extend(part.files);
+    whole.len_bytes = whole.len_bytes.saturating_add(part.len_bytes);
+}

@@ -1,0 +1,183 @@
+//! Files of the reference writers (`fixtures/formats/make.py`) read by us, and our files read by an independent reader.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ptplus::error::Code;
+use ptplus::format::gguf::{self, Array, Metadata, Value, ValueType};
+use ptplus::format::{FilePlan, OutputFile, Overwrite, StoredTensor, TensorSpec, safetensors};
+use ptplus::tensor::DType;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/formats").join(name)
+}
+
+fn f32s(t: &StoredTensor) -> Vec<f32> {
+    assert_eq!(t.dtype, DType::F32);
+    t.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn counting(n: usize) -> Vec<f32> {
+    (0..n).map(|i| i as f32).collect()
+}
+
+#[test]
+fn every_value_of_gguf_py_is_read() {
+    for (name, version) in [("every_value.gguf", 3), ("version2.gguf", 2)] {
+        let g = gguf::open(&fixture(name)).unwrap();
+        assert_eq!(g.version, version);
+        let m = &g.metadata;
+        assert_eq!(m.str("general.architecture").unwrap(), Some("llama"));
+        assert_eq!(m.str("general.name").unwrap(), Some("имя ü \u{1f600}"));
+        let values = [
+            ("v.u8", Value::U8(255)),
+            ("v.i8", Value::I8(-128)),
+            ("v.u16", Value::U16(65535)),
+            ("v.i16", Value::I16(-32768)),
+            ("v.u32", Value::U32(u32::MAX)),
+            ("v.i32", Value::I32(i32::MIN)),
+            ("v.u64", Value::U64(u64::MAX)),
+            ("v.i64", Value::I64(i64::MIN)),
+            ("v.f32", Value::F32(0.5)),
+            ("v.f64", Value::F64(0.1)),
+            ("v.yes", Value::Bool(true)),
+            ("v.no", Value::Bool(false)),
+            ("v.str", Value::String("line\nbreak".into())),
+        ];
+        for (key, value) in values {
+            assert_eq!(m.get(key), Some(&value), "{key}");
+        }
+        let array = |key| m.array(key).unwrap().unwrap();
+        assert_eq!(m.u32_array("a.int").unwrap().unwrap(), [3, 1, 2]);
+        assert_eq!(array("a.float").iter().collect::<Vec<_>>(), [Value::F32(0.5), Value::F32(-1.5)]);
+        assert_eq!(array("a.bool").element_type(), ValueType::Bool);
+        assert_eq!(m.bool_array("a.bool").unwrap().unwrap(), [true, false, true]);
+        assert_eq!(m.str_array("a.str").unwrap().unwrap().collect::<Vec<_>>(), ["", "ü", "abc"]);
+
+        let table: Vec<_> = g.tensors.iter().map(|t| (&*t.name, t.dtype, &*t.shape)).collect();
+        assert_eq!(
+            table,
+            [
+                ("f32", DType::F32, &[2, 3, 4][..]),
+                ("f16", DType::F16, &[5]),
+                ("bf16", DType::BF16, &[2, 64]),
+                ("q8_0", DType::Q8_0, &[2, 64]),
+                ("q4_0", DType::Q4_0, &[2, 64]),
+                ("q5_1", DType::Q5_1, &[2, 64]),
+                ("i32", DType::I32, &[3]),
+            ]
+        );
+        assert_eq!(f32s(&g.tensors[0]), counting(24));
+        assert_eq!(&*g.tensors[6].bytes, [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]);
+        // Q8_0 of 96..127 (the last block): scale 1 as F16, to its last bit, and the values.
+        let last = &g.tensors[3].bytes[3 * 34..];
+        assert_eq!(&last[..2], [0x00, 0x3c]);
+        assert_eq!(last[2..], (96..128).collect::<Vec<u8>>()[..]);
+    }
+}
+
+#[test]
+fn other_files_of_gguf_py_are_read_or_refused_by_name() {
+    let e = gguf::open(&fixture("big_endian.gguf")).unwrap_err();
+    assert_eq!(e.code(), Code::GgufByteOrder);
+
+    let g = gguf::open(&fixture("alignment64.gguf")).unwrap();
+    assert_eq!(g.alignment, 64);
+    assert_eq!(f32s(&g.tensors[1]), counting(4));
+
+    let g = gguf::open(&fixture("vocabulary.gguf")).unwrap();
+    assert!(g.tensors.is_empty());
+    assert_eq!(g.metadata.str_array("tokenizer.ggml.tokens").unwrap().unwrap().nth(299), Some("token 299"));
+
+    let g = gguf::open(&fixture("scalar_and_empty.gguf")).unwrap();
+    let shapes: Vec<_> = g.tensors.iter().map(|t| &*t.shape).collect();
+    assert_eq!(shapes, [&[][..], &[0, 4], &[2]]);
+    assert_eq!(f32s(&g.tensors[0]), [3.5]);
+    assert_eq!(f32s(&g.tensors[2]), counting(2));
+}
+
+#[test]
+fn a_split_of_gguf_py_is_one_model() {
+    let g = gguf::open(&fixture("split-00002-of-00003.gguf")).unwrap();
+    assert_eq!(g.files.len(), 3);
+    assert_eq!(g.metadata.str("general.architecture").unwrap(), Some("llama"));
+    for (i, t) in g.tensors.iter().enumerate() {
+        assert_eq!((&*t.name, f32s(t)), (&*format!("t{i}"), counting(i + 1)));
+    }
+    assert_eq!(g.tensors.len(), 5);
+}
+
+#[test]
+fn safetensors_of_python_are_read() {
+    let s = safetensors::open(&fixture("single.safetensors")).unwrap();
+    assert_eq!(
+        s.metadata.into_iter().collect::<Vec<_>>(),
+        [("format", "np"), ("note", "ü\n")].map(|(k, v)| (k.into(), v.into()))
+    );
+    let by_name: BTreeMap<_, _> = s.tensors.iter().map(|t| (&*t.name, t)).collect();
+    assert_eq!(by_name.len(), 9);
+    let (scalar, empty) = (by_name["scalar"], by_name["empty"]);
+    assert_eq!((f32s(scalar), &*scalar.shape), (vec![3.5], &[][..]));
+    assert_eq!((&*empty.shape, empty.bytes.len()), (&[0, 4][..], 0));
+    assert_eq!(f32s(by_name["f32"]), counting(4));
+    assert_eq!(f32s(by_name["имя"]), counting(1));
+    assert_eq!((by_name["f64"].dtype, &*by_name["f64"].shape), (DType::F64, &[2, 3][..]));
+    assert_eq!(&*by_name["bool"].bytes, [1, 0]);
+
+    let s = safetensors::open_index(&fixture("sharded.safetensors.index.json")).unwrap();
+    let table: Vec<_> = s.tensors.iter().map(|t| (&*t.name, f32s(t))).collect();
+    assert_eq!(table, [("a", counting(4)), ("b", counting(3)), ("c", counting(1))]);
+}
+
+/// Writes a planned file; the bytes of tensor i are all i + 1.
+fn write(plan: &FilePlan, path: &Path) {
+    let out = OutputFile::create(path, Overwrite::Never, &[]).unwrap();
+    out.set_len(plan.len_bytes).unwrap();
+    out.write_all_at(0, &plan.header).unwrap();
+    for (i, t) in plan.tensors.iter().enumerate() {
+        out.write_all_at(t.file_offset, &vec![i as u8 + 1; t.len_bytes as usize]).unwrap();
+    }
+    out.commit().unwrap();
+}
+
+#[test]
+fn our_gguf_is_read_by_gguf_rs() {
+    let mut m = Metadata::new();
+    m.insert("general.architecture", "llama");
+    m.insert("general.alignment", 64u32);
+    m.insert("n.u32", 7u32);
+    m.insert("n.i64", Value::I64(-7));
+    m.insert("n.f32", 0.5f32);
+    m.insert("n.bool", true);
+    m.insert("a.u32", Array::from_u32(&[1, 2, 3]));
+    m.insert("a.str", Array::from_strs(&["x", "ü"]));
+    // The types whose sizes gguf-rs knows.
+    let types = [DType::F32, DType::F16, DType::Q4_0, DType::Q5_0, DType::Q8_0, DType::Q2_K, DType::Q4_K, DType::Q6_K];
+    let specs: Vec<_> = types
+        .iter()
+        .map(|&dtype| TensorSpec { name: format!("t.{dtype}"), dtype, shape: vec![3, 2, dtype.block_len()] })
+        .collect();
+    let plan = gguf::plan(&m, &specs).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ours.gguf");
+    write(&plan, &path);
+
+    let model = gguf_rs::get_gguf_container(path.to_str().unwrap()).unwrap().decode().unwrap();
+    assert_eq!((model.num_kv(), model.num_tensor(), model.alignment()), (8, 8, 64));
+    assert_eq!(model.metadata()["n.i64"], -7);
+    assert_eq!(model.metadata()["n.bool"], true);
+    assert_eq!(model.metadata()["a.u32"][2], 3);
+    assert_eq!(model.metadata()["a.str"][1], "ü");
+    for (theirs, ours) in model.tensors().iter().zip(&plan.tensors) {
+        assert_eq!(theirs.name, ours.name);
+        assert_eq!(theirs.kind, ours.dtype.ggml_id().unwrap());
+        assert_eq!(theirs.shape, ours.shape.iter().rev().map(|d| *d as u64).collect::<Vec<_>>());
+        assert_eq!(model.data_offset() + theirs.offset, ours.file_offset);
+        assert_eq!(theirs.size, ours.len_bytes, "{}", ours.name);
+    }
+    let again = gguf::open(&path).unwrap();
+    assert_eq!(again.metadata, m);
+    for (i, t) in again.tensors.iter().enumerate() {
+        assert!(t.bytes.iter().all(|b| *b == i as u8 + 1), "{}", t.name);
+    }
+}
