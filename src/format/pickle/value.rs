@@ -1,0 +1,335 @@
+//! The pickled object as a tree of plain values, in an arena.
+//!
+//! Containers are numbered and refer to each other by number, so that no depth of nesting costs a recursion (not even
+//! in `drop`) and a container that is referred to twice is stored once.
+
+use super::globals::Global;
+use super::tensor::TensorRef;
+
+/// A value; containers, texts and tensors are numbers of places in the tree.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// Little-endian two's complement, longer than 8 bytes.
+    BigInt(Span),
+    Float(f64),
+    Str(Span),
+    Bytes(Span),
+    List(u32),
+    Tuple(u32),
+    Set(u32),
+    Dict(u32),
+    Tensor(u32),
+    /// Only while the pickle is being read: what a tensor is rebuilt from.
+    Storage(u32),
+    /// Only while the pickle is being read.
+    Global(Global),
+}
+
+impl Value {
+    /// What Python calls the type.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Value::None => "None",
+            Value::Bool(_) => "bool",
+            Value::Int(_) | Value::BigInt(_) => "int",
+            Value::Float(_) => "float",
+            Value::Str(_) => "str",
+            Value::Bytes(_) => "bytes",
+            Value::List(_) => "list",
+            Value::Tuple(_) => "tuple",
+            Value::Set(_) => "set",
+            Value::Dict(_) => "dict",
+            Value::Tensor(_) => "tensor",
+            Value::Storage(_) => "storage",
+            Value::Global(g) => g.name(),
+        }
+    }
+
+    /// The number of the container, if it is one.
+    pub(super) fn container(self) -> Option<u32> {
+        match self {
+            Value::List(n) | Value::Tuple(n) | Value::Set(n) | Value::Dict(n) => Some(n),
+            _ => None,
+        }
+    }
+}
+
+/// A range of the tree's text or bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    start: u32,
+    len: u32,
+}
+
+impl Span {
+    pub(super) fn len(self) -> usize {
+        self.len as usize
+    }
+}
+
+/// The contents of a list, tuple or set, or of a dictionary in its order.
+#[derive(Debug)]
+pub(super) enum Node {
+    Sequence(Vec<Value>),
+    Mapping(Vec<(Value, Value)>),
+}
+
+impl Node {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Node::Sequence(items) => items.len(),
+            Node::Mapping(entries) => entries.len(),
+        }
+    }
+}
+
+/// Where the values live.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    pub(super) nodes: Vec<Node>,
+    text: String,
+    blob: Vec<u8>,
+}
+
+impl Arena {
+    /// Keeps `text`; all texts together are shorter than the pickle, whose size is limited to far below 4 GiB.
+    pub(super) fn keep_text(&mut self, text: &str) -> Span {
+        let start = self.text.len() as u32;
+        self.text.push_str(text);
+        Span { start, len: text.len() as u32 }
+    }
+
+    /// Keeps `bytes`, likewise.
+    pub(super) fn keep_bytes(&mut self, bytes: &[u8]) -> Span {
+        let start = self.blob.len() as u32;
+        self.blob.extend_from_slice(bytes);
+        Span { start, len: bytes.len() as u32 }
+    }
+
+    pub(super) fn text(&self, span: Span) -> &str {
+        &self.text[span.start as usize..][..span.len as usize]
+    }
+
+    pub(super) fn bytes(&self, span: Span) -> &[u8] {
+        &self.blob[span.start as usize..][..span.len as usize]
+    }
+
+    /// The items of a list, tuple or set; empty for anything else.
+    pub(super) fn items(&self, value: Value) -> &[Value] {
+        match value.container().map(|n| &self.nodes[n as usize]) {
+            Some(Node::Sequence(items)) => items,
+            _ => &[],
+        }
+    }
+
+    /// The entries of a dictionary; empty for anything else.
+    pub(super) fn entries(&self, value: Value) -> &[(Value, Value)] {
+        match value.container().map(|n| &self.nodes[n as usize]) {
+            Some(Node::Mapping(entries)) => entries,
+            _ => &[],
+        }
+    }
+}
+
+/// The finished tree: no cycle, limited depth and size, and every leaf a plain value or a tensor.
+#[derive(Debug)]
+pub(super) struct Tree {
+    pub(super) arena: Arena,
+    pub(super) root: Value,
+    pub(super) tensors: Vec<TensorRef>,
+}
+
+/// A place in the tree: what Python would call an object.
+#[derive(Clone, Copy)]
+pub struct Item<'a> {
+    tree: &'a Tree,
+    value: Value,
+}
+
+impl<'a> Item<'a> {
+    pub(super) fn new(tree: &'a Tree, value: Value) -> Self {
+        Item { tree, value }
+    }
+
+    /// What Python calls the type: `dict`, `list`, `str`, `tensor`, ...
+    pub fn kind(self) -> &'static str {
+        self.value.kind()
+    }
+
+    /// Whether it is `None`.
+    pub fn is_none(self) -> bool {
+        self.value == Value::None
+    }
+
+    /// A `bool`.
+    pub fn as_bool(self) -> Option<bool> {
+        if let Value::Bool(b) = self.value { Some(b) } else { None }
+    }
+
+    /// An `int` that fits.
+    pub fn as_i64(self) -> Option<i64> {
+        if let Value::Int(i) = self.value { Some(i) } else { None }
+    }
+
+    /// A `float`.
+    pub fn as_f64(self) -> Option<f64> {
+        if let Value::Float(x) = self.value { Some(x) } else { None }
+    }
+
+    /// A `str`. Constants such as `torch.float32` and devices are text, too.
+    pub fn as_str(self) -> Option<&'a str> {
+        if let Value::Str(span) = self.value { Some(self.tree.arena.text(span)) } else { None }
+    }
+
+    /// `bytes`.
+    pub fn as_bytes(self) -> Option<&'a [u8]> {
+        if let Value::Bytes(span) = self.value { Some(self.tree.arena.bytes(span)) } else { None }
+    }
+
+    /// A tensor.
+    pub fn as_tensor(self) -> Option<&'a TensorRef> {
+        if let Value::Tensor(n) = self.value { Some(&self.tree.tensors[n as usize]) } else { None }
+    }
+
+    /// Whether it is a dictionary.
+    pub fn is_dict(self) -> bool {
+        matches!(self.value, Value::Dict(_))
+    }
+
+    /// The number of items or entries; 0 for what is no container.
+    pub fn len(self) -> usize {
+        self.value.container().map_or(0, |n| self.tree.arena.nodes[n as usize].len())
+    }
+
+    /// Whether there are no items and no entries.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// The items of a list, tuple or set, in order; nothing for anything else.
+    pub fn items(self) -> impl ExactSizeIterator<Item = Item<'a>> {
+        self.tree.arena.items(self.value).iter().map(move |&v| Item::new(self.tree, v))
+    }
+
+    /// Keys and values of a dictionary, in order; nothing for anything else.
+    pub fn entries(self) -> impl ExactSizeIterator<Item = (Item<'a>, Item<'a>)> {
+        let tree = self.tree;
+        tree.arena.entries(self.value).iter().map(move |&(k, v)| (Item::new(tree, k), Item::new(tree, v)))
+    }
+
+    /// The entry of a dictionary with the key `key`.
+    pub fn get(self, key: &str) -> Option<Item<'a>> {
+        self.entries().find(|(k, _)| k.as_str() == Some(key)).map(|(_, v)| v)
+    }
+
+    /// Every tensor at or below this place, in order, with the keys that lead from here to it.
+    ///
+    /// A tensor that is referred to twice comes twice. Containers are walked without recursion.
+    pub fn tensors(self) -> Tensors<'a> {
+        Tensors { tree: self.tree, start: Some(self.value), open: Vec::new(), path: Vec::new() }
+    }
+}
+
+impl std::fmt::Debug for Item<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.value)
+    }
+}
+
+/// One step from a container to what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key<'a> {
+    /// A dictionary's key that is text.
+    Name(&'a str),
+    /// A dictionary's key that is a number.
+    Number(i64),
+    /// The place in a list, tuple or set, or of an entry whose key is neither text nor number.
+    Index(usize),
+}
+
+impl std::fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Key::Name(name) => f.write_str(name),
+            Key::Number(n) => write!(f, "{n}"),
+            Key::Index(i) => write!(f, "{i}"),
+        }
+    }
+}
+
+/// The keys joined by dots, as messages name a tensor.
+pub fn dotted(path: &[Key<'_>]) -> String {
+    path.iter().map(Key::to_string).collect::<Vec<_>>().join(".")
+}
+
+/// Iterator over the tensors of a subtree; see [`Item::tensors`].
+pub struct Tensors<'a> {
+    tree: &'a Tree,
+    /// The subtree's root, until it was looked at.
+    start: Option<Value>,
+    /// The containers on the way to the present place, each with the index of its next item.
+    open: Vec<(u32, usize)>,
+    /// The keys of the items that the walk is in: one for each open container, the last one's too.
+    path: Vec<Key<'a>>,
+}
+
+impl<'a> Tensors<'a> {
+    /// Steps to the next tensor; [`path`](Self::path) then leads to it.
+    pub(super) fn advance(&mut self) -> Option<u32> {
+        match self.start.take() {
+            Some(Value::Tensor(n)) => return Some(n),
+            Some(value) => self.open.extend(value.container().map(|node| (node, 0))),
+            None => {}
+        }
+        loop {
+            let inner = self.open.len().checked_sub(1)?;
+            self.path.truncate(inner);
+            let (node, next) = &mut self.open[inner];
+            let step = self.tree.step(*node, *next);
+            *next += 1;
+            let Some((key, value)) = step else {
+                self.open.pop();
+                continue;
+            };
+            self.path.push(key);
+            match value {
+                Value::Tensor(n) => return Some(n),
+                other => self.open.extend(other.container().map(|node| (node, 0))),
+            }
+        }
+    }
+
+    /// The keys that lead to the tensor that [`advance`](Self::advance) came to.
+    pub(super) fn path(&self) -> &[Key<'a>] {
+        &self.path
+    }
+}
+
+impl<'a> Iterator for Tensors<'a> {
+    type Item = (Vec<Key<'a>>, &'a TensorRef);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let n = self.advance()?;
+        Some((self.path.clone(), &self.tree.tensors[n as usize]))
+    }
+}
+
+impl Tree {
+    fn step(&self, node: u32, index: usize) -> Option<(Key<'_>, Value)> {
+        match &self.arena.nodes[node as usize] {
+            Node::Sequence(items) => Some((Key::Index(index), *items.get(index)?)),
+            Node::Mapping(entries) => {
+                let &(key, value) = entries.get(index)?;
+                let key = match key {
+                    Value::Str(span) => Key::Name(self.arena.text(span)),
+                    Value::Int(i) => Key::Number(i),
+                    _ => Key::Index(index),
+                };
+                Some((key, value))
+            }
+        }
+    }
+}
