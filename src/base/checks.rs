@@ -1,0 +1,56 @@
+//! What other modules ask of a base besides its weights.
+
+use std::path::Path;
+
+use super::{BaseModel, Family, Weight};
+use crate::error::{Code, Result};
+use crate::finding::Finding;
+
+/// The GGUF architecture of a Hugging Face `model_type`; `None` for families that ptplus does not support.
+pub fn gguf_architecture_of(model_type: &str) -> Option<&'static str> {
+    Family::from_model_type(model_type).map(Family::gguf_architecture)
+}
+
+impl BaseModel {
+    /// The files that hold the weights, each once, in no particular order, and the path that was opened.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let files: std::collections::BTreeSet<&Path> = self.tensors().map(|t| &*t.file).collect();
+        files.into_iter().chain(std::iter::once(&*self.path))
+    }
+
+    /// NaN and Inf in the weights that the forward pass uses. Reads all of them.
+    pub fn non_finite_weights(&self) -> Result<Vec<Finding>> {
+        let mut findings = Vec::new();
+        for weight in Weight::all(self.config.n_layers) {
+            let Some(t) = self.tensor(weight) else { continue };
+            let mut values = Vec::new();
+            if t.shape.len() == 2 {
+                let rows = self.rows(weight)?;
+                // A few rows at a time: the embedding of a large model takes GiBs as F32.
+                const ROWS: usize = 1024;
+                for start in (0..rows.n_rows()).step_by(ROWS) {
+                    let range = start..rows.n_rows().min(start + ROWS);
+                    values.resize(range.len() * rows.row_len(), 0.0);
+                    rows.decode(range, &mut values);
+                    if let Some(f) = first_bad(&t.name, &values, start * rows.row_len()) {
+                        findings.push(f);
+                        break;
+                    }
+                }
+            } else {
+                findings.extend(first_bad(&t.name, &self.vector(weight)?, 0));
+            }
+        }
+        Ok(findings)
+    }
+}
+
+fn first_bad(name: &str, values: &[f32], start: usize) -> Option<Finding> {
+    let i = values.iter().position(|v| !v.is_finite())?;
+    Some(Finding::new(
+        Code::NonFinite,
+        name,
+        "finite values",
+        format!("{} at element {} (Hugging Face row order)", values[i], start + i),
+    ))
+}

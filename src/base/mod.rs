@@ -1,0 +1,183 @@
+//! Base models: one type, from a Hugging Face folder or from a GGUF file.
+//!
+//! Opening reads configuration and headers, never weights; when it succeeds, every tensor that the family's forward
+//! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::load_f32`].
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::adapter::RowOrder;
+use crate::error::{Code, Error, Result};
+use crate::format::{StoredTensor, gguf as gguf_format, json, safetensors};
+
+mod checks;
+mod config;
+mod fields;
+mod gguf;
+mod hf;
+mod names;
+mod weights;
+
+pub use checks::gguf_architecture_of;
+pub use config::{BaseConfig, Biases, Family, Rope, RopeScaling};
+pub use names::{BlockWeight, Dialect, Weight};
+pub use weights::Rows;
+
+/// A base model whose files are open and whose tensors are known to be complete.
+#[derive(Debug, Clone)]
+pub struct BaseModel {
+    /// The folder or file that was opened.
+    pub path: PathBuf,
+    /// How its tensors are named.
+    pub dialect: Dialect,
+    /// What it states about itself.
+    pub config: BaseConfig,
+    /// `general.name` of a GGUF file.
+    pub name: Option<String>,
+    tensors: HashMap<String, StoredTensor>,
+}
+
+impl BaseModel {
+    /// Opens a Hugging Face folder or a GGUF file.
+    ///
+    /// Errors: what [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
+    pub fn open(path: &Path) -> Result<Self> {
+        let metadata = fs::metadata(path).map_err(|e| Error::io(path, "cannot open the base model", e))?;
+        if metadata.is_dir() { Self::from_hf_folder(path) } else { Self::from_gguf(path) }
+    }
+
+    /// Opens a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` with its shards.
+    ///
+    /// Errors: [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`] about the configuration;
+    /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
+    pub fn from_hf_folder(folder: &Path) -> Result<Self> {
+        let file = folder.join("config.json");
+        let config = hf::parse(&file, &json::read_file(&file, hf::MAX_CONFIG_BYTES)?)?;
+        let (file, is_index) = weights_of_folder(folder)?;
+        let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
+        Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)
+    }
+
+    /// Opens a GGUF file, or any part of a split one.
+    ///
+    /// Errors: as [`from_hf_folder`](Self::from_hf_folder), and what the GGUF reader refuses.
+    pub fn from_gguf(file: &Path) -> Result<Self> {
+        let container = gguf_format::open(file)?;
+        let find = |name: &str| container.tensors.iter().find(|t| t.name == name);
+        let config = gguf::parse(file, &container.metadata, find)?;
+        let name = container.metadata.str("general.name").map_err(|e| e.file(file))?.map(str::to_owned);
+        Self::checked(file, Dialect::Gguf, config, name, container.tensors)
+    }
+
+    fn checked(
+        path: &Path,
+        dialect: Dialect,
+        config: BaseConfig,
+        name: Option<String>,
+        tensors: Vec<StoredTensor>,
+    ) -> Result<Self> {
+        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let base = BaseModel { path: path.to_owned(), dialect, config, name, tensors };
+        base.check_tensors()?;
+        Ok(base)
+    }
+
+    /// Every tensor that the configuration needs is there with its shape, and none that would change the computation.
+    fn check_tensors(&self) -> Result<()> {
+        let mut n_known = 0;
+        for weight in Weight::all(self.config.n_layers) {
+            let name = weight.name(self.dialect);
+            let found = self.tensors.get(&name);
+            n_known += usize::from(found.is_some());
+            let wrong = |code, message: String| Error::new(code, message).file(&self.path).field(&name);
+            match (weight.expected_shape(&self.config), found) {
+                (Some(shape), Some(t)) if t.shape == shape => {}
+                (Some(shape), Some(t)) => {
+                    let message = format!("expected shape {shape:?}, found {:?}", t.shape);
+                    return Err(wrong(Code::BaseTensor, message));
+                }
+                (Some(shape), None) => {
+                    return Err(wrong(Code::BaseTensor, format!("expected a tensor of shape {shape:?}, found none")));
+                }
+                // A tied head that is stored all the same; compared with the embedding when it is used.
+                (None, Some(t)) if weight == Weight::Output => self.check_tied_shape(t)?,
+                (None, Some(_)) => {
+                    let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
+                    return Err(wrong(Code::ConfigUnsupported, message));
+                }
+                (None, None) => {}
+            }
+        }
+        // transformers ignores names that it does not know (old files have rotary_emb.inv_freq); llama.cpp refuses the
+        // file, and what such a tensor would do there is unknown.
+        if self.dialect == Dialect::Gguf && n_known < self.tensors.len() {
+            let known: Vec<_> = Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
+            let extra = self.tensors.keys().filter(|name| !known.contains(name)).min();
+            let message = format!("expected no such tensor in a {}", self.config.family.gguf_architecture());
+            return Err(Error::new(Code::ConfigUnsupported, message)
+                .file(&self.path)
+                .field(extra.map_or("", String::as_str)));
+        }
+        Ok(())
+    }
+
+    fn check_tied_shape(&self, output: &StoredTensor) -> Result<()> {
+        let expected = [self.config.vocab_size, self.config.hidden_size];
+        if output.shape == expected {
+            return Ok(());
+        }
+        let message = format!("expected shape {expected:?}, found {:?}", output.shape);
+        Err(Error::new(Code::BaseTensor, message).file(&output.file).field(&output.name))
+    }
+
+    /// The tensor that holds `weight`, if the model has it.
+    pub fn tensor(&self, weight: Weight) -> Option<&StoredTensor> {
+        self.tensors.get(&weight.name(self.dialect))
+    }
+
+    /// Every tensor of the files, those that the forward pass does not use included, in order of their names.
+    pub fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
+        let mut all: Vec<_> = self.tensors.values().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.into_iter()
+    }
+
+    /// The GGUF architecture that this model has or would have.
+    pub fn gguf_architecture(&self) -> &'static str {
+        self.config.family.gguf_architecture()
+    }
+
+    /// The order of query components in a GGUF file of this architecture.
+    pub fn row_order(&self) -> RowOrder {
+        RowOrder::of_gguf_architecture(self.gguf_architecture()).expect("every family's architecture is on the list")
+    }
+}
+
+/// The file to read and whether it is an index. transformers prefers `model.safetensors` when both are there.
+fn weights_of_folder(folder: &Path) -> Result<(PathBuf, bool)> {
+    let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
+    if single.is_file() {
+        return Ok((single, false));
+    }
+    if index.is_file() {
+        return Ok((index, true));
+    }
+    let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot list the folder", e))?;
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|e| Error::io(folder, "cannot list the folder", e))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+            files.push(path);
+        }
+    }
+    match files.pop() {
+        Some(file) if files.is_empty() => Ok((file, false)),
+        found => {
+            let n = files.len() + usize::from(found.is_some());
+            let message =
+                format!("expected model.safetensors, its index, or one other *.safetensors; found {n} of the latter");
+            Err(Error::new(Code::NotFound, message).file(folder))
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The table of weights: what a tensor is called in each dialect and what shape it has.
+
+use super::config::BaseConfig;
+
+/// The dialect of the files that hold a base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// A folder with `config.json` and safetensors.
+    HuggingFace,
+    /// One GGUF file, possibly split.
+    Gguf,
+}
+
+/// A weight of a base model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Weight {
+    /// `[V, hidden]`
+    TokenEmbedding,
+    /// `[hidden]`: RMS norm before the output head.
+    OutputNorm,
+    /// `[V, hidden]`: the output head; absent when tied to the token embedding.
+    Output,
+    /// `[D/2]`: divisors of RoPE's frequencies; GGUF only.
+    RopeFactors,
+    /// A weight of the block with this index.
+    Block(usize, BlockWeight),
+}
+
+macro_rules! block_weights {
+    ($($(#[$doc:meta])* $variant:ident = $hf:literal, $gguf:literal;)*) => {
+        /// A weight of one block.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum BlockWeight { $($(#[$doc])* $variant,)* }
+
+        impl BlockWeight {
+            /// Every weight of a block.
+            pub const ALL: &'static [BlockWeight] = &[$(BlockWeight::$variant,)*];
+            fn hf_name(self) -> &'static str { match self { $(BlockWeight::$variant => $hf,)* } }
+            fn gguf_name(self) -> &'static str { match self { $(BlockWeight::$variant => $gguf,)* } }
+        }
+    };
+}
+
+block_weights! {
+    /// `[hidden]`: RMS norm before attention.
+    AttentionNorm = "input_layernorm.weight", "attn_norm.weight";
+    /// `[H*D, hidden]`
+    Query = "self_attn.q_proj.weight", "attn_q.weight";
+    /// `[H*D]`
+    QueryBias = "self_attn.q_proj.bias", "attn_q.bias";
+    /// `[H_kv*D, hidden]`
+    Key = "self_attn.k_proj.weight", "attn_k.weight";
+    /// `[H_kv*D]`
+    KeyBias = "self_attn.k_proj.bias", "attn_k.bias";
+    /// `[H_kv*D_v, hidden]`
+    Value = "self_attn.v_proj.weight", "attn_v.weight";
+    /// `[H_kv*D_v]`
+    ValueBias = "self_attn.v_proj.bias", "attn_v.bias";
+    /// `[D]`: RMS norm of each query head, before RoPE.
+    QueryNorm = "self_attn.q_norm.weight", "attn_q_norm.weight";
+    /// `[D]`: RMS norm of each key head, before RoPE.
+    KeyNorm = "self_attn.k_norm.weight", "attn_k_norm.weight";
+    /// `[hidden, H*D_v]`
+    AttentionOutput = "self_attn.o_proj.weight", "attn_output.weight";
+    /// `[hidden]`
+    AttentionOutputBias = "self_attn.o_proj.bias", "attn_output.bias";
+    /// `[hidden]`: RMS norm before the feed-forward network.
+    FeedForwardNorm = "post_attention_layernorm.weight", "ffn_norm.weight";
+    /// `[intermediate, hidden]`
+    Gate = "mlp.gate_proj.weight", "ffn_gate.weight";
+    /// `[intermediate]`
+    GateBias = "mlp.gate_proj.bias", "ffn_gate.bias";
+    /// `[intermediate, hidden]`
+    Up = "mlp.up_proj.weight", "ffn_up.weight";
+    /// `[intermediate]`
+    UpBias = "mlp.up_proj.bias", "ffn_up.bias";
+    /// `[hidden, intermediate]`
+    Down = "mlp.down_proj.weight", "ffn_down.weight";
+    /// `[hidden]`
+    DownBias = "mlp.down_proj.bias", "ffn_down.bias";
+}
+
+impl Weight {
+    /// Every weight that a model of `n_layers` blocks can have.
+    pub fn all(n_layers: usize) -> impl Iterator<Item = Weight> {
+        let blocks = (0..n_layers).flat_map(|i| BlockWeight::ALL.iter().map(move |&w| Weight::Block(i, w)));
+        [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output, Weight::RopeFactors].into_iter().chain(blocks)
+    }
+
+    /// The tensor's name in `dialect`.
+    pub fn name(self, dialect: Dialect) -> String {
+        match dialect {
+            Dialect::HuggingFace => self.hf_name(),
+            Dialect::Gguf => self.gguf_name(),
+        }
+    }
+
+    fn hf_name(self) -> String {
+        match self {
+            Weight::TokenEmbedding => "model.embed_tokens.weight".into(),
+            Weight::OutputNorm => "model.norm.weight".into(),
+            Weight::Output => "lm_head.weight".into(),
+            // Not a tensor of this dialect: config.json says it.
+            Weight::RopeFactors => "rope_freqs.weight".into(),
+            Weight::Block(i, w) => format!("model.layers.{i}.{}", w.hf_name()),
+        }
+    }
+
+    pub(super) fn gguf_name(self) -> String {
+        match self {
+            Weight::TokenEmbedding => "token_embd.weight".into(),
+            Weight::OutputNorm => "output_norm.weight".into(),
+            Weight::Output => "output.weight".into(),
+            Weight::RopeFactors => "rope_freqs.weight".into(),
+            Weight::Block(i, w) => format!("blk.{i}.{}", w.gguf_name()),
+        }
+    }
+
+    /// The shape that a model of this configuration needs, outermost first; `None` for a weight that it has not.
+    pub fn expected_shape(self, c: &BaseConfig) -> Option<Vec<usize>> {
+        let (query, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        let (value, attended) = (c.n_kv_heads * c.value_head_dim, c.n_heads * c.value_head_dim);
+        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
+        let with = |present: bool, shape: Vec<usize>| present.then_some(shape);
+        use BlockWeight as W;
+        match self {
+            Weight::TokenEmbedding => Some(vec![c.vocab_size, hidden]),
+            Weight::OutputNorm => Some(vec![hidden]),
+            Weight::Output => with(!c.tied_embeddings, vec![c.vocab_size, hidden]),
+            Weight::RopeFactors => with(matches!(c.rope.scaling, super::RopeScaling::Factors), vec![c.head_dim / 2]),
+            Weight::Block(_, w) => match w {
+                W::AttentionNorm | W::FeedForwardNorm => Some(vec![hidden]),
+                W::Query => Some(vec![query, hidden]),
+                W::Key => Some(vec![kv, hidden]),
+                W::Value => Some(vec![value, hidden]),
+                W::QueryBias => with(c.biases.query_key_value, vec![query]),
+                W::KeyBias => with(c.biases.query_key_value, vec![kv]),
+                W::ValueBias => with(c.biases.query_key_value, vec![value]),
+                W::QueryNorm | W::KeyNorm => with(c.query_key_norm, vec![c.head_dim]),
+                W::AttentionOutput => Some(vec![hidden, attended]),
+                W::AttentionOutputBias => with(c.biases.attention_output, vec![hidden]),
+                W::Gate | W::Up => Some(vec![inner, hidden]),
+                W::Down => Some(vec![hidden, inner]),
+                W::GateBias | W::UpBias => with(c.biases.feed_forward, vec![inner]),
+                W::DownBias => with(c.biases.feed_forward, vec![hidden]),
+            },
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Causal attention with grouped key/value heads and an optional window, and the cache of keys and values.
+
+use candle_core::{Result, Tensor};
+
+use super::kernels::softmax::{Mask, masked_softmax};
+
+/// Queries per step: bounds the scores held at once, and lets early queries skip the keys after them.
+const QUERIES: usize = 128;
+
+/// Keys and values of one layer for the positions seen so far.
+pub(super) struct LayerCache {
+    /// `[B * H_kv, capacity, D]` each, filled up to `len`.
+    kv: Option<(Tensor, Tensor)>,
+    len: usize,
+}
+
+impl LayerCache {
+    pub fn new() -> Self {
+        LayerCache { kv: None, len: 0 }
+    }
+
+    /// Appends `k` and `v` `[B * H_kv, T, D]` and gives all positions.
+    fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (rows, t, d) = k.dims3()?;
+        let needed = self.len + t;
+        let capacity = match &self.kv {
+            Some((k, _)) => k.dim(1)?,
+            None => 0,
+        };
+        if needed > capacity {
+            // Doubling makes the copies of all growth together no more than the final size.
+            let capacity = needed.next_power_of_two().max(64);
+            let grow = |old: Option<&Tensor>| {
+                let new = Tensor::zeros((rows, capacity, d), k.dtype(), k.device())?;
+                if let Some(old) = old.filter(|_| self.len > 0) {
+                    new.slice_set(&old.narrow(1, 0, self.len)?.contiguous()?, 1, 0)?;
+                }
+                Ok::<_, candle_core::Error>(new)
+            };
+            self.kv = Some((grow(self.kv.as_ref().map(|kv| &kv.0))?, grow(self.kv.as_ref().map(|kv| &kv.1))?));
+        }
+        let Some((ks, vs)) = &self.kv else { candle_core::bail!("the cache has no room") };
+        ks.slice_set(&k.contiguous()?, 1, self.len)?;
+        vs.slice_set(&v.contiguous()?, 1, self.len)?;
+        self.len = needed;
+        Ok((ks.narrow(1, 0, needed)?, vs.narrow(1, 0, needed)?))
+    }
+}
+
+/// `q` `[B, H, T, D]` at positions from `start` on, `k` and `v` `[B, H_kv, T, D]`: `[B, H, T, D]`.
+pub(super) fn attend(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    start: usize,
+    window: Option<usize>,
+    cache: Option<&mut LayerCache>,
+) -> Result<Tensor> {
+    let (b, h, t, d) = q.dims4()?;
+    let h_kv = k.dim(1)?;
+    let group = h / h_kv;
+    let flat = |x: &Tensor| x.contiguous()?.reshape((b * h_kv, t, d));
+    let (k, v) = (flat(k)?, flat(v)?);
+    let (k, v) = match cache {
+        Some(cache) => cache.append(&k, &v)?,
+        None => (k, v),
+    };
+    let scale = (1.0 / (d as f64).sqrt()) as f32;
+    let q = q.reshape((b * h_kv, group, t, d))?;
+    let mut outputs = Vec::new();
+    for first in (0..t).step_by(QUERIES) {
+        let n = QUERIES.min(t - first);
+        let mask = Mask {
+            first_query: start + first,
+            n_queries: n,
+            first_key: window.map_or(0, |w| (start + first + 1).saturating_sub(w)),
+            window,
+        };
+        let n_keys = start + first + n - mask.first_key;
+        let (k, v) = (k.narrow(1, mask.first_key, n_keys)?, v.narrow(1, mask.first_key, n_keys)?);
+        // The queries of a group share their keys: one product for all of them.
+        let q = q.narrow(2, first, n)?.contiguous()?.reshape((b * h_kv, group * n, d))?;
+        let weights = masked_softmax(q.matmul(&k.transpose(1, 2)?)?, scale, mask)?;
+        outputs.push(weights.matmul(&v)?.reshape((b * h_kv, group, n, d))?);
+    }
+    let out = match outputs.len() {
+        1 => outputs.remove(0),
+        _ => Tensor::cat(&outputs, 2)?,
+    };
+    out.reshape((b, h, t, d))
+}

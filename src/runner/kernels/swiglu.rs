@@ -1,0 +1,43 @@
+//! The feed-forward network's gate: `silu(gate) * up`.
+
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::activation::sigmoid;
+use super::{RUN, values, vectorized};
+
+/// `[N, 2n]`, in each row the gate before the up projection, to `[N, n]`.
+pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    if gate_up.device().is_cpu() {
+        return gate_up.contiguous()?.apply_op1_no_bwd(&SwiGlu);
+    }
+    let n = gate_up.dim(D::Minus1)? / 2;
+    gate_up.narrow(D::Minus1, 0, n)?.silu()? * gate_up.narrow(D::Minus1, n, n)?
+}
+
+struct SwiGlu;
+
+impl CustomOp1 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "swiglu"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n_rows, width) = layout.shape().dims2()?;
+        let x = values(storage, layout)?;
+        let n = width / 2;
+        let mut out = vec![0f32; n_rows * n];
+        let run = RUN.div_ceil(n.max(1));
+        out.par_chunks_mut((run * n).max(1)).zip(x.par_chunks((run * width).max(1))).for_each(|(out, x)| {
+            vectorized(|| {
+                for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(width)) {
+                    let (gate, up) = x.split_at(n);
+                    for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                        *o = g * sigmoid(*g) * u;
+                    }
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), (n_rows, n).into()))
+    }
+}

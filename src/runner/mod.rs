@@ -1,0 +1,30 @@
+//! Runs base models with adapters, on candle.
+//!
+//! Everything is computed in F32 on the decoded weights. On the CPU weights stay encoded in the memory map and are
+//! decoded while they are used; on a GPU they are decoded once and kept there.
+//!
+//! ```text
+//!   BaseModel -> block::Block (one per layer) -+-> stream()  one layer at a time, no cache: for `verify`
+//!   Adapter   -> phi::Term    (one per layer) -+-> Model     all layers, key/value cache: for generation
+//! ```
+
+use crate::error::{Code, Error};
+
+mod attention;
+mod block;
+mod device;
+mod kernels;
+mod linear;
+mod model;
+pub mod phi;
+mod rope;
+mod stream;
+
+pub use device::{Device, DeviceChoice};
+pub use model::{Cache, Logits, Model};
+pub use stream::{Lane, Sink, StreamOptions, stream};
+
+/// A failure inside the tensor library: memory, the GPU, or a bug here.
+fn candle(e: candle_core::Error) -> Error {
+    Error::new(Code::Runner, e.to_string())
+}

@@ -1,0 +1,130 @@
+//! The whole model, ready for generation: key/value cache, batches, adapters that come and go without a reload.
+
+use candle_core::Tensor;
+
+use super::attention::LayerCache;
+use super::block::{Block, Head};
+use super::candle;
+use super::device::Device;
+use super::phi::{Term, Terms};
+use super::rope::{Rotation, inverse_frequencies};
+use super::stream::check_adapter;
+use crate::adapter::Adapter;
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+
+/// A base model, all layers ready, with the adapters that are switched on.
+///
+/// On the CPU the weights stay encoded in the memory map: loading is instant and takes no memory of its own.
+pub struct Model {
+    base: BaseModel,
+    device: Device,
+    inverse_frequencies: Vec<f32>,
+    blocks: Vec<Block>,
+    head: Head,
+    /// Per layer.
+    adapters: Vec<Terms>,
+}
+
+/// Keys and values of one batch of sequences.
+pub struct Cache {
+    layers: Vec<LayerCache>,
+    n_batches: Option<usize>,
+    len: usize,
+}
+
+impl Cache {
+    /// Number of positions seen.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position has been seen.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Which positions of an input get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// The last one of each row: what generation needs.
+    Last,
+    /// Every one.
+    All,
+}
+
+impl Model {
+    /// Prepares every layer.
+    ///
+    /// Errors: [`Code::ConfigUnsupported`] for element types that are not decoded here, [`Code::BaseTensor`] for a
+    /// tied output head that differs from the embedding, [`Code::Runner`] when the device has too little memory.
+    pub fn load(base: &BaseModel, device: &Device) -> Result<Self> {
+        let n_layers = base.config.n_layers;
+        Ok(Model {
+            base: base.clone(),
+            device: device.clone(),
+            inverse_frequencies: inverse_frequencies(base)?,
+            blocks: (0..n_layers).map(|i| Block::load(base, i, device)).collect::<Result<_>>()?,
+            head: Head::load(base, device)?,
+            adapters: (0..n_layers).map(|_| Vec::new()).collect(),
+        })
+    }
+
+    /// The base model.
+    pub fn base(&self) -> &BaseModel {
+        &self.base
+    }
+
+    /// Replaces the adapters that are on; each has a strength that multiplies its term. None is the plain base.
+    /// On an error nothing changes.
+    ///
+    /// Errors: [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base.
+    pub fn set_adapters(&mut self, adapters: &[(&Adapter, f64)]) -> Result<()> {
+        let mut per_layer: Vec<Terms> = self.blocks.iter().map(|_| Vec::new()).collect();
+        for (adapter, strength) in adapters {
+            check_adapter(&self.base, adapter)?;
+            for (&i, layer) in &adapter.layers {
+                per_layer[i].push((None, Term::new(&adapter.config, layer, i, *strength, &self.device)?));
+            }
+        }
+        self.adapters = per_layer;
+        Ok(())
+    }
+
+    /// An empty cache.
+    pub fn new_cache(&self) -> Cache {
+        Cache { layers: self.blocks.iter().map(|_| LayerCache::new()).collect(), n_batches: None, len: 0 }
+    }
+
+    /// Appends `input_ids`, rows of equal length, to the sequences in `cache` and gives logits, `[B, V]` for
+    /// [`Logits::Last`], `[B, T, V]` for [`Logits::All`].
+    ///
+    /// Errors: [`Code::ProbeMismatch`] for token ids outside the vocabulary; [`Code::Usage`] for rows of unequal
+    /// length or of another number than the cache holds; [`Code::DenominatorZero`] from an adapter. After an error
+    /// the cache is spoilt.
+    pub fn forward(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {
+        let (n_batches, t) = (input_ids.len(), input_ids.first().map_or(0, Vec::len));
+        if t == 0 || input_ids.iter().any(|row| row.len() != t) || cache.n_batches.is_some_and(|n| n != n_batches) {
+            let lens: Vec<_> = input_ids.iter().map(Vec::len).collect();
+            let expected = cache.n_batches.map_or("rows".into(), |n| format!("{n} rows"));
+            let message = format!("expected {expected} of the same length of at least 1, found lengths {lens:?}");
+            return Err(Error::new(Code::Usage, message).field("input_ids"));
+        }
+        cache.n_batches = Some(n_batches);
+        let hidden = self.base.config.hidden_size;
+        let embeddings = self.base.embed(&input_ids.concat())?;
+        let mut x = Tensor::from_vec(embeddings, (n_batches, t, hidden), &self.device.0).map_err(candle)?;
+        let rotation = Rotation::new(&self.inverse_frequencies, cache.len..cache.len + t, &self.device)?;
+        for ((block, layer), terms) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters) {
+            x = block.forward(&x, &rotation, Some(layer), terms)?.0;
+        }
+        cache.len += t;
+        let x = match logits {
+            Logits::Last => x.narrow(1, t - 1, 1).and_then(|x| x.reshape((n_batches, hidden))),
+            Logits::All => x.reshape((n_batches * t, hidden)),
+        };
+        let logits = self.head.forward(&x.map_err(candle)?)?;
+        logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)
+    }
+}

@@ -1,0 +1,83 @@
+//! Rotary position embedding: angles in the arithmetic that PyTorch uses, so that long prompts agree too.
+
+use std::f64::consts::PI;
+use std::ops::Range;
+
+use candle_core::Tensor;
+
+use super::candle;
+use super::device::Device;
+use crate::base::{BaseModel, RopeScaling, Weight};
+use crate::error::{Code, Error, Result};
+
+/// The inverse frequencies `[D/2]` of a model, F32.
+///
+/// Source: `compute_default_rope_parameters`, `_compute_linear_scaling_rope_parameters` and
+/// `_compute_llama3_parameters` of transformers 5.23.0, which compute in F32; `ggml_rope_ext` for divisors.
+///
+/// Errors: [`Code::BaseTensor`] for a divisor that is not a finite number above 0.
+pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
+    let rope = base.config.rope;
+    let d = base.config.head_dim as f32;
+    let power = |i: usize| f64::from(rope.theta as f32).powf(f64::from((2 * i) as f32 / d)) as f32;
+    let plain: Vec<f32> = (0..base.config.head_dim / 2).map(|i| 1.0 / power(i)).collect();
+    Ok(match rope.scaling {
+        RopeScaling::None => plain,
+        RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor as f32).collect(),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+            let context = original_max_positions as f64;
+            let longest_kept = (context / high_freq_factor) as f32;
+            let shortest_divided = (context / low_freq_factor) as f32;
+            let (factor, low) = (factor as f32, low_freq_factor as f32);
+            let span = (high_freq_factor - low_freq_factor) as f32;
+            let scale = |f: &f32| {
+                let wavelength = (2.0 * PI) as f32 / f;
+                if wavelength > shortest_divided {
+                    f / factor
+                } else if wavelength < longest_kept {
+                    *f
+                } else {
+                    let smooth = (context as f32 / wavelength - low) / span;
+                    (1.0 - smooth) * f / factor + smooth * f
+                }
+            };
+            plain.iter().map(scale).collect()
+        }
+        RopeScaling::Factors => {
+            let divisors = base.vector(Weight::RopeFactors)?;
+            if let Some(i) = divisors.iter().position(|x| !x.is_finite() || *x <= 0.0) {
+                let message = format!("expected finite divisors above 0, found {} at index {i}", divisors[i]);
+                let name = Weight::RopeFactors.name(base.dialect);
+                return Err(Error::new(Code::BaseTensor, message).file(&base.path).field(name));
+            }
+            plain.iter().zip(divisors).map(|(f, x)| f / x).collect()
+        }
+    })
+}
+
+/// Cosines and sines of some positions, `[T, D/2]` each.
+pub(super) struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+    /// The first position.
+    pub start: usize,
+}
+
+impl Rotation {
+    pub fn new(inverse_frequencies: &[f32], positions: Range<usize>, device: &Device) -> Result<Self> {
+        let angles: Vec<f32> =
+            positions.clone().flat_map(|p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
+        let shape = (positions.len(), inverse_frequencies.len());
+        // In F64 and rounded once: F32 functions differ between libraries by more than the last bit.
+        let table = |f: fn(f64) -> f64| {
+            let values = angles.iter().map(|a| f(f64::from(*a)) as f32).collect();
+            Tensor::from_vec(values, shape, &device.0).map_err(candle)
+        };
+        Ok(Rotation { cos: table(f64::cos)?, sin: table(f64::sin)?, start: positions.start })
+    }
+
+    /// Turns `x` `[B, H, T, D]`: component `j` together with `D/2 + j`.
+    pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        candle_nn::rotary_emb::rope(&x.contiguous()?, &self.cos, &self.sin)
+    }
+}

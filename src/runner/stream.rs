@@ -1,0 +1,204 @@
+//! Evaluation layer by layer, for verification: one layer is held at a time, for several adapters side by side.
+
+use candle_core::Tensor;
+
+use super::block::{Block, Head, Observed};
+use super::candle;
+use super::device::Device;
+use super::phi::{Term, Terms};
+use super::rope::{Rotation, inverse_frequencies};
+use crate::adapter::Adapter;
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+
+/// The base with some adapters, each with a strength that multiplies its term. Without any it is the plain base.
+#[derive(Debug, Clone, Default)]
+pub struct Lane<'a> {
+    /// Their terms add up.
+    pub adapters: Vec<(&'a Adapter, f64)>,
+}
+
+/// What to evaluate and where.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// Positions whose logits are wanted, ascending; `None` for all.
+    pub positions: Option<Vec<usize>>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// Takes the results as they come.
+pub trait Sink {
+    /// Whether [`layer`](Self::layer) is to be called for this layer.
+    fn wants_layer(&self, layer: usize) -> bool {
+        let _ = layer;
+        false
+    }
+
+    /// Queries `[B, H, T, D]`, after RoPE and in Hugging Face order, and the sum of the terms `[B, H, T, D_v]`, of a
+    /// lane that adapts this layer.
+    fn layer(&mut self, lane: usize, layer: usize, q: &[f32], term: &[f32]) -> Result<()> {
+        let _ = (lane, layer, q, term);
+        Ok(())
+    }
+
+    /// The logits of one position, `[V]` per lane. Positions ascend within a batch row, batch rows ascend.
+    fn logits(&mut self, batch: usize, position: usize, lanes: &[&[f32]]) -> Result<()>;
+
+    /// Called after each of `total` steps; an error ends the evaluation with that error.
+    fn progress(&mut self, done: usize, total: usize) -> Result<()> {
+        let _ = (done, total);
+        Ok(())
+    }
+}
+
+/// Logits held at a time, in values: 64 MiB.
+const LOGITS_VALUES: usize = 1 << 24;
+
+/// Evaluates all `lanes` on `input_ids`, rows of equal length whose positions count from 0.
+///
+/// The lanes are rows of one batch, so a weight is decoded once for all of them. Beside the memory map, this holds the
+/// hidden states of all lanes, what one layer makes of them, and a few MiB of decoded weights.
+///
+/// Errors: [`Code::ProbeInvalid`] for no or unequal rows; [`Code::ProbeMismatch`] for token ids or positions that are
+/// not there; [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base;
+/// [`Code::DenominatorZero`]; whatever `sink` returns.
+pub fn stream(
+    base: &BaseModel,
+    input_ids: &[Vec<u32>],
+    lanes: &[Lane],
+    options: &StreamOptions,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let n_positions = check_input(input_ids)?;
+    let wanted = wanted_positions(options, n_positions)?;
+    for (adapter, _) in lanes.iter().flat_map(|l| &l.adapters) {
+        check_adapter(base, adapter)?;
+    }
+    if lanes.is_empty() {
+        return Ok(());
+    }
+    let (n_batches, hidden) = (input_ids.len(), base.config.hidden_size);
+    let device = &options.device;
+    let embeddings = base.embed(&input_ids.concat())?;
+    let x = Tensor::from_vec(embeddings, (n_batches, n_positions, hidden), &device.0).map_err(candle)?;
+    // [lanes * B, T, hidden]
+    let mut x = Tensor::cat(&vec![x; lanes.len()], 0).map_err(candle)?;
+    let rotation = Rotation::new(&inverse_frequencies(base)?, 0..n_positions, device)?;
+    let total = base.config.n_layers + 1;
+    for layer in 0..base.config.n_layers {
+        let terms = terms_of_layer(lanes, layer, n_batches, device)?;
+        let block = Block::load(base, layer, device)?;
+        let (y, observed) = block.forward(&x, &rotation, None, &terms)?;
+        x = y;
+        if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
+            report_layer(lanes, layer, n_batches, &observed, sink)?;
+        }
+        sink.progress(layer + 1, total)?;
+    }
+    report_logits(base, &x, lanes.len(), n_batches, &wanted, device, sink)?;
+    sink.progress(total, total)
+}
+
+fn check_input(input_ids: &[Vec<u32>]) -> Result<usize> {
+    let refuse = |message: String| Error::new(Code::ProbeInvalid, message).field("input_ids");
+    let n = input_ids.first().ok_or_else(|| refuse("expected at least one row, found none".into()))?.len();
+    if n == 0 {
+        return Err(refuse("expected at least one token, found none".into()));
+    }
+    match input_ids.iter().position(|row| row.len() != n) {
+        Some(i) => Err(refuse(format!("expected {n} tokens in every row, found {} in row {i}", input_ids[i].len()))),
+        None => Ok(n),
+    }
+}
+
+fn wanted_positions(options: &StreamOptions, n_positions: usize) -> Result<Vec<usize>> {
+    let Some(positions) = &options.positions else { return Ok((0..n_positions).collect()) };
+    match positions.iter().find(|p| **p >= n_positions) {
+        Some(p) => Err(Error::new(Code::ProbeMismatch, format!("expected positions below {n_positions}, found {p}"))
+            .field("positions")),
+        None => Ok(positions.clone()),
+    }
+}
+
+/// That the sizes of `adapter` are those of `base`, so that nothing below can go out of step.
+pub(super) fn check_adapter(base: &BaseModel, adapter: &Adapter) -> Result<()> {
+    let (g, c) = (&adapter.config.geometry, &base.config);
+    let past_the_end = adapter.layers.keys().next_back().map_or(0, |last| last + 1);
+    for (what, expected, found) in [
+        ("num_attention_heads", c.n_heads, g.n_heads),
+        ("num_key_value_heads", c.n_kv_heads, g.n_kv_heads),
+        ("head_dim", c.head_dim, g.head_dim),
+        ("value head length", c.value_head_dim, g.value_head_dim),
+        ("number of layers", c.n_layers, past_the_end.max(c.n_layers)),
+    ] {
+        if expected != found {
+            let message = format!("expected {expected}, as the base has, found {found}");
+            return Err(Error::new(Code::AdapterMismatch, message).field(what));
+        }
+    }
+    Ok(())
+}
+
+fn terms_of_layer(lanes: &[Lane], layer: usize, n_batches: usize, device: &Device) -> Result<Terms> {
+    let mut terms = Vec::new();
+    for (i, lane) in lanes.iter().enumerate() {
+        for (adapter, strength) in &lane.adapters {
+            if let Some(weights) = adapter.layers.get(&layer) {
+                let term = Term::new(&adapter.config, weights, layer, *strength, device)?;
+                terms.push((Some(i * n_batches..(i + 1) * n_batches), term));
+            }
+        }
+    }
+    Ok(terms)
+}
+
+fn report_layer(
+    lanes: &[Lane],
+    layer: usize,
+    n_batches: usize,
+    observed: &Observed,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    for (i, lane) in lanes.iter().enumerate() {
+        if lane.adapters.iter().any(|(a, _)| a.layers.contains_key(&layer)) {
+            let values = |t: &Tensor| -> Result<Vec<f32>> {
+                t.narrow(0, i * n_batches, n_batches).and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle)
+            };
+            sink.layer(i, layer, &values(&observed.q)?, &values(&observed.term)?)?;
+        }
+    }
+    Ok(())
+}
+
+fn report_logits(
+    base: &BaseModel,
+    x: &Tensor,
+    n_lanes: usize,
+    n_batches: usize,
+    wanted: &[usize],
+    device: &Device,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let head = Head::load(base, device)?;
+    let (_, n_positions, hidden) = x.dims3().map_err(candle)?;
+    let vocab_size = base.config.vocab_size;
+    let rows = x.reshape((n_lanes * n_batches * n_positions, hidden)).map_err(candle)?;
+    let all: Vec<_> = (0..n_batches).flat_map(|b| wanted.iter().map(move |p| (b, *p))).collect();
+    for chunk in all.chunks((LOGITS_VALUES / vocab_size / n_lanes).max(1)) {
+        // Position by position, the lanes side by side.
+        let index: Vec<u32> = chunk
+            .iter()
+            .flat_map(|(b, p)| (0..n_lanes).map(move |lane| ((lane * n_batches + b) * n_positions + p) as u32))
+            .collect();
+        let n = index.len();
+        let index = Tensor::from_vec(index, n, &device.0).map_err(candle)?;
+        let logits = head.forward(&rows.index_select(&index, 0).map_err(candle)?)?;
+        let logits: Vec<f32> = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)?;
+        for ((b, p), logits) in chunk.iter().zip(logits.chunks_exact(vocab_size * n_lanes)) {
+            let lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size).collect();
+            sink.logits(*b, *p, &lanes)?;
+        }
+    }
+    Ok(())
+}
