@@ -1,0 +1,186 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::ui::{self, Status, Ui};
+use super::usage;
+use crate::base::BaseModel;
+use crate::error::{Kind, Result, escape};
+use crate::pipeline::read_adapter;
+use crate::runner::DeviceChoice;
+use crate::verify::probe::Probe;
+use crate::verify::tensors::{self, TensorReport};
+use crate::verify::tolerance::Tolerance;
+use crate::verify::{Options, Prompts, Reference, Report, verify};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter.\nWithout --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ --against-base model/\n  ptplus verify adapter.gguf --against adapter/"
+)]
+pub struct Arguments {
+    /// Adapter: canonical folder, safetensors file or GGUF
+    adapter: PathBuf,
+    /// Base model: Hugging Face folder or GGUF
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// PyTorch's answer
+    #[arg(long, conflicts_with = "against", requires = "base")]
+    probe: Option<PathBuf>,
+    /// The adapter to compare with
+    #[arg(long, value_name = "ADAPTER")]
+    against: Option<PathBuf>,
+    /// The base under the other adapter, if it is another file
+    #[arg(long, value_name = "BASE", requires = "against", requires = "base")]
+    against_base: Option<PathBuf>,
+    /// Token ids to run with --against, separated by commas; once for each row
+    #[arg(long, value_name = "IDS", requires = "against")]
+    tokens: Vec<String>,
+    /// Seed of the random prompts for --against
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Rows of random prompts
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    rows: u16,
+    /// Tokens in a random prompt
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
+    length: u16,
+    /// Limits: f32, f16, bf16 or max_abs=X,mean_kl=Y; by default those of the coarsest type involved
+    #[arg(long)]
+    tolerance: Option<String>,
+    /// cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    if a.probe.is_none() && a.against.is_none() {
+        return Err(usage(
+            "verify",
+            "expected --probe (PyTorch's answer) or --against (another form of the adapter), found neither",
+        ));
+    }
+    let device = a.device.parse::<DeviceChoice>()?.open()?;
+    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
+    let adapter = read_adapter(&a.adapter, base.as_ref())?;
+    let other = a.against.as_deref().map(|p| read_adapter(p, against_base.as_ref().or(base.as_ref()))).transpose()?;
+    adapter.notes.iter().for_each(|n| ui.note(n));
+    let Some(base) = &base else {
+        let other = other.expect("clap wants --base with --probe");
+        let report = tensors::compare(&adapter, &other)?;
+        let status = if report.pass { Status::Ok } else { Status::Failed };
+        ui.result(status, json!(report), &tensor_text(&report));
+        return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
+    };
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let prompts = prompts(a)?;
+    let reference = match (&probe, &other) {
+        (Some(probe), _) => Reference::Probe(probe),
+        (None, Some(other)) => Reference::Adapter { adapter: other, base: against_base.as_ref(), prompts: &prompts },
+        (None, None) => unreachable!("checked at the start"),
+    };
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let report = verify(&adapter, base, reference, &Options { device: &device, tolerance, progress: &steps })?;
+    let status = if report.pass { Status::Ok } else { Status::Failed };
+    let mut document = json!(report);
+    if !ui.is_verbose() {
+        document.as_object_mut().map(|d| d.remove("positions"));
+    }
+    ui.result(status, document, &text(&report, a, ui.is_verbose()));
+    Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
+}
+
+fn prompts(a: &Arguments) -> Result<Prompts> {
+    if a.tokens.is_empty() {
+        return Ok(Prompts::Seeded { seed: a.seed, rows: a.rows.into(), length: a.length.into() });
+    }
+    let row = |text: &String| {
+        text.split(',')
+            .map(|id| {
+                id.trim()
+                    .parse::<u32>()
+                    .map_err(|_| usage("--tokens", format!("expected token ids separated by commas, found {id:?}")))
+            })
+            .collect::<Result<Vec<u32>>>()
+    };
+    a.tokens.iter().map(row).collect::<Result<_>>().map(Prompts::Tokens)
+}
+
+fn text(r: &Report, a: &Arguments, verbose: bool) -> String {
+    let mut out = String::new();
+    let m = &r.metrics;
+    let limit = |l: Option<f64>| l.map_or(String::new(), |l| format!("{l:.3e}"));
+    let mut rows = vec![
+        vec!["max |dlogit|".into(), format!("{:.3e}", m.max_abs), limit(r.limits.max_abs)],
+        vec!["mean |dlogit|".into(), format!("{:.3e}", m.mean_abs), limit(r.limits.mean_abs)],
+        vec!["mean KL".into(), format!("{:.3e}", m.mean_kl), limit(r.limits.mean_kl)],
+        vec!["max KL".into(), format!("{:.3e}", m.max_kl), limit(r.limits.max_kl)],
+        vec![
+            "top-1 agreement".into(),
+            format!("{:.2} %", m.top1_agreement * 100.0),
+            r.limits.top1_agreement.map_or(String::new(), |l| format!("{:.2} %", l * 100.0)),
+        ],
+    ];
+    if let Some(b) = &r.base_metrics {
+        rows.push(vec!["base alone, max |dlogit|".into(), format!("{:.3e}", b.max_abs), String::new()]);
+    }
+    let _ = writeln!(
+        out,
+        "{} positions compared, limits of {}, effect of the adapter {:.3e} (reference {:.3e})",
+        m.n_positions, r.tolerance, r.found_effect, r.effect
+    );
+    out.push_str(&ui::table(&["figure", "found", "limit"], &rows));
+    if let Some(w) = r.worst {
+        let _ = writeln!(
+            out,
+            "worst: row {}, position {}, token {}: expected {}, found {}",
+            w.batch, w.position, w.token, w.reference, w.found
+        );
+    }
+    if !r.layers.is_empty() {
+        let shown = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2e}"));
+        let worst =
+            r.layers.iter().max_by(|x, y| x.term_max_abs.unwrap_or(0.0).total_cmp(&y.term_max_abs.unwrap_or(0.0)));
+        if verbose {
+            let rows: Vec<Vec<String>> = r
+                .layers
+                .iter()
+                .map(|l| vec![l.layer.to_string(), shown(l.q_max_abs), shown(l.term_max_abs), shown(l.term_size)])
+                .collect();
+            out.push_str(&ui::table(&["layer", "max |dq|", "max |dterm|", "max |term|"], &rows));
+        } else if let Some(l) = worst {
+            let _ = writeln!(
+                out,
+                "layers: {} compared; largest difference of a term in layer {}: {} of {}",
+                r.layers.len(),
+                l.layer,
+                shown(l.term_max_abs),
+                shown(l.term_size)
+            );
+        }
+    }
+    for f in &r.failures {
+        let _ = writeln!(out, "failed: {} [{}]", f.message, f.code);
+    }
+    let _ = writeln!(out, "{} {}", ui::verdict(r.pass), escape(&a.adapter.to_string_lossy()));
+    out
+}
+
+fn tensor_text(r: &TensorReport) -> String {
+    let mut out = String::new();
+    for f in &r.config {
+        let _ = writeln!(out, "failed: {}", f.line());
+    }
+    for t in r.tensors.iter().filter(|t| t.failure.is_some()) {
+        let _ = writeln!(out, "failed: {}: {}", escape(&t.name), t.failure.as_deref().unwrap_or_default());
+    }
+    let _ = writeln!(
+        out,
+        "{} {} tensors compared, no model run: this shows that two files hold the same adapter, not that it is right",
+        ui::verdict(r.pass),
+        r.tensors.len()
+    );
+    out
+}

@@ -1,0 +1,225 @@
+//! A GGUF adapter: keys from the configuration, tensors in the architecture's row order.
+
+use serde_json::{Map, Value as Json};
+
+use super::canonical::layers_json;
+use super::types::{self, Format, OutType};
+use super::{OutputTensor, Plan, Written};
+use crate::adapter::gguf_names::{self as names, key};
+use crate::adapter::{Adapter, AdapterConfig, Role, RowOrder, StatedLayers};
+use crate::digest::source_sha256;
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Array, Metadata, Value};
+use crate::format::{TensorSpec, output::StagedFile};
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::row_order;
+use crate::validate::Validated;
+
+/// Placeholder for the source digest until the tensors have been read; as long as the digest.
+const DIGEST_PENDING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Plans the file for a base of this GGUF architecture.
+///
+/// Errors: [`Code::BaseArchitecture`] where the row order is not established; [`Code::GgufWrite`] for what the format
+/// cannot hold.
+pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, asked: OutType) -> Result<Plan> {
+    let order = RowOrder::of_gguf_architecture(architecture)
+        .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
+    let mut reordered = source.adapter().clone();
+    for (i, layer) in &reordered.layers {
+        if !row_order::fits(layer, order) {
+            return Err(Error::new(Code::GgufWrite, format!("expected an even head_dim, as row order {order} needs"))
+                .field(Adapter::canonical_name(*i, Role::Memory)));
+        }
+    }
+    row_order::apply_all(&mut reordered, order);
+    let tensors: Vec<OutputTensor> = reordered
+        .tensors()
+        .map(|(layer, role, t)| {
+            let dtype = types::choose(source, layer, role, t, Format::Gguf, asked);
+            OutputTensor { layer, role, source: file_axes(role, t.clone()), dtype }
+        })
+        .collect();
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|t| TensorSpec {
+            name: names::tensor_name(t.layer, t.role),
+            dtype: t.dtype,
+            shape: t.source.shape().to_vec(),
+        })
+        .collect();
+    let metadata = metadata(source, architecture, order, base_model_type, &tensors)?;
+    Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
+}
+
+/// Writes the source digest, now known, over its placeholder.
+pub fn patch_source_digest(plan: &Plan, source: &Validated, written: &Written, out: &StagedFile) -> Result<()> {
+    let digest = source_sha256(&source.origin.config_digest_text, written.sources.clone());
+    let offset = plan.file.value_offset(names::SOURCE_SHA256).expect("every plan has a place for the digest");
+    assert_eq!(digest.len(), DIGEST_PENDING.len());
+    out.write_all_at(offset, digest.as_bytes())
+}
+
+/// Canonical axes to GGUF's (outermost first): each head of M transposed, so that a matrix product contracts over F.
+fn file_axes(role: Role, t: LazyTensor) -> LazyTensor {
+    if role == Role::Memory { t.transpose(1, 2) } else { t }
+}
+
+fn metadata(
+    source: &Validated,
+    architecture: &str,
+    order: RowOrder,
+    base_model_type: Option<&str>,
+    tensors: &[OutputTensor],
+) -> Result<Metadata> {
+    let adapter = source.adapter();
+    let c = &adapter.config;
+    let g = &c.geometry;
+    let base = BaseName::of(c);
+    let mut m = Metadata::default();
+    let mut put = |k: &str, v: Value| m.insert(k, v);
+    put("general.architecture", architecture.into());
+    put("general.type", names::GENERAL_TYPE.into());
+    put("general.name", base.adapter_name().as_str().into());
+    put("general.file_type", Value::U32(file_type(tensors)));
+    if tensors.iter().any(|t| t.dtype.is_quantized()) {
+        put("general.quantization_version", Value::U32(2));
+    }
+    if let Some(name) = &base.name {
+        put("general.base_model.count", Value::U32(1));
+        put("general.base_model.0.name", name.as_str().into());
+        if let Some(organization) = &base.organization {
+            put("general.base_model.0.organization", organization.as_str().into());
+            put(
+                "general.base_model.0.repo_url",
+                format!("https://huggingface.co/{organization}/{name}").as_str().into(),
+            );
+        }
+        if let Some(revision) = c.extra.get("revision").and_then(Json::as_str) {
+            put("general.base_model.0.version", revision.into());
+        }
+    }
+    put("adapter.type", names::ADAPTER_TYPE.into());
+    put(&key("version"), Value::U32(names::VERSION));
+    put(&key("feature_map"), c.feature_map.name().into());
+    put(&key("query_tap"), c.query_tap.name().into());
+    put(&key("memory_sharing"), c.memory_sharing.name().into());
+    put(&key("query_scale"), Value::F32(c.query_scale as f32));
+    put(&key("memory_scale"), Value::F32(c.memory_scale as f32));
+    for (field, n) in [
+        ("block_count", g.n_layers),
+        ("head_count", g.n_heads),
+        ("head_count_kv", g.n_kv_heads),
+        ("key_length", g.head_dim),
+        ("value_length", g.value_head_dim),
+        ("feature_length", g.n_features),
+    ] {
+        put(&key(field), Value::U32(to_u32(field, n)?));
+    }
+    let layers = adapter.layers.keys().map(|&i| to_u32("layers", i)).collect::<Result<Vec<u32>>>()?;
+    put(&key("layers"), Value::Array(Array::from_u32(&layers)));
+    put(&key("query_order"), order.name().into());
+    put(names::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
+    put(names::SOURCE_SHA256, DIGEST_PENDING.into());
+    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type).as_str().into());
+    put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
+    Ok(m)
+}
+
+fn to_u32(field: &str, n: usize) -> Result<u32> {
+    u32::try_from(n)
+        .map_err(|_| Error::new(Code::GgufWrite, format!("expected at most {}, found {n}", u32::MAX)).field(key(field)))
+}
+
+/// What the configuration states beyond the keys, as compact JSON; see `docs/FORMAT.md`.
+fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
+    let c = &adapter.config;
+    let mut out: Map<String, Json> = c.extra.clone();
+    for (name, exact) in [("query_scale", c.query_scale), ("memory_scale", c.memory_scale)] {
+        // The key holds F32. Its shortest decimal gives most scales back (0.1); keep the others as they were.
+        let stored = exact as f32;
+        if stored.to_string().parse() != Ok(exact) {
+            out.insert(name.into(), exact.into());
+        }
+    }
+    let implied = if adapter.layers.len() == c.geometry.n_layers {
+        StatedLayers::All
+    } else {
+        StatedLayers::List(adapter.layers.keys().copied().collect())
+    };
+    if c.layers_to_transform.as_ref().is_some_and(|stated| *stated != implied) {
+        out.insert("layers_to_transform".into(), layers_json(adapter));
+    }
+    if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
+        out.insert("base_model_type".into(), model_type.into());
+    }
+    Json::Object(out).to_string()
+}
+
+fn source_dtypes(source: &Validated) -> String {
+    let recorded = &source.origin.recorded_dtypes;
+    let map: Map<String, Json> = source
+        .adapter()
+        .tensors()
+        .map(|(i, role, t)| {
+            let name = Adapter::canonical_name(i, role);
+            let dtype = recorded.get(&name).copied().unwrap_or(t.dtype());
+            (name, dtype.name().into())
+        })
+        .collect();
+    Json::Object(map).to_string()
+}
+
+/// `general.file_type`: llama.cpp's number for the type that M has. Source: `enum llama_ftype` in llama.h.
+fn file_type(tensors: &[OutputTensor]) -> u32 {
+    match tensors.iter().find(|t| t.role == Role::Memory).map(|t| t.dtype) {
+        Some(DType::F16) => 1,
+        Some(DType::Q4_0) => 2,
+        Some(DType::Q4_1) => 3,
+        Some(DType::Q8_0) => 7,
+        Some(DType::Q5_0) => 8,
+        Some(DType::Q5_1) => 9,
+        Some(DType::Q2_K) => 10,
+        Some(DType::Q3_K) => 12,
+        Some(DType::Q4_K) => 15,
+        Some(DType::Q5_K) => 17,
+        Some(DType::Q6_K) => 18,
+        Some(DType::BF16) => 32,
+        _ => 0,
+    }
+}
+
+/// What `base_model_name_or_path` says about the base's name. It is data: shown, never opened, never fetched.
+struct BaseName {
+    organization: Option<String>,
+    name: Option<String>,
+}
+
+impl BaseName {
+    fn of(c: &AdapterConfig) -> BaseName {
+        let text = c.extra.get("base_model_name_or_path").and_then(Json::as_str).unwrap_or_default();
+        // `organization/name` is a hub name. Anything else is a path of the trainer's machine: keep its last part.
+        let is_part = |s: &str| {
+            !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        match text.split_once('/') {
+            Some((organization, name)) if is_part(organization) && is_part(name) => {
+                BaseName { organization: Some(organization.into()), name: Some(name.into()) }
+            }
+            _ => {
+                let last = text.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+                BaseName {
+                    organization: None,
+                    name: (!last.is_empty() && !last.contains('\0')).then(|| last.to_owned()),
+                }
+            }
+        }
+    }
+
+    fn adapter_name(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{name} Prefix-Tuning+"),
+            None => "Prefix-Tuning+ adapter".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Pieces with a role to an [`Adapter`]: shared by every source.
+
+use std::collections::BTreeMap;
+
+use super::stated::Stated;
+use crate::adapter::{Adapter, AdapterConfig, AdapterLayer, Geometry, MemorySharing, Role, StatedLayers};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::finding::Finding;
+use crate::tensor::LazyTensor;
+
+/// The layers of an adapter, keyed by layer and role.
+pub(super) type Pieces = BTreeMap<(usize, Role), LazyTensor>;
+
+/// Layers from pieces. A layer without memory, or a bias without its weight, becomes a finding and is left out.
+pub(super) fn layers(mut pieces: Pieces, findings: &mut Vec<Finding>) -> BTreeMap<usize, AdapterLayer> {
+    let numbers: std::collections::BTreeSet<usize> = pieces.keys().map(|(i, _)| *i).collect();
+    let mut layers = BTreeMap::new();
+    for i in numbers {
+        let mut part = |role| pieces.remove(&(i, role));
+        let (memory, feature_weight, feature_bias, normalizer) =
+            (part(Role::Memory), part(Role::FeatureWeight), part(Role::FeatureBias), part(Role::Normalizer));
+        if feature_bias.is_some() && feature_weight.is_none() {
+            findings.push(Finding::new(
+                Code::AdapterMissing,
+                Adapter::canonical_name(i, Role::FeatureWeight),
+                "a weight beside the bias",
+                "no such tensor",
+            ));
+        }
+        match memory {
+            Some(memory) => {
+                layers.insert(
+                    i,
+                    AdapterLayer {
+                        memory,
+                        feature_bias: feature_bias.filter(|_| feature_weight.is_some()),
+                        feature_weight,
+                        normalizer,
+                    },
+                );
+            }
+            None => findings.push(Finding::new(
+                Code::AdapterMissing,
+                Adapter::canonical_name(i, Role::Memory),
+                "a memory in this layer, which has other tensors",
+                "no such tensor",
+            )),
+        }
+    }
+    layers
+}
+
+/// Checks the layers that the source states against those found.
+pub(super) fn check_stated_layers(
+    stated: Option<&StatedLayers>,
+    n_layers: usize,
+    found: &BTreeMap<usize, AdapterLayer>,
+    findings: &mut Vec<Finding>,
+) {
+    let missing = |i: usize| {
+        Finding::new(
+            Code::AdapterMissing,
+            Adapter::canonical_name(i, Role::Memory),
+            "a memory in every stated layer",
+            "no such tensor",
+        )
+    };
+    match stated {
+        None => {}
+        Some(StatedLayers::All) => findings.extend((0..n_layers).filter(|i| !found.contains_key(i)).map(missing)),
+        Some(StatedLayers::List(list)) => {
+            findings.extend(list.iter().filter(|i| !found.contains_key(i)).map(|&i| missing(i)));
+            findings.extend(found.keys().filter(|i| !list.contains(i)).map(|&i| {
+                Finding::new(
+                    Code::AdapterLeftOver,
+                    Adapter::canonical_name(i, Role::Memory),
+                    format!("only the layers of layers_to_transform {list:?}"),
+                    format!("weights for layer {i}"),
+                )
+            }));
+        }
+    }
+}
+
+/// The configuration: conventions as stated, sizes as stated or else from the tensors' shapes or the base.
+///
+/// Errors: [`Code::ConventionOpen`], listing every convention that nothing states and how to state it.
+pub(super) fn config(
+    stated: Stated,
+    layers: &BTreeMap<usize, AdapterLayer>,
+    base: Option<&BaseModel>,
+) -> Result<AdapterConfig> {
+    let open = stated.open_conventions();
+    let first = layers.values().next();
+    let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
+    let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
+    let n_memories = memory.first().copied();
+    let n_features = stated.num_features.or(memory.get(1).copied());
+    let head_dim = stated.head_dim.or(match &weight {
+        Some(w) => w.get(2).copied(),
+        None => n_features,
+    });
+    let heads_by_shape = |sharing| (stated.memory_sharing == Some(sharing)).then_some(n_memories).flatten();
+    let n_heads =
+        stated.num_attention_heads.or(heads_by_shape(MemorySharing::PerHead)).or(base.map(|b| b.config.n_heads));
+    let n_kv_heads =
+        stated.num_key_value_heads.or(heads_by_shape(MemorySharing::PerKvHead)).or(base.map(|b| b.config.n_kv_heads));
+    let n_layers = stated.num_layers.or(base.map(|b| b.config.n_layers));
+    let value_head_dim = memory.get(2).copied().or(base.map(|b| b.config.value_head_dim)).or(head_dim);
+
+    let mut missing: Vec<&str> = open.clone();
+    let sizes = [
+        ("num_features", n_features),
+        ("head_dim", head_dim),
+        ("num_attention_heads", n_heads),
+        ("num_key_value_heads", n_kv_heads),
+        ("num_layers", n_layers),
+    ];
+    missing.extend(sizes.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| *k));
+    let (Some(feature_map), Some(query_tap), Some(query_scale), Some(memory_scale), Some(memory_sharing)) =
+        (stated.feature_map, stated.query_tap, stated.query_scale, stated.memory_scale, stated.memory_sharing)
+    else {
+        return Err(still_open(&missing));
+    };
+    let (Some(n_features), Some(head_dim), Some(n_heads), Some(n_kv_heads), Some(n_layers), Some(value_head_dim)) =
+        (n_features, head_dim, n_heads, n_kv_heads, n_layers, value_head_dim)
+    else {
+        return Err(still_open(&missing));
+    };
+    Ok(AdapterConfig {
+        feature_map,
+        query_tap,
+        query_scale,
+        memory_scale,
+        memory_sharing,
+        geometry: Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, n_features },
+        layers_to_transform: stated.layers_to_transform,
+        base_model_type: stated.base_model_type,
+        extra: stated.extra,
+    })
+}
+
+fn still_open(keys: &[&str]) -> Error {
+    Error::new(
+        Code::ConventionOpen,
+        format!(
+            "{} {} stated nowhere; state them in adapter_config.json (sizes also follow from --base)",
+            keys.join(", "),
+            if keys.len() == 1 { "is" } else { "are" }
+        ),
+    )
+}

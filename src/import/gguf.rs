@@ -1,0 +1,256 @@
+//! A GGUF adapter: metadata keys to a configuration, tensors back to canonical shapes and Hugging Face order.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::assemble::{self, Pieces};
+use super::ledger::{Entry, Fate, Ledger};
+use super::stated::Stated;
+use super::{Imported, Origin};
+use crate::adapter::gguf_names::{self as names, key};
+use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::finding::Finding;
+use crate::format::gguf::{Gguf, Metadata};
+use crate::format::json;
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::row_order;
+
+pub(super) fn import(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
+    read(path, file, base).map_err(|e| e.file(path))
+}
+
+/// Whether a GGUF file says that it is an adapter of this kind.
+pub(crate) fn is_adapter(metadata: &Metadata) -> Result<bool> {
+    Ok(metadata.str("general.type")? == Some(names::GENERAL_TYPE)
+        && metadata.str("adapter.type")? == Some(names::ADAPTER_TYPE))
+}
+
+fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
+    let meta = &file.metadata;
+    if !is_adapter(meta)? {
+        let found = match (meta.str("general.type")?, meta.str("adapter.type")?) {
+            (Some("adapter"), Some(other)) => format!("an adapter of type {other:?}"),
+            (kind, _) => format!("general.type {kind:?}"),
+        };
+        return Err(Error::new(
+            Code::AdapterKind,
+            format!("expected a {} adapter, found {found}", names::ADAPTER_TYPE),
+        ));
+    }
+    let version = required(meta.u32(&key("version"))?, "version")?;
+    if version != names::VERSION {
+        return Err(Error::new(
+            Code::ConfigUnsupported,
+            format!("expected version {}, found {version}", names::VERSION),
+        )
+        .field(key("version")));
+    }
+    let architecture = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
+    let order = row_order(meta, &architecture)?;
+    let (stated, value_length) = stated(meta)?;
+    let config_digest_text = config_digest_text(file)?;
+
+    let mut findings = Vec::new();
+    let mut pieces = Pieces::new();
+    let mut ledger = Ledger::default();
+    for t in &file.tensors {
+        let tensor = t.lazy()?;
+        let fate = match names::parse_tensor_name(&t.name) {
+            Some((layer, role)) => {
+                pieces.insert((layer, role), canonical_axes(role, tensor.clone()));
+                Fate::Consumed { layer, role }
+            }
+            None => {
+                findings.push(Finding::new(
+                    Code::AdapterLeftOver,
+                    &t.name,
+                    "only tensors of a Prefix-Tuning+ adapter",
+                    "a tensor that belongs to no part of the adapter",
+                ));
+                Fate::LeftOver
+            }
+        };
+        ledger.entries.push(Entry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), tensor, fate });
+    }
+    let mut layers = assemble::layers(pieces, &mut findings);
+    for (&i, layer) in &mut layers {
+        if !row_order::fits(layer, order) {
+            return Err(Error::new(
+                Code::AdapterShape,
+                format!("expected a tensor of 3 dimensions whose query axis is even, as row order {order} needs, found {:?}", layer.memory.shape()),
+            )
+            .field(names::tensor_name(i, Role::Memory)));
+        }
+        row_order::undo(layer, order);
+    }
+    let mut config = assemble::config(stated, &layers, base)?;
+    config.geometry.value_head_dim = value_length;
+    assemble::check_stated_layers(
+        config.layers_to_transform.as_ref(),
+        config.geometry.n_layers,
+        &layers,
+        &mut findings,
+    );
+    config.layers_to_transform = stated_layers(meta)?;
+    Ok(Imported {
+        adapter: Adapter { config, layers },
+        ledger,
+        findings,
+        origin: Origin {
+            path: path.to_owned(),
+            files: file.files.iter().map(|f| f.to_path_buf()).collect(),
+            layout: "GGUF",
+            gguf_architecture: Some(architecture),
+            row_order: order,
+            recorded_dtypes: recorded_dtypes(meta)?,
+            recorded_source_sha256: meta.str(names::SOURCE_SHA256)?.map(str::to_owned),
+            config_digest_text,
+        },
+    })
+}
+
+/// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.
+fn canonical_axes(role: Role, t: LazyTensor) -> LazyTensor {
+    match (role, t.shape().len()) {
+        (Role::Memory, 3) => t.transpose(1, 2), // [H', D_v, F] -> [H', F, D_v]
+        // Writers drop a trailing dimension of 1: one shared memory may come without its head axis.
+        (Role::Memory, 2) => t.unsqueeze0().transpose(1, 2),
+        (Role::FeatureWeight, 2) | (Role::FeatureBias | Role::Normalizer, 1) => t.unsqueeze0(),
+        _ => t,
+    }
+}
+
+fn row_order(meta: &Metadata, architecture: &str) -> Result<RowOrder> {
+    let field = key("query_order");
+    let by_architecture = RowOrder::of_gguf_architecture(architecture).ok_or_else(|| unlisted(architecture))?;
+    let text = meta.str(&field)?.ok_or_else(|| missing(&field))?;
+    let order = RowOrder::parse(text).ok_or_else(|| {
+        Error::new(Code::ConfigUnsupported, format!("expected norm or neox, found {text:?}")).field(&field)
+    })?;
+    if order != by_architecture {
+        // A runtime keeps q in its architecture's order; a file in the other order would give wrong numbers there.
+        return Err(Error::new(
+            Code::AdapterMismatch,
+            format!("expected {by_architecture}, the row order of architecture {architecture:?}, found {order}"),
+        )
+        .field(&field));
+    }
+    Ok(order)
+}
+
+/// The refusal of an architecture whose row order nobody has established.
+pub(crate) fn unlisted(architecture: &str) -> Error {
+    let known: Vec<_> = RowOrder::known_architectures().collect();
+    Error::new(
+        Code::BaseArchitecture,
+        format!("expected an architecture of known row order ({}), found {architecture:?}", known.join(", ")),
+    )
+    .field("general.architecture")
+}
+
+/// The configuration as its keys state it, and the value length, which `adapter_config.json` has no key for.
+fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
+    let size = |field: &str| required(meta.u32(&key(field))?, field).map(|n| n as usize);
+    let text = |field: &str| required(meta.str(&key(field))?, field);
+    let scale = |field: &str| required(meta.f32(&key(field))?, field);
+    let mut source = source_config(meta)?;
+    // A scale that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
+    let mut exact = |field: &str, stored: f32| match source.shift_remove(field) {
+        // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
+        None => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
+        Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
+        Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
+            .field(format!("{}: {field}", names::SOURCE_CONFIG))),
+    };
+    let query_scale = exact("query_scale", scale("query_scale")?)?;
+    let memory_scale = exact("memory_scale", scale("memory_scale")?)?;
+    source.shift_remove("layers_to_transform");
+    let mut config = source;
+    for (name, value) in [
+        ("feature_map", Value::from(text("feature_map")?)),
+        ("query_tap", text("query_tap")?.into()),
+        ("query_scale", query_scale),
+        ("memory_scale", memory_scale),
+        ("memory_sharing", text("memory_sharing")?.into()),
+        ("num_layers", size("block_count")?.into()),
+        ("num_attention_heads", size("head_count")?.into()),
+        ("num_key_value_heads", size("head_count_kv")?.into()),
+        ("head_dim", size("key_length")?.into()),
+        ("num_features", size("feature_length")?.into()),
+        ("layers_to_transform", layer_list(meta)?.into()),
+    ] {
+        if config.insert(name.to_owned(), value).is_some() {
+            return Err(Error::new(
+                Code::ConfigField,
+                format!("expected only what has no key of its own, found {name:?}"),
+            )
+            .field(names::SOURCE_CONFIG));
+        }
+    }
+    let stated = Stated::from_json(Value::Object(config))?;
+    Ok((stated, size("value_length")?))
+}
+
+fn layer_list(meta: &Metadata) -> Result<Vec<u32>> {
+    required(meta.u32_array(&key("layers"))?, "layers")
+}
+
+/// `layers_to_transform` as the first source stated it, where that is recorded; else as the list implies.
+fn stated_layers(meta: &Metadata) -> Result<Option<StatedLayers>> {
+    match source_config(meta)?.shift_remove("layers_to_transform") {
+        None => Ok(None),
+        Some(v) => {
+            let only: serde_json::Map<_, _> = [("layers_to_transform".to_owned(), v)].into_iter().collect();
+            Ok(Stated::from_json(Value::Object(only))?.layers_to_transform)
+        }
+    }
+}
+
+fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
+    let Some(text) = meta.str(names::SOURCE_CONFIG)? else { return Ok(Default::default()) };
+    match json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
+        Value::Object(map) => Ok(map),
+        other => {
+            Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {other}"))
+                .field(names::SOURCE_CONFIG))
+        }
+    }
+}
+
+fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
+    let Some(text) = meta.str(names::SOURCE_DTYPES)? else { return Ok(BTreeMap::new()) };
+    let wrong = |found: String| {
+        Error::new(Code::ConfigField, format!("expected a JSON object of type names, found {found}"))
+            .field(names::SOURCE_DTYPES)
+    };
+    let Value::Object(map) = json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_DTYPES))? else {
+        return Err(wrong(text.chars().take(40).collect()));
+    };
+    map.into_iter()
+        .map(|(name, v)| match v.as_str().and_then(DType::from_safetensors_name).filter(|d| d.is_float()) {
+            Some(dtype) => Ok((name, dtype)),
+            None => Err(wrong(format!("{name}: {v}"))),
+        })
+        .collect()
+}
+
+/// The metadata that defines the adapter, as text for the source digest.
+fn config_digest_text(file: &Gguf) -> Result<String> {
+    let mut map = serde_json::Map::new();
+    for (k, v) in file.metadata.iter() {
+        map.insert(k.to_owned(), v.to_json(None));
+    }
+    Ok(crate::digest::sorted_compact_json(&Value::Object(map)))
+}
+
+fn required<T>(value: Option<T>, field: &str) -> Result<T> {
+    value.ok_or_else(|| missing(&key(field)))
+}
+
+fn missing(key: &str) -> Error {
+    Error::new(Code::GgufKey, "expected this key, found none").field(key)
+}

@@ -1,0 +1,225 @@
+//! What a source states about its adapter: `adapter_config.json`, read strictly, nothing assumed.
+
+use serde_json::{Map, Value};
+
+use crate::adapter::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
+use crate::error::{Code, Error, Result};
+
+/// `peft_type` of the canonical layout.
+pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
+
+/// Largest layer count accepted. The deepest published transformers have about 130 blocks.
+const MAX_LAYERS: usize = 4096;
+/// Largest head count accepted; published models stay at or below 128.
+const MAX_HEADS: usize = 4096;
+/// Largest head length or feature count accepted; published head lengths stay at or below 512.
+const MAX_FEATURES: usize = 1 << 20;
+
+/// What is stated; `None` is not stated, which for a convention means *open*: nobody guesses it.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[allow(missing_docs)] // the fields are the keys of adapter_config.json
+pub struct Stated {
+    pub feature_map: Option<FeatureMap>,
+    pub query_tap: Option<QueryTap>,
+    pub query_scale: Option<f64>,
+    pub memory_scale: Option<f64>,
+    pub memory_sharing: Option<MemorySharing>,
+    pub num_layers: Option<usize>,
+    pub num_attention_heads: Option<usize>,
+    pub num_key_value_heads: Option<usize>,
+    pub head_dim: Option<usize>,
+    pub num_features: Option<usize>,
+    pub layers_to_transform: Option<StatedLayers>,
+    pub base_model_type: Option<String>,
+    /// All other keys, in order.
+    pub extra: Map<String, Value>,
+}
+
+impl Stated {
+    /// Reads a parsed `adapter_config.json`.
+    ///
+    /// Errors: [`Code::AdapterKind`] for another `peft_type`; [`Code::ConfigField`] for a field of the wrong type or
+    /// out of range; [`Code::ConfigUnsupported`] for an unknown feature map, tap or sharing.
+    pub fn from_json(config: Value) -> Result<Stated> {
+        let Value::Object(mut map) = config else {
+            return Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {}", kind_of(&config))));
+        };
+        if let Some(peft_type) = map.get("peft_type") {
+            match peft_type.as_str() {
+                Some(PEFT_TYPE) => {}
+                Some(other) => {
+                    return Err(Error::new(
+                        Code::AdapterKind,
+                        format!("expected {PEFT_TYPE:?}, found {other:?}: ptplus reads Prefix-Tuning+ adapters only"),
+                    )
+                    .field("peft_type"));
+                }
+                None => return Err(wrong("peft_type", "a string", peft_type)),
+            }
+        }
+        let n_layers = take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?;
+        let stated = Stated {
+            feature_map: take(&mut map, "feature_map", |k, v| choice(k, v, FeatureMap::parse, FeatureMap::ALL))?,
+            query_tap: take(&mut map, "query_tap", |k, v| choice(k, v, QueryTap::parse, QueryTap::ALL))?,
+            query_scale: take(&mut map, "query_scale", scale)?,
+            memory_scale: take(&mut map, "memory_scale", scale)?,
+            memory_sharing: take(&mut map, "memory_sharing", |k, v| {
+                choice(k, v, MemorySharing::parse, MemorySharing::ALL)
+            })?,
+            num_layers: n_layers,
+            num_attention_heads: take(&mut map, "num_attention_heads", |k, v| count(k, v, MAX_HEADS))?,
+            num_key_value_heads: take(&mut map, "num_key_value_heads", |k, v| count(k, v, MAX_HEADS))?,
+            head_dim: take(&mut map, "head_dim", |k, v| count(k, v, MAX_FEATURES))?,
+            num_features: take(&mut map, "num_features", |k, v| count(k, v, MAX_FEATURES))?,
+            layers_to_transform: map
+                .shift_remove("layers_to_transform")
+                .map(|v| layers("layers_to_transform", &v))
+                .transpose()?,
+            base_model_type: take(&mut map, "base_model_type", |k, v| {
+                v.as_str().map(str::to_owned).ok_or_else(|| wrong(k, "a string", v))
+            })?,
+            extra: map,
+        };
+        if let (Some(h), Some(kv)) = (stated.num_attention_heads, stated.num_key_value_heads)
+            && !h.is_multiple_of(kv)
+        {
+            return Err(Error::new(
+                Code::ConfigField,
+                format!("expected a divisor of num_attention_heads = {h}, found {kv}"),
+            )
+            .field("num_key_value_heads"));
+        }
+        Ok(stated)
+    }
+
+    /// The conventions that are stated nowhere, by their key.
+    pub fn open_conventions(&self) -> Vec<&'static str> {
+        let open = [
+            ("feature_map", self.feature_map.is_none()),
+            ("query_tap", self.query_tap.is_none()),
+            ("query_scale", self.query_scale.is_none()),
+            ("memory_scale", self.memory_scale.is_none()),
+            ("memory_sharing", self.memory_sharing.is_none()),
+        ];
+        open.into_iter().filter(|(_, open)| *open).map(|(key, _)| key).collect()
+    }
+}
+
+/// Removes `key` and reads it; an explicit null counts as not stated.
+fn take<T>(map: &mut Map<String, Value>, key: &str, read: impl Fn(&str, &Value) -> Result<T>) -> Result<Option<T>> {
+    match map.shift_remove(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(v) => read(key, &v).map(Some),
+    }
+}
+
+fn count(key: &str, v: &Value, max: usize) -> Result<usize> {
+    v.as_u64()
+        .and_then(|n| usize::try_from(n).ok())
+        .filter(|n| (1..=max).contains(n))
+        .ok_or_else(|| wrong(key, &format!("an integer from 1 to {max}"), v))
+}
+
+fn scale(key: &str, v: &Value) -> Result<f64> {
+    // GGUF stores F32, and so do the engines' kernels: a scale beyond it would become Inf there.
+    v.as_f64().filter(|x| (*x as f32).is_finite()).ok_or_else(|| wrong(key, "a finite number within F32", v))
+}
+
+fn choice<T: std::fmt::Display>(key: &str, v: &Value, parse: impl Fn(&str) -> Option<T>, all: &[T]) -> Result<T> {
+    let text = v.as_str().ok_or_else(|| wrong(key, "a string", v))?;
+    parse(text).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|x| x.to_string()).collect();
+        Error::new(Code::ConfigUnsupported, format!("expected one of {}, found {text:?}", names.join(", "))).field(key)
+    })
+}
+
+fn layers(key: &str, v: &Value) -> Result<StatedLayers> {
+    let one = |v: &Value| v.as_u64().map(|n| n as usize).filter(|n| *n < MAX_LAYERS);
+    match v {
+        Value::Null => Ok(StatedLayers::All),
+        Value::Number(_) => one(v).map(|n| StatedLayers::List(vec![n])).ok_or_else(|| wrong(key, "layer numbers", v)),
+        Value::Array(items) => {
+            if items.len() > MAX_LAYERS {
+                return Err(wrong(key, &format!("at most {MAX_LAYERS} layer numbers"), v));
+            }
+            let list: Vec<usize> = items
+                .iter()
+                .map(|i| one(i).ok_or_else(|| wrong(key, &format!("layer numbers below {MAX_LAYERS}"), i)))
+                .collect::<Result<_>>()?;
+            let distinct: std::collections::BTreeSet<_> = list.iter().collect();
+            if distinct.len() != list.len() {
+                return Err(wrong(key, "each layer once", v));
+            }
+            Ok(StatedLayers::List(list))
+        }
+        _ => Err(wrong(key, "null or a list of layer numbers", v)),
+    }
+}
+
+fn wrong(key: &str, expected: &str, found: &Value) -> Error {
+    let mut text = found.to_string();
+    if text.len() > 80 {
+        text = format!("{}...", text.chars().take(77).collect::<String>());
+    }
+    Error::new(Code::ConfigField, format!("expected {expected}, found {text}")).field(key)
+}
+
+fn kind_of(v: &Value) -> &'static str {
+    match v {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_wrong_field_is_named_with_its_code() {
+        let cases = [
+            (json!([]), Code::ConfigField, ""),
+            (json!({"peft_type": "LORA"}), Code::AdapterKind, "peft_type"),
+            (json!({"peft_type": 3}), Code::ConfigField, "peft_type"),
+            (json!({"feature_map": "elu2"}), Code::ConfigUnsupported, "feature_map"),
+            (json!({"feature_map": 1}), Code::ConfigField, "feature_map"),
+            (json!({"query_tap": "mid_rope"}), Code::ConfigUnsupported, "query_tap"),
+            (json!({"query_scale": "1"}), Code::ConfigField, "query_scale"),
+            (json!({"memory_scale": 1e200}), Code::ConfigField, "memory_scale"),
+            (json!({"num_layers": 0}), Code::ConfigField, "num_layers"),
+            (json!({"num_layers": -1}), Code::ConfigField, "num_layers"),
+            (json!({"num_layers": 2.0}), Code::ConfigField, "num_layers"),
+            (json!({"num_attention_heads": 1u64 << 40}), Code::ConfigField, "num_attention_heads"),
+            (json!({"num_attention_heads": 4, "num_key_value_heads": 3}), Code::ConfigField, "num_key_value_heads"),
+            (json!({"layers_to_transform": [0, 0]}), Code::ConfigField, "layers_to_transform"),
+            (json!({"layers_to_transform": [-1]}), Code::ConfigField, "layers_to_transform"),
+            (json!({"layers_to_transform": "all"}), Code::ConfigField, "layers_to_transform"),
+        ];
+        for (config, code, field) in cases {
+            let e = Stated::from_json(config.clone()).unwrap_err();
+            assert_eq!(e.code(), code, "{config}");
+            assert_eq!(e.field_name().unwrap_or(""), field, "{config}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_assumed() {
+        let s = Stated::from_json(json!({"base_model_name_or_path": "x"})).unwrap();
+        assert_eq!(s.open_conventions(), ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"]);
+        assert_eq!(s.extra["base_model_name_or_path"], "x");
+    }
+
+    #[test]
+    fn null_is_all_layers_and_absent_is_not() {
+        assert_eq!(
+            Stated::from_json(json!({"layers_to_transform": null})).unwrap().layers_to_transform,
+            Some(StatedLayers::All)
+        );
+        assert_eq!(Stated::from_json(json!({})).unwrap().layers_to_transform, None);
+    }
+}

@@ -1,0 +1,320 @@
+//! What a file or folder is and what it holds. Reads headers and configuration only.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value as Json, json};
+
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Kind, Result};
+use crate::finding::Finding;
+use crate::format::gguf::{self, Gguf};
+use crate::format::{StoredTensor, safetensors};
+use crate::import::source::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE};
+use crate::import::{self, Imported, ledger::Fate};
+
+/// Array elements shown of a metadata value; tokenizers have a hundred thousand.
+const SHOWN_ELEMENTS: usize = 8;
+
+/// What lies at a path.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inspection {
+    /// The path given.
+    pub path: PathBuf,
+    /// `adapter`, `base`, `gguf` or `safetensors`.
+    pub kind: &'static str,
+    /// `GGUF v3`, `safetensors`, ...
+    pub format: String,
+    /// Bytes of all files.
+    pub len_bytes: u64,
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// Metadata of the container, or the configuration of a folder.
+    pub metadata: Map<String, Json>,
+    /// What the adapter is, if it is one.
+    pub adapter: Option<AdapterSummary>,
+    /// What the base is, if it is one.
+    pub base: Option<BaseSummary>,
+    /// Every tensor.
+    pub tensors: Vec<TensorLine>,
+    /// Elements of all tensors.
+    pub n_parameters: u64,
+    /// What does not hold.
+    pub findings: Vec<Finding>,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// The conventions and sizes of an adapter.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the fields are the keys of adapter_config.json
+pub struct AdapterSummary {
+    pub layout: &'static str,
+    pub feature_map: String,
+    pub query_tap: String,
+    pub query_scale: f64,
+    pub memory_scale: f64,
+    pub memory_sharing: String,
+    pub num_layers: usize,
+    pub adapted_layers: Vec<usize>,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub value_head_dim: usize,
+    pub num_features: usize,
+    pub row_order: String,
+}
+
+/// The sizes of a base model.
+#[derive(Debug, Clone, Serialize)]
+#[allow(missing_docs)] // the fields are the keys of config.json
+pub struct BaseSummary {
+    pub family: String,
+    pub gguf_architecture: String,
+    pub row_order: String,
+    pub num_layers: usize,
+    pub hidden_size: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub head_dim: usize,
+    pub vocab_size: usize,
+    pub tied_embeddings: bool,
+}
+
+/// One tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorLine {
+    /// Name in the file.
+    pub name: String,
+    /// Type in the file.
+    pub dtype: String,
+    /// Shape, outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes.
+    pub len_bytes: u64,
+    /// `memory of layer 3`, `left over`, ... for adapters.
+    pub role: Option<String>,
+}
+
+/// Looks at `path`. Errors: those of the formats; [`Code::UnknownFormat`].
+pub fn inspect(path: &Path) -> Result<Inspection> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    if !meta.is_dir() {
+        return file(path);
+    }
+    if [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file()) {
+        return adapter(path);
+    }
+    if path.join("config.json").is_file() {
+        return base_folder(path);
+    }
+    Err(Error::new(Code::UnknownFormat, format!("expected a folder with {CONFIG_FILE} or config.json, found neither"))
+        .file(path))
+}
+
+fn file(path: &Path) -> Result<Inspection> {
+    let bytes = crate::format::mmap::map_file(path)?;
+    if gguf::is_gguf(&bytes) {
+        let file = gguf::open(path)?;
+        if import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
+            let mut out = adapter(path)?;
+            describe_gguf(&mut out, &file);
+            return Ok(out);
+        }
+        return plain_gguf(path, file);
+    }
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let is_index = name.ends_with(".safetensors.index.json");
+    if !is_index && !safetensors::is_safetensors(&bytes) {
+        return Err(Error::new(Code::UnknownFormat, "expected GGUF or safetensors, found neither").file(path));
+    }
+    let opened = if is_index { safetensors::open_index(path)? } else { safetensors::open(path)? };
+    if path.with_file_name(CONFIG_FILE).is_file() && name.starts_with("adapter_model") {
+        return adapter(path);
+    }
+    let mut out = empty(path, "safetensors", "safetensors".into());
+    out.metadata = opened.metadata.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
+    list(&mut out, &opened.tensors);
+    Ok(out)
+}
+
+fn adapter(path: &Path) -> Result<Inspection> {
+    match import::read(path, None) {
+        Ok(imported) => Ok(adapter_inspection(path, imported)),
+        // What is not settled is worth showing, not refusing: this is the command that people turn to.
+        Err(e) if e.kind() == Kind::Unsupported && e.code() == Code::ConventionOpen => {
+            let import::source::Source::Tensors(source) = import::source::open(path)? else { return Err(e) };
+            let mut out = empty(path, "adapter", "safetensors".into());
+            if let Some((_, Json::Object(config))) = source.config {
+                out.metadata = config;
+            }
+            out.tensors = source
+                .tensors
+                .iter()
+                .map(|t| TensorLine {
+                    name: t.name.clone(),
+                    dtype: t.tensor.stored_dtype().name().into(),
+                    shape: t.tensor.shape().to_vec(),
+                    len_bytes: t.tensor.stored_parts().map(|p| p.len() as u64).sum(),
+                    role: None,
+                })
+                .collect();
+            out.notes.push(e.message().to_owned());
+            finish(&mut out, source.files);
+            Ok(out)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
+    let c = &imported.adapter.config;
+    let g = &c.geometry;
+    let mut out = empty(path, "adapter", "safetensors".into());
+    out.adapter = Some(AdapterSummary {
+        layout: imported.origin.layout,
+        feature_map: c.feature_map.to_string(),
+        query_tap: c.query_tap.to_string(),
+        query_scale: c.query_scale,
+        memory_scale: c.memory_scale,
+        memory_sharing: c.memory_sharing.to_string(),
+        num_layers: g.n_layers,
+        adapted_layers: imported.adapter.layers.keys().copied().collect(),
+        num_attention_heads: g.n_heads,
+        num_key_value_heads: g.n_kv_heads,
+        head_dim: g.head_dim,
+        value_head_dim: g.value_head_dim,
+        num_features: g.n_features,
+        row_order: imported.origin.row_order.to_string(),
+    });
+    out.metadata = c.extra.clone();
+    out.tensors = imported
+        .ledger
+        .entries
+        .iter()
+        .map(|e| TensorLine {
+            name: e.name.clone(),
+            dtype: e.dtype.name().into(),
+            shape: e.shape.clone(),
+            len_bytes: e.tensor.stored_parts().map(|p| p.len() as u64).sum(),
+            role: Some(match &e.fate {
+                Fate::Consumed { layer, role } => format!("{role} of layer {layer}"),
+                Fate::Ignored { reason } => format!("ignored: {reason}"),
+                Fate::LeftOver => "left over".into(),
+            }),
+        })
+        .collect();
+    out.findings = imported.findings;
+    finish(&mut out, imported.origin.files);
+    out
+}
+
+fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
+    let mut out = empty(path, "gguf", String::new());
+    describe_gguf(&mut out, &file);
+    list(&mut out, &file.tensors);
+    summarise_base(&mut out, BaseModel::from_gguf(path));
+    Ok(out)
+}
+
+fn describe_gguf(out: &mut Inspection, file: &Gguf) {
+    out.format = format!("GGUF v{}, alignment {}", file.version, file.alignment);
+    out.metadata = file.metadata.iter().map(|(k, v)| (k.to_owned(), v.to_json(Some(SHOWN_ELEMENTS)))).collect();
+}
+
+fn base_folder(path: &Path) -> Result<Inspection> {
+    let mut out = empty(path, "base", "Hugging Face folder".into());
+    if let Json::Object(map) =
+        crate::format::json::read_file(&path.join("config.json"), crate::format::limits::JSON_BYTES)?
+    {
+        out.metadata = map;
+    }
+    let base = BaseModel::from_hf_folder(path);
+    if let Ok(b) = &base {
+        let tensors: Vec<StoredTensor> = b.tensors().cloned().collect();
+        list(&mut out, &tensors);
+    }
+    summarise_base(&mut out, base);
+    Ok(out)
+}
+
+/// A model that ptplus does not support is still shown, with the reason; a corrupt one is refused.
+fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) {
+    match base {
+        Ok(b) => {
+            let c = &b.config;
+            out.kind = "base";
+            out.base = Some(BaseSummary {
+                family: c.family.model_type().into(),
+                gguf_architecture: b.gguf_architecture().into(),
+                row_order: b.row_order().to_string(),
+                num_layers: c.n_layers,
+                hidden_size: c.hidden_size,
+                num_attention_heads: c.n_heads,
+                num_key_value_heads: c.n_kv_heads,
+                head_dim: c.head_dim,
+                vocab_size: c.vocab_size,
+                tied_embeddings: c.tied_embeddings,
+            });
+        }
+        Err(e) => out.notes.push(format!("not usable as a base: {}", e.message())),
+    }
+}
+
+fn empty(path: &Path, kind: &'static str, format: String) -> Inspection {
+    Inspection {
+        path: path.to_owned(),
+        kind,
+        format,
+        len_bytes: 0,
+        files: Vec::new(),
+        metadata: Map::new(),
+        adapter: None,
+        base: None,
+        tensors: Vec::new(),
+        n_parameters: 0,
+        findings: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn list(out: &mut Inspection, tensors: &[StoredTensor]) {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for t in tensors {
+        if !files.iter().any(|f| **f == *t.file) {
+            files.push(t.file.to_path_buf());
+        }
+    }
+    if files.is_empty() {
+        files.push(out.path.clone());
+    }
+    out.tensors = tensors
+        .iter()
+        .map(|t| TensorLine {
+            name: t.name.clone(),
+            dtype: t.dtype.name().into(),
+            shape: t.shape.clone(),
+            len_bytes: t.bytes.len() as u64,
+            role: None,
+        })
+        .collect();
+    finish(out, files);
+}
+
+fn finish(out: &mut Inspection, files: Vec<PathBuf>) {
+    out.n_parameters = out.tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
+    out.len_bytes = files
+        .iter()
+        .filter_map(|f| std::fs::metadata(f).ok())
+        .filter(std::fs::Metadata::is_file)
+        .map(|m| m.len())
+        .sum();
+    out.files = files;
+}
+
+impl Inspection {
+    /// The machine-readable form.
+    pub fn to_json(&self) -> Json {
+        json!(self)
+    }
+}

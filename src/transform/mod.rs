@@ -1,0 +1,4 @@
+//! Changes of representation that keep what an adapter computes: row order and element type.
+
+pub mod cast;
+pub mod row_order;

@@ -1,0 +1,284 @@
+//! Checks an imported adapter against itself and its base: every finding at once, never only the first.
+//!
+//! [`Validated`] can be made only here, and everything that converts or runs an adapter wants one: skipping
+//! validation does not compile.
+
+use rayon::prelude::*;
+
+use crate::adapter::{Adapter, Geometry, Role, RowOrder};
+use crate::base::{BaseModel, gguf_architecture_of};
+use crate::error::{Code, Error, Kind};
+use crate::finding::Finding;
+use crate::import::{Imported, Origin, ledger::Ledger};
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::cast;
+
+/// An adapter that passed [`check`].
+#[derive(Debug, Clone)]
+pub struct Validated {
+    adapter: Adapter,
+    /// What became of every tensor of the source.
+    pub ledger: Ledger,
+    /// Where it came from.
+    pub origin: Origin,
+    /// What a reader should know, though it is no mismatch.
+    pub notes: Vec<String>,
+}
+
+impl Validated {
+    /// The adapter, in Hugging Face component order.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+}
+
+/// Everything that is wrong, and what could not be checked.
+#[derive(Debug, Clone)]
+pub struct Rejected {
+    /// At least one.
+    pub findings: Vec<Finding>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
+}
+
+impl Rejected {
+    /// The kind that decides the exit code: of several, corrupt before unsupported before mismatch.
+    pub fn kind(&self) -> Kind {
+        let rank = |k: Kind| match k {
+            Kind::Usage => 0,
+            Kind::Corrupt => 1,
+            Kind::Unsupported => 2,
+            Kind::Mismatch => 3,
+            Kind::Integrity => 4,
+            Kind::Differs => 5,
+            Kind::Io => 6,
+        };
+        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| rank(*k)).unwrap_or(Kind::Mismatch)
+    }
+
+    /// The finding that decides the exit code, as an error that says how many more there are.
+    pub fn into_error(self) -> Error {
+        let kind = self.kind();
+        let n = self.findings.len();
+        let first = self.findings.into_iter().find(|f| f.code.kind() == kind).expect("a rejection has findings");
+        let more = if n > 1 { format!(" (and {} more; see `ptplus validate`)", n - 1) } else { String::new() };
+        Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found)).field(first.place)
+    }
+}
+
+/// Checks the adapter against its own configuration and, if given, against its base.
+///
+/// Reads every adapter tensor once (NaN, Inf), and of the base only what [`BaseModel::open`] read: headers.
+pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
+    let Imported { adapter, ledger, mut findings, origin } = imported;
+    let mut notes = Vec::new();
+    if adapter.layers.is_empty() && findings.is_empty() {
+        findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
+    }
+    against_itself(&adapter, &mut findings);
+    if let Some(base) = base {
+        against_base(&adapter, &origin, base, &mut findings, &mut notes);
+    }
+    findings.extend(non_finite(&adapter));
+    for (i, role, t) in adapter.tensors().filter(|(.., t)| t.stored_dtype() == DType::F64) {
+        notes.push(format!(
+            "{} is F64 ({} elements); it is used as F32",
+            Adapter::canonical_name(i, role),
+            t.n_elements()
+        ));
+    }
+    if findings.is_empty() {
+        Ok(Validated { adapter, ledger, origin, notes })
+    } else {
+        Err(Rejected { findings, notes })
+    }
+}
+
+fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
+    let g = &adapter.config.geometry;
+    if !g.n_heads.is_multiple_of(g.n_kv_heads) {
+        findings.push(Finding::new(
+            Code::ConfigField,
+            "num_key_value_heads",
+            format!("a divisor of num_attention_heads = {}", g.n_heads),
+            g.n_kv_heads,
+        ));
+    }
+    for (&i, layer) in &adapter.layers {
+        if i >= g.n_layers {
+            findings.push(Finding::new(
+                Code::AdapterMismatch,
+                format!("layers.{i}"),
+                format!("a layer below num_layers = {}", g.n_layers),
+                format!("layer {i}"),
+            ));
+        }
+        if layer.feature_weight.is_none() && g.n_features != g.head_dim {
+            findings.push(Finding::new(
+                Code::AdapterMismatch,
+                format!("layers.{i}"),
+                format!("num_features = head_dim = {} without a learned feature map", g.head_dim),
+                format!("num_features {}", g.n_features),
+            ));
+        }
+        for (role, t) in layer.tensors() {
+            let name = Adapter::canonical_name(i, role);
+            let expected = adapter.expected_shape(role);
+            if t.shape() != expected {
+                findings.push(Finding::new(
+                    Code::AdapterShape,
+                    &name,
+                    shape_text(&expected, role),
+                    format!("{:?}", t.shape()),
+                ));
+            }
+            if !t.dtype().is_float() {
+                findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
+            }
+        }
+    }
+}
+
+fn shape_text(expected: &[usize], role: Role) -> String {
+    let symbols = match role {
+        Role::Memory => "[H', F, D_v]",
+        Role::FeatureWeight => "[H', F, D]",
+        Role::FeatureBias | Role::Normalizer => "[H', F]",
+    };
+    format!("{symbols} = {expected:?}")
+}
+
+fn against_base(
+    adapter: &Adapter,
+    origin: &Origin,
+    base: &BaseModel,
+    findings: &mut Vec<Finding>,
+    notes: &mut Vec<String>,
+) {
+    let c = &adapter.config;
+    let Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, .. } = c.geometry;
+    for (field, adapter_has, base_has) in [
+        ("num_layers", n_layers, base.config.n_layers),
+        ("num_attention_heads", n_heads, base.config.n_heads),
+        ("num_key_value_heads", n_kv_heads, base.config.n_kv_heads),
+        ("head_dim", head_dim, base.config.head_dim),
+        ("value head_dim", value_head_dim, base.config.value_head_dim),
+    ] {
+        if adapter_has != base_has {
+            findings.push(Finding::new(
+                Code::AdapterMismatch,
+                field,
+                format!("{base_has}, as the base has"),
+                adapter_has,
+            ));
+        }
+    }
+    for &i in adapter.layers.keys().filter(|i| **i >= base.config.n_layers && **i < n_layers) {
+        findings.push(Finding::new(
+            Code::AdapterMismatch,
+            format!("layers.{i}"),
+            format!("a layer below the base's {}", base.config.n_layers),
+            format!("layer {i}"),
+        ));
+    }
+    let architecture = base.gguf_architecture();
+    if let Some(stated) = &origin.gguf_architecture
+        && stated != architecture
+    {
+        findings.push(Finding::new(
+            Code::AdapterMismatch,
+            "general.architecture",
+            format!("{architecture:?}, as the base has"),
+            format!("{stated:?}"),
+        ));
+    }
+    match (&c.base_model_type, &base.config.model_type) {
+        (Some(stated), Some(has)) if stated != has => {
+            findings.push(Finding::new(
+                Code::AdapterMismatch,
+                "base_model_type",
+                format!("{has:?}, as the base has"),
+                format!("{stated:?}"),
+            ));
+        }
+        // A GGUF base does not say which of the families that share an architecture it is.
+        (Some(stated), None) if gguf_architecture_of(stated).is_some_and(|a| a != architecture) => {
+            findings.push(Finding::new(
+                Code::AdapterMismatch,
+                "base_model_type",
+                format!("a model type of architecture {architecture:?}"),
+                format!("{stated:?}"),
+            ));
+        }
+        (Some(_), _) => {}
+        (None, _) if origin.gguf_architecture.is_none() => {
+            notes.push("the adapter does not state its base's model_type: that it fits this base in more than its shapes, only `ptplus verify` can tell".into());
+        }
+        (None, _) => {}
+    }
+    if RowOrder::of_gguf_architecture(architecture) == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
+        findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));
+    }
+}
+
+fn non_finite(adapter: &Adapter) -> Vec<Finding> {
+    let tensors: Vec<_> = adapter.tensors().filter(|(.., t)| t.dtype().is_float()).collect();
+    tensors
+        .into_par_iter()
+        .filter_map(|(i, role, t)| {
+            let (index, value) = first_non_finite(t)?;
+            Some(Finding::new(
+                Code::NonFinite,
+                Adapter::canonical_name(i, role),
+                "finite values",
+                format!("{value} at {index:?}"),
+            ))
+        })
+        .collect()
+}
+
+/// Index (in canonical axes) and value of the first NaN or Inf.
+fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
+    let clean = |bytes: &[u8]| cast::first_non_finite(t.dtype(), bytes).is_none();
+    // Most tensors are clean: look at the bytes where they lie. Only for a bad one put the axes in order.
+    let is_whole = t.stored_parts().map(<[u8]>::len).sum::<usize>() == t.len_bytes();
+    if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
+        return None;
+    }
+    let bytes = t.to_bytes();
+    let flat = cast::first_non_finite(t.dtype(), &bytes)?;
+    let size = t.dtype().block_bytes();
+    let element = &bytes[flat * size..][..size];
+    let value = match t.dtype() {
+        DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
+        other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
+    };
+    let mut rest = flat;
+    let mut index: Vec<usize> = t
+        .shape()
+        .iter()
+        .rev()
+        .map(|&n| {
+            let i = rest % n;
+            rest /= n;
+            i
+        })
+        .collect();
+    index.reverse();
+    Some((index, value))
+}
+
+/// For tests and tools that build an adapter in memory: [`check`] without a file behind it.
+pub fn check_in_memory(adapter: Adapter, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
+    let origin = Origin {
+        path: "memory".into(),
+        files: Vec::new(),
+        layout: "memory",
+        gguf_architecture: None,
+        row_order: RowOrder::Neox,
+        recorded_dtypes: Default::default(),
+        recorded_source_sha256: None,
+        config_digest_text: String::new(),
+    };
+    check(Imported { adapter, ledger: Ledger::default(), findings: Vec::new(), origin }, base)
+}

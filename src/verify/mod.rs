@@ -1,0 +1,252 @@
+//! Does the adapter still compute what it should? Data in, figures out; the caller prints them.
+//!
+//! Two references exist: a probe (what PyTorch computed) and another adapter file (before and after a conversion).
+//! Either way the plain base runs beside the adapter, because the limits are relative to the adapter's effect and an
+//! adapter that changes nothing is a failure.
+
+pub mod probe;
+mod prompts;
+mod sinks;
+pub mod stats;
+pub mod tensors;
+pub mod tolerance;
+
+use serde::Serialize;
+
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::runner::{self, Device, Lane, StreamOptions};
+use crate::tensor::DType;
+use crate::validate::Validated;
+use probe::Probe;
+pub use prompts::Prompts;
+use sinks::{AgainstProbe, Collect, SideBySide};
+use stats::{Comparison, Metrics, Row, Worst};
+use tolerance::{Limits, Tolerance};
+
+/// What to compare the adapter with.
+pub enum Reference<'a> {
+    /// PyTorch's answer.
+    Probe(&'a Probe),
+    /// Another adapter, on the same base or on another form of it.
+    Adapter {
+        /// The reference.
+        adapter: &'a Validated,
+        /// Its base, if it is not the same one.
+        base: Option<&'a BaseModel>,
+        /// What both are asked.
+        prompts: &'a Prompts,
+    },
+}
+
+/// How to verify.
+pub struct Options<'a> {
+    /// Where to compute.
+    pub device: &'a Device,
+    /// The limits; `None` takes those of the coarsest type involved.
+    pub tolerance: Option<Tolerance>,
+    /// Called with work done and work in all.
+    pub progress: &'a dyn Fn(usize, usize),
+}
+
+/// The outcome of a verification: figures, limits, verdict.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The verdict.
+    pub pass: bool,
+    /// The adapter against the reference.
+    pub metrics: Metrics,
+    /// The plain base against the reference's plain base: tells a wrong base from a wrong adapter.
+    pub base_metrics: Option<Metrics>,
+    /// The limits that `metrics` were held against.
+    pub limits: Limits,
+    /// `f32`, `f16`, `bf16` or `explicit`.
+    pub tolerance: String,
+    /// `max |logits - base_logits|` of the reference: what the limits are relative to.
+    pub effect: f64,
+    /// The same of the adapter under test.
+    pub found_effect: f64,
+    /// Where the largest difference is.
+    pub worst: Option<Worst>,
+    /// Per adapted layer, where the reference has it.
+    pub layers: Vec<LayerReport>,
+    /// Every compared position.
+    pub positions: Vec<Row>,
+    /// Why it failed, one line each.
+    pub failures: Vec<Failure>,
+}
+
+/// How far one layer's query and term are from the reference's.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LayerReport {
+    /// Layer number.
+    pub layer: usize,
+    /// `max |q - q_ref|`, post-RoPE.
+    pub q_max_abs: Option<f64>,
+    /// `max |term - term_ref|`
+    pub term_max_abs: Option<f64>,
+    /// `max |term_ref|`, for scale.
+    pub term_size: Option<f64>,
+}
+
+/// One reason for a failed verification.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Failure {
+    /// The stable code's slug.
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+impl Report {
+    fn fail(&mut self, code: Code, message: String) {
+        self.failures.push(Failure::new(code, message));
+        self.pass = false;
+    }
+}
+
+impl Failure {
+    fn new(code: Code, message: String) -> Self {
+        Failure { code: code.slug(), message }
+    }
+}
+
+/// Runs the adapter on its base and compares.
+///
+/// Errors: [`Code::NothingCompared`] where there is no position to compare or no tolerance is established;
+/// [`Code::ProbeMismatch`]; those of the runner. Numbers that differ are no error: they are in the report.
+pub fn verify(
+    adapter: &Validated,
+    base: &BaseModel,
+    reference: Reference<'_>,
+    options: &Options<'_>,
+) -> Result<Report> {
+    match reference {
+        Reference::Probe(probe) => against_probe(adapter, base, probe, options),
+        Reference::Adapter { adapter: other, base: other_base, prompts } => {
+            against_adapter(adapter, base, other, other_base, prompts, options)
+        }
+    }
+}
+
+fn against_probe(adapter: &Validated, base: &BaseModel, probe: &Probe, options: &Options<'_>) -> Result<Report> {
+    probe.check_fits(base)?;
+    let tolerance = tolerance(options, &[adapter])?;
+    let lanes = [Lane::default(), lane(adapter)];
+    let mut sink = AgainstProbe::new(probe, options.progress);
+    runner::stream(base, &probe.input_ids, &lanes, &stream_options(options, Some(&probe.positions)), &mut sink)?;
+    let found_effect = sink.found_effect;
+    let reference_effect = sink.reference_effect.unwrap_or(found_effect);
+    let mut report = report(sink.adapter, sink.base, sink.layers, reference_effect, found_effect, tolerance)?;
+    let not_adapted: Vec<usize> = probe.term_layers().filter(|i| !adapter.adapter().layers.contains_key(i)).collect();
+    if !not_adapted.is_empty() {
+        report.fail(Code::NumbersDiffer, format!("adapted layers: expected those of the probe, which has a term for {not_adapted:?}; the adapter has none there"));
+    }
+    Ok(report)
+}
+
+fn against_adapter(
+    adapter: &Validated,
+    base: &BaseModel,
+    other: &Validated,
+    other_base: Option<&BaseModel>,
+    prompts: &Prompts,
+    options: &Options<'_>,
+) -> Result<Report> {
+    let tolerance = tolerance(options, &[adapter, other])?;
+    let ids = prompts.ids(base.config.vocab_size)?;
+    let stream = stream_options(options, None);
+    let sink = match other_base {
+        None => {
+            let lanes = [Lane::default(), lane(other), lane(adapter)];
+            let mut sink = SideBySide::new(options.progress);
+            runner::stream(base, &ids, &lanes, &stream, &mut sink)?;
+            sink
+        }
+        Some(other_base) => {
+            if other_base.config.vocab_size != base.config.vocab_size {
+                return Err(Error::new(
+                    Code::AdapterMismatch,
+                    format!(
+                        "expected a vocabulary of {}, as --base has, found {}",
+                        base.config.vocab_size, other_base.config.vocab_size
+                    ),
+                )
+                .field("--against-base"));
+            }
+            let mut reference = Collect::new(options.progress);
+            runner::stream(other_base, &ids, &[Lane::default(), lane(other)], &stream, &mut reference)?;
+            let mut sink = SideBySide::with_reference(reference, options.progress);
+            runner::stream(base, &ids, &[Lane::default(), lane(adapter)], &stream, &mut sink)?;
+            sink
+        }
+    };
+    report(sink.adapter, sink.base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)
+}
+
+fn lane(adapter: &Validated) -> Lane<'_> {
+    Lane { adapters: vec![(adapter.adapter(), 1.0)] }
+}
+
+fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamOptions {
+    StreamOptions { device: options.device.clone(), positions: positions.map(<[usize]>::to_vec) }
+}
+
+/// The limits of the coarsest type in any of the adapters or their recorded sources.
+fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
+    if let Some(t) = &options.tolerance {
+        return Ok(t.clone());
+    }
+    Tolerance::for_dtype(coarsest(adapters))
+}
+
+fn coarsest(adapters: &[&Validated]) -> DType {
+    // By bits per element; F16 before BF16, whose mantissa is shorter.
+    let rank = |d: &DType| (d.block_bytes() * 8 * 64 / d.block_len(), *d != DType::BF16);
+    adapters
+        .iter()
+        .flat_map(|a| {
+            a.adapter().tensors().map(|(.., t)| t.stored_dtype()).chain(a.origin.recorded_dtypes.values().copied())
+        })
+        .min_by_key(rank)
+        .unwrap_or(DType::F32)
+}
+
+fn report(
+    adapter: Comparison,
+    base: Comparison,
+    layers: Vec<LayerReport>,
+    effect: f64,
+    found_effect: f64,
+    tolerance: Tolerance,
+) -> Result<Report> {
+    let metrics = adapter
+        .metrics()
+        .ok_or_else(|| Error::new(Code::NothingCompared, "expected positions to compare, found none"))?;
+    let limits = tolerance.limits(effect);
+    let mut failures: Vec<Failure> = limits
+        .exceeded(&metrics)
+        .into_iter()
+        .map(|(name, found, limit)| {
+            Failure::new(Code::NumbersDiffer, format!("{name}: expected at most {limit:.3e}, found {found:.3e}"))
+        })
+        .collect();
+    // An effect within the tolerance proves nothing: the base without any adapter would pass as well.
+    let floor = limits.max_abs.unwrap_or(0.0);
+    if !(found_effect > 0.0 && found_effect > floor) {
+        failures.push(Failure::new(Code::NoEffect, format!("the adapter's effect on the logits: expected more than the limit of {floor:.3e}, found {found_effect:.3e}")));
+    }
+    Ok(Report {
+        pass: failures.is_empty(),
+        metrics,
+        base_metrics: base.metrics(),
+        limits,
+        tolerance: tolerance.name().to_owned(),
+        effect,
+        found_effect,
+        worst: adapter.worst(),
+        layers,
+        positions: adapter.rows().to_vec(),
+        failures,
+    })
+}

@@ -1,0 +1,218 @@
+//! A probe: what PyTorch computed, in one safetensors file.
+//!
+//! `input_ids` i64 `[B, T]`, `logits` f32 `[B, P, V]`, optionally `base_logits`, `positions` i64 `[P]`, and per adapted
+//! layer `q.{i}` f32 `[B, H, T, D]` (post-RoPE, Hugging Face order) and `term.{i}` f32 `[B, H, T, D_v]`.
+
+use std::path::Path;
+
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::format::{StoredTensor, safetensors};
+use crate::tensor::DType;
+use crate::transform::cast;
+
+/// An opened probe, consistent in itself.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    /// `[B][T]`
+    pub input_ids: Vec<Vec<u32>>,
+    /// `[P]`, strictly increasing.
+    pub positions: Vec<usize>,
+    /// V
+    pub vocab_size: usize,
+    logits: StoredTensor,
+    base_logits: Option<StoredTensor>,
+    taps: Vec<Tap>,
+}
+
+/// What the probe holds of one layer.
+#[derive(Debug, Clone)]
+struct Tap {
+    layer: usize,
+    q: Option<StoredTensor>,
+    term: Option<StoredTensor>,
+}
+
+impl Probe {
+    /// Opens and checks a probe. Errors: [`Code::ProbeInvalid`], naming the tensor; those of safetensors.
+    pub fn open(path: &Path) -> Result<Probe> {
+        Self::read(safetensors::open(path)?).map_err(|e| e.file(path))
+    }
+
+    fn read(file: safetensors::Safetensors) -> Result<Probe> {
+        let find = |name: &str| file.tensors.iter().find(|t| t.name == name);
+        let need = |name: &str| find(name).ok_or_else(|| invalid(name, "this tensor", "none"));
+        let ids = need("input_ids")?;
+        let [batch, length] = dims::<2>(ids, DType::I64)?;
+        if batch == 0 || length == 0 {
+            return Err(invalid("input_ids", "at least one token", format!("shape {:?}", ids.shape)));
+        }
+        let logits = need("logits")?;
+        let [b, n_positions, vocab_size] = dims::<3>(logits, DType::F32)?;
+        let positions = match find("positions") {
+            None => (0..length).collect(),
+            Some(t) => {
+                dims::<1>(t, DType::I64)?;
+                let list = integers(t, 0..length as i64)?;
+                if list.windows(2).any(|w| w[0] >= w[1]) {
+                    return Err(invalid("positions", "strictly increasing positions", format!("{list:?}")));
+                }
+                list.into_iter().map(|p| p as usize).collect::<Vec<_>>()
+            }
+        };
+        if (b, n_positions) != (batch, positions.len()) || vocab_size == 0 {
+            return Err(invalid(
+                "logits",
+                format!("shape [{batch}, {}, V]", positions.len()),
+                format!("{:?}", logits.shape),
+            ));
+        }
+        let base_logits = find("base_logits").cloned();
+        if let Some(t) = &base_logits
+            && dims::<3>(t, DType::F32)? != [b, n_positions, vocab_size]
+        {
+            return Err(invalid(
+                "base_logits",
+                format!("the shape of logits, {:?}", logits.shape),
+                format!("{:?}", t.shape),
+            ));
+        }
+        let input_ids: Vec<u32> =
+            integers(ids, 0..vocab_size.min(u32::MAX as usize) as i64)?.into_iter().map(|i| i as u32).collect();
+        let mut taps: Vec<Tap> = Vec::new();
+        for t in &file.tensors {
+            let Some((kind, number)) = t.name.split_once('.').filter(|(kind, _)| matches!(*kind, "q" | "term")) else {
+                continue;
+            };
+            let layer: usize =
+                number.parse().map_err(|_| invalid(&t.name, "q.{layer} or term.{layer}", "no layer number"))?;
+            let [tb, _, tt, _] = dims::<4>(t, DType::F32)?;
+            if (tb, tt) != (batch, length) {
+                return Err(invalid(&t.name, format!("shape [{batch}, H, {length}, D]"), format!("{:?}", t.shape)));
+            }
+            let tap = match taps.iter().position(|tap| tap.layer == layer) {
+                Some(i) => &mut taps[i],
+                None => {
+                    taps.push(Tap { layer, q: None, term: None });
+                    taps.last_mut().expect("just pushed")
+                }
+            };
+            *(if kind == "q" { &mut tap.q } else { &mut tap.term }) = Some(t.clone());
+        }
+        taps.sort_by_key(|t| t.layer);
+        for t in std::iter::once(logits).chain(&base_logits).chain(taps.iter().flat_map(|t| t.q.iter().chain(&t.term)))
+        {
+            if let Some(i) = cast::first_non_finite(DType::F32, &t.bytes) {
+                return Err(invalid(&t.name, "finite values", format!("NaN or Inf at element {i}")));
+            }
+        }
+        Ok(Probe {
+            input_ids: input_ids.chunks(length).map(<[u32]>::to_vec).collect(),
+            positions,
+            vocab_size,
+            logits: logits.clone(),
+            base_logits,
+            taps,
+        })
+    }
+
+    /// Checks the probe against the model: vocabulary, heads, head lengths, layers.
+    pub fn check_fits(&self, base: &BaseModel) -> Result<()> {
+        let mismatch = |field: &str, expected: String, found: String| {
+            Err(Error::new(Code::ProbeMismatch, format!("expected {expected}, found {found}")).field(field))
+        };
+        if self.vocab_size != base.config.vocab_size {
+            return mismatch(
+                "logits",
+                format!("the base's vocabulary of {}", base.config.vocab_size),
+                format!("{}", self.vocab_size),
+            );
+        }
+        for tap in &self.taps {
+            if tap.layer >= base.config.n_layers {
+                return mismatch(
+                    &format!("q.{}", tap.layer),
+                    format!("a layer below {}", base.config.n_layers),
+                    format!("layer {}", tap.layer),
+                );
+            }
+            for (t, dim) in [(&tap.q, base.config.head_dim), (&tap.term, base.config.value_head_dim)] {
+                let Some(t) = t else { continue };
+                if (t.shape[1], t.shape[3]) != (base.config.n_heads, dim) {
+                    return mismatch(
+                        &t.name,
+                        format!("{} heads of length {dim}", base.config.n_heads),
+                        format!("{:?}", t.shape),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The adapted model's logits `[V]` at `positions[p]`.
+    pub fn logits(&self, batch: usize, p: usize) -> Vec<f32> {
+        self.row(&self.logits, batch, p)
+    }
+
+    /// The plain base's logits there, if the probe has them.
+    pub fn base_logits(&self, batch: usize, p: usize) -> Option<Vec<f32>> {
+        self.base_logits.as_ref().map(|t| self.row(t, batch, p))
+    }
+
+    /// `q.{layer}` `[B, H, T, D]`, if the probe has it.
+    pub fn q(&self, layer: usize) -> Option<Vec<f32>> {
+        self.tap(layer)?.q.as_ref().map(|t| floats(&t.bytes))
+    }
+
+    /// `term.{layer}` `[B, H, T, D_v]`, if the probe has it.
+    pub fn term(&self, layer: usize) -> Option<Vec<f32>> {
+        self.tap(layer)?.term.as_ref().map(|t| floats(&t.bytes))
+    }
+
+    /// Whether the probe has `q.{layer}` or `term.{layer}`.
+    pub fn has_layer(&self, layer: usize) -> bool {
+        self.tap(layer).is_some()
+    }
+
+    /// The layers for which the probe has a term: those that PyTorch's adapter adapted, if it recorded them all.
+    pub fn term_layers(&self) -> impl Iterator<Item = usize> {
+        self.taps.iter().filter(|t| t.term.is_some()).map(|t| t.layer)
+    }
+
+    fn tap(&self, layer: usize) -> Option<&Tap> {
+        self.taps.iter().find(|t| t.layer == layer)
+    }
+
+    fn row(&self, t: &StoredTensor, batch: usize, p: usize) -> Vec<f32> {
+        let row_bytes = self.vocab_size * 4;
+        floats(&t.bytes[(batch * self.positions.len() + p) * row_bytes..][..row_bytes])
+    }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn dims<const N: usize>(t: &StoredTensor, dtype: DType) -> Result<[usize; N]> {
+    match <[usize; N]>::try_from(&t.shape[..]) {
+        Ok(dims) if t.dtype == dtype => Ok(dims),
+        _ => Err(invalid(&t.name, format!("{dtype} of {N} dimensions"), format!("{} {:?}", t.dtype, t.shape))),
+    }
+}
+
+fn integers(t: &StoredTensor, allowed: std::ops::Range<i64>) -> Result<Vec<i64>> {
+    let list: Vec<i64> = t.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+    match list.iter().position(|v| !allowed.contains(v)) {
+        None => Ok(list),
+        Some(i) => Err(invalid(
+            &t.name,
+            format!("values from {} to {}", allowed.start, allowed.end - 1),
+            format!("{} at element {i}", list[i]),
+        )),
+    }
+}
+
+fn invalid(name: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
+    Error::new(Code::ProbeInvalid, format!("expected {expected}, found {found}")).field(name)
+}

@@ -1,0 +1,122 @@
+//! Comparison without a base: tensor by tensor, in canonical axes and Hugging Face order.
+//!
+//! This proves that two files hold the same adapter. It does not prove that either computes what PyTorch computed.
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::adapter::Adapter;
+use crate::error::{Code, Error, Result};
+use crate::finding::Finding;
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::cast;
+use crate::validate::Validated;
+
+/// The outcome of a tensor-level comparison.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// The verdict.
+    pub pass: bool,
+    /// Conventions and sizes that differ.
+    pub config: Vec<Finding>,
+    /// Every tensor of either adapter.
+    pub tensors: Vec<TensorComparison>,
+}
+
+/// One tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorComparison {
+    /// Canonical name.
+    pub name: String,
+    /// `max |a - b|`; absent where one side lacks the tensor or the shapes differ.
+    pub max_abs: Option<f64>,
+    /// Elements farther apart than rounding to the coarser of the two types explains.
+    pub n_beyond_rounding: Option<usize>,
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+}
+
+/// Compares configurations and tensors. Elements may differ by half a unit in the last place of the coarser type.
+///
+/// Errors: [`Code::NothingCompared`] where a side is quantized: rounding to blocks has no bound per element.
+pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport> {
+    let (a, b) = (found.adapter(), reference.adapter());
+    let config = config_findings(a, b);
+    let mut names: Vec<_> = a.tensors().chain(b.tensors()).map(|(i, role, _)| (i, role)).collect();
+    names.sort();
+    names.dedup();
+    let tensors: Vec<TensorComparison> = names
+        .into_par_iter()
+        .map(|(i, role)| {
+            let get = |x: &Adapter| x.layers.get(&i).and_then(|l| l.get(role)).cloned();
+            compare_one(Adapter::canonical_name(i, role), get(a), get(b))
+        })
+        .collect::<Result<_>>()?;
+    let pass = config.is_empty() && tensors.iter().all(|t| t.failure.is_none());
+    Ok(TensorReport { pass, config, tensors })
+}
+
+fn config_findings(a: &Adapter, b: &Adapter) -> Vec<Finding> {
+    let (ca, cb) = (&a.config, &b.config);
+    let f32_text = |x: f64| (x as f32).to_string(); // GGUF keeps scales in F32
+    let g = |x: &Adapter| format!("{:?}", x.config.geometry);
+    [
+        ("feature_map", ca.feature_map.to_string(), cb.feature_map.to_string()),
+        ("query_tap", ca.query_tap.to_string(), cb.query_tap.to_string()),
+        ("query_scale", f32_text(ca.query_scale), f32_text(cb.query_scale)),
+        ("memory_scale", f32_text(ca.memory_scale), f32_text(cb.memory_scale)),
+        ("memory_sharing", ca.memory_sharing.to_string(), cb.memory_sharing.to_string()),
+        ("geometry", g(a), g(b)),
+    ]
+    .into_iter()
+    .filter(|(_, x, y)| x != y)
+    .map(|(field, x, y)| Finding::new(Code::NumbersDiffer, field, y, x))
+    .collect()
+}
+
+fn compare_one(name: String, found: Option<LazyTensor>, reference: Option<LazyTensor>) -> Result<TensorComparison> {
+    let fail = |failure: String| TensorComparison {
+        name: name.clone(),
+        max_abs: None,
+        n_beyond_rounding: None,
+        failure: Some(failure),
+    };
+    let (a, b) = match (found, reference) {
+        (Some(a), Some(b)) => (a, b),
+        (None, _) => return Ok(fail("expected this tensor, found none".into())),
+        (_, None) => return Ok(fail("expected no such tensor, found one".into())),
+    };
+    if a.shape() != b.shape() {
+        return Ok(fail(format!("expected shape {:?}, found {:?}", b.shape(), a.shape())));
+    }
+    if let Some(dtype) = [&a, &b].into_iter().map(|t| t.stored_dtype()).find(|d| d.is_quantized()) {
+        return Err(Error::new(
+            Code::NothingCompared,
+            format!("{dtype} has no bound per element; compare what the adapters compute, with --base"),
+        )
+        .field(name));
+    }
+    let (x, y) = (cast::to_f32(a.dtype(), &a.to_bytes())?, cast::to_f32(b.dtype(), &b.to_bytes())?);
+    let coarser = [DType::BF16, DType::F16, DType::F32]
+        .into_iter()
+        .find(|d| a.dtype() == *d || b.dtype() == *d)
+        .unwrap_or(DType::F32);
+    let round = |v: f32| match coarser {
+        DType::BF16 => bf16::from_f32(v).to_f32(),
+        DType::F16 => f16::from_f32(v).to_f32(),
+        _ => v,
+    };
+    let mut max_abs = 0f64;
+    let mut n_beyond = 0;
+    for (&p, &q) in x.iter().zip(&y) {
+        max_abs = max_abs.max((f64::from(p) - f64::from(q)).abs());
+        n_beyond += usize::from(round(p) != round(q));
+    }
+    let failure = (n_beyond > 0).then(|| {
+        format!(
+            "expected equal elements up to rounding to {coarser}, found {n_beyond} that differ, by up to {max_abs:.3e}"
+        )
+    });
+    Ok(TensorComparison { name, max_abs: Some(max_abs), n_beyond_rounding: Some(n_beyond), failure })
+}

@@ -1,0 +1,150 @@
+//! Shared by the integration tests: the fixtures, the built tool, and a way to write variants of an adapter.
+#![allow(dead_code)] // each test file uses its own part
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The models under `fixtures/models`, each with base, adapter and PyTorch's answer.
+pub const MODELS: [&str; 7] =
+    ["llama-mha", "llama-gqa", "qwen2", "qwen3", "mistral-swa", "qwen3-pre-rope", "llama-pre-rope"];
+
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+pub fn model(name: &str) -> PathBuf {
+    fixtures().join("models").join(name)
+}
+
+/// The real base, if `fixtures/fetch-smollm2.sh` has been run.
+pub fn smollm2() -> Option<PathBuf> {
+    let path = fixtures().join("fetched/SmolLM2-135M-Instruct.Q4_1.gguf");
+    path.is_file().then_some(path)
+}
+
+pub fn ptplus<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ptplus")).args(args).output().expect("the tool runs")
+}
+
+pub fn exit(out: &Output) -> i32 {
+    out.status.code().unwrap_or(-1)
+}
+
+pub fn stdout(out: &Output) -> String {
+    String::from_utf8(out.stdout.clone()).expect("UTF-8")
+}
+
+pub fn stderr(out: &Output) -> String {
+    String::from_utf8(out.stderr.clone()).expect("UTF-8")
+}
+
+/// Runs with `--json` and parses the one document on stdout.
+pub fn json<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> (i32, Value) {
+    let out = Command::new(env!("CARGO_BIN_EXE_ptplus")).args(args).arg("--json").output().expect("the tool runs");
+    let document =
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {} {}", stdout(&out), stderr(&out)));
+    (exit(&out), document)
+}
+
+/// An F32 tensor in memory: shape and values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+impl Tensor {
+    pub fn bytes(&self) -> Vec<u8> {
+        self.values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// `[a, b, c] -> [a, c, b]`
+    pub fn transposed(&self) -> Tensor {
+        let [a, b, c] = self.shape[..] else { panic!("three dimensions") };
+        let mut values = Vec::with_capacity(self.values.len());
+        for i in 0..a {
+            for k in 0..c {
+                for j in 0..b {
+                    values.push(self.values[(i * b + j) * c + k]);
+                }
+            }
+        }
+        Tensor { shape: vec![a, c, b], values }
+    }
+
+    /// Entries of `axis` in the order that `order` lists.
+    pub fn permuted(&self, axis: usize, order: &[usize]) -> Tensor {
+        let n = self.shape[axis];
+        let outer: usize = self.shape[..axis].iter().product();
+        let inner: usize = self.shape[axis + 1..].iter().product();
+        let mut values = Vec::with_capacity(self.values.len());
+        for o in 0..outer {
+            for &k in order {
+                values.extend_from_slice(&self.values[(o * n + k) * inner..][..inner]);
+            }
+        }
+        let mut shape = self.shape.clone();
+        shape[axis] = order.len();
+        Tensor { shape, values }
+    }
+}
+
+/// An adapter as a plain configuration and plain tensors, to change and write again.
+#[derive(Clone)]
+pub struct RawAdapter {
+    pub config: Value,
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl RawAdapter {
+    pub fn read(folder: &Path) -> RawAdapter {
+        let config = serde_json::from_slice(&std::fs::read(folder.join("adapter_config.json")).unwrap()).unwrap();
+        RawAdapter { config, tensors: read_safetensors(&folder.join("adapter_model.safetensors")) }
+    }
+
+    pub fn fixture(name: &str) -> RawAdapter {
+        Self::read(&model(name).join("adapter"))
+    }
+
+    /// Writes a canonical folder with the safetensors crate, not with our own writer.
+    pub fn write(&self, folder: &Path) {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("adapter_config.json"), self.config.to_string()).unwrap();
+        write_safetensors(&folder.join("adapter_model.safetensors"), &self.tensors);
+    }
+
+    /// Applies `change` to every tensor whose name ends in `suffix`.
+    pub fn change(&mut self, suffix: &str, change: impl Fn(&Tensor) -> Tensor) {
+        for (name, t) in &mut self.tensors {
+            if name.ends_with(suffix) {
+                *t = change(t);
+            }
+        }
+    }
+}
+
+pub fn read_safetensors(file: &Path) -> BTreeMap<String, Tensor> {
+    let bytes = std::fs::read(file).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    parsed
+        .tensors()
+        .into_iter()
+        .filter(|(_, t)| t.dtype() == safetensors::Dtype::F32)
+        .map(|(name, t)| {
+            let values = t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            (name, Tensor { shape: t.shape().to_vec(), values })
+        })
+        .collect()
+}
+
+pub fn write_safetensors(file: &Path, tensors: &BTreeMap<String, Tensor>) {
+    let data: Vec<(String, Vec<usize>, Vec<u8>)> =
+        tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone(), t.bytes())).collect();
+    let views = data.iter().map(|(n, s, b)| {
+        (n.clone(), safetensors::tensor::TensorView::new(safetensors::Dtype::F32, s.clone(), b).unwrap())
+    });
+    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+}

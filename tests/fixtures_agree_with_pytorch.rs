@@ -1,0 +1,91 @@
+//! Every fixture, base from safetensors and from GGUF, adapter from safetensors and from our GGUF, against PyTorch.
+
+mod common;
+
+use common::{MODELS, exit, json, model, ptplus, smollm2, stderr};
+
+/// Runs `verify` and holds the figures against the limits that the project promises, which are tighter than the
+/// tolerance for exact storage.
+fn assert_agrees(adapter: &std::path::Path, base: &std::path::Path, probe: &std::path::Path, max_abs: f64, kl: f64) {
+    let (code, report) = json(["verify".as_ref(), adapter, "--base".as_ref(), base, "--probe".as_ref(), probe]);
+    let what = format!("{} on {}: {report}", adapter.display(), base.display());
+    assert_eq!(code, 0, "{what}");
+    assert_eq!(report["status"], "ok", "{what}");
+    assert_eq!(report["pass"], true, "{what}");
+    let m = &report["metrics"];
+    assert!(m["max_abs"].as_f64().unwrap() <= max_abs, "{what}");
+    assert!(m["max_kl"].as_f64().unwrap() <= kl, "{what}");
+    assert!(m["mean_kl"].as_f64().unwrap() <= kl, "{what}");
+    assert_eq!(m["top1_agreement"], 1.0, "{what}");
+    assert!(m["n_positions"].as_u64().unwrap() > 0, "{what}");
+}
+
+#[test]
+fn every_fixture_agrees_with_pytorch_from_every_form() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in MODELS {
+        let dir = model(name);
+        let gguf = temp.path().join(format!("{name}.gguf"));
+        let out = ptplus([
+            "convert".as_ref(),
+            dir.join("adapter").as_os_str(),
+            "-o".as_ref(),
+            gguf.as_os_str(),
+            "--base".as_ref(),
+            dir.join("base").as_os_str(),
+        ]);
+        assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
+        for base in ["base", "base.gguf"] {
+            for adapter in [dir.join("adapter"), gguf.clone()] {
+                assert_agrees(&adapter, &dir.join(base), &dir.join("probe.safetensors"), 2e-4, 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_real_adapter_agrees_with_pytorch() {
+    let Some(base) = smollm2() else {
+        eprintln!("SKIPPED: the real base is not there; fixtures/fetch-smollm2.sh fetches it");
+        return;
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let dir = common::fixtures().join("smollm2-pirate");
+    let gguf = temp.path().join("pirate.gguf");
+    let out = ptplus([
+        "convert".as_ref(),
+        dir.join("adapter").as_os_str(),
+        "-o".as_ref(),
+        gguf.as_os_str(),
+        "--base".as_ref(),
+        base.as_os_str(),
+    ]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    for adapter in [dir.join("adapter"), gguf] {
+        assert_agrees(&adapter, &base, &dir.join("probe.safetensors"), 5e-3, 1e-7);
+    }
+}
+
+#[test]
+fn the_probes_queries_and_terms_agree_layer_by_layer() {
+    for name in MODELS {
+        let dir = model(name);
+        let (_, report) = json([
+            "verify".as_ref(),
+            dir.join("adapter").as_path(),
+            "--base".as_ref(),
+            dir.join("base").as_path(),
+            "--probe".as_ref(),
+            dir.join("probe.safetensors").as_path(),
+        ]);
+        let layers = report["layers"].as_array().unwrap();
+        assert!(!layers.is_empty(), "{name}");
+        for l in layers {
+            let term_size = l["term_size"].as_f64().unwrap();
+            assert!(term_size > 0.01, "{name}: {l}");
+            assert!(l["q_max_abs"].as_f64().unwrap() <= 1e-4, "{name}: {l}");
+            assert!(l["term_max_abs"].as_f64().unwrap() <= 1e-4 * term_size.max(1.0), "{name}: {l}");
+        }
+        assert!(report["base_metrics"]["max_abs"].as_f64().unwrap() <= 2e-4, "{name}");
+    }
+}
