@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::Kind`].
 
 mod convert;
+mod demo;
 mod inspect;
 mod ui;
 mod validate;
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, Result};
 use ui::Ui;
 
 /// Take Prefix-Tuning+ adapters anywhere, and prove that they still work.
@@ -48,6 +49,8 @@ enum Command {
     Convert(convert::Arguments),
     /// Prove that an adapter computes what it should
     Verify(verify::Arguments),
+    /// Convert and verify a built-in example, showing each step
+    Demo(demo::Arguments),
 }
 
 impl Command {
@@ -57,6 +60,7 @@ impl Command {
             Command::Validate(_) => "validate",
             Command::Convert(_) => "convert",
             Command::Verify(_) => "verify",
+            Command::Demo(_) => "demo",
         }
     }
 }
@@ -73,18 +77,24 @@ pub fn main() -> ExitCode {
     };
     watch_signals();
     let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose);
-    let outcome = match cli.command {
-        Command::Inspect(a) => inspect::run(&a, &ui),
-        Command::Validate(a) => validate::run(&a, &ui),
-        Command::Convert(a) => convert::run(&a, &ui),
-        Command::Verify(a) => verify::run(&a, &ui),
-    };
-    match outcome {
+    match dispatch(cli) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             ui.error(&e);
             ExitCode::from(e.kind().exit_code())
         }
+    }
+}
+
+/// Runs one command; the result is its exit code.
+fn dispatch(cli: Cli) -> Result<u8> {
+    let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose);
+    match cli.command {
+        Command::Inspect(a) => inspect::run(&a, &ui),
+        Command::Validate(a) => validate::run(&a, &ui),
+        Command::Convert(a) => convert::run(&a, &ui),
+        Command::Verify(a) => verify::run(&a, &ui),
+        Command::Demo(a) => demo::run(&a, &ui),
     }
 }
 

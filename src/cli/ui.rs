@@ -56,6 +56,13 @@ impl Ui {
         write_stdout(&text);
     }
 
+    /// Text between the results of several steps, on stdout.
+    pub fn heading(&self, text: &str) {
+        if !self.json {
+            write_stdout(text);
+        }
+    }
+
     /// A line for people, on stderr.
     pub fn note(&self, text: &str) {
         if !self.quiet {
