@@ -33,10 +33,10 @@ pub struct Arguments {
     #[arg(long, value_name = "ARCH")]
     arch: Option<String>,
     /// Output format; by default gguf when OUT ends in .gguf, else safetensors
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, ignore_case = true)]
     to: Option<To>,
     /// Element type of the memories and feature maps
-    #[arg(long, value_enum, default_value = "keep")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "keep")]
     outtype: Type,
     /// Verify the output against PyTorch's answer before it is renamed into place
     #[arg(long, requires = "base")]

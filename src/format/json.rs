@@ -8,9 +8,9 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::limits::{JSON_BYTES, JSON_DEPTH, JSON_VALUES};
+use super::limits::{JSON_BYTES, JSON_DEPTH, JSON_STRING_BYTES, JSON_VALUES};
 use super::mmap::open_regular;
-use super::names::shorten;
+use super::names::{cut, shorten};
 use crate::error::{Code, Error, Result};
 
 /// Parses one document; the order of keys is kept, a UTF-8 byte order mark is skipped.
@@ -57,6 +57,7 @@ pub(super) fn parse_with<'de, S: DeserializeSeed<'de>>(
     let body = std::str::from_utf8(body).map_err(|e| {
         Error::new(Code::JsonSyntax, "expected UTF-8, found an invalid byte").at(skipped + e.valid_up_to() as u64)
     })?;
+    check_strings(text)?;
     let mut reader = serde_json::Deserializer::from_str(body);
     let result = seed.deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
     result.map_err(|e| {
@@ -64,8 +65,33 @@ pub(super) fn parse_with<'de, S: DeserializeSeed<'de>>(
         let too_deep = message.starts_with("recursion limit");
         let code = fault.get().unwrap_or(if too_deep { Code::JsonTooLarge } else { Code::JsonSyntax });
         let message = if too_deep { format!("more than {JSON_DEPTH} levels of nesting") } else { message };
-        Error::new(code, without_position(&message)).at(skipped + offset_of(body, e.line(), e.column()))
+        Error::new(code, cut(without_position(&message), MESSAGE_CHARS))
+            .at(skipped + offset_of(body, e.line(), e.column()))
     })
+}
+
+/// serde_json quotes what it did not expect, at any length.
+const MESSAGE_CHARS: usize = 200;
+
+/// Refuses strings above [`JSON_STRING_BYTES`]. On text that is no JSON this may count wrongly, and the parser refuses
+/// that.
+fn check_strings(text: &[u8]) -> Result<()> {
+    let mut start = None;
+    let mut escaped = false;
+    for (i, byte) in text.iter().enumerate() {
+        match (start, *byte) {
+            (Some(s), _) if i - s > JSON_STRING_BYTES + 1 => {
+                let message = format!("expected strings of at most {JSON_STRING_BYTES} bytes, found a longer one");
+                return Err(Error::new(Code::JsonTooLarge, message).at(s as u64));
+            }
+            (None, b'"') => start = Some(i),
+            (Some(_), _) if escaped => escaped = false,
+            (Some(_), b'\\') => escaped = true,
+            (Some(_), b'"') => start = None,
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// serde_json counts lines from 1 and columns in bytes; a column is that of the last byte read.
@@ -212,6 +238,18 @@ mod tests {
             assert_eq!(e.code(), *code, "{shown}: {e}");
             assert!(offset.is_none_or(|o| e.offset() == Some(o)), "{shown}: {e}");
         }
+    }
+
+    #[test]
+    fn strings_have_a_limit_and_messages_are_short() {
+        let text = |n: usize| format!("[\"\\\"{}\"]", "x".repeat(n));
+        assert!(parse(text(JSON_STRING_BYTES - 2).as_bytes()).is_ok());
+        let e = parse(text(JSON_STRING_BYTES).as_bytes()).unwrap_err();
+        assert_eq!((e.code(), e.offset()), (Code::JsonTooLarge, Some(1)));
+        let escapes = format!("[\"{}\"]", "\\n".repeat(JSON_STRING_BYTES / 2 + 1));
+        assert_eq!(parse(escapes.as_bytes()).unwrap_err().code(), Code::JsonTooLarge);
+        let long = format!("{{\"{0}\":1,\"{0}\":2}}", "k".repeat(10_000));
+        assert!(parse(long.as_bytes()).unwrap_err().message().len() < 300);
     }
 
     #[test]

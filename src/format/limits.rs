@@ -34,15 +34,22 @@ pub const GGUF_LIST: usize = 1 << 16;
 /// Bytes of one GGUF string outside arrays. Chat templates have some 10 kB, embedded `tokenizer.json` files 20 MB.
 pub const GGUF_STRING_BYTES: u64 = 64 << 20;
 
-/// Tensors of a file in any format, and of all shards of a model together. A model of 60 layers with 384 experts of 3
+/// Tensors of a GGUF file, and of all shards of a model together. A model of 60 layers with 384 experts of 3
 /// matrices, each with a scale, has 138,240.
 pub const TENSORS: u64 = 1 << 18;
 
 /// Bytes of a safetensors header. Source: `MAX_HEADER_SIZE` in the safetensors crate.
 pub const HEADER_BYTES: usize = 100_000_000;
 
-/// Dimensions of a safetensors tensor. PyTorch's own limit (`at::kMaxDims`, kernels and views) is 64.
+/// Tensors of one safetensors file. The crate spends 1.2 kB on each; single files have some thousands, since large
+/// models are sharded.
+pub const SAFETENSORS_TENSORS: usize = 1 << 16;
+
+/// Dimensions of a safetensors tensor. PyTorch's own limit for most operations is 64.
 pub const SAFETENSORS_DIMS: usize = 64;
+
+/// Dimensions of all tensors of a safetensors file together: 16 each, on average.
+pub const SAFETENSORS_ALL_DIMS: usize = 16 * SAFETENSORS_TENSORS;
 
 /// Entries of safetensors' `__metadata__`.
 pub const SAFETENSORS_METADATA_KEYS: usize = 1 << 16;
@@ -54,8 +61,12 @@ pub const SAFETENSORS_METADATA_BYTES: usize = 16 << 20;
 /// Bytes of a JSON file. An index of as many tensors as [`TENSORS`] allows, 100 bytes each, has 26 MB.
 pub const JSON_BYTES: u64 = 32 << 20;
 
-/// Values in one JSON document; a parsed value costs some 100 bytes, however short its text.
-pub const JSON_VALUES: usize = 1 << 20;
+/// Values in one JSON document, twice the tensors that an index may list. An object costs 400 bytes, however short its
+/// text.
+pub const JSON_VALUES: usize = 1 << 19;
+
+/// Bytes of one string in JSON, safetensors headers included: messages may quote it, escaped and more than once.
+pub const JSON_STRING_BYTES: usize = 16 << 20;
 
 /// Nesting of JSON. Source: serde_json's recursion limit, which this crate leaves on.
 pub const JSON_DEPTH: usize = 128;

@@ -29,12 +29,17 @@ fn has_drive(name: &str) -> bool {
     matches!(name.as_bytes(), [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic())
 }
 
-/// At most 64 characters of a name for a message.
+/// At most 64 characters of a name, for a message.
 pub(crate) fn shorten(name: &str) -> String {
     const SHOWN: usize = 64;
-    match name.char_indices().nth(SHOWN) {
-        Some((end, _)) => format!("{}...", &name[..end]),
-        None => name.to_owned(),
+    cut(name, SHOWN)
+}
+
+/// At most `max_chars` characters of a text, and then dots.
+pub(crate) fn cut(text: &str, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

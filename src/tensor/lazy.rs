@@ -80,7 +80,7 @@ impl Part {
     }
 
     fn n_elements(&self) -> usize {
-        self.axes.iter().flatten().map(|a| a.0).product()
+        if self.axes.iter().flatten().any(|a| a.0 == 0) { 0 } else { self.axes.iter().flatten().map(|a| a.0).product() }
     }
 
     /// Sub-axes without those of length 1, neighbours that lie contiguously merged.
@@ -131,13 +131,15 @@ impl LazyTensor {
 
     fn contiguous(bytes: Bytes, dtype: DType, shape: &[usize], decode: Option<Decode>) -> Result<Self> {
         assert_eq!(bytes.len(), shape::len_bytes(shape, dtype)?, "bytes do not match the shape");
+        let is_empty = shape.contains(&0);
         let mut stride = 1;
         let mut axes: Vec<_> = shape
             .iter()
             .rev()
             .map(|&len| {
                 let axis = vec![(len, stride)];
-                stride *= len.max(1);
+                // An empty tensor has no element to reach, and its other dimensions may be absurd.
+                stride *= if is_empty { 1 } else { len };
                 axis
             })
             .collect();
@@ -219,7 +221,7 @@ impl LazyTensor {
 
     /// Number of elements.
     pub fn n_elements(&self) -> usize {
-        self.shape.iter().product()
+        shape::n_elements(&self.shape).expect("checked when the tensor was made")
     }
 
     /// Bytes that [`gather`](Self::gather) writes.
@@ -610,6 +612,13 @@ mod tests {
         assert!(LazyTensor::strided(storage.clone(), DType::F32, &[2], &[usize::MAX], 1).is_err());
         assert!(LazyTensor::strided(storage.clone(), DType::F32, &[0], &[1], 24).is_ok());
         assert!(LazyTensor::strided(storage, DType::F32, &[0], &[1], 25).is_err());
+    }
+
+    #[test]
+    fn an_empty_tensor_may_have_absurd_dimensions() {
+        let t = LazyTensor::new(Vec::new().into(), DType::F32, &[0, 1 << 40, 1 << 40]).unwrap();
+        assert_eq!((t.n_elements(), t.len_bytes()), (0, 0));
+        assert!(t.to_bytes().is_empty());
     }
 
     #[test]

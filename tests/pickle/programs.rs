@@ -216,6 +216,18 @@ fn arguments_of_a_tensor_are_checked_one_by_one() {
             wrong,
         ),
         (
+            "of a legacy file",
+            Pickle::new()
+                .op(b"(")
+                .text("storage")
+                .global("torch", "FloatStorage")
+                .text("0")
+                .text("cpu")
+                .int(6)
+                .op(b"NtQ"),
+            wrong,
+        ),
+        (
             "with a view",
             Pickle::new()
                 .op(b"(")
@@ -288,6 +300,7 @@ fn operations_that_do_not_fit_are_refused() {
         ("BINPUT of nothing", p().op(b"q\0").stop(), wrong),
         ("MEMOIZE across a MARK", p().op(b"N(\x94").stop(), wrong),
         ("text that is not UTF-8", p().op(b"X\x02\0\0\0\xff\xfe").stop(), wrong),
+        ("a Python 2 str that is not UTF-8", p().op(b"U\x02\xff\xfe").stop(), wrong),
         ("text longer than the pickle", p().op(b"X\xff\xff\0\0a").stop(), cut),
         ("text of 2^63 bytes", p().op(b"\x8d\0\0\0\0\0\0\0\x80a").stop(), cut),
         ("text of 2^64 - 1 bytes", p().op(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa").stop(), cut),
@@ -298,6 +311,9 @@ fn operations_that_do_not_fit_are_refused() {
         ("a number of 65 bytes", p().op(b"\x8a\x41").op(&[1; 65]).stop(), Code::PickleLimit),
         ("a frame longer than the pickle", p().op(b"\x95\xff\0\0\0\0\0\0\0N").stop(), cut),
         ("a frame of 2^64 - 1", p().op(b"\x95\xff\xff\xff\xff\xff\xff\xff\xffN").stop(), cut),
+        ("a frame in a frame", p().op(b"\x95\x0a\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0\0N").stop(), wrong),
+        ("a frame that ends inside a text", p().op(b"\x95\x06\0\0\0\0\0\0\0X\x02\0\0\0ab").stop(), wrong),
+        ("a frame that ends after STOP", p().op(b"\x95\x03\0\0\0\0\0\0\0N.N").0, wrong),
         ("a global without its end", p().op(b"ctorch\nFloat").0, cut),
         ("a global's name of 129 bytes", p().global("torch", &"x".repeat(129)).stop(), Code::PickleLimit),
         ("memo entry 2^32 - 1", p().op(b"Nr\xff\xff\xff\xff").stop(), Code::PickleLimit),
@@ -341,6 +357,9 @@ fn values_just_inside_the_limits_are_accepted() {
         ("a number of 64 bytes", p().op(b"\x8a\x40").op(&[1; 64]).stop()),
         ("a key of 512 bytes", p().op(b"}").text(&"k".repeat(512)).op(b"Ns").stop()),
         ("no key twice across types", p().op(b"}K\x01Ns").text("1").op(b"NsNNs").stop()),
+        ("a Python 2 str", p().op(b"U\x02\xc3\xa4").stop()),
+        ("a frame and what follows it", p().op(b"\x95\x01\0\0\0\0\0\0\0NN\x86").stop()),
+        ("two frames", p().op(b"\x95\x01\0\0\0\0\0\0\0N\x95\x02\0\0\0\0\0\0\x000").op(b"N").stop()),
         ("POP_MARK", p().op(b"N(NN1").stop()),
         ("DUP", p().op(b"N2\x86").stop()),
         ("a shared list", p().op(b"]q\0h\0\x86").stop()),

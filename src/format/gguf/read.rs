@@ -114,7 +114,13 @@ fn read_array(r: &mut Reader) -> Result<Array> {
     match element_type {
         ValueType::String => {
             for _ in 0..count {
-                r.string("a string of an array", limits::GGUF_STRING_BYTES)?;
+                let start = r.pos + 8;
+                let text = r.string_bytes("a string of an array", limits::GGUF_STRING_BYTES)?;
+                // A vocabulary is 300,000 short strings, and most are plain ASCII.
+                let plain = text.iter().fold(true, |plain, b| plain & (1..=0x7f).contains(b));
+                if !plain {
+                    check_text("a string of an array", text, start as u64)?;
+                }
             }
         }
         _ => {
@@ -327,26 +333,24 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A string of at most `limit` bytes, UTF-8 without NUL.
-    fn string(&mut self, what: &str, limit: u64) -> Result<&'a str> {
+    /// The bytes of a string of at most `limit`, not yet checked to be text.
+    fn string_bytes(&mut self, what: &str, limit: u64) -> Result<&'a [u8]> {
         let at = self.pos as u64;
         let len = self.u64(what)?;
         if len > self.left() {
             return Err(self.truncated(what.into(), len).at(at));
         }
         if len > limit {
-            return Err(
-                Error::new(Code::GgufLimit, format!("expected {what} of at most {limit} bytes, found {len}")).at(at)
-            );
+            let message = format!("expected {what} of at most {limit} bytes, found {len}");
+            return Err(Error::new(Code::GgufLimit, message).at(at));
         }
-        let start = self.pos as u64;
-        let text = self.take(len, what)?;
-        if let Some(i) = text.iter().position(|b| *b == 0) {
-            return Err(Error::new(Code::GgufString, format!("{what} holds NUL")).at(start + i as u64));
-        }
-        std::str::from_utf8(text).map_err(|e| {
-            Error::new(Code::GgufString, format!("{what} is not UTF-8")).at(start + e.valid_up_to() as u64)
-        })
+        self.take(len, what)
+    }
+
+    /// A string of at most `limit` bytes.
+    fn string(&mut self, what: &str, limit: u64) -> Result<&'a str> {
+        let start = self.pos as u64 + 8;
+        check_text(what, self.string_bytes(what, limit)?, start)
     }
 
     fn name(&mut self, what: &str, limit: usize) -> Result<&'a str> {
@@ -354,5 +358,14 @@ impl<'a> Reader<'a> {
         let name = self.string(what, limit as u64)?;
         check_name(name).map_err(|e| e.at(at))?;
         Ok(name)
+    }
+}
+
+/// Refuses what is not UTF-8 and what holds NUL; `start` is where the text stands in the file.
+fn check_text<'a>(what: &str, text: &'a [u8], start: u64) -> Result<&'a str> {
+    let fault = |message: String, i: usize| Error::new(Code::GgufString, message).at(start + i as u64);
+    match text.iter().position(|b| *b == 0) {
+        Some(i) => Err(fault(format!("{what} holds NUL"), i)),
+        None => std::str::from_utf8(text).map_err(|e| fault(format!("{what} is not UTF-8"), e.valid_up_to())),
     }
 }

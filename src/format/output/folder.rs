@@ -64,8 +64,8 @@ impl OutputFolder {
         Ok(OutputFolder { target, temporary, place, overwrite, inputs, files: Mutex::default() })
     }
 
-    /// A new file in the folder; `relative` may have `/`-separated parts. Files that others depend on come last:
-    /// [`Place::Inside`] keeps the order.
+    /// A new file in the folder; `relative` may have `/`-separated parts. Where a folder cannot be renamed as a whole,
+    /// files appear in the order in which they were made: those that others depend on come last.
     ///
     /// Errors: [`Code::NameInvalid`], [`Code::NameDuplicate`], [`Code::OutputIsInput`], [`Code::Io`].
     pub fn file(&self, relative: &str) -> Result<StagedFile> {
@@ -77,16 +77,18 @@ impl OutputFolder {
         refuse_input(&target, &self.inputs)?;
         let staged = self.temporary.path().join(relative);
         let failed = |e| Error::io(&target, "cannot create", e);
-        if let Some(parent) = staged.parent() {
-            std::fs::create_dir_all(parent).map_err(failed)?;
-        }
-        let file =
+        // An interrupt in between would see its removed folder come back.
+        let file = self.temporary.while_live(|_| {
+            if let Some(parent) = staged.parent() {
+                std::fs::create_dir_all(parent).map_err(failed)?;
+            }
             OpenOptions::new().read(true).write(true).create_new(true).open(&staged).map_err(|e| match e.kind() {
                 std::io::ErrorKind::AlreadyExists => {
                     Error::new(Code::NameDuplicate, "this file is written twice").file(&target)
                 }
                 _ => failed(e),
-            })?;
+            })
+        })?;
         self.files.lock().unwrap_or_else(|e| e.into_inner()).push(relative.to_owned());
         Ok(StagedFile { file, staged, target })
     }
@@ -109,7 +111,10 @@ impl OutputFolder {
         let OutputFolder { target, temporary, place, overwrite, files, .. } = self;
         let files = files.into_inner().unwrap_or_else(|e| e.into_inner());
         let staged = temporary.path().to_owned();
-        sync_all(&staged, &files)?;
+        if let Err(e) = sync_all(&staged, &files) {
+            // After an interrupt there is nothing to sync, and that is the better message.
+            return temporary.while_live(|_| Err(e));
+        }
         match place {
             Place::Sibling => {
                 if let Ok(existing) = std::fs::metadata(&target) {
@@ -119,13 +124,11 @@ impl OutputFolder {
                 sync_folder(&parent_and_name(&target)?.0)
             }
             Place::Inside => {
-                temporary
-                    .keep(|staged| {
-                        move_files(staged, &target, &files, overwrite)?;
-                        std::fs::remove_dir_all(staged)
-                    })
-                    .map_err(|e| at_target(e, &target))?;
-                sync_all(&target, &[])
+                temporary.while_live(|staged| {
+                    move_files(staged, &target, &files, overwrite).map_err(|e| at_target(PersistError::Io(e), &target))
+                })?;
+                drop(temporary); // the emptied folder
+                sync_all(&target, &files)
             }
         }
     }

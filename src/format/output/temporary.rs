@@ -96,8 +96,14 @@ impl Temporary {
         self.keep(|path| std::fs::rename(path, target))
     }
 
+    /// Runs `act` while no [`discard_all`] can come between; after one, fails with [`Code::Interrupted`].
+    pub(super) fn while_live<T>(&self, act: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+        let registry = registry();
+        if registry.live.contains(&self.path) { act(&self.path) } else { Err(interrupted()) }
+    }
+
     /// Runs `rename` while no [`discard_all`] can come between.
-    pub(super) fn keep(self, rename: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), PersistError> {
+    fn keep(self, rename: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(), PersistError> {
         let mut registry = registry();
         if !registry.live.contains(&self.path) {
             return Err(PersistError::Interrupted);

@@ -115,3 +115,45 @@ impl Global {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_for_what_pytorch_means_by_them() {
+        let storage = |name| match resolve("torch", name) {
+            Meaning::Global(Global::Storage(dtype)) => Some(dtype),
+            _ => None,
+        };
+        for (name, dtype) in [
+            ("DoubleStorage", DType::F64),
+            ("FloatStorage", DType::F32),
+            ("HalfStorage", DType::F16),
+            ("BFloat16Storage", DType::BF16),
+            ("LongStorage", DType::I64),
+            ("IntStorage", DType::I32),
+            ("ShortStorage", DType::I16),
+            ("CharStorage", DType::I8),
+            ("ByteStorage", DType::U8),
+            ("BoolStorage", DType::BOOL),
+        ] {
+            assert_eq!(storage(name), Some(dtype), "{name}");
+        }
+        assert!(matches!(resolve("torch", "bfloat16"), Meaning::Constant));
+        assert!(matches!(resolve("torch", "ComplexFloatStorage"), Meaning::UnreadStorage));
+        for (module, name) in [
+            ("torch", "Storage"),
+            ("torch", "load"),
+            ("torch", "float"),
+            ("torch.cuda", "FloatStorage"),
+            ("numpy", "float32"),
+            ("builtins", "list"),
+            ("collections", "Counter"),
+            ("Collections", "OrderedDict"),
+            ("collections", "OrderedDict "),
+        ] {
+            assert!(matches!(resolve(module, name), Meaning::Unknown), "{module}.{name}");
+        }
+    }
+}

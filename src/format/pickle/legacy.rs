@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::Container;
 use super::machine::{self, Pickle};
 use super::value::Value;
 use crate::error::{Code, Error, Result};
@@ -27,7 +28,7 @@ const PROTOCOL_VERSION: i64 = 1001;
 pub(super) fn read(file: &[u8]) -> Result<(Pickle, Value, Vec<Range<usize>>)> {
     let mut at = 0;
     let mut next = |what: &'static str| {
-        let (pickle, root) = machine::run(&file[at..], at as u64)?;
+        let (pickle, root) = machine::run(&file[at..], at as u64, Container::Legacy)?;
         let fail = move |found: String| {
             Error::new(Code::PickleStructure, format!("expected {what}, found {found}")).at(at as u64)
         };

@@ -1,7 +1,7 @@
 //! PyTorch checkpoints (`torch.save`): zip archives and the files from before PyTorch 1.6. Reading only.
 //!
-//! A checkpoint is a pickle, and pickles are programs. This reader executes nothing: [`machine`] knows the opcodes
-//! that build plain containers, and [`globals`] lists the few names that a state dict needs. Everything else is an
+//! A checkpoint is a pickle, and pickles are programs. This reader executes nothing: the machine knows the opcodes
+//! that build plain containers, and an allow-list has the few names that a state dict needs. Everything else is an
 //! error that names it; nothing is skipped. What a file declares is limited in [`limits`].
 //!
 //! Bytes of tensors stay in the memory map. Opening a checkpoint reads its directory and its pickle; a storage is
@@ -42,7 +42,6 @@ pub enum Container {
 }
 
 /// An open PyTorch checkpoint: a tree of plain values and tensors.
-#[derive(Debug)]
 pub struct Checkpoint {
     path: Arc<Path>,
     container: Container,
@@ -68,6 +67,12 @@ impl Checkpoint {
     /// Every tensor with the keys that lead to it, in the file's order.
     pub fn tensors(&self) -> Tensors<'_> {
         self.root().tensors()
+    }
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checkpoint({}, {:?}, {} tensors)", self.path.display(), self.container, self.tree.tensors.len())
     }
 }
 
@@ -104,7 +109,7 @@ fn read_zip(path: &Arc<Path>, file: &Bytes) -> Result<Checkpoint> {
     let data_start = archive.get("data.pkl")?.data.start as u64;
     check_version(&archive, file)?;
     let data = archive.read(file, "data.pkl", limits::MAX_PICKLE_BYTES)?;
-    let (pickle, root) = machine::run(data, data_start).map_err(|e| e.field("data.pkl"))?;
+    let (pickle, root) = machine::run(data, data_start, Container::Zip).map_err(|e| e.field("data.pkl"))?;
     if pickle.len_bytes != data.len() {
         let message = format!("{} bytes follow the pickle", data.len() - pickle.len_bytes);
         let at = data_start + pickle.len_bytes as u64;

@@ -97,3 +97,21 @@ opcodes! {
     NextBuffer     0x97 "NEXT_BUFFER";
     ReadOnlyBuffer 0x98 "READONLY_BUFFER";
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_every_opcode_once() {
+        let ops: Vec<Op> = (0..=255).filter_map(Op::from_byte).collect();
+        assert_eq!(ops.len(), 68, "as many as pickletools.opcodes has in CPython 3.12");
+        let mut names: Vec<_> = ops.iter().map(|op| op.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), 68);
+        assert_eq!(Op::from_byte(b'R'), Some(Op::Reduce));
+        assert_eq!(Op::from_byte(0x93), Some(Op::StackGlobal));
+        assert_eq!(Op::from_byte(0x99), None);
+    }
+}

@@ -333,3 +333,41 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `path=number` of every tensor.
+    fn walk(nodes: Vec<Node>, root: Value) -> Vec<String> {
+        let tree = Tree { arena: Arena { nodes, ..Arena::default() }, root, tensors: Vec::new() };
+        let mut tensors = Item::new(&tree, root).tensors();
+        let mut found = Vec::new();
+        while let Some(n) = tensors.advance() {
+            found.push(format!("{}={n}", dotted(tensors.path())));
+        }
+        assert_eq!(tensors.advance(), None, "it stays at its end");
+        found
+    }
+
+    #[test]
+    fn tensors_come_in_order_with_the_keys_that_lead_to_them() {
+        let (t, list, dict) = (Value::Tensor, Value::List, Value::Dict);
+        let nodes = vec![
+            Node::Sequence(vec![Value::None, t(0), list(1), list(2), dict(3), t(4), list(2)]),
+            Node::Sequence(vec![]),
+            Node::Sequence(vec![list(1), t(1)]),
+            Node::Mapping(vec![(Value::Int(7), t(2)), (Value::None, t(3)), (Value::Int(-1), list(1))]),
+        ];
+        assert_eq!(walk(nodes, list(0)), ["1=0", "3.1=1", "4.7=2", "4.1=3", "5=4", "6.1=1"]);
+        assert_eq!(walk(vec![], t(5)), ["=5"], "the object itself is a tensor");
+        assert!(walk(vec![], Value::None).is_empty());
+        assert!(walk(vec![Node::Sequence(vec![])], list(0)).is_empty());
+    }
+
+    #[test]
+    fn values_stay_small() {
+        assert_eq!(size_of::<Value>(), 16, "limits.rs counts on it");
+        assert_eq!(size_of::<Node>(), 32, "limits.rs counts on it");
+    }
+}

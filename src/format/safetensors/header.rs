@@ -1,6 +1,7 @@
 //! The header, read twice: by our own visitor, which bounds everything and refuses what the crate lets pass (repeated
 //! names and keys, unknown or repeated fields, `null` metadata, blank space before the header, other padding than spaces),
-//! and then by the crate, whose verdict on offsets and sizes stands.
+//! and then by the crate, whose verdict on offsets and sizes stands. Where both would refuse, ours comes first, since it
+//! names tensor and offset.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
@@ -8,8 +9,8 @@ use std::fmt;
 
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 
 use super::METADATA;
 use crate::error::{Code, Error, Result};
@@ -37,7 +38,12 @@ pub(super) struct Entry {
 /// The offset of the data and the checked header.
 pub(super) fn read(bytes: &Bytes) -> Result<(usize, Header)> {
     let text = header_text(bytes)?;
-    scan(text)?;
+    let data_len = scan(text)?;
+    let data_found = (bytes.len() - 8 - text.len()) as u64;
+    if data_len != data_found {
+        let message = format!("expected {data_len} bytes of data after the header, found {data_found}");
+        return Err(Error::new(Code::SafetensorsHeader, message).at(8 + text.len() as u64));
+    }
     let (len, crate_header) = SafeTensors::read_metadata(bytes).map_err(crate_error)?;
     let data_start = 8 + len;
 
@@ -85,8 +91,9 @@ fn header_text(bytes: &[u8]) -> Result<&[u8]> {
     }
 }
 
-/// Our own pass. It keeps nothing but the names, so that a hostile header is not on the heap twice.
-fn scan(text: &[u8]) -> Result<()> {
+/// Our own pass; gives the end of the last tensor. It keeps nothing but the names, so that a hostile header is not on
+/// the heap twice.
+fn scan(text: &[u8]) -> Result<u64> {
     let state = State::default();
     parse_with(text, Top(&state), &state.fault).map_err(|e| {
         let code = if e.code() == Code::JsonSyntax { Code::SafetensorsHeader } else { e.code() };
@@ -104,12 +111,6 @@ fn crate_error(e: SafeTensorError) -> Error {
             "expected data_offsets that follow the tensor before, found a hole, an overlap or a negative length".into(),
             Some(name.clone()),
         ),
-        SafeTensorError::TensorInvalidInfo => {
-            ("a tensor's data_offsets do not have the length of its shape and type".to_owned(), None)
-        }
-        SafeTensorError::MetadataIncompleteBuffer => {
-            ("expected the file to end with the last tensor, found it longer or shorter".to_owned(), None)
-        }
         other => (other.to_string(), None),
     };
     let error = Error::new(Code::SafetensorsHeader, message).caused_by(e);
@@ -146,41 +147,48 @@ impl State {
 struct Top<'a>(&'a State);
 
 impl<'de> DeserializeSeed<'de> for Top<'_> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
+    type Value = u64;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<u64, D::Error> {
         d.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for Top<'_> {
-    type Value = ();
+    type Value = u64;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<u64, A::Error> {
         let state = self.0;
         let mut names = HashSet::new();
+        let (mut n_dims, mut data_len) = (0, 0);
         while let Some(name) = map.next_key::<String>()? {
             check_name(&name).map_err(|e| state.refuse::<A::Error>(e.code(), e.message()))?;
-            if names.len() as u64 > limits::TENSORS {
-                return Err(A::Error::custom(format_args!("more than {} tensors", limits::TENSORS)));
-            }
             if !names.insert(name.clone()) {
                 state.tensor.set(name);
                 return Err(state.refuse(Code::NameDuplicate, "this name occurs twice"));
             }
             let is_metadata = name == METADATA;
+            if !is_metadata && names.len() - usize::from(names.contains(METADATA)) > limits::SAFETENSORS_TENSORS {
+                return Err(A::Error::custom(format_args!("more than {} tensors", limits::SAFETENSORS_TENSORS)));
+            }
             state.tensor.set(name);
             if is_metadata {
                 map.next_value_seed(StringMap(state))?
             } else {
-                map.next_value::<TensorInfo>().map(drop)?
+                let tensor = map.next_value::<TensorInfo>()?;
+                data_len = data_len.max(tensor.end);
+                n_dims += tensor.n_dims;
+                if n_dims > limits::SAFETENSORS_ALL_DIMS {
+                    let message = format_args!("more than {} dimensions in all", limits::SAFETENSORS_ALL_DIMS);
+                    return Err(A::Error::custom(message));
+                }
             }
             state.tensor.take();
         }
-        Ok(())
+        Ok(data_len)
     }
 }
 
@@ -220,12 +228,15 @@ impl<'de> Visitor<'de> for StringMap<'_> {
     }
 }
 
-/// One tensor's entry: exactly these three fields, in an object (the crate would take a list, too).
-struct TensorInfo;
+/// What [`Top`] needs of a tensor whose size agrees with its shape and type.
+struct TensorInfo {
+    n_dims: usize,
+    end: u64,
+}
 
+/// Exactly these three fields, in an object (the crate would take a list, too).
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "only the types matter; the crate reads the values")]
 struct Fields {
     dtype: String,
     shape: Dims,
@@ -234,46 +245,61 @@ struct Fields {
 
 impl<'de> Deserialize<'de> for TensorInfo {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_map(TensorInfo)
+        d.deserialize_map(TensorInfoVisitor)
     }
 }
 
-impl<'de> Visitor<'de> for TensorInfo {
+struct TensorInfoVisitor;
+
+impl<'de> Visitor<'de> for TensorInfoVisitor {
     type Value = TensorInfo;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("an object with dtype, shape and data_offsets")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self, A::Error> {
-        Fields::deserialize(MapAccessDeserializer::new(map)).map(|_| TensorInfo)
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<TensorInfo, A::Error> {
+        let Fields { dtype, shape: Dims(shape), data_offsets: (begin, end) } =
+            Fields::deserialize(MapAccessDeserializer::new(map))?;
+        let name: StrDeserializer<A::Error> = dtype.as_str().into_deserializer();
+        Dtype::deserialize(name)?; // one that the format has; whether it is one of ours is decided later
+        if let Some(dtype) = DType::from_safetensors_name(&dtype) {
+            let expected = shape::len_bytes(&shape, dtype).map_err(|e| A::Error::custom(e.message()))? as u64;
+            if end.checked_sub(begin) != Some(expected) {
+                let message = format_args!("expected {expected} bytes for {dtype} {shape:?}, found {begin}..{end}");
+                return Err(A::Error::custom(message));
+            }
+        }
+        Ok(TensorInfo { n_dims: shape.len(), end })
     }
 }
 
 /// A list of at most [`limits::SAFETENSORS_DIMS`] integers.
-struct Dims;
+struct Dims(Vec<usize>);
 
 impl<'de> Deserialize<'de> for Dims {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        d.deserialize_seq(Dims)
+        d.deserialize_seq(DimsVisitor)
     }
 }
 
-impl<'de> Visitor<'de> for Dims {
+struct DimsVisitor;
+
+impl<'de> Visitor<'de> for DimsVisitor {
     type Value = Dims;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.write_str("a list of non-negative integers")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self, A::Error> {
-        let mut n = 0;
-        while seq.next_element::<u64>()?.is_some() {
-            n += 1;
-            if n > limits::SAFETENSORS_DIMS {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Dims, A::Error> {
+        let mut dims = Vec::new();
+        while let Some(d) = seq.next_element()? {
+            if dims.len() == limits::SAFETENSORS_DIMS {
                 return Err(A::Error::custom(format_args!("more than {} dimensions", limits::SAFETENSORS_DIMS)));
             }
+            dims.push(d);
         }
-        Ok(Dims)
+        Ok(Dims(dims))
     }
 }

@@ -46,7 +46,7 @@ pub struct Safetensors {
 /// Opens one safetensors file.
 ///
 /// Errors: [`Code::SafetensorsHeader`], [`Code::SafetensorsDtype`], [`Code::NameInvalid`], [`Code::NameDuplicate`],
-/// [`Code::ShapeOverflow`], and those of [`map_file`](super::mmap::map_file).
+/// and those of [`map_file`](super::mmap::map_file).
 pub fn open(path: &Path) -> Result<Safetensors> {
     parse(path, &super::mmap::map_file(path)?)
 }

@@ -213,10 +213,29 @@ fn wrong_headers_are_refused_by_name() {
             Ok(_) => failures.push(format!("{name}: accepted")),
             Err(e) if e.code() != code => failures.push(format!("{name}: expected {code:?}, found {e}")),
             Err(e) if e.path().is_none() => failures.push(format!("{name}: no file in {e}")),
+            Err(e) if e.offset().is_none() && e.field_name().is_none() => {
+                failures.push(format!("{name}: no place in {e}"));
+            }
             Err(_) => {}
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn tensors_and_dimensions_together_have_a_limit() {
+    let header = |n: usize, dims: usize| {
+        let shape = vec!["0"; dims].join(",");
+        let tensor = |i| format!("\"{i}\":{{\"dtype\":\"U8\",\"shape\":[{shape}],\"data_offsets\":[0,0]}}");
+        raw(&format!("{{{}}}", (0..n).map(tensor).collect::<Vec<_>>().join(",")), 0)
+    };
+    let most = limits::SAFETENSORS_TENSORS;
+    let most_dims = limits::SAFETENSORS_ALL_DIMS / limits::SAFETENSORS_DIMS;
+    assert_eq!(read(header(most, 1)).unwrap().tensors.len(), most);
+    assert_eq!(read(header(most_dims, limits::SAFETENSORS_DIMS)).unwrap().tensors.len(), most_dims);
+    for bad in [header(most + 1, 1), header(most_dims + 1, limits::SAFETENSORS_DIMS)] {
+        assert_eq!(read(bad).unwrap_err().code(), Code::SafetensorsHeader);
+    }
 }
 
 #[test]

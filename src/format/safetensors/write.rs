@@ -15,7 +15,9 @@ use crate::tensor::shape;
 /// [`Code::NameDuplicate`], [`Code::ShapeOverflow`], [`Code::SafetensorsHeader`] above a limit.
 pub fn plan(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<FilePlan> {
     let metadata_bytes: usize = metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
-    if tensors.len() as u64 > limits::TENSORS
+    if tensors.len() > limits::SAFETENSORS_TENSORS
+        || tensors.iter().any(|t| t.shape.len() > limits::SAFETENSORS_DIMS)
+        || tensors.iter().map(|t| t.shape.len()).sum::<usize>() > limits::SAFETENSORS_ALL_DIMS
         || metadata.len() > limits::SAFETENSORS_METADATA_KEYS
         || metadata_bytes > limits::SAFETENSORS_METADATA_BYTES
     {

@@ -3,12 +3,16 @@
 //! It knows a stack, a memo by index and the constructors of [`super::globals`]; it executes nothing. What refers to
 //! storages or needs the whole tree (bounds of tensors, cycles, depth) is checked afterwards, in [`super::check`].
 
-use super::globals::{Global, Meaning, resolve};
+mod input;
+mod rebuild;
+
+use input::Input;
+
+use super::Container;
 use super::limits::*;
 use super::opcode::Op;
 use super::value::{Arena, Node, Span, Value};
 use crate::error::{Code, Error, Result};
-use crate::format::limits::NAME_BYTES;
 use crate::tensor::DType;
 
 /// What a pickle holds, storages not yet resolved.
@@ -48,11 +52,10 @@ pub(super) struct DeclaredTensor {
 ///
 /// Errors: [`Code::PickleTruncated`], [`Code::PickleLimit`], [`Code::PickleOpcode`], [`Code::PickleGlobal`],
 /// [`Code::PickleStructure`], [`Code::PickleTensor`], [`Code::PickleUnsupported`].
-pub(super) fn run(input: &[u8], file_offset: u64) -> Result<(Pickle, Value)> {
+pub(super) fn run(input: &[u8], file_offset: u64, container: Container) -> Result<(Pickle, Value)> {
     let mut m = Machine {
-        input: &input[..input.len().min(MAX_PICKLE_BYTES)],
-        cut: input.len() > MAX_PICKLE_BYTES,
-        pos: 0,
+        input: Input::new(input),
+        container,
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Vec::new(),
@@ -62,10 +65,10 @@ pub(super) fn run(input: &[u8], file_offset: u64) -> Result<(Pickle, Value)> {
         op_offset: file_offset,
     };
     for _ in 0..MAX_OPCODES {
-        m.op_offset = file_offset + m.pos as u64;
+        m.op_offset = file_offset + m.input.pos() as u64;
         let step = m.step().map_err(|e| e.at(m.op_offset))?;
         if let Some(root) = step {
-            m.out.len_bytes = m.pos;
+            m.out.len_bytes = m.input.pos();
             return Ok((m.out, root));
         }
     }
@@ -73,10 +76,8 @@ pub(super) fn run(input: &[u8], file_offset: u64) -> Result<(Pickle, Value)> {
 }
 
 struct Machine<'a> {
-    input: &'a [u8],
-    /// Whether the file goes on where `input` ends.
-    cut: bool,
-    pos: usize,
+    input: Input<'a>,
+    container: Container,
     stack: Vec<Value>,
     /// Heights of the stack at each open `MARK`.
     marks: Vec<usize>,
@@ -95,14 +96,14 @@ fn over(what: &str, limit: usize) -> Error {
     Error::new(Code::PickleLimit, format!("more than {limit} {what}"))
 }
 
-impl<'a> Machine<'a> {
+impl Machine<'_> {
     /// Executes one opcode; the root when it was `STOP`.
     fn step(&mut self) -> Result<Option<Value>> {
-        let byte = self.take(1)?[0];
+        let byte = self.input.take(1)?[0];
         let Some(op) = Op::from_byte(byte) else {
             return Err(Error::new(Code::PickleOpcode, format!("unknown opcode 0x{byte:02x}")));
         };
-        if (self.pos == 1) != (op == Op::Proto) {
+        if (self.input.pos() == 1) != (op == Op::Proto) {
             return Err(Error::new(
                 Code::PickleOpcode,
                 format!("expected the opcode PROTO first and nowhere else, found {}", op.name()),
@@ -110,17 +111,14 @@ impl<'a> Machine<'a> {
         }
         match op {
             Op::Proto => {
-                let protocol = self.take(1)?[0];
+                let protocol = self.input.take(1)?[0];
                 if !(2..=5).contains(&protocol) {
                     return Err(Error::new(Code::PickleOpcode, format!("expected protocol 2 to 5, found {protocol}")));
                 }
             }
-            // The length is advice on how much to read ahead; it must not promise more than there is.
             Op::Frame => {
-                let len = self.length(8)?;
-                if len > self.input.len() - self.pos {
-                    return Err(self.truncated(len));
-                }
+                let len = self.input.length(8)?;
+                self.input.start_frame(len)?;
             }
             Op::Stop => return self.stop().map(Some),
 
@@ -128,32 +126,31 @@ impl<'a> Machine<'a> {
             Op::NewTrue => self.push(Value::Bool(true))?,
             Op::NewFalse => self.push(Value::Bool(false))?,
             Op::BinInt => {
-                let i = i32::from_le_bytes(self.array()?);
+                let i = i32::from_le_bytes(self.input.array()?);
                 self.push(Value::Int(i.into()))?;
             }
             Op::BinInt1 => {
-                let [i] = self.array()?;
+                let [i] = self.input.array()?;
                 self.push(Value::Int(i.into()))?;
             }
             Op::BinInt2 => {
-                let i = u16::from_le_bytes(self.array()?);
+                let i = u16::from_le_bytes(self.input.array()?);
                 self.push(Value::Int(i.into()))?;
             }
             Op::Long1 => self.long(1)?,
             Op::Long4 => self.long(4)?,
             Op::BinFloat => {
-                let x = f64::from_be_bytes(self.array()?);
+                let x = f64::from_be_bytes(self.input.array()?);
                 self.push(Value::Float(x))?;
             }
 
-            Op::ShortBinUnicode => self.text(1)?,
-            Op::BinUnicode => self.text(4)?,
+            // A `str` of Python 2 is text, too; Python 3 decodes it as UTF-8 when it reads a checkpoint.
+            Op::ShortBinUnicode | Op::ShortBinString => self.text(1)?,
+            Op::BinUnicode | Op::BinString => self.text(4)?,
             Op::BinUnicode8 => self.text(8)?,
             Op::ShortBinBytes => self.bytes(1)?,
             Op::BinBytes => self.bytes(4)?,
             Op::BinBytes8 | Op::ByteArray8 => self.bytes(8)?,
-            Op::ShortBinString => self.python2_string(1)?,
-            Op::BinString => self.python2_string(4)?,
 
             Op::EmptyTuple => {
                 let v = self.sequence(Vec::new()).map(Value::Tuple)?;
@@ -226,25 +223,25 @@ impl<'a> Machine<'a> {
             }
 
             Op::BinPut => {
-                let [i] = self.array()?;
+                let [i] = self.input.array()?;
                 self.put(i.into())?;
             }
             Op::LongBinPut => {
-                let i = self.length(4)?;
+                let i = self.input.length(4)?;
                 self.put(i)?;
             }
             Op::Memoize => self.put(self.memo.len())?,
             Op::BinGet => {
-                let [i] = self.array()?;
+                let [i] = self.input.array()?;
                 self.get(i.into())?;
             }
             Op::LongBinGet => {
-                let i = self.length(4)?;
+                let i = self.input.length(4)?;
                 self.get(i)?;
             }
 
             Op::Global => {
-                let (module, name) = (self.line()?, self.line()?);
+                let (module, name) = (self.input.line()?, self.input.line()?);
                 self.global(module, name)?;
             }
             Op::StackGlobal => {
@@ -272,60 +269,13 @@ impl<'a> Machine<'a> {
 
     fn stop(&mut self) -> Result<Value> {
         let root = self.pop()?;
+        if self.input.in_frame() {
+            return Err(structure("STOP inside a frame"));
+        }
         if !self.stack.is_empty() || !self.marks.is_empty() {
             return Err(structure(format!("{} values are left at STOP", self.stack.len())));
         }
         Ok(root)
-    }
-
-    // Input
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
-        let bytes = self.pos.checked_add(len).and_then(|end| self.input.get(self.pos..end));
-        let bytes = bytes.ok_or_else(|| self.truncated(len))?;
-        self.pos += len;
-        Ok(bytes)
-    }
-
-    fn truncated(&self, want: usize) -> Error {
-        if self.cut {
-            return Error::new(Code::PickleLimit, format!("a pickle of more than {MAX_PICKLE_BYTES} bytes"));
-        }
-        let left = self.input.len() - self.pos;
-        Error::new(Code::PickleTruncated, format!("expected {want} more bytes, found {left}"))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N)?);
-        Ok(out)
-    }
-
-    /// An unsigned little-endian number of `width` bytes. One that no memory holds is longer than what is left.
-    fn length(&mut self, width: usize) -> Result<usize> {
-        let mut le = [0; 8];
-        le[..width].copy_from_slice(self.take(width)?);
-        Ok(usize::try_from(u64::from_le_bytes(le)).unwrap_or(usize::MAX))
-    }
-
-    fn counted(&mut self, width: usize) -> Result<&'a [u8]> {
-        let len = self.length(width)?;
-        self.take(len)
-    }
-
-    /// Text up to the end of the line.
-    fn line(&mut self) -> Result<&'a str> {
-        let rest = &self.input[self.pos..];
-        let window = &rest[..rest.len().min(MAX_GLOBAL_BYTES + 1)];
-        let Some(len) = window.iter().position(|&b| b == b'\n') else {
-            return Err(if window.len() > MAX_GLOBAL_BYTES {
-                over("bytes in the name of a global", MAX_GLOBAL_BYTES)
-            } else {
-                self.truncated(window.len() + 1)
-            });
-        };
-        self.pos += len + 1;
-        utf8(&window[..len])
     }
 
     // Stack and memo
@@ -383,7 +333,7 @@ impl<'a> Machine<'a> {
     // Plain values
 
     fn long(&mut self, width: usize) -> Result<()> {
-        let bytes = self.counted(width)?;
+        let bytes = self.input.counted(width)?;
         if bytes.len() > MAX_BIG_INT_BYTES {
             return Err(over("bytes in a number", MAX_BIG_INT_BYTES));
         }
@@ -399,13 +349,13 @@ impl<'a> Machine<'a> {
     }
 
     fn text(&mut self, width: usize) -> Result<()> {
-        let text = utf8(self.counted(width)?)?;
+        let text = utf8(self.input.counted(width)?)?;
         let span = self.out.arena.keep_text(text);
         self.push(Value::Str(span))
     }
 
     fn bytes(&mut self, width: usize) -> Result<()> {
-        let bytes = self.counted(width)?;
+        let bytes = self.input.counted(width)?;
         let span = self.out.arena.keep_bytes(bytes);
         self.push(Value::Bytes(span))
     }
@@ -417,16 +367,6 @@ impl<'a> Machine<'a> {
             return Err(over("bytes in the name of a global", MAX_GLOBAL_BYTES));
         }
         Ok(text.to_owned())
-    }
-
-    /// A `str` of Python 2, which did not tell text from bytes.
-    fn python2_string(&mut self, width: usize) -> Result<()> {
-        let bytes = self.counted(width)?;
-        let value = match std::str::from_utf8(bytes) {
-            Ok(text) => Value::Str(self.out.arena.keep_text(text)),
-            Err(_) => Value::Bytes(self.out.arena.keep_bytes(bytes)),
-        };
-        self.push(value)
     }
 
     // Containers
@@ -501,213 +441,10 @@ impl<'a> Machine<'a> {
         }
         Ok(())
     }
-
-    // Globals
-
-    fn global(&mut self, module: &str, name: &str) -> Result<()> {
-        let value = match resolve(module, name) {
-            Meaning::Global(global) => Value::Global(global),
-            Meaning::Constant => Value::Str(self.out.arena.keep_text(&format!("{module}.{name}"))),
-            Meaning::UnreadStorage => {
-                let message = format!("elements of {module}.{name} are of no type that ptplus reads");
-                return Err(Error::new(Code::PickleUnsupported, message));
-            }
-            Meaning::Unknown => {
-                let message = format!("{module}.{name} is not on the list of what a state dict needs");
-                return Err(Error::new(Code::PickleGlobal, message));
-            }
-        };
-        self.push(value)
-    }
-
-    fn reduce(&mut self) -> Result<()> {
-        let (args, callee) = (self.pop()?, self.pop()?);
-        let Value::Global(callee) = callee else {
-            return Err(structure(format!("REDUCE of {}", callee.kind())));
-        };
-        let Value::Tuple(_) = args else {
-            return Err(structure(format!(
-                "expected a tuple of arguments for {}, found {}",
-                callee.name(),
-                args.kind()
-            )));
-        };
-        let args = self.out.arena.items(args);
-        if args.len() > MAX_ARGUMENTS {
-            return Err(over(&format!("arguments for {}", callee.name()), MAX_ARGUMENTS));
-        }
-        let args = args.to_vec();
-        let value = self.construct(callee, &args)?;
-        self.push(value)
-    }
-
-    fn construct(&mut self, callee: Global, args: &[Value]) -> Result<Value> {
-        let wrong = || structure(format!("{} does not take the arguments ({})", callee.name(), kinds(args)));
-        match (callee, args) {
-            (Global::OrderedDict, []) => self.mapping(Vec::new()),
-            // Python 2 wrote a list of [key, value] lists.
-            (Global::OrderedDict, &[list @ Value::List(_)]) => {
-                let pairs = self.out.arena.items(list);
-                self.may_contain(pairs.len())?;
-                let mut entries = Vec::with_capacity(pairs.len());
-                for &pair in pairs {
-                    let &[key, value] = self.out.arena.items(pair) else { return Err(wrong()) };
-                    entries.push(entry(key, value)?);
-                }
-                self.mapping(entries)
-            }
-            (Global::Set, []) => self.sequence(Vec::new()).map(Value::Set),
-            (Global::Set, &[list @ Value::List(_)]) => {
-                let items = self.out.arena.items(list);
-                self.may_contain(items.len())?;
-                let items = items.to_vec();
-                self.sequence(items).map(Value::Set)
-            }
-            (Global::Size, &[tuple @ Value::Tuple(_)]) => Ok(tuple),
-            (Global::Device, &[name @ Value::Str(_)]) => Ok(name),
-            (Global::Device, &[Value::Str(name), Value::Int(index)]) => {
-                let text = format!("{}:{index}", self.short_text(name)?);
-                Ok(Value::Str(self.out.arena.keep_text(&text)))
-            }
-            (Global::RebuildTensor, _) => self.tensor(args),
-            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), Value::Bool(_), hooks]) => {
-                self.no_hooks(hooks)?;
-                Ok(tensor)
-            }
-            _ => Err(wrong()),
-        }
-    }
-
-    /// `_rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata=None)`
-    fn tensor(&mut self, args: &[Value]) -> Result<Value> {
-        let (args, metadata) = args.split_at(args.len().min(6));
-        let &[Value::Storage(storage), Value::Int(offset), size, stride, Value::Bool(_), hooks] = args else {
-            return Err(structure(format!("_rebuild_tensor_v2 does not take the arguments ({})", kinds(args))));
-        };
-        self.no_hooks(hooks)?;
-        // The metadata says that the stored numbers are to be conjugated or negated: never written for plain tensors.
-        match metadata {
-            [] | [Value::None] => {}
-            [dict @ Value::Dict(_)] if self.out.arena.entries(*dict).is_empty() => {}
-            _ => {
-                return Err(Error::new(
-                    Code::PickleTensor,
-                    "the tensor's metadata asks for more than its storage holds",
-                ));
-            }
-        }
-        let (shape, strides) = (self.extents("size", size)?, self.extents("stride", stride)?);
-        if shape.len() != strides.len() {
-            let message = format!("{} sizes, but {} strides", shape.len(), strides.len());
-            return Err(Error::new(Code::PickleTensor, message));
-        }
-        let storage_offset = u64::try_from(offset)
-            .map_err(|_| Error::new(Code::PickleTensor, format!("the storage offset {offset} is negative")))?;
-        if self.out.tensors.len() == MAX_TENSORS {
-            return Err(over("tensors", MAX_TENSORS));
-        }
-        let declared_at = self.op_offset;
-        self.out.tensors.push(DeclaredTensor { storage, storage_offset, shape, strides, declared_at });
-        Ok(Value::Tensor(self.out.tensors.len() as u32 - 1))
-    }
-
-    fn extents(&self, what: &str, tuple: Value) -> Result<Vec<usize>> {
-        let Value::Tuple(_) = tuple else {
-            return Err(structure(format!("expected a tuple as {what}, found {}", tuple.kind())));
-        };
-        let items = self.out.arena.items(tuple);
-        if items.len() > MAX_DIMS {
-            return Err(over("dimensions", MAX_DIMS));
-        }
-        let extent = |v: &Value| match *v {
-            Value::Int(i) => {
-                usize::try_from(i).map_err(|_| Error::new(Code::PickleTensor, format!("a {what} of {i} is negative")))
-            }
-            other => Err(structure(format!("expected numbers as {what}, found {}", other.kind()))),
-        };
-        items.iter().map(extent).collect()
-    }
-
-    fn no_hooks(&self, hooks: Value) -> Result<()> {
-        match hooks {
-            Value::None => Ok(()),
-            Value::Dict(_) if self.out.arena.entries(hooks).is_empty() => Ok(()),
-            _ => Err(structure("a tensor has backward hooks")),
-        }
-    }
-
-    /// State of an `OrderedDict`: attributes such as the `_metadata` of a state dict.
-    fn build(&mut self) -> Result<()> {
-        let state = self.pop()?;
-        match (self.top()?, state) {
-            (Value::Dict(_), Value::Dict(_)) => {
-                self.out.attributes.push(state);
-                Ok(())
-            }
-            (object, state) => Err(structure(format!("BUILD of {} with {}", object.kind(), state.kind()))),
-        }
-    }
-
-    /// `('storage', torch.FloatStorage, key, location, n_elements)`; legacy files add a sixth item, `None`.
-    fn persistent(&mut self) -> Result<()> {
-        let id = self.pop()?;
-        let Value::Tuple(_) = id else {
-            return Err(structure(format!("expected a tuple as persistent id, found {}", id.kind())));
-        };
-        let arena = &self.out.arena;
-        let items = arena.items(id);
-        let (&[Value::Str(tag), Value::Global(Global::Storage(dtype)), Value::Str(key), Value::Str(_), Value::Int(n)]
-        | &[
-            Value::Str(tag),
-            Value::Global(Global::Storage(dtype)),
-            Value::Str(key),
-            Value::Str(_),
-            Value::Int(n),
-            Value::None,
-        ]) = items
-        else {
-            return Err(structure(format!("a persistent id of ({}) is not that of a storage", kinds(items))));
-        };
-        let (tag, key) = (arena.text(tag), arena.text(key));
-        if key.len() > NAME_BYTES {
-            return Err(over("bytes in the key of a storage", NAME_BYTES));
-        }
-        if tag != "storage" {
-            return Err(structure("a persistent id is not that of a storage"));
-        }
-        let n_elements = u64::try_from(n)
-            .map_err(|_| Error::new(Code::PickleStorage, format!("storage {key:?} has {n} elements")))?;
-        let value = match self.storages_by_key.get(key) {
-            Some(&known) => {
-                let first = &self.out.storages[known as usize];
-                if (first.dtype, first.n_elements) != (dtype, n_elements) {
-                    let message = format!("storage {key:?} has two types or sizes");
-                    return Err(Error::new(Code::PickleStorage, message));
-                }
-                Value::Storage(known)
-            }
-            None => {
-                if self.out.storages.len() == MAX_TENSORS {
-                    return Err(over("storages", MAX_TENSORS));
-                }
-                let number = self.out.storages.len() as u32;
-                let (key, declared_at) = (key.to_owned(), self.op_offset);
-                self.storages_by_key.insert(key.clone(), number);
-                self.out.storages.push(DeclaredStorage { key, dtype, n_elements, declared_at });
-                Value::Storage(number)
-            }
-        };
-        self.push(value)
-    }
 }
 
 fn refused(op: Op, why: &str) -> Error {
     Error::new(Code::PickleOpcode, format!("the opcode {} {why}", op.name()))
-}
-
-/// Kinds of arguments, for a message; what a message says is short whatever the file says.
-fn kinds(values: &[Value]) -> String {
-    values.iter().take(MAX_ARGUMENTS).map(|v| v.kind()).collect::<Vec<_>>().join(", ")
 }
 
 fn utf8(bytes: &[u8]) -> Result<&str> {

@@ -1,0 +1,216 @@
+//! What the globals on the allow-list do: `REDUCE`, `BUILD` and `BINPERSID`, checked argument by argument.
+
+use super::{DeclaredStorage, DeclaredTensor, Machine, entry, over, structure};
+use crate::error::{Code, Error, Result};
+use crate::format::limits::NAME_BYTES;
+use crate::format::pickle::Container;
+use crate::format::pickle::globals::{Global, Meaning, resolve};
+use crate::format::pickle::limits::*;
+use crate::format::pickle::value::Value;
+
+impl Machine<'_> {
+    pub(super) fn global(&mut self, module: &str, name: &str) -> Result<()> {
+        let value = match resolve(module, name) {
+            Meaning::Global(global) => Value::Global(global),
+            Meaning::Constant => Value::Str(self.out.arena.keep_text(&format!("{module}.{name}"))),
+            Meaning::UnreadStorage => {
+                let message = format!("elements of {module}.{name} are of no type that ptplus reads");
+                return Err(Error::new(Code::PickleUnsupported, message));
+            }
+            Meaning::Unknown => {
+                let message = format!("{module}.{name} is not on the list of what a state dict needs");
+                return Err(Error::new(Code::PickleGlobal, message));
+            }
+        };
+        self.push(value)
+    }
+
+    pub(super) fn reduce(&mut self) -> Result<()> {
+        let (args, callee) = (self.pop()?, self.pop()?);
+        let Value::Global(callee) = callee else {
+            return Err(structure(format!("REDUCE of {}", callee.kind())));
+        };
+        let Value::Tuple(_) = args else {
+            return Err(structure(format!(
+                "expected a tuple of arguments for {}, found {}",
+                callee.name(),
+                args.kind()
+            )));
+        };
+        let args = self.out.arena.items(args);
+        if args.len() > MAX_ARGUMENTS {
+            return Err(over(&format!("arguments for {}", callee.name()), MAX_ARGUMENTS));
+        }
+        let args = args.to_vec();
+        let value = self.construct(callee, &args)?;
+        self.push(value)
+    }
+
+    fn construct(&mut self, callee: Global, args: &[Value]) -> Result<Value> {
+        let wrong = || structure(format!("{} does not take the arguments ({})", callee.name(), kinds(args)));
+        match (callee, args) {
+            (Global::OrderedDict, []) => self.mapping(Vec::new()),
+            // Python 2 wrote a list of [key, value] lists.
+            (Global::OrderedDict, &[list @ Value::List(_)]) => {
+                let pairs = self.out.arena.items(list);
+                self.may_contain(pairs.len())?;
+                let mut entries = Vec::with_capacity(pairs.len());
+                for &pair in pairs {
+                    let &[key, value] = self.out.arena.items(pair) else { return Err(wrong()) };
+                    entries.push(entry(key, value)?);
+                }
+                self.mapping(entries)
+            }
+            (Global::Set, []) => self.sequence(Vec::new()).map(Value::Set),
+            (Global::Set, &[list @ Value::List(_)]) => {
+                let items = self.out.arena.items(list);
+                self.may_contain(items.len())?;
+                let items = items.to_vec();
+                self.sequence(items).map(Value::Set)
+            }
+            (Global::Size, &[tuple @ Value::Tuple(_)]) => Ok(tuple),
+            (Global::Device, &[name @ Value::Str(_)]) => Ok(name),
+            (Global::Device, &[Value::Str(name), Value::Int(index)]) => {
+                let text = format!("{}:{index}", self.short_text(name)?);
+                Ok(Value::Str(self.out.arena.keep_text(&text)))
+            }
+            (Global::RebuildTensor, _) => self.tensor(args),
+            (Global::RebuildParameter, &[tensor @ Value::Tensor(_), Value::Bool(_), hooks]) => {
+                self.no_hooks(hooks)?;
+                Ok(tensor)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    /// `_rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata=None)`
+    fn tensor(&mut self, args: &[Value]) -> Result<Value> {
+        let (args, metadata) = args.split_at(args.len().min(6));
+        let &[Value::Storage(storage), Value::Int(offset), size, stride, Value::Bool(trained), hooks] = args else {
+            return Err(structure(format!("_rebuild_tensor_v2 does not take the arguments ({})", kinds(args))));
+        };
+        self.no_hooks(hooks)?;
+        // The metadata says that the stored numbers are to be conjugated or negated: never written for plain tensors.
+        match metadata {
+            [] | [Value::None] => {}
+            [dict @ Value::Dict(_)] if self.out.arena.entries(*dict).is_empty() => {}
+            _ => {
+                return Err(Error::new(
+                    Code::PickleTensor,
+                    "the tensor's metadata asks for more than its storage holds",
+                ));
+            }
+        }
+        let dtype = self.out.storages[storage as usize].dtype;
+        if trained && !dtype.is_float() {
+            return Err(Error::new(Code::PickleTensor, format!("a tensor of {dtype} cannot require a gradient")));
+        }
+        let (shape, strides) = (self.extents("size", size)?, self.extents("stride", stride)?);
+        if shape.len() != strides.len() {
+            let message = format!("{} sizes, but {} strides", shape.len(), strides.len());
+            return Err(Error::new(Code::PickleTensor, message));
+        }
+        let storage_offset = u64::try_from(offset)
+            .map_err(|_| Error::new(Code::PickleTensor, format!("the storage offset {offset} is negative")))?;
+        if self.out.tensors.len() == MAX_TENSORS {
+            return Err(over("tensors", MAX_TENSORS));
+        }
+        let declared_at = self.op_offset;
+        self.out.tensors.push(DeclaredTensor { storage, storage_offset, shape, strides, declared_at });
+        Ok(Value::Tensor(self.out.tensors.len() as u32 - 1))
+    }
+
+    fn extents(&self, what: &str, tuple: Value) -> Result<Vec<usize>> {
+        let Value::Tuple(_) = tuple else {
+            return Err(structure(format!("expected a tuple as {what}, found {}", tuple.kind())));
+        };
+        let items = self.out.arena.items(tuple);
+        if items.len() > MAX_DIMS {
+            return Err(over("dimensions", MAX_DIMS));
+        }
+        let extent = |v: &Value| match *v {
+            Value::Int(i) => {
+                usize::try_from(i).map_err(|_| Error::new(Code::PickleTensor, format!("a {what} of {i} is negative")))
+            }
+            other => Err(structure(format!("expected numbers as {what}, found {}", other.kind()))),
+        };
+        items.iter().map(extent).collect()
+    }
+
+    fn no_hooks(&self, hooks: Value) -> Result<()> {
+        match hooks {
+            Value::None => Ok(()),
+            Value::Dict(_) if self.out.arena.entries(hooks).is_empty() => Ok(()),
+            _ => Err(structure("a tensor has backward hooks")),
+        }
+    }
+
+    /// State of an `OrderedDict`: attributes such as the `_metadata` of a state dict.
+    pub(super) fn build(&mut self) -> Result<()> {
+        let state = self.pop()?;
+        match (self.top()?, state) {
+            (Value::Dict(_), Value::Dict(_)) => {
+                self.out.attributes.push(state);
+                Ok(())
+            }
+            (object, state) => Err(structure(format!("BUILD of {} with {}", object.kind(), state.kind()))),
+        }
+    }
+
+    /// `('storage', torch.FloatStorage, key, location, n_elements)`; in legacy files a sixth item says of what
+    /// other storage this one is a view, in every version since 0.4: `None`.
+    pub(super) fn persistent(&mut self) -> Result<()> {
+        let id = self.pop()?;
+        let Value::Tuple(_) = id else {
+            return Err(structure(format!("expected a tuple as persistent id, found {}", id.kind())));
+        };
+        let arena = &self.out.arena;
+        let items = arena.items(id);
+        let wrong = || structure(format!("a persistent id of ({}) is not that of a storage", kinds(items)));
+        let items = match (self.container, items) {
+            (Container::Zip, items) => items,
+            (Container::Legacy, [items @ .., Value::None]) => items,
+            (Container::Legacy, _) => return Err(wrong()),
+        };
+        let &[Value::Str(tag), Value::Global(Global::Storage(dtype)), Value::Str(key), Value::Str(_), Value::Int(n)] =
+            items
+        else {
+            return Err(wrong());
+        };
+        let (tag, key) = (arena.text(tag), arena.text(key));
+        if key.len() > NAME_BYTES {
+            return Err(over("bytes in the key of a storage", NAME_BYTES));
+        }
+        if tag != "storage" {
+            return Err(structure("a persistent id is not that of a storage"));
+        }
+        let n_elements = u64::try_from(n)
+            .map_err(|_| Error::new(Code::PickleStorage, format!("storage {key:?} has {n} elements")))?;
+        let value = match self.storages_by_key.get(key) {
+            Some(&known) => {
+                let first = &self.out.storages[known as usize];
+                if (first.dtype, first.n_elements) != (dtype, n_elements) {
+                    let message = format!("storage {key:?} has two types or sizes");
+                    return Err(Error::new(Code::PickleStorage, message));
+                }
+                Value::Storage(known)
+            }
+            None => {
+                if self.out.storages.len() == MAX_TENSORS {
+                    return Err(over("storages", MAX_TENSORS));
+                }
+                let number = self.out.storages.len() as u32;
+                let (key, declared_at) = (key.to_owned(), self.op_offset);
+                self.storages_by_key.insert(key.clone(), number);
+                self.out.storages.push(DeclaredStorage { key, dtype, n_elements, declared_at });
+                Value::Storage(number)
+            }
+        };
+        self.push(value)
+    }
+}
+
+/// Kinds of arguments, for a message; what a message says is short whatever the file says.
+fn kinds(values: &[Value]) -> String {
+    values.iter().take(MAX_ARGUMENTS).map(|v| v.kind()).collect::<Vec<_>>().join(", ")
+}
