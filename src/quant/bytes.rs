@@ -1,4 +1,4 @@
-//! Little-endian fields of a block, and what its elements have in common.
+//! Fields of a block: little-endian numbers, and codes that share bytes.
 
 use super::float::{f16_to_f32, f32_to_f16};
 
@@ -26,45 +26,6 @@ pub fn put_f16(block: &mut [u8], offset: usize, value: f32) -> f32 {
     let half = f32_to_f16(value);
     block[offset..offset + 2].copy_from_slice(&half.to_le_bytes());
     f16_to_f32(half)
-}
-
-/// `1 / d`, or `None` where rounding with it has no meaning: `d` or its reciprocal overflows.
-///
-/// ggml then converts NaN or infinity to an integer, which on x86-64 leaves 0 in every code. 0 for `d` = 0.
-#[inline(always)]
-pub fn reciprocal(d: f32) -> Option<f32> {
-    let id = if d != 0.0 { 1.0 / d } else { 0.0 };
-    (d.is_finite() && id.is_finite()).then_some(id)
-}
-
-/// Smallest and largest element, the first of several that are equal (0 and -0 are).
-#[inline(always)]
-pub fn min_max(x: &[f32; 32]) -> (f32, f32) {
-    let (mut min, mut max) = ([f32::MAX; 8], [f32::MIN; 8]);
-    for x in x.as_chunks::<8>().0 {
-        for k in 0..8 {
-            min[k] = if x[k] < min[k] { x[k] } else { min[k] };
-            max[k] = if x[k] > max[k] { x[k] } else { max[k] };
-        }
-    }
-    let min = min.into_iter().fold(f32::MAX, |a, b| if b < a { b } else { a });
-    let max = max.into_iter().fold(f32::MIN, |a, b| if b > a { b } else { a });
-    // Lanes mix up the order, which only shows in the sign of zeros.
-    let first = |value: f32| if value == 0.0 { x.iter().copied().find(|x| *x == 0.0).unwrap_or(value) } else { value };
-    (first(min), first(max))
-}
-
-/// The element of largest magnitude, the first of several; 0 when all are 0.
-#[inline(always)]
-pub fn largest(x: &[f32; 32]) -> f32 {
-    let (min, max) = min_max(x);
-    if max > -min {
-        max
-    } else if max < -min {
-        min
-    } else {
-        super::search::largest(x)
-    }
 }
 
 /// The low four bits of code `j` into the low half of byte `j`, those of code `j + 16` into the high half.

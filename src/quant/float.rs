@@ -9,6 +9,9 @@
 //! Both round to nearest, ties to even. They differ on NaN: BF16 keeps the upper payload bits and sets bit 6 (not the
 //! quiet bit alone), F16 keeps only the sign. Source: `ggml_compute_*` in ggml-impl.h.
 
+/// The largest finite F16.
+pub const F16_MAX: f32 = 65504.0;
+
 /// The F16 nearest to `value`; values beyond 65504 become infinite, every NaN becomes `0x7E00` with its sign.
 #[inline(always)]
 pub fn f32_to_f16(value: f32) -> u16 {

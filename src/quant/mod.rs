@@ -19,6 +19,7 @@ pub mod q5_1;
 pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
+mod round;
 mod search;
 mod simd;
 mod validate;
@@ -27,6 +28,8 @@ pub use validate::validate_blocks;
 
 use rayon::prelude::*;
 
+use self::simd::Kernel;
+use self::validate::position;
 use crate::tensor::DType;
 
 /// One line per block format implemented here; everything that depends on the list comes from it.
@@ -42,14 +45,29 @@ macro_rules! block_formats {
         /// The block formats that [`decode`] and [`quantize_row`] implement.
         pub const BLOCK_FORMATS: &[DType] = &[$(DType::$dtype,)*];
 
-        fn decode_any_blocks(dtype: DType, src: &[u8], dst: &mut [f32]) {
-            match dtype {
-                $(DType::$dtype => decode_blocks(src, dst, $module::decode),)*
-                _ => panic!("{dtype} has no decoder; ask `can_decode` first"),
+        impl Kernel for Decode<'_> {
+            #[inline(always)]
+            fn run(self, _: impl simd::Machine) {
+                match self.dtype {
+                    $(DType::$dtype => decode_blocks(self.src, self.dst, $module::decode),)*
+                    DType::F64 => decode_plain(self.src, self.dst, |b| float::f64_to_f32(f64::from_le_bytes(b))),
+                    DType::F32 => decode_plain(self.src, self.dst, f32::from_le_bytes),
+                    DType::F16 => decode_plain(self.src, self.dst, |b| float::f16_to_f32(u16::from_le_bytes(b))),
+                    DType::BF16 => decode_plain(self.src, self.dst, |b| float::bf16_to_f32(u16::from_le_bytes(b))),
+                    dtype => panic!("{dtype} has no decoder; ask `can_decode` first"),
+                }
             }
         }
 
-        impl simd::Kernel for QuantizeRow<'_> {
+        /// No element decoded from a block with finite scales is larger in magnitude; infinite for other types.
+        fn limit(dtype: DType) -> f32 {
+            match dtype {
+                $(DType::$dtype => $module::LIMIT,)*
+                _ => f32::INFINITY,
+            }
+        }
+
+        impl Kernel for Quantize<'_> {
             #[inline(always)]
             fn run(self, machine: impl simd::Machine) {
                 match self.dtype {
@@ -87,21 +105,23 @@ pub fn can_decode(dtype: DType) -> bool {
 /// Asserts that [`can_decode`] is true of `dtype` and that `dst` has exactly the elements of `src`.
 pub fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
     assert_sizes(dtype, dst.len(), src.len());
-    match dtype {
-        DType::F64 => decode_plain(src, dst, |b| float::f64_to_f32(f64::from_le_bytes(b))),
-        DType::F32 => decode_plain(src, dst, f32::from_le_bytes),
-        DType::F16 => decode_plain(src, dst, |b| float::f16_to_f32(u16::from_le_bytes(b))),
-        DType::BF16 => decode_plain(src, dst, |b| float::bf16_to_f32(u16::from_le_bytes(b))),
-        _ => decode_any_blocks(dtype, src, dst),
-    }
+    simd::run(Decode { dtype, src, dst });
 }
 
+struct Decode<'a> {
+    dtype: DType,
+    src: &'a [u8],
+    dst: &'a mut [f32],
+}
+
+#[inline(always)]
 fn decode_plain<const N: usize>(src: &[u8], dst: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
     for (x, bytes) in dst.iter_mut().zip(src.as_chunks::<N>().0) {
         *x = convert(*bytes);
     }
 }
 
+#[inline(always)]
 fn decode_blocks<const LEN: usize, const BYTES: usize>(
     src: &[u8],
     dst: &mut [f32],
@@ -117,14 +137,36 @@ pub fn can_quantize(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || BLOCK_FORMATS.contains(&dtype)
 }
 
+/// Index of the first element that [`quantize_row`] cannot store: NaN, infinite, or too large for the type.
+///
+/// Call it before quantizing and [`validate_blocks`] after: ggml's searches for Q3_K and Q6_K lose an element beyond
+/// 1e12 without a trace in the scales, since its cube overflows, and store something else in its place.
+/// Too small is no error: elements below a type's smallest scale (6e-8) become 0.
+pub fn first_unfit(dtype: DType, src: &[f32]) -> Option<usize> {
+    match dtype {
+        DType::F16 => position(src, |x| float::f32_to_f16(x) & 0x7C00 == 0x7C00),
+        DType::BF16 => position(src, |x| float::f32_to_bf16(x) & 0x7F80 == 0x7F80),
+        _ => {
+            let limit = limit(dtype);
+            position(src, |x| !x.is_finite() || x.abs() > limit)
+        }
+    }
+}
+
 /// Quantizes whole blocks to the bytes of ggml's `ggml_quantize_chunk` without an importance matrix.
 ///
 /// Equal also where a scale overflows to infinity; [`validate_blocks`] finds those, and NaN and infinity among plain
-/// floats. What becomes of a NaN or an infinity in `src` is not specified: refuse them first.
+/// floats. What becomes of a NaN or an infinity in `src` is not specified: [`first_unfit`] finds them.
 /// Asserts that [`can_quantize`] is true of `dtype` and that `dst` has exactly the bytes for `src`.
 pub fn quantize_row(dtype: DType, src: &[f32], dst: &mut [u8]) {
     assert_sizes(dtype, src.len(), dst.len());
-    simd::run(QuantizeRow { dtype, src, dst });
+    simd::run(Quantize { dtype, src, dst });
+}
+
+/// [`quantize_row`] without vector instructions: the reference that those are tested against.
+pub fn quantize_row_scalar(dtype: DType, src: &[f32], dst: &mut [u8]) {
+    assert_sizes(dtype, src.len(), dst.len());
+    Quantize { dtype, src, dst }.run(simd::Scalar);
 }
 
 /// [`quantize_row`] on rows of `n_per_row` elements, on all threads of the current rayon pool.
@@ -145,7 +187,7 @@ pub fn quantize_rows(dtype: DType, src: &[f32], n_per_row: usize, dst: &mut [u8]
 /// Elements that one thread takes at once: the F32 values fit the second-level cache.
 const TASK_ELEMENTS: usize = 1 << 15;
 
-struct QuantizeRow<'a> {
+struct Quantize<'a> {
     dtype: DType,
     src: &'a [f32],
     dst: &'a mut [u8],

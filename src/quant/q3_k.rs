@@ -12,6 +12,7 @@
 //! Source: `block_q3_K` in ggml-common.h, `dequantize_row_q3_K`, `quantize_row_q3_K_ref` in ggml-quants.c.
 
 use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::float::F16_MAX;
 use super::search::{self, nearest_int};
 use super::simd::Machine;
 
@@ -19,6 +20,8 @@ use super::simd::Machine;
 pub const LEN: usize = 256;
 /// Bytes of a block.
 pub const BYTES: usize = D + 2;
+/// No element of a block with finite scales is larger in magnitude.
+pub const LIMIT: f32 = F16_MAX * 32.0 * 4.0;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[D];
 /// Elements in a sub-block.

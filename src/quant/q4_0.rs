@@ -8,13 +8,17 @@
 //! The low nibble of byte `j` is element `j`, the high one element `j + 16`.
 //! Source: `block_q4_0` in ggml-common.h, `dequantize_row_q4_0`, `quantize_row_q4_0_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, largest, pack_nibbles, put_f16, reciprocal};
+use super::bytes::{f16_at, pack_nibbles, put_f16};
+use super::float::F16_MAX;
+use super::round::reciprocal;
 use super::simd::Machine;
 
 /// Elements in a block.
 pub const LEN: usize = 32;
 /// Bytes of a block.
 pub const BYTES: usize = QS + LEN / 2;
+/// No element of a block with finite scales is larger in magnitude.
+pub const LIMIT: f32 = F16_MAX * 8.0;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0];
 const QS: usize = 2;
@@ -32,11 +36,11 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 
 /// Quantizes one block: the scale takes the element of largest magnitude to -8.
 #[inline(always)]
-pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
-    let d = largest(x) / -8.0;
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], machine: impl Machine) {
+    let d = machine.largest(x) / -8.0;
     put_f16(block, 0, d);
     let codes = match reciprocal(d) {
-        Some(id) => x.map(|x| ((x * id + 8.5) as u8).min(15)),
+        Some(id) => machine.codes(x, 0.0, id, 8.5).map(|q| q.min(15)),
         None => [0; LEN],
     };
     pack_nibbles(&codes, &mut block[QS..]);

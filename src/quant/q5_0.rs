@@ -7,13 +7,17 @@
 //!
 //! Source: `block_q5_0` in ggml-common.h, `dequantize_row_q5_0`, `quantize_row_q5_0_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, fifth_bits, largest, pack_nibbles, put_f16, reciprocal, u32_at};
+use super::bytes::{f16_at, fifth_bits, pack_nibbles, put_f16, u32_at};
+use super::float::F16_MAX;
+use super::round::reciprocal;
 use super::simd::Machine;
 
 /// Elements in a block.
 pub const LEN: usize = 32;
 /// Bytes of a block.
 pub const BYTES: usize = QS + LEN / 2;
+/// No element of a block with finite scales is larger in magnitude.
+pub const LIMIT: f32 = F16_MAX * 16.0;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0];
 const QH: usize = 2;
@@ -35,11 +39,11 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 
 /// Quantizes one block: the scale takes the element of largest magnitude to -16.
 #[inline(always)]
-pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
-    let d = largest(x) / -16.0;
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], machine: impl Machine) {
+    let d = machine.largest(x) / -16.0;
     put_f16(block, 0, d);
     let codes = match reciprocal(d) {
-        Some(id) => x.map(|x| ((x * id + 16.5) as u8).min(31)),
+        Some(id) => machine.codes(x, 0.0, id, 16.5).map(|q| q.min(31)),
         None => [0; LEN],
     };
     block[QH..QS].copy_from_slice(&fifth_bits(&codes).to_le_bytes());

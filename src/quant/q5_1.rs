@@ -7,13 +7,17 @@
 //!
 //! Source: `block_q5_1` in ggml-common.h, `dequantize_row_q5_1`, `quantize_row_q5_1_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, fifth_bits, min_max, pack_nibbles, put_f16, reciprocal, u32_at};
+use super::bytes::{f16_at, fifth_bits, pack_nibbles, put_f16, u32_at};
+use super::float::F16_MAX;
+use super::round::reciprocal;
 use super::simd::Machine;
 
 /// Elements in a block.
 pub const LEN: usize = 32;
 /// Bytes of a block.
 pub const BYTES: usize = QS + LEN / 2;
+/// No element of a block with finite scales is larger in magnitude.
+pub const LIMIT: f32 = F16_MAX * 32.0;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0, MIN];
 const MIN: usize = 2;
@@ -37,13 +41,13 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
 
 /// Quantizes one block: the scale takes the smallest element to 0 and the largest to 31.
 #[inline(always)]
-pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], _: impl Machine) {
-    let (m, max) = min_max(x);
+pub fn quantize(x: &[f32; LEN], block: &mut [u8; BYTES], machine: impl Machine) {
+    let (m, max) = machine.min_max(x);
     let d = (max - m) / 31.0;
     put_f16(block, 0, d);
     put_f16(block, MIN, m);
     let codes = match reciprocal(d) {
-        Some(id) => x.map(|x| ((x - m) * id + 0.5) as u8),
+        Some(id) => machine.codes(x, m, id, 0.5),
         None => [0; LEN],
     };
     block[QH..QS].copy_from_slice(&fifth_bits(&codes).to_le_bytes());

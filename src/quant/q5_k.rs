@@ -11,6 +11,7 @@
 //! Source: `block_q5_K` in ggml-common.h, `dequantize_row_q5_K`, `quantize_row_q5_K_ref` in ggml-quants.c.
 
 use super::bytes::f16_at;
+use super::float::F16_MAX;
 use super::k_scales;
 use super::search::{Affine, Norm};
 use super::simd::Machine;
@@ -19,6 +20,8 @@ use super::simd::Machine;
 pub const LEN: usize = 256;
 /// Bytes of a block.
 pub const BYTES: usize = QS + LEN / 2;
+/// No element of a block with finite scales is larger in magnitude.
+pub const LIMIT: f32 = F16_MAX * 63.0 * 31.0;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0, DMIN];
 /// Elements in a sub-block.

@@ -1,21 +1,22 @@
 //! The check that ggml's `ggml_validate_row_data` makes: a block whose scale is not finite poisons every product.
 
+use super::float::f64_to_f32;
 use super::{q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
 use crate::tensor::DType;
 
 /// Index of the first block (of the first element, for plain types) with a scale or value that is NaN or infinite.
 ///
 /// Knows every type of ggml, also those that [`super::decode`] does not. Integers and NVFP4, all of whose scale bytes
-/// are finite, have nothing to find. Asserts that `data` is whole blocks.
+/// are finite, have nothing to find. An F64 counts as the F32 that it becomes, here as in ggml. Asserts that `data` is whole blocks.
 pub fn validate_blocks(dtype: DType, data: &[u8]) -> Option<usize> {
     let size = dtype.block_bytes();
     assert!(data.len().is_multiple_of(size), "{} bytes are no whole blocks of {dtype}", data.len());
     let first = |is_bad: &dyn Fn(&[u8]) -> bool| data.chunks_exact(size).position(is_bad);
     match dtype {
-        DType::F64 => position::<8>(data, |b| !f64::from_le_bytes(b).is_finite()),
-        DType::F32 => position::<4>(data, |b| !f32::from_le_bytes(b).is_finite()),
-        DType::BF16 => position::<2>(data, |b| u16::from_le_bytes(b) & 0x7F80 == 0x7F80),
-        DType::F16 => position::<2>(data, is_not_finite_f16),
+        DType::F64 => position(data.as_chunks::<8>().0, |b| !f64_to_f32(f64::from_le_bytes(b)).is_finite()),
+        DType::F32 => position(data.as_chunks::<4>().0, |b| !f32::from_le_bytes(b).is_finite()),
+        DType::BF16 => position(data.as_chunks::<2>().0, |b| u16::from_le_bytes(b) & 0x7F80 == 0x7F80),
+        DType::F16 => position(data.as_chunks::<2>().0, is_not_finite_f16),
         DType::F8_E5M2 => data.iter().position(|b| b & 0x7C == 0x7C),
         DType::F8_E4M3 => data.iter().position(|b| b & 0x7F == 0x7F), // has NaN, no infinity
         DType::Q8_K => first(&|b| !f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
@@ -69,12 +70,11 @@ fn iq1_m_scale(block: &[u8]) -> [u8; 2] {
 }
 
 /// Index of the first element for which `is_bad`; whole chunks are tested without a branch each.
-fn position<const N: usize>(data: &[u8], is_bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+pub(super) fn position<T: Copy>(elements: &[T], is_bad: impl Fn(T) -> bool) -> Option<usize> {
     const CHUNK: usize = 1024;
-    let elements = data.as_chunks::<N>().0;
     for (i, chunk) in elements.chunks(CHUNK).enumerate() {
-        if chunk.iter().fold(false, |any, b| any | is_bad(*b)) {
-            return chunk.iter().position(|b| is_bad(*b)).map(|k| i * CHUNK + k);
+        if chunk.iter().fold(false, |any, x| any | is_bad(*x)) {
+            return chunk.iter().position(|x| is_bad(*x)).map(|k| i * CHUNK + k);
         }
     }
     None
@@ -103,10 +103,10 @@ mod tests {
             data[6..8].copy_from_slice(&bad.to_le_bytes());
             assert_eq!(validate_blocks(dtype, &data), Some(3));
         }
-        let mut data = f64::MAX.to_le_bytes().repeat(2);
-        assert_eq!(validate_blocks(DType::F64, &data), None);
-        data[8..].copy_from_slice(&f64::INFINITY.to_le_bytes());
-        assert_eq!(validate_blocks(DType::F64, &data), Some(1));
+        for (value, found) in [(f64::from(f32::MAX), None), (1e39, Some(1)), (f64::NEG_INFINITY, Some(1))] {
+            let data = [1.0, value].map(f64::to_le_bytes).concat();
+            assert_eq!(validate_blocks(DType::F64, &data), found, "{value}");
+        }
     }
 
     #[test]
