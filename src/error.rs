@@ -271,6 +271,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_reference_page_lists_every_code() {
+        let rows: Vec<String> = Code::ALL.iter().map(|c| format!("| `{}` | {} | {} |", c.slug(), c.kind().exit_code(), c.explanation())).collect();
+        let page = format!(
+            "# Errors\n\nEvery refusal ends with one of these codes in brackets; with `--json` it is `error.code`. Codes are stable.\n\n\
+             | code | exit | meaning |\n|---|---|---|\n{}\n",
+            rows.join("\n")
+        );
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ERRORS.md");
+        if std::env::var_os("PTPLUS_WRITE_DOCS").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/ERRORS.md is out of date: run the tests once with PTPLUS_WRITE_DOCS=1");
+    }
+
+    #[test]
     fn slugs_are_unique() {
         let mut slugs: Vec<_> = Code::ALL.iter().map(|c| c.slug()).collect();
         slugs.sort();
