@@ -1,11 +1,14 @@
 //! Which instructions do the work: chosen when the program runs, with the same bytes as result.
 //!
-//! The simple formats are plain loops that the compiler vectorises; [`Machine::run`] compiles them once more for
-//! machines with AVX2. The searches of the k-quants cannot be vectorised inside a sub-block, since the order of every
-//! sum matters; [`avx2`] works on eight sub-blocks at once, one per lane, so that each lane adds in order.
+//! A [`Kernel`] is compiled once for every processor and once for those with AVX2, where the compiler vectorises its
+//! plain loops with wider registers. What it does not find is written out: minimum, maximum and rounding of 32
+//! elements (`avx2`), and the searches of the k-quants (`avx2_search`). Those cannot be vectorised inside a sub-block,
+//! since the order of every sum matters; eight sub-blocks are searched at once, one per lane, so that each adds in order.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_search;
 
 use super::round;
 use super::search::{self, Affine};
@@ -143,7 +146,7 @@ mod tests {
         // Infinities are refused before they get here; even so no machine may differ.
         let mut rng = inputs::Rng(5);
         let x: Vec<f32> = (0..inputs::N)
-            .map(|_| if rng.next() % 40 == 0 { rng.uniform().signum() * f32::INFINITY } else { rng.uniform() })
+            .map(|_| if rng.next().is_multiple_of(40) { rng.uniform().signum() * f32::INFINITY } else { rng.uniform() })
             .collect();
         run(CompareWithScalar { name: "infinities", x: &x });
     }
