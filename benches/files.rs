@@ -51,7 +51,12 @@ fn convert(dir: &Path, mb: usize) {
 
         let _ = std::fs::remove_file(&out);
         let start = Instant::now();
-        let peak = run(Command::new(env!("CARGO_BIN_EXE_ptplus")).arg("convert").arg(&adapter).arg("-o").arg(&out).args(["--arch", "llama"]));
+        let peak = run(Command::new(env!("CARGO_BIN_EXE_ptplus"))
+            .arg("convert")
+            .arg(&adapter)
+            .arg("-o")
+            .arg(&out)
+            .args(["--arch", "llama"]));
         ours.push(start.elapsed());
         anon = anon.max(peak.anon_kib);
     }
@@ -60,8 +65,17 @@ fn convert(dir: &Path, mb: usize) {
     let rate = |t: Duration| bytes as f64 / 1e6 / t.as_secs_f64();
     println!("convert: {:.2} GB, {layers} tensors of {} MiB", bytes as f64 / 1e9, layer_bytes >> 20);
     println!("  cp --reflink=never + sync   {:7.0} MB/s   {:.2} s", rate(cps), cps.as_secs_f64());
-    println!("  ptplus convert              {:7.0} MB/s   {:.2} s   ratio {:.2} (wanted >= 0.70)", rate(ours), ours.as_secs_f64(), rate(ours) / rate(cps));
-    println!("  peak RssAnon + RssShmem     {:7.0} MiB (wanted <= {})", anon as f64 / 1024.0, 2 * (layer_bytes >> 20) + 64);
+    println!(
+        "  ptplus convert              {:7.0} MB/s   {:.2} s   ratio {:.2} (wanted >= 0.70)",
+        rate(ours),
+        ours.as_secs_f64(),
+        rate(ours) / rate(cps)
+    );
+    println!(
+        "  peak RssAnon + RssShmem     {:7.0} MiB (wanted <= {})",
+        anon as f64 / 1024.0,
+        2 * (layer_bytes >> 20) + 64
+    );
 }
 
 fn headers(dir: &Path) {
@@ -69,7 +83,10 @@ fn headers(dir: &Path) {
     write_sparse_8b(&base);
     let adapter = dir.join("adapter-8b");
     write_adapter(&adapter, 32, 32, 128);
-    for args in [vec!["inspect".as_ref(), base.as_os_str()], vec!["validate".as_ref(), adapter.as_os_str(), "--base".as_ref(), base.as_os_str()]] {
+    for args in [
+        vec!["inspect".as_ref(), base.as_os_str()],
+        vec!["validate".as_ref(), adapter.as_os_str(), "--base".as_ref(), base.as_os_str()],
+    ] {
         let (mut times, mut peak) = (Vec::new(), 0);
         for _ in 0..RUNS {
             let start = Instant::now();
@@ -78,16 +95,23 @@ fn headers(dir: &Path) {
             peak = peak.max(p.total_kib - p.file_kib);
         }
         let what = args[0].to_string_lossy();
-        println!("{what} on a 16 GB base: {:.1} ms (wanted <= 50), peak {:.0} MiB beside mapped files (wanted <= 64)", median(times).as_secs_f64() * 1e3, peak as f64 / 1024.0);
+        println!(
+            "{what} on a 16 GB base: {:.1} ms (wanted <= 50), peak {:.0} MiB beside mapped files (wanted <= 64)",
+            median(times).as_secs_f64() * 1e3,
+            peak as f64 / 1024.0
+        );
     }
 }
 
 /// A canonical adapter of pseudo-random values, per head, elu.
 fn write_adapter(dir: &Path, layers: usize, heads: usize, d: usize) {
     std::fs::create_dir_all(dir).expect("a folder");
-    let specs: Vec<TensorSpec> = (0..layers).map(|i| TensorSpec { name: format!("layers.{i}.memory"), dtype: DType::F32, shape: vec![heads, d, d] }).collect();
+    let specs: Vec<TensorSpec> = (0..layers)
+        .map(|i| TensorSpec { name: format!("layers.{i}.memory"), dtype: DType::F32, shape: vec![heads, d, d] })
+        .collect();
     let plan = safetensors::plan(&BTreeMap::new(), &specs).expect("a plan");
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(dir.join("adapter_model.safetensors")).expect("a file"));
+    let mut file =
+        BufWriter::with_capacity(1 << 20, File::create(dir.join("adapter_model.safetensors")).expect("a file"));
     file.write_all(&plan.header).expect("written");
     let mut state = 1u32;
     for _ in 0..layers * heads * d * d {
@@ -107,7 +131,8 @@ fn write_sparse_8b(dir: &Path) {
     std::fs::create_dir_all(dir).expect("a folder");
     let (hidden, ffn, vocab) = (4096, 14336, 128_256);
     let mut specs = Vec::new();
-    let mut push = |name: String, shape: &[usize]| specs.push(TensorSpec { name, dtype: DType::BF16, shape: shape.to_vec() });
+    let mut push =
+        |name: String, shape: &[usize]| specs.push(TensorSpec { name, dtype: DType::BF16, shape: shape.to_vec() });
     push("model.embed_tokens.weight".into(), &[vocab, hidden]);
     for i in 0..32 {
         let l = |part: &str| format!("model.layers.{i}.{part}.weight");
@@ -145,7 +170,11 @@ fn run(command: &mut Command) -> Peak {
     let mut peak = Peak::default();
     loop {
         if let Ok(text) = std::fs::read_to_string(&status) {
-            let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0);
+            let field = |name: &str| {
+                text.lines()
+                    .find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches(" kB").parse::<u64>().ok())
+                    .unwrap_or(0)
+            };
             peak.anon_kib = peak.anon_kib.max(field("RssAnon:") + field("RssShmem:"));
             peak.file_kib = peak.file_kib.max(field("RssFile:"));
             peak.total_kib = peak.total_kib.max(field("VmHWM:"));

@@ -272,7 +272,10 @@ mod tests {
 
     #[test]
     fn the_reference_page_lists_every_code() {
-        let rows: Vec<String> = Code::ALL.iter().map(|c| format!("| `{}` | {} | {} |", c.slug(), c.kind().exit_code(), c.explanation())).collect();
+        let rows: Vec<String> = Code::ALL
+            .iter()
+            .map(|c| format!("| `{}` | {} | {} |", c.slug(), c.kind().exit_code(), c.explanation()))
+            .collect();
         let page = format!(
             "# Errors\n\nEvery refusal ends with one of these codes in brackets; with `--json` it is `error.code`. Codes are stable.\n\n\
              | code | exit | meaning |\n|---|---|---|\n{}\n",
@@ -282,7 +285,10 @@ mod tests {
         if std::env::var_os("PTPLUS_WRITE_DOCS").is_some() {
             std::fs::write(&path, &page).unwrap();
         }
-        assert!(std::fs::read_to_string(&path).unwrap() == page, "docs/ERRORS.md is out of date: run the tests once with PTPLUS_WRITE_DOCS=1");
+        assert!(
+            std::fs::read_to_string(&path).unwrap() == page,
+            "docs/ERRORS.md is out of date: run the tests once with PTPLUS_WRITE_DOCS=1"
+        );
     }
 
     #[test]

@@ -20,7 +20,8 @@ fn base(name: &str) -> String {
 fn tensor_bytes(file: &Path) -> Vec<(String, Vec<usize>, Vec<u8>)> {
     let bytes = std::fs::read(file).unwrap();
     let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let mut all: Vec<_> = parsed.tensors().into_iter().map(|(n, t)| (n, t.shape().to_vec(), t.data().to_vec())).collect();
+    let mut all: Vec<_> =
+        parsed.tensors().into_iter().map(|(n, t)| (n, t.shape().to_vec(), t.data().to_vec())).collect();
     all.sort();
     all
 }
@@ -36,7 +37,11 @@ fn there_and_back_gives_the_same_tensors_and_configuration() {
         // No base on the way back: the file says everything.
         let out = convert(&gguf, &back, &[]);
         assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
-        assert_eq!(tensor_bytes(&adapter.join("adapter_model.safetensors")), tensor_bytes(&back.join("adapter_model.safetensors")), "{name}");
+        assert_eq!(
+            tensor_bytes(&adapter.join("adapter_model.safetensors")),
+            tensor_bytes(&back.join("adapter_model.safetensors")),
+            "{name}"
+        );
         let (before, mut after) = (RawAdapter::read(&adapter).config, RawAdapter::read(&back).config);
         let model_type = after.as_object_mut().unwrap().remove("base_model_type");
         assert!(model_type.is_some(), "{name}: the base's type is recorded");
@@ -82,7 +87,16 @@ fn a_dry_run_writes_nothing_and_says_exactly_what_would_be_written() {
     let temp = tempfile::tempdir().unwrap();
     let gguf = temp.path().join("a.gguf");
     let args = |dry: bool| {
-        let mut v = vec!["convert".into(), model("qwen3").join("adapter").into_os_string(), "-o".into(), gguf.clone().into_os_string(), "--base".into(), base("qwen3").into(), "--outtype".into(), "f16".into()];
+        let mut v = vec![
+            "convert".into(),
+            model("qwen3").join("adapter").into_os_string(),
+            "-o".into(),
+            gguf.clone().into_os_string(),
+            "--base".into(),
+            base("qwen3").into(),
+            "--outtype".into(),
+            "f16".into(),
+        ];
         v.extend(dry.then(|| "--dry-run".into()));
         v
     };
@@ -102,7 +116,14 @@ fn narrower_types_stay_within_their_rounding() {
     for (outtype, ulp) in [("f16", 1.0 / 2048.0), ("bf16", 1.0 / 256.0)] {
         let (gguf, back) = (temp.path().join(format!("{outtype}.gguf")), temp.path().join(outtype));
         let original = RawAdapter::fixture("mistral-swa");
-        assert_eq!(exit(&convert(&model("mistral-swa").join("adapter"), &gguf, &["--base", &base("mistral-swa"), "--outtype", outtype])), 0);
+        assert_eq!(
+            exit(&convert(
+                &model("mistral-swa").join("adapter"),
+                &gguf,
+                &["--base", &base("mistral-swa"), "--outtype", outtype]
+            )),
+            0
+        );
         assert_eq!(exit(&convert(&gguf, &back, &["--outtype", "f32"])), 0);
         let rounded = read_safetensors(&back.join("adapter_model.safetensors"));
         for (name, t) in &original.tensors {
@@ -193,7 +214,11 @@ fn a_failed_proof_leaves_no_output() {
         assert_eq!(exit(&out), 5, "{}", stderr(&out));
         assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 1, "{to}");
     }
-    let out = convert(&model("llama-mha").join("adapter"), &temp.path().join("out.gguf"), &["--base", &base("llama-mha"), "--probe", probe]);
+    let out = convert(
+        &model("llama-mha").join("adapter"),
+        &temp.path().join("out.gguf"),
+        &["--base", &base("llama-mha"), "--probe", probe],
+    );
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     assert!(stdout(&out).contains("verified against the probe"), "{}", stdout(&out));
 }

@@ -128,5 +128,3 @@ fn safetensors_of_python_are_read() {
     let table: Vec<_> = s.tensors.iter().map(|t| (&*t.name, f32s(t))).collect();
     assert_eq!(table, [("a", counting(4)), ("b", counting(3)), ("c", counting(1))]);
 }
-
-/// Writes a planned file; the bytes of tensor i are all i + 1.

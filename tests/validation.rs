@@ -20,7 +20,13 @@ fn findings(report: &serde_json::Value) -> Vec<(String, String)> {
 fn every_fixture_is_valid_on_either_form_of_its_base() {
     for name in common::MODELS {
         for base in ["base", "base.gguf"] {
-            let (code, report) = json(["validate".as_ref(), model(name).join("adapter").as_path(), "--base".as_ref(), model(name).join(base).as_path(), "--deep".as_ref()]);
+            let (code, report) = json([
+                "validate".as_ref(),
+                model(name).join("adapter").as_path(),
+                "--base".as_ref(),
+                model(name).join(base).as_path(),
+                "--deep".as_ref(),
+            ]);
             assert_eq!((code, &report["pass"]), (0, &true.into()), "{name}: {report}");
         }
     }
@@ -44,19 +50,78 @@ fn each_kind_of_fault_is_found() {
     type Fault = (&'static str, fn(&mut RawAdapter), &'static str, &'static str, i32);
     let faults: [Fault; 11] = [
         ("layer count", |a| a.config["num_layers"] = 4.into(), "adapter-mismatch", "num_layers", 4),
-        ("layer out of range", |a| {
-            let t = a.tensors["layers.1.memory"].clone();
-            a.tensors.insert("layers.7.memory".into(), t);
-        }, "adapter-mismatch", "layers.7", 4),
+        (
+            "layer out of range",
+            |a| {
+                let t = a.tensors["layers.1.memory"].clone();
+                a.tensors.insert("layers.7.memory".into(), t);
+            },
+            "adapter-mismatch",
+            "layers.7",
+            4,
+        ),
         ("missing layer", |a| drop(a.tensors.remove("layers.1.memory")), "adapter-missing", "layers.1.memory", 4),
-        ("bias without weight", |a| drop(a.tensors.insert("layers.0.feature.bias".into(), Tensor { shape: vec![3, 32], values: vec![0.0; 96] })), "adapter-missing", "layers.0.feature.weight", 4),
-        ("left-over tensor", |a| drop(a.tensors.insert("layers.0.memory2".into(), Tensor { shape: vec![1], values: vec![0.0] })), "adapter-left-over", "layers.0.memory2", 4),
-        ("wrong head count in a tensor", |a| a.change("layers.2.memory", |t| t.permuted(0, &[0, 1])), "adapter-shape", "layers.2.memory", 4),
-        ("wrong feature count", |a| a.change("layers.2.memory", |t| t.permuted(1, &[0, 1])), "adapter-shape", "layers.2.memory", 4),
-        ("features that need a feature map", |a| a.config["num_features"] = 16.into(), "adapter-mismatch", "layers.0", 4),
-        ("another model type", |a| a.config["base_model_type"] = "mistral".into(), "adapter-mismatch", "base_model_type", 4),
-        ("NaN", |a| a.tensors.get_mut("layers.1.memory").unwrap().values[32 * 32 + 33] = f32::NAN, "non-finite", "layers.1.memory", 3),
-        ("Inf", |a| a.tensors.get_mut("layers.2.memory").unwrap().values[0] = f32::NEG_INFINITY, "non-finite", "layers.2.memory", 3),
+        (
+            "bias without weight",
+            |a| {
+                drop(
+                    a.tensors
+                        .insert("layers.0.feature.bias".into(), Tensor { shape: vec![3, 32], values: vec![0.0; 96] }),
+                )
+            },
+            "adapter-missing",
+            "layers.0.feature.weight",
+            4,
+        ),
+        (
+            "left-over tensor",
+            |a| drop(a.tensors.insert("layers.0.memory2".into(), Tensor { shape: vec![1], values: vec![0.0] })),
+            "adapter-left-over",
+            "layers.0.memory2",
+            4,
+        ),
+        (
+            "wrong head count in a tensor",
+            |a| a.change("layers.2.memory", |t| t.permuted(0, &[0, 1])),
+            "adapter-shape",
+            "layers.2.memory",
+            4,
+        ),
+        (
+            "wrong feature count",
+            |a| a.change("layers.2.memory", |t| t.permuted(1, &[0, 1])),
+            "adapter-shape",
+            "layers.2.memory",
+            4,
+        ),
+        (
+            "features that need a feature map",
+            |a| a.config["num_features"] = 16.into(),
+            "adapter-mismatch",
+            "layers.0",
+            4,
+        ),
+        (
+            "another model type",
+            |a| a.config["base_model_type"] = "mistral".into(),
+            "adapter-mismatch",
+            "base_model_type",
+            4,
+        ),
+        (
+            "NaN",
+            |a| a.tensors.get_mut("layers.1.memory").unwrap().values[32 * 32 + 33] = f32::NAN,
+            "non-finite",
+            "layers.1.memory",
+            3,
+        ),
+        (
+            "Inf",
+            |a| a.tensors.get_mut("layers.2.memory").unwrap().values[0] = f32::NEG_INFINITY,
+            "non-finite",
+            "layers.2.memory",
+            3,
+        ),
     ];
     let mut wrong = Vec::new();
     for (what, fault, code, place, expected_exit) in faults {
@@ -77,7 +142,14 @@ fn each_kind_of_fault_is_found() {
 fn inspect_tells_adapters_bases_and_plain_files_apart() {
     let temp = tempfile::tempdir().unwrap();
     let gguf = temp.path().join("a.gguf");
-    let out = ptplus(["convert".as_ref(), model("qwen3").join("adapter").as_os_str(), "-o".as_ref(), gguf.as_os_str(), "--arch".as_ref(), "qwen3".as_ref()]);
+    let out = ptplus([
+        "convert".as_ref(),
+        model("qwen3").join("adapter").as_os_str(),
+        "-o".as_ref(),
+        gguf.as_os_str(),
+        "--arch".as_ref(),
+        "qwen3".as_ref(),
+    ]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     let m = model("qwen3");
     let cases = [
@@ -93,7 +165,12 @@ fn inspect_tells_adapters_bases_and_plain_files_apart() {
         assert_eq!(code, 0, "{}", path.display());
         assert_eq!(found["kind"], kind, "{}", path.display());
         assert_eq!(found["tensors"].as_array().unwrap().len(), n_tensors, "{}", path.display());
-        let elements: u64 = found["tensors"].as_array().unwrap().iter().map(|t| t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>()).sum();
+        let elements: u64 = found["tensors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|t| t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>())
+            .sum();
         assert_eq!(found["n_parameters"].as_u64().unwrap(), elements, "{}", path.display());
     }
 }
@@ -134,7 +211,19 @@ fn errors_are_one_line_with_a_code_and_the_documented_exit_code() {
         (vec!["validate".as_ref(), base.as_ref()], 7),
         (vec!["validate".as_ref(), adapter.as_ref(), "--base".as_ref(), missing.as_ref()], 1),
         (vec!["verify".as_ref(), adapter.as_ref(), "--base".as_ref(), base.as_ref()], 2),
-        (vec!["verify".as_ref(), adapter.as_ref(), "--base".as_ref(), base.as_ref(), "--against".as_ref(), adapter.as_ref(), "--device".as_ref(), "cuda".as_ref()], 7),
+        (
+            vec![
+                "verify".as_ref(),
+                adapter.as_ref(),
+                "--base".as_ref(),
+                base.as_ref(),
+                "--against".as_ref(),
+                adapter.as_ref(),
+                "--device".as_ref(),
+                "cuda".as_ref(),
+            ],
+            7,
+        ),
         (vec!["frobnicate".as_ref()], 2),
     ];
     for (args, expected) in cases {

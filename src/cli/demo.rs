@@ -7,7 +7,9 @@ use super::{Cli, dispatch};
 use crate::error::{Code, Error, Result};
 
 #[derive(clap::Args)]
-#[command(after_help = "The model and the adapter are small ones made for the project's tests, and are built into the program.")]
+#[command(
+    after_help = "The model and the adapter are small ones made for the project's tests, and are built into the program."
+)]
 pub struct Arguments {
     /// Keep the files in this new folder
     folder: Option<PathBuf>,
@@ -18,24 +20,33 @@ const FILES: [(&str, &[u8]); 5] = [
     ("base/config.json", include_bytes!("../../fixtures/models/llama-mha/base/config.json")),
     ("base/model.safetensors", include_bytes!("../../fixtures/models/llama-mha/base/model.safetensors")),
     ("adapter/adapter_config.json", include_bytes!("../../fixtures/models/llama-mha/adapter/adapter_config.json")),
-    ("adapter/adapter_model.safetensors", include_bytes!("../../fixtures/models/llama-mha/adapter/adapter_model.safetensors")),
+    (
+        "adapter/adapter_model.safetensors",
+        include_bytes!("../../fixtures/models/llama-mha/adapter/adapter_model.safetensors"),
+    ),
     ("probe.safetensors", include_bytes!("../../fixtures/models/llama-mha/probe.safetensors")),
 ];
 
 /// The main job, step by step: each is a command that works the same from a shell in that folder.
 const STEPS: [(&str, &str); 4] = [
     ("Look at the adapter", "ptplus inspect adapter"),
-    ("Convert it to GGUF; the output appears only after it agrees with PyTorch", "ptplus convert adapter -o adapter.gguf --base base --probe probe.safetensors"),
+    (
+        "Convert it to GGUF; the output appears only after it agrees with PyTorch",
+        "ptplus convert adapter -o adapter.gguf --base base --probe probe.safetensors",
+    ),
     ("Verify the GGUF by itself", "ptplus verify adapter.gguf --base base --probe probe.safetensors"),
     ("Convert it back and compare tensor by tensor", "ptplus convert adapter.gguf -o back"),
 ];
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let temporary = tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
+    let temporary =
+        tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
     let folder = match &a.folder {
         Some(folder) => {
             std::fs::create_dir(folder).map_err(|e| match e.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::new(Code::OutputExists, "expected a new folder, found an existing one").file(folder),
+                std::io::ErrorKind::AlreadyExists => {
+                    Error::new(Code::OutputExists, "expected a new folder, found an existing one").file(folder)
+                }
                 _ => Error::io(folder, "cannot create", e),
             })?;
             folder.as_path()

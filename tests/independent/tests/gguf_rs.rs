@@ -6,6 +6,7 @@ use ptplus::format::gguf::{self, Array, Metadata, Value};
 use ptplus::format::{FilePlan, OutputFile, Overwrite, TensorSpec};
 use ptplus::tensor::DType;
 
+/// Writes a planned file; the bytes of tensor i are all i + 1.
 fn write(plan: &FilePlan, path: &Path) {
     let out = OutputFile::create(path, Overwrite::Never, &[]).unwrap();
     out.set_len(plan.len_bytes).unwrap();
