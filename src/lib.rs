@@ -1,6 +1,6 @@
 //! Take Prefix-Tuning+ adapters anywhere, and prove that they still work.
 //!
-//! The flow, which [`pipeline`] spells out: files are opened ([`format`]), imported ([`mod@import`]) into an
+//! The flow, which [`pipeline`] spells out: files are opened ([`mod@format`]), imported ([`mod@import`]) into an
 //! [`adapter::Adapter`], checked against a [`base::BaseModel`] ([`validate`]), brought into another representation
 //! ([`transform`]), written ([`export`]) and proved ([`verify`], on the [`runner`]).
 

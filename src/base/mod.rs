@@ -1,7 +1,7 @@
 //! Base models: one type, from a Hugging Face folder or from a GGUF file.
 //!
 //! Opening reads configuration and headers, never weights; when it succeeds, every tensor that the family's forward
-//! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::load_f32`].
+//! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::rows`].
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! [`Validated`] adapters to files: the mirror of [`crate::import`].
+//! [`Validated`](crate::validate::Validated) adapters to files: the mirror of [`crate::import`].
 //!
 //! A plan is made first (every name, type, shape and offset), then written by [`write_tensors`]. `--dry-run` stops
 //! between the two.
