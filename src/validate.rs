@@ -30,6 +30,12 @@ impl Validated {
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
+
+    /// Whether the file says which kind of base it was made for. If not, a base whose sizes fit may still be the wrong
+    /// one, and only `verify` can tell.
+    pub fn states_its_base(&self) -> bool {
+        self.adapter.config.base_model_type.is_some() || self.origin.gguf_architecture.is_some()
+    }
 }
 
 /// Everything that is wrong, and what could not be checked.
@@ -77,7 +83,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
     }
     against_itself(&adapter, &mut findings);
     if let Some(base) = base {
-        against_base(&adapter, &origin, base, &mut findings, &mut notes);
+        against_base(&adapter, &origin, base, &mut findings);
     }
     findings.extend(non_finite(&adapter));
     for (i, role, t) in adapter.tensors().filter(|(.., t)| t.stored_dtype() == DType::F64) {
@@ -148,13 +154,7 @@ fn shape_text(expected: &[usize], role: Role) -> String {
     format!("{symbols} = {expected:?}")
 }
 
-fn against_base(
-    adapter: &Adapter,
-    origin: &Origin,
-    base: &BaseModel,
-    findings: &mut Vec<Finding>,
-    notes: &mut Vec<String>,
-) {
+fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Vec<Finding>) {
     let c = &adapter.config;
     let Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, .. } = c.geometry;
     for (field, adapter_has, base_has) in [
@@ -210,11 +210,7 @@ fn against_base(
                 format!("{stated:?}"),
             ));
         }
-        (Some(_), _) => {}
-        (None, _) if origin.gguf_architecture.is_none() => {
-            notes.push("the adapter does not state its base's model_type: that it fits this base in more than its shapes, only `ptplus verify` can tell".into());
-        }
-        (None, _) => {}
+        _ => {}
     }
     if RowOrder::of_gguf_architecture(architecture) == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
         findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));

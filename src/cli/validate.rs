@@ -28,7 +28,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let imported = import::read(&a.adapter, base.as_ref())?;
     let (mut findings, mut notes, mut exit) = match validate::check(imported, base.as_ref()) {
-        Ok(v) => (Vec::new(), v.notes, 0),
+        Ok(mut v) => {
+            if base.is_some() && !v.states_its_base() {
+                v.notes.push("the adapter does not state its base's model_type: that it fits this base in more than its shapes, only `ptplus verify` can tell".into());
+            }
+            (Vec::new(), v.notes, 0)
+        }
         Err(r) => {
             let exit = r.kind().exit_code();
             (r.findings, r.notes, exit)
