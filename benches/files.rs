@@ -3,13 +3,15 @@
 //! `cargo bench --bench files` makes a synthetic 2 GB adapter and a 16 GB (sparse) base in a temporary folder:
 //! - `convert` F32 to F32 GGUF, norm row order (every head transposed and reordered), against `cp --reflink=never` and a
 //!   sync of the copy, both with the input in the page cache; peak of RssAnon + RssShmem sampled every millisecond;
-//! - `inspect` and `validate` on the base: time and peak resident memory.
+//! - `inspect` and `validate` on the base: time and peak resident memory;
+//! - `verify` on the base: time and peak of RssAnon + RssShmem.
 //!
 //! `PTPLUS_BENCH_MB` sets the adapter's size, `PTPLUS_BENCH_DIR` the folder.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ fn main() {
     let temp = tempfile::tempdir_in(root).expect("a temporary folder");
     convert(temp.path(), mb);
     headers(temp.path());
+    verify(temp.path());
 }
 
 fn convert(dir: &Path, mb: usize) {
@@ -103,6 +106,27 @@ fn headers(dir: &Path) {
     }
 }
 
+/// The base computes something: embeddings, head, norms and the first layer's attention are not zero.
+fn verify(dir: &Path) {
+    let (base, adapter) = (dir.join("base"), dir.join("adapter-8b"));
+    let start = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ptplus"));
+    command
+        .arg("verify")
+        .arg(&adapter)
+        .arg("--base")
+        .arg(&base)
+        .arg("--against")
+        .arg(&adapter)
+        .args(["--rows", "1", "--length", "16"]);
+    let peak = run(&mut command);
+    println!(
+        "verify on an 8B BF16 base, 16 positions, 3 lanes: {:.1} s, peak RssAnon + RssShmem {:.2} GiB",
+        start.elapsed().as_secs_f64(),
+        peak.anon_kib as f64 / 1024.0 / 1024.0
+    );
+}
+
 /// A canonical adapter of pseudo-random values, per head, elu.
 fn write_adapter(dir: &Path, layers: usize, heads: usize, d: usize) {
     std::fs::create_dir_all(dir).expect("a folder");
@@ -152,6 +176,21 @@ fn write_sparse_8b(dir: &Path) {
     let mut file = File::create(dir.join("model.safetensors")).expect("a file");
     file.write_all(&plan.header).expect("written");
     file.set_len(plan.len_bytes).expect("sparse");
+    let used = ["embed_tokens", "lm_head", "norm", "layers.0.self_attn"];
+    for t in plan.tensors.iter().filter(|t| used.iter().any(|u| t.name.contains(u))) {
+        let n = t.len_bytes as usize / 2;
+        let mut state = 1u32;
+        let values: Vec<u8> = (0..n)
+            .flat_map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Within 1/64: the upper half of such an F32.
+                let v = ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) / 32.0;
+                let v = if t.shape.len() == 1 { 1.0 } else { v };
+                ((v.to_bits() >> 16) as u16).to_le_bytes()
+            })
+            .collect();
+        file.write_all_at(&values, t.file_offset).expect("written");
+    }
     let config = r#"{"model_type":"llama","hidden_size":4096,"intermediate_size":14336,"num_hidden_layers":32,"num_attention_heads":32,"num_key_value_heads":8,"vocab_size":128256,"rms_norm_eps":1e-5,"hidden_act":"silu","max_position_embeddings":8192,"rope_theta":500000.0,"tie_word_embeddings":false}"#;
     std::fs::write(dir.join("config.json"), config).expect("written");
 }

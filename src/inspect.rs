@@ -20,6 +20,7 @@ const SHOWN_ELEMENTS: usize = 8;
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
     /// The path given.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub path: PathBuf,
     /// `adapter`, `base`, `gguf` or `safetensors`.
     pub kind: &'static str,
@@ -28,6 +29,7 @@ pub struct Inspection {
     /// Bytes of all files.
     pub len_bytes: u64,
     /// The files.
+    #[serde(serialize_with = "crate::lossy::paths")]
     pub files: Vec<PathBuf>,
     /// Metadata of the container, or the configuration of a folder.
     pub metadata: Map<String, Json>,

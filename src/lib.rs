@@ -15,6 +15,7 @@ pub mod finding;
 pub mod format;
 pub mod import;
 pub mod inspect;
+mod lossy;
 #[cfg(feature = "runner")]
 pub mod pipeline;
 pub mod quant;

@@ -55,6 +55,8 @@ pub struct Convert<'a> {
 pub struct Proof<'a> {
     /// PyTorch's answer.
     pub probe: &'a Probe,
+    /// Where it was read from.
+    pub path: &'a Path,
     /// How to verify.
     pub options: verify::Options<'a>,
 }
@@ -63,6 +65,7 @@ pub struct Proof<'a> {
 #[derive(Debug, Clone, Serialize)]
 pub struct Converted {
     /// The output.
+    #[serde(serialize_with = "crate::lossy::path")]
     pub output: PathBuf,
     /// `gguf` or `safetensors`.
     pub format: &'static str,
@@ -119,8 +122,10 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
     .map_err(|e| e.file(job.output))?;
 
     let mut report = describe(job, &source, &plan, architecture.as_deref());
-    let inputs: Vec<&Path> =
-        source.origin.files.iter().map(PathBuf::as_path).chain(job.base.iter().flat_map(|b| b.files())).collect();
+    let base_files = job.base.map(BaseModel::files).unwrap_or_default();
+    let inputs: Vec<&Path> = (source.origin.files.iter().chain(&base_files).map(PathBuf::as_path))
+        .chain(job.prove.as_ref().map(|p| p.path))
+        .collect();
     if job.dry_run {
         return Ok(report);
     }

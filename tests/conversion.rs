@@ -222,3 +222,79 @@ fn a_failed_proof_leaves_no_output() {
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     assert!(stdout(&out).contains("verified against the probe"), "{}", stdout(&out));
 }
+
+#[test]
+fn no_file_that_is_read_is_ever_the_output() {
+    let temp = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    for part in ["adapter", "base"] {
+        std::fs::create_dir(temp.path().join(part)).unwrap();
+        for entry in std::fs::read_dir(m.join(part)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), temp.path().join(part).join(entry.file_name())).unwrap();
+        }
+    }
+    std::fs::copy(m.join("probe.safetensors"), temp.path().join("probe.safetensors")).unwrap();
+    let base = temp.path().join("base");
+    let probe = temp.path().join("probe.safetensors");
+    for target in [
+        "probe.safetensors",
+        "base/config.json",
+        "base/model.safetensors",
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ] {
+        let target = temp.path().join(target);
+        let before = std::fs::read(&target).unwrap();
+        let out = convert(
+            &temp.path().join("adapter"),
+            &target,
+            &["--to", "gguf", "--force", "--base", base.to_str().unwrap(), "--probe", probe.to_str().unwrap()],
+        );
+        assert_eq!(exit(&out), 2, "{}: {}", target.display(), stderr(&out));
+        assert!(std::fs::read(&target).unwrap() == before, "{}", target.display());
+    }
+}
+
+#[test]
+fn a_path_that_is_no_utf_8_is_no_reason_to_panic() {
+    use std::os::unix::ffi::OsStrExt;
+    let temp = tempfile::tempdir().unwrap();
+    let name = |b: &[u8]| temp.path().join(std::ffi::OsStr::from_bytes(b));
+    for json in [false, true] {
+        let (gguf, folder) = (name(b"a\xff.gguf"), name(b"a\xff"));
+        for (from, to) in [(model("llama-mha").join("adapter"), &gguf), (gguf.clone(), &folder)] {
+            let mut args: Vec<std::ffi::OsString> =
+                vec!["convert".into(), from.into(), "-o".into(), to.into(), "--force".into()];
+            if to == &gguf {
+                args.extend(["--arch".into(), "llama".into()]);
+            }
+            args.extend(json.then(|| "--json".into()));
+            let out = ptplus(args);
+            assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        }
+        for command in ["inspect", "validate"] {
+            let mut args: Vec<std::ffi::OsString> = vec![command.into(), folder.clone().into()];
+            args.extend(json.then(|| "--json".into()));
+            let out = ptplus(args);
+            assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        }
+    }
+}
+
+#[test]
+fn a_result_that_cannot_be_printed_is_a_failure_but_a_closed_pipe_is_not() {
+    let adapter = model("llama-mha").join("adapter");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ptplus"));
+    command.arg("inspect").arg(&adapter).stdout(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let out = command.output().unwrap();
+    assert_eq!(exit(&out), 1, "{}", stderr(&out));
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_ptplus"))
+        .arg("inspect")
+        .arg(&adapter)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

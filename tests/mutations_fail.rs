@@ -162,3 +162,68 @@ fn a_shape_that_does_not_fit_is_exit_4() {
     assert_eq!(code, 4, "{report}");
     assert_eq!(report["error"]["code"], "adapter-shape");
 }
+
+/// A probe with some tensors changed.
+fn changed_probe(name: &str, file: &Path, change: impl Fn(&mut std::collections::BTreeMap<String, common::Tensor>)) {
+    let bytes = std::fs::read(model(name).join("probe.safetensors")).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut floats = common::read_safetensors(&model(name).join("probe.safetensors"));
+    change(&mut floats);
+    let ids = parsed.tensor("input_ids").unwrap();
+    // `positions` travels as floats here, since the tests' tensors are F32; it is written as the integers that it is.
+    let positions: Option<Vec<u8>> =
+        floats.remove("positions").map(|t| t.values.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect());
+    let data: Vec<(String, Vec<usize>, Vec<u8>)> =
+        floats.iter().map(|(n, t)| (n.clone(), t.shape.clone(), t.bytes())).collect();
+    let view = |dtype, shape: &[usize], b| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), b).unwrap();
+    let mut views = vec![("input_ids".to_owned(), view(safetensors::Dtype::I64, ids.shape(), ids.data()))];
+    views.extend(data.iter().map(|(n, s, b)| (n.clone(), view(safetensors::Dtype::F32, s, b))));
+    if let Some(p) = &positions {
+        views.push(("positions".into(), view(safetensors::Dtype::I64, &[p.len() / 8], p)));
+    }
+    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+fn verify_with(adapter: &Path, name: &str, probe: &Path) -> (i32, serde_json::Value) {
+    json(["verify".as_ref(), adapter, "--base".as_ref(), model(name).join("base").as_path(), "--probe".as_ref(), probe])
+}
+
+#[test]
+fn layers_count_where_the_logits_cannot_tell() {
+    // At position 0 the rotation is the identity, so its logits are the same from either tap.
+    let temp = tempfile::tempdir().unwrap();
+    let probe = temp.path().join("probe.safetensors");
+    changed_probe("llama-mha", &probe, |p| {
+        for name in ["logits", "base_logits"] {
+            let t = p.get_mut(name).unwrap();
+            let [b, n, v] = t.shape[..] else { unreachable!() };
+            t.values = (0..b).flat_map(|i| t.values[i * n * v..][..v].to_vec()).collect();
+            t.shape = vec![b, 1, v];
+        }
+        p.insert("positions".into(), common::Tensor { shape: vec![1], values: vec![0.0] });
+    });
+    let mut a = RawAdapter::fixture("llama-mha");
+    let folder = temp.path().join("a");
+    a.write(&folder);
+    assert_eq!(verify_with(&folder, "llama-mha", &probe).0, 0, "the right tap passes");
+    a.config["query_tap"] = "pre_rope".into();
+    a.write(&folder);
+    let (code, report) = verify_with(&folder, "llama-mha", &probe);
+    assert_eq!(code, 5, "{report}");
+}
+
+#[test]
+fn a_reference_that_is_off_cannot_widen_its_own_limits() {
+    let temp = tempfile::tempdir().unwrap();
+    let probe = temp.path().join("probe.safetensors");
+    let adapter = model("llama-mha").join("adapter");
+    changed_probe("llama-mha", &probe, |p| {
+        p.get_mut("base_logits").unwrap().values.iter_mut().for_each(|v| *v += 500.0)
+    });
+    let (code, report) = verify_with(&adapter, "llama-mha", &probe);
+    assert_eq!(code, 5, "the base alone is not the reference's: {report}");
+    for (tensor, what) in [("term.0", "term"), ("q.1", "query")] {
+        changed_probe("llama-mha", &probe, |p| p.get_mut(tensor).unwrap().values[5] += 1.0);
+        assert_eq!(verify_with(&adapter, "llama-mha", &probe).0, 5, "{what}");
+    }
+}

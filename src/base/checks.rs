@@ -1,6 +1,7 @@
 //! What other modules ask of a base besides its weights.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use super::{BaseModel, Family, Weight};
 use crate::error::{Code, Result};
@@ -12,10 +13,20 @@ pub fn gguf_architecture_of(model_type: &str) -> Option<&'static str> {
 }
 
 impl BaseModel {
-    /// The files that hold the weights, each once, in no particular order, and the path that was opened.
-    pub fn files(&self) -> impl Iterator<Item = &Path> {
-        let files: std::collections::BTreeSet<&Path> = self.tensors().map(|t| &*t.file).collect();
-        files.into_iter().chain(std::iter::once(&*self.path))
+    /// Every file that opening reads: configuration, index and weights, each once.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: BTreeSet<PathBuf> = self.tensors().map(|t| t.file.to_path_buf()).collect();
+        if self.path.is_dir() {
+            files.extend(
+                ["config.json", "model.safetensors.index.json"]
+                    .map(|name| self.path.join(name))
+                    .into_iter()
+                    .filter(|p| p.exists()),
+            );
+        } else {
+            files.insert(self.path.clone());
+        }
+        files.into_iter().collect()
     }
 
     /// NaN and Inf in the weights that the forward pass uses. Reads all of them.

@@ -15,6 +15,7 @@ use crate::tensor::DType;
 use crate::transform::cast::Overflow;
 use crate::verify;
 use crate::verify::probe::Probe;
+use crate::verify::tolerance::Tolerance;
 
 #[derive(clap::Args)]
 #[command(
@@ -74,17 +75,8 @@ enum Type {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
-    let device = a.device.parse::<DeviceChoice>()?.open()?;
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
-    let prove = match &probe {
-        Some(probe) => {
-            let tolerance = a.tolerance.as_deref().map(verify::tolerance::Tolerance::parse).transpose()?;
-            Some(Proof { probe, options: verify::Options { device: &device, tolerance, progress: &steps } })
-        }
-        None => None,
-    };
+    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let device = a.device.parse::<DeviceChoice>()?;
     let format = match a.to {
         Some(To::Gguf) => Format::Gguf,
         Some(To::Safetensors) => Format::Safetensors,
@@ -100,6 +92,18 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             ),
         ));
     }
+    let device = device.open()?;
+    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let prove = match &probe {
+        Some(probe) => Some(Proof {
+            probe,
+            path: a.probe.as_deref().unwrap_or(Path::new("")),
+            options: verify::Options { device: &device, tolerance, progress: &steps },
+        }),
+        None => None,
+    };
     let done = pipeline::convert(&Convert {
         adapter: &a.adapter,
         base: base.as_ref(),
@@ -118,7 +122,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         prove,
         progress: &|done, total| ui.progress(done, total, true),
     })?;
-    ui.result(Status::Ok, json!(done), &text(&done, &a.adapter));
+    ui.result(Status::Ok, json!(done), &text(&done, &a.adapter))?;
     done.notes.iter().for_each(|n| ui.note(n));
     Ok(0)
 }

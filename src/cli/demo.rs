@@ -60,9 +60,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let last = ("", "ptplus verify back --against adapter");
     for (what, command) in STEPS.into_iter().chain([last]) {
         if !what.is_empty() {
-            ui.heading(&format!("\n# {what}\n"));
+            ui.heading(&format!("\n# {what}\n"))?;
         }
-        ui.heading(&format!("$ {command}\n"));
+        ui.heading(&format!("$ {command}\n"))?;
         let cli = Cli::try_parse_from(command.split(' ')).map_err(|e| Error::new(Code::Usage, e.to_string()))?;
         let code = dispatch(cli)?;
         if code != 0 {
@@ -76,7 +76,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
          ADAPTER  a folder with adapter_config.json and adapter_model.safetensors, or a GGUF adapter\n\
          MODEL    the base: a Hugging Face folder or a GGUF file\n\
          PROBE    what PyTorch computed, one safetensors file (docs/FORMAT.md); optional, but without it nothing is proved\n",
-    );
+    )?;
     if let Some(folder) = &a.folder {
         ui.note(&format!("the files are in {}", folder.display()));
     }

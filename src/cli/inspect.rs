@@ -13,7 +13,7 @@ pub struct Arguments {
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let found = inspect(&a.path)?;
-    ui.result(Status::Ok, found.to_json(), &text(&found, ui.is_verbose()));
+    ui.result(Status::Ok, found.to_json(), &text(&found, ui.is_verbose()))?;
     Ok(0)
 }
 

@@ -72,6 +72,11 @@ pub fn main() -> ExitCode {
         Err(e) => {
             // Help and version are results, and go to stdout with exit code 0; the rest is a usage error.
             let _ = e.print();
+            if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
+                let first_line =
+                    e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                Ui::new("ptplus", true, false, false).error_document(&Error::new(Code::Usage, first_line));
+            }
             return ExitCode::from(e.exit_code() as u8);
         }
     };

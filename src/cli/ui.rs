@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use crate::error::{Error, escape};
+use crate::error::{Code, Error, Result, escape};
 
 /// Version of the JSON documents; it grows when a field changes its meaning or goes away.
 const SCHEMA_VERSION: u32 = 1;
@@ -39,7 +39,9 @@ impl Ui {
     }
 
     /// Prints the result: `document`'s fields with `--json`, else `text`.
-    pub fn result(&self, status: Status, document: Value, text: &str) {
+    ///
+    /// Errors: [`Code::Io`] where stdout cannot be written; a reader that closes the pipe early (`| head`) is none.
+    pub fn result(&self, status: Status, document: Value, text: &str) -> Result<()> {
         self.clear_progress();
         if !self.json {
             return write_stdout(text);
@@ -53,14 +55,12 @@ impl Ui {
         }
         let mut text = serde_json::to_string_pretty(&Value::Object(out)).unwrap_or_default();
         text.push('\n');
-        write_stdout(&text);
+        write_stdout(&text)
     }
 
     /// Text between the results of several steps, on stdout.
-    pub fn heading(&self, text: &str) {
-        if !self.json {
-            write_stdout(text);
-        }
+    pub fn heading(&self, text: &str) -> Result<()> {
+        if self.json { Ok(()) } else { write_stdout(text) }
     }
 
     /// A line for people, on stderr.
@@ -83,16 +83,22 @@ impl Ui {
             }
         }
         if self.json {
-            let document = json!({ "error": {
-                "code": e.code().slug(),
-                "exit_code": e.kind().exit_code(),
-                "file": e.path().map(|p| p.to_string_lossy()),
-                "field": e.field_name(),
-                "offset": e.offset(),
-                "message": e.message(),
-            }});
-            self.result(Status::Failed, document, "");
+            self.error_document(e);
         }
+    }
+
+    /// The document of a command that failed.
+    pub fn error_document(&self, e: &Error) {
+        let document = json!({ "error": {
+            "code": e.code().slug(),
+            "exit_code": e.kind().exit_code(),
+            "file": e.path().map(|p| p.to_string_lossy()),
+            "field": e.field_name(),
+            "offset": e.offset(),
+            "message": e.message(),
+        }});
+        // The error itself is what matters, and it is on stderr.
+        let _ = self.result(Status::Failed, document, "");
     }
 
     /// Shows progress on a terminal; elsewhere nothing. Called from any thread.
@@ -125,10 +131,14 @@ impl Ui {
     }
 }
 
-/// A reader that closes the pipe early (`| head`) is no error.
-fn write_stdout(text: &str) {
+fn write_stdout(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(Code::Io, format!("cannot write to stdout: {e}")).caused_by(e))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn colour_wanted(terminal: bool) -> bool {

@@ -50,9 +50,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         notes.push("checked against its own configuration only; --base checks that it fits its model".into());
     }
     let status = if exit == 0 { Status::Ok } else { Status::Failed };
-    let document =
-        json!({ "adapter": a.adapter, "base": a.base, "pass": exit == 0, "findings": findings, "notes": notes });
-    ui.result(status, document, &text(a, &findings));
+    let document = json!({ "adapter": a.adapter.to_string_lossy(), "base": a.base.as_ref().map(|b| b.to_string_lossy()), "pass": exit == 0, "findings": findings, "notes": notes });
+    ui.result(status, document, &text(a, &findings))?;
     notes.iter().for_each(|n| ui.note(n));
     Ok(exit)
 }

@@ -60,8 +60,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             "expected --probe (PyTorch's answer) or --against (another form of the adapter), found neither",
         ));
     }
-    let device = a.device.parse::<DeviceChoice>()?.open()?;
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let prompts = prompts(a)?;
+    let device = a.device.parse::<DeviceChoice>()?.open()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
     let adapter = read_adapter(&a.adapter, base.as_ref())?;
@@ -71,11 +72,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         let other = other.expect("clap wants --base with --probe");
         let report = tensors::compare(&adapter, &other)?;
         let status = if report.pass { Status::Ok } else { Status::Failed };
-        ui.result(status, json!(report), &tensor_text(&report));
+        ui.result(status, json!(report), &tensor_text(&report))?;
         return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
     };
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
-    let prompts = prompts(a)?;
     let reference = match (&probe, &other) {
         (Some(probe), _) => Reference::Probe(probe),
         (None, Some(other)) => Reference::Adapter { adapter: other, base: against_base.as_ref(), prompts: &prompts },
@@ -88,7 +88,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if !ui.is_verbose() {
         document.as_object_mut().map(|d| d.remove("positions"));
     }
-    ui.result(status, document, &text(&report, a, ui.is_verbose()));
+    ui.result(status, document, &text(&report, a, ui.is_verbose()))?;
     Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
 }
 

@@ -161,7 +161,10 @@ fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
     // A scale that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
     let mut exact = |field: &str, stored: f32| match source.shift_remove(field) {
         // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
-        None => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
+        None if stored.is_finite() => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
+        None => {
+            Err(Error::new(Code::ConfigField, format!("expected a finite number, found {stored}")).field(key(field)))
+        }
         Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
         Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
             .field(format!("{}: {field}", names::SOURCE_CONFIG))),

@@ -84,8 +84,11 @@ impl Probe {
             let Some((kind, number)) = t.name.split_once('.').filter(|(kind, _)| matches!(*kind, "q" | "term")) else {
                 continue;
             };
-            let layer: usize =
-                number.parse().map_err(|_| invalid(&t.name, "q.{layer} or term.{layer}", "no layer number"))?;
+            let layer: usize = number
+                .parse()
+                .ok()
+                .filter(|n: &usize| n.to_string() == number)
+                .ok_or_else(|| invalid(&t.name, "q.{layer} or term.{layer} with a plain number", "another text"))?;
             let [tb, _, tt, _] = dims::<4>(t, DType::F32)?;
             if (tb, tt) != (batch, length) {
                 return Err(invalid(&t.name, format!("shape [{batch}, H, {length}, D]"), format!("{:?}", t.shape)));

@@ -96,6 +96,7 @@ fn compare_layer(
     Some(LayerReport {
         layer,
         q_max_abs: q_ref.map(|r| max_abs_difference(r, q)),
+        q_size: q_ref.map(size),
         term_max_abs: term_ref.map(|r| max_abs_difference(r, term)),
         term_size: term_ref.map(size),
     })

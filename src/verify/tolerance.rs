@@ -27,6 +27,9 @@ enum Rule {
     Explicit(Limits),
 }
 
+/// What a layer's query or term may differ by whatever its size: F32 arithmetic in another order.
+pub const LAYER_FLOOR: f64 = 2e-4;
+
 /// Upper limits (and for top-1 a lower one); `None` is not checked.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Limits {
@@ -38,6 +41,8 @@ pub struct Limits {
     pub mean_kl: Option<f64>,
     /// Limit of [`Metrics::max_kl`].
     pub max_kl: Option<f64>,
+    /// Limit of a layer's `max |term - term_ref| / max |term_ref|`, and the same of q, beyond [`LAYER_FLOOR`].
+    pub layer_relative: Option<f64>,
     /// Smallest accepted [`Metrics::top1_agreement`].
     pub top1_agreement: Option<f64>,
 }
@@ -99,14 +104,16 @@ impl Tolerance {
 
     /// The limits for an adapter of this effect.
     pub fn limits(&self, effect: f64) -> Limits {
-        let max_abs = match &self.rule {
-            Rule::Larger { floor, factor } => floor.max(factor * effect),
-            Rule::Sum { floor, factor } => floor + factor * effect,
+        let (max_abs, factor) = match &self.rule {
+            Rule::Larger { floor, factor } => (floor.max(factor * effect), factor),
+            Rule::Sum { floor, factor } => (floor + factor * effect, factor),
             Rule::Explicit(limits) => return *limits,
         };
         // With x = b - a in [-d, d], KL = log E_p[e^x] - E_p[x], which Hoeffding's lemma bounds by (2d)^2 / 8.
         let kl = max_abs * max_abs / 2.0;
-        Limits { max_abs: Some(max_abs), mean_kl: Some(kl), max_kl: Some(kl), ..Limits::default() }
+        // A layer sees the differences of all layers before it, and those of the logits need not show them.
+        let layer_relative = Some(10.0 * factor);
+        Limits { max_abs: Some(max_abs), mean_kl: Some(kl), max_kl: Some(kl), layer_relative, ..Limits::default() }
     }
 }
 
