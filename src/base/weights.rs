@@ -42,6 +42,7 @@ impl Rows {
     }
 
     /// Row `row` in Hugging Face order, encoded.
+    #[inline]
     pub fn encoded(&self, row: usize) -> &[u8] {
         let row = self.norm_head_dim.map_or(row, |d| norm_row(row, d));
         let row_bytes = self.row_len / self.dtype.block_len() * self.dtype.block_bytes();
@@ -167,9 +168,9 @@ mod tests {
         let (heads, d) = (2, 6);
         let hf: Vec<f32> = (0..heads * d).map(|i| i as f32).collect();
         let norm = LazyTensor::from_f32(&hf, &[heads, d]).regroup(1, d / 2).to_bytes();
-        for row in 0..heads * d {
+        for (row, value) in hf.iter().enumerate() {
             let at = norm_row(row, d) * 4;
-            assert_eq!(f32::from_le_bytes(norm[at..at + 4].try_into().unwrap()), hf[row]);
+            assert_eq!(norm[at..at + 4], value.to_le_bytes());
         }
     }
 }

@@ -1,11 +1,14 @@
 //! The runner against PyTorch's stored answers.
 #![cfg(feature = "runner")]
 
+mod base;
 mod common;
 
 use common::{Collect, MODELS, Probe, adapter, max_difference, model};
 use ptplus::base::BaseModel;
-use ptplus::runner::{Device, Lane, StreamOptions, stream};
+use ptplus::error::Code;
+use ptplus::runner::{Device, Lane, Logits, Model, StreamOptions, phi, stream};
+use ptplus::tensor::LazyTensor;
 
 /// Adapted lane first, plain base second.
 fn run(base: &BaseModel, adapter: &ptplus::adapter::Adapter, probe: &Probe) -> Collect {
@@ -43,4 +46,184 @@ fn every_fixture_gives_pytorchs_logits_queries_and_terms_from_both_dialects() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn smollm2_gives_pytorchs_logits() {
+    let Some(path) = common::smollm2() else {
+        eprintln!("skipped: SmolLM2 is not fetched (set PTPLUS_SMOLLM2 to its GGUF file)");
+        return;
+    };
+    let folder = common::fixtures().join("smollm2-pirate");
+    let probe = Probe::open(&folder.join("probe.safetensors"));
+    let found = run(&BaseModel::open(&path).unwrap(), &adapter(&folder.join("adapter")), &probe);
+    for (lane, name) in ["logits", "base_logits"].into_iter().enumerate() {
+        let difference = max_difference(&found.logits[lane], &probe.get(name).unwrap().1);
+        println!("SmolLM2 {name}: {difference:.1e}");
+        assert!(difference <= 5e-3, "{name}: {difference:.1e}");
+    }
+}
+
+#[test]
+fn the_cache_gives_the_logits_of_the_whole_prompt_however_it_is_split() {
+    for name in MODELS {
+        let folder = model(name);
+        let probe = Probe::open(&folder.join("probe.safetensors"));
+        let adapter = adapter(&folder.join("adapter"));
+        let mut model = Model::load(&BaseModel::open(&folder.join("base.gguf")).unwrap(), &Device::cpu()).unwrap();
+        let ids = probe.input_ids();
+        let (shape, adapted) = probe.get("logits").unwrap();
+        let [n_batches, n_positions, vocab_size] = shape[..] else { panic!("{shape:?}") };
+        for (adapters, expected) in [(vec![(&adapter, 1.0)], adapted), (vec![], probe.get("base_logits").unwrap().1)] {
+            model.set_adapters(&adapters).unwrap();
+            for step in [1, 5, n_positions] {
+                let mut cache = model.new_cache();
+                for first in (0..n_positions).step_by(step) {
+                    let last = (first + step).min(n_positions);
+                    let part: Vec<_> = ids.iter().map(|row| row[first..last].to_vec()).collect();
+                    let found = model.forward(&mut cache, &part, Logits::All).unwrap();
+                    assert_eq!(cache.len(), last);
+                    for b in 0..n_batches {
+                        let at = |p: usize| (b * n_positions + p) * vocab_size;
+                        let n = (last - first) * vocab_size;
+                        let d = max_difference(&found[b * n..(b + 1) * n], &expected[at(first)..at(last)]);
+                        assert!(d <= 2e-4, "{name} in steps of {step}, row {b} from {first}: {d:.1e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_last_position_is_the_last_of_all() {
+    let folder = model("llama-gqa");
+    let model = Model::load(&BaseModel::open(&folder.join("base")).unwrap(), &Device::cpu()).unwrap();
+    let ids = vec![vec![3, 1, 4, 1, 5], vec![9, 2, 6, 5, 3]];
+    let all = model.forward(&mut model.new_cache(), &ids, Logits::All).unwrap();
+    let last = model.forward(&mut model.new_cache(), &ids, Logits::Last).unwrap();
+    let v = model.base().config.vocab_size;
+    for b in 0..2 {
+        assert!(max_difference(&last[b * v..(b + 1) * v], &all[(b * 5 + 4) * v..(b * 5 + 5) * v]) < 1e-5);
+    }
+}
+
+#[test]
+fn several_adapters_add_up_and_strength_multiplies() {
+    let folder = model("qwen2");
+    let base = BaseModel::open(&folder.join("base")).unwrap();
+    let probe = Probe::open(&folder.join("probe.safetensors"));
+    let a = adapter(&folder.join("adapter"));
+    let lanes = [
+        Lane { adapters: vec![(&a, 1.0)] },
+        Lane { adapters: vec![(&a, 0.25), (&a, 0.75)] },
+        Lane { adapters: vec![(&a, 1.0), (&a, 0.5), (&a, -1.5)] },
+        Lane::default(),
+    ];
+    let mut sink = Collect::default();
+    let options = StreamOptions { positions: None, device: Device::cpu() };
+    stream(&base, &probe.input_ids(), &lanes, &options, &mut sink).unwrap();
+    assert!(max_difference(&sink.logits[0], &sink.logits[1]) < 1e-4);
+    assert!(max_difference(&sink.logits[2], &sink.logits[3]) < 1e-4);
+    assert!(max_difference(&sink.logits[0], &sink.logits[3]) > 0.1, "the adapter has an effect");
+    let n = base.config.n_layers + 1;
+    assert_eq!(sink.steps, (1..=n).map(|i| (i, n)).collect::<Vec<_>>());
+}
+
+#[test]
+fn wanted_positions_are_those_of_all() {
+    let folder = model("llama-mha");
+    let base = BaseModel::open(&folder.join("base")).unwrap();
+    let ids = Probe::open(&folder.join("probe.safetensors")).input_ids();
+    let run = |positions| {
+        let mut sink = Collect::default();
+        stream(&base, &ids, &[Lane::default()], &StreamOptions { positions, device: Device::cpu() }, &mut sink)
+            .map(|()| sink.logits.remove(0))
+    };
+    let (all, some) = (run(None).unwrap(), run(Some(vec![2, 7])).unwrap());
+    let (v, t) = (base.config.vocab_size, ids[0].len());
+    for (b, row) in some.chunks_exact(2 * v).enumerate() {
+        for (i, p) in [2, 7].into_iter().enumerate() {
+            let at = (b * t + p) * v;
+            assert!(max_difference(&row[i * v..(i + 1) * v], &all[at..at + v]) < 1e-5);
+        }
+    }
+    assert_eq!(run(Some(vec![t])).unwrap_err().code(), Code::ProbeMismatch);
+}
+
+#[test]
+fn input_that_does_not_fit_is_refused() {
+    let base = BaseModel::open(&model("llama-mha").join("base.gguf")).unwrap();
+    let foreign = adapter(&model("qwen3").join("adapter"));
+    let options = StreamOptions { positions: None, device: Device::cpu() };
+    let run = |ids: &[Vec<u32>], lane: Lane| {
+        stream(&base, ids, &[lane], &options, &mut Collect::default()).unwrap_err().code()
+    };
+    assert_eq!(run(&[], Lane::default()), Code::ProbeInvalid);
+    assert_eq!(run(&[vec![]], Lane::default()), Code::ProbeInvalid);
+    assert_eq!(run(&[vec![1, 2], vec![1]], Lane::default()), Code::ProbeInvalid);
+    assert_eq!(run(&[vec![160]], Lane::default()), Code::ProbeMismatch);
+    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&foreign, 1.0)] }), Code::AdapterMismatch);
+    let mut shorter = adapter(&model("llama-mha").join("adapter"));
+    shorter.layers.get_mut(&1).unwrap().memory = LazyTensor::from_f32(&[0.0; 32], &[1, 1, 32]);
+    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&shorter, 1.0)] }), Code::AdapterShape);
+    let layer = shorter.layers.remove(&1).unwrap();
+    shorter.layers.insert(3, layer);
+    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&shorter, 1.0)] }), Code::AdapterMismatch);
+}
+
+#[test]
+fn a_nan_in_the_adapter_or_the_base_reaches_the_logits() {
+    let folder = model("qwen3"); // relu, which a careless maximum would turn NaN into 0 with
+    let base = BaseModel::open(&folder.join("base")).unwrap();
+    let mut broken = adapter(&folder.join("adapter"));
+    let layer = broken.layers.get_mut(&0).unwrap();
+    let bias = layer.feature_bias.as_ref().unwrap();
+    let mut values = vec![0.0; bias.n_elements()];
+    values[0] = f32::NAN;
+    layer.feature_bias = Some(LazyTensor::from_f32(&values, bias.shape()));
+    let mut sink = Collect::default();
+    let options = StreamOptions { positions: None, device: Device::cpu() };
+    let lanes = [Lane { adapters: vec![(&broken, 1.0)] }, Lane::default()];
+    stream(&base, &[vec![1, 2, 3]], &lanes, &options, &mut sink).unwrap();
+    assert!(sink.logits[0].iter().all(|x| x.is_nan()), "the adapted lane is spoilt");
+    assert!(sink.logits[1].iter().all(|x| x.is_finite()), "its neighbour is not");
+}
+
+#[test]
+fn a_zero_denominator_names_layer_head_and_position() {
+    let folder = model("mistral-swa");
+    let probe = Probe::open(&folder.join("probe.safetensors"));
+    let mut a = adapter(&folder.join("adapter"));
+    let (shape, q) = probe.get("q.1").unwrap();
+    let shape: [usize; 4] = shape.try_into().unwrap();
+    let layer = a.layers.get_mut(&1).unwrap();
+    let expected = probe.get("term.1").unwrap().1;
+    let term = phi::term_f32(&q, shape, &a.config, layer, 1).unwrap();
+    assert!(max_difference(&term, &expected) <= 1e-4);
+    // N = 0 for head 2 only
+    let (h, f) = (shape[1], a.config.geometry.n_features);
+    let n: Vec<f32> = (0..h * f).map(|i| if i / f == 2 { 0.0 } else { 1.0 }).collect();
+    layer.normalizer = Some(LazyTensor::from_f32(&n, &[h, f]));
+    let e = phi::term_f32(&q, shape, &a.config, layer, 1).unwrap_err();
+    assert_eq!((e.code(), e.field_name()), (Code::DenominatorZero, Some("layers.1.normalizer")));
+    assert!(e.message().contains("head 2, position 0"), "{e}");
+}
+
+#[test]
+fn stored_terms_follow_from_stored_queries() {
+    for name in MODELS {
+        let folder = model(name);
+        let probe = Probe::open(&folder.join("probe.safetensors"));
+        let a = adapter(&folder.join("adapter"));
+        if name.ends_with("pre-rope") {
+            continue; // the probe stores post-RoPE queries only
+        }
+        for (i, layer) in &a.layers {
+            let (shape, q) = probe.get(&format!("q.{i}")).unwrap();
+            let term = phi::term_f32(&q, shape.try_into().unwrap(), &a.config, layer, *i).unwrap();
+            let d = max_difference(&term, &probe.get(&format!("term.{i}")).unwrap().1);
+            assert!(d <= 1e-5, "{name} layer {i}: {d:.1e}");
+        }
+    }
 }

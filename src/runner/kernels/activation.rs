@@ -46,27 +46,37 @@ impl CustomOp1 for Activate {
     }
 }
 
+/// Replaces every `$x` of `$values`. A macro, so that nothing can stay a call in the vectorised loop.
+macro_rules! each {
+    ($values:ident, $x:ident => $y:expr) => {
+        vectorized(
+            #[inline(always)]
+            || {
+                for value in $values {
+                    let $x = *value;
+                    *value = $y;
+                }
+            },
+        )
+    };
+}
+
 /// Replaces every value by its activation.
 pub fn apply(map: FeatureMap, values: &mut [f32]) {
     match map {
         FeatureMap::Identity => {}
-        FeatureMap::Elu => each(values, elu),
-        FeatureMap::EluPlusOne => each(values, |x| elu(x) + 1.0),
+        FeatureMap::Elu => each!(values, x => elu(x)),
+        FeatureMap::EluPlusOne => each!(values, x => elu(x) + 1.0),
         // Not `max`, which turns NaN into 0.
-        FeatureMap::Relu => each(values, |x| if x < 0.0 { 0.0 } else { x }),
-        FeatureMap::Silu => each(values, |x| x * sigmoid(x)),
-        FeatureMap::Gelu => each(values, |x| x * 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
-        FeatureMap::GeluTanh => each(values, gelu_tanh),
-        FeatureMap::Softplus => each(values, |x| if x > SOFTPLUS_LINEAR_FROM { x } else { exp(x).ln_1p() }),
-        FeatureMap::Sigmoid => each(values, sigmoid),
-        FeatureMap::Tanh => each(values, tanh),
-        FeatureMap::Exp => each(values, exp),
+        FeatureMap::Relu => each!(values, x => if x < 0.0 { 0.0 } else { x }),
+        FeatureMap::Silu => each!(values, x => x * sigmoid(x)),
+        FeatureMap::Gelu => each!(values, x => x * 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
+        FeatureMap::GeluTanh => each!(values, x => gelu_tanh(x)),
+        FeatureMap::Softplus => each!(values, x => if x > SOFTPLUS_LINEAR_FROM { x } else { exp(x).ln_1p() }),
+        FeatureMap::Sigmoid => each!(values, x => sigmoid(x)),
+        FeatureMap::Tanh => each!(values, x => tanh(x)),
+        FeatureMap::Exp => each!(values, x => exp(x)),
     }
-}
-
-#[inline(always)]
-fn each(values: &mut [f32], f: impl Fn(f32) -> f32) {
-    vectorized(|| values.iter_mut().for_each(|x| *x = f(*x)));
 }
 
 #[inline(always)]

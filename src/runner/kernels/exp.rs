@@ -47,8 +47,12 @@ fn reduce(x: f32) -> (i32, f32) {
 #[inline(always)]
 fn halves(n: i32) -> (f32, f32) {
     let a = n >> 1;
-    let power = |k: i32| f32::from_bits(((k + 127) as u32) << 23);
-    (power(a), power(n - a))
+    (power_of_two(a), power_of_two(n - a))
+}
+
+#[inline(always)]
+fn power_of_two(k: i32) -> f32 {
+    f32::from_bits(((k + 127) as u32) << 23)
 }
 
 #[cfg(test)]

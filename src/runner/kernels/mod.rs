@@ -13,6 +13,9 @@ pub(super) mod softmax;
 pub(super) mod swiglu;
 
 /// Compiles `f` for the instruction sets of current CPUs and runs the best that this one has.
+///
+/// `f` and all that it calls must be `#[inline(always)]`: what is not inlined is compiled for the oldest CPUs only, where
+/// a fused multiply-add is a slow function call.
 #[inline(always)]
 fn vectorized<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)

@@ -1,10 +1,11 @@
 //! RMS norm: `x / sqrt(mean(x^2) + eps) * weight` of every row.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::dot::dot;
-use super::{RUN, values, vectorized};
+use super::{RUN, values};
 
 /// Norms the rows of `x` `[.., n]` with `weight` `[n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -30,18 +31,29 @@ impl CustomOp2 for RmsNorm {
             candle_core::bail!("rows of {n} do not divide {} values", x.len());
         }
         let mut out = x.to_vec();
-        out.par_chunks_mut(RUN.div_ceil(n) * n).for_each(|rows| {
-            vectorized(|| rows.chunks_exact_mut(n).for_each(|row| norm_row(row, weight, self.0)));
-        });
+        out.par_chunks_mut(RUN.div_ceil(n) * n)
+            .for_each(|rows| pulp::Arch::new().dispatch(NormRows { rows, weight, eps: self.0 }));
         Ok((CpuStorage::F32(out), x_l.shape().clone()))
     }
 }
 
-#[inline(always)]
-fn norm_row(row: &mut [f32], weight: &[f32], eps: f32) {
-    let mean = dot(row, row) / row.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
-    for (x, w) in row.iter_mut().zip(weight) {
-        *x = w * (*x * scale);
+struct NormRows<'a> {
+    rows: &'a mut [f32],
+    weight: &'a [f32],
+    eps: f32,
+}
+
+impl WithSimd for NormRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        for row in self.rows.chunks_exact_mut(self.weight.len()) {
+            let mean = dot(simd, row, row) / row.len() as f32;
+            let scale = 1.0 / (mean + self.eps).sqrt();
+            for (x, w) in row.iter_mut().zip(self.weight) {
+                *x = w * (*x * scale);
+            }
+        }
     }
 }

@@ -61,12 +61,15 @@ impl InplaceOp1 for MaskedSoftmax {
         };
         let run = RUN.div_ceil(n_keys.max(1));
         values[start..end].par_chunks_mut((run * n_keys).max(1)).enumerate().for_each(|(i, rows)| {
-            vectorized(|| {
-                for (k, row) in rows.chunks_exact_mut(n_keys).enumerate() {
-                    let visible = self.mask.visible((i * run + k) % n_rows);
-                    softmax_row(row, visible, self.scale);
-                }
-            });
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (k, row) in rows.chunks_exact_mut(n_keys).enumerate() {
+                        let visible = self.mask.visible((i * run + k) % n_rows);
+                        softmax_row(row, visible, self.scale);
+                    }
+                },
+            );
         });
         Ok(())
     }
@@ -91,21 +94,30 @@ fn softmax_row(row: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
         *x *= scale;
         *m = m.max(*x);
     }
-    // `max` passes over NaN, but exp(NaN - m) below does not.
-    let largest = largest.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    // `max` passes over NaN, but exp(NaN - shift) below does not.
+    let mut shift = largest[0];
+    for m in largest {
+        shift = shift.max(m);
+    }
     let mut sums = [0f32; 16];
     for block in blocks.iter_mut() {
         for (x, s) in block.iter_mut().zip(&mut sums) {
-            *x = exp(*x - largest);
+            *x = exp(*x - shift);
             *s += *x;
         }
     }
     for (x, s) in tail.iter_mut().zip(&mut sums) {
-        *x = exp(*x - largest);
+        *x = exp(*x - shift);
         *s += *x;
     }
-    let factor = 1.0 / sums.iter().sum::<f32>();
-    seen.iter_mut().for_each(|x| *x *= factor);
+    let mut sum = 0.0;
+    for s in sums {
+        sum += s;
+    }
+    let factor = 1.0 / sum;
+    for x in seen {
+        *x *= factor;
+    }
 }
 
 #[cfg(test)]

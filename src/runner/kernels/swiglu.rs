@@ -29,14 +29,17 @@ impl CustomOp1 for SwiGlu {
         let mut out = vec![0f32; n_rows * n];
         let run = RUN.div_ceil(n.max(1));
         out.par_chunks_mut((run * n).max(1)).zip(x.par_chunks((run * width).max(1))).for_each(|(out, x)| {
-            vectorized(|| {
-                for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(width)) {
-                    let (gate, up) = x.split_at(n);
-                    for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-                        *o = g * sigmoid(*g) * u;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(width)) {
+                        let (gate, up) = x.split_at(n);
+                        for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                            *o = g * sigmoid(*g) * u;
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         Ok((CpuStorage::F32(out), (n_rows, n).into()))
     }
