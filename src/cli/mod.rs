@@ -4,6 +4,7 @@
 
 mod convert;
 mod inspect;
+mod reading;
 mod ui;
 mod validate;
 mod verify;

@@ -68,6 +68,7 @@ impl Ui {
     pub fn error(&self, e: &Error) {
         self.clear_progress();
         eprintln!("{}: {e}", paint_stderr("error", "31;1"));
+        e.detail_lines().iter().for_each(|line| eprintln!("  {}", escape(line)));
         if self.verbose {
             let mut cause = e.source();
             while let Some(c) = cause {
@@ -83,6 +84,7 @@ impl Ui {
                 "field": e.field_name(),
                 "offset": e.offset(),
                 "message": e.message(),
+                "details": e.detail_lines(),
             }});
             self.result(Status::Failed, document, "");
         }
