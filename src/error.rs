@@ -131,6 +131,13 @@ codes! {
     ConventionOpen "convention-open" Unsupported "A convention is stated nowhere; ptplus does not guess.";
     RowOrderUnknown "row-order-unknown" Unsupported "Neither --base nor --arch says the row order of the queries.";
 
+    // Import
+    LayoutFile "layout-file" Usage "A layout file (--layout) breaks a rule of its format.";
+    ConventionContradiction "convention-contradiction" Usage "Two places state different values for the same convention.";
+    AdapterDuplicate "adapter-duplicate" Mismatch "Two tensors claim the same place in the adapter.";
+    ConventionAmbiguous "convention-ambiguous" Unsupported "Several readings reproduce the probe within its precision; a flag must decide.";
+    ConventionNone "convention-none" Differs "No reading of the checkpoint reproduces the probe.";
+
     // Numbers
     CastOverflow "cast-overflow" Corrupt "A value does not fit the output type.";
     DenominatorZero "denominator-zero" Corrupt "A normaliser's denominator is 0.";
@@ -156,13 +163,22 @@ struct Inner {
     field: Option<String>,
     offset: Option<u64>,
     message: String,
+    details: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// A new error; `message` says what was expected and what was found.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Error(Box::new(Inner { code, file: None, field: None, offset: None, message: message.into(), source: None }))
+        Error(Box::new(Inner {
+            code,
+            file: None,
+            field: None,
+            offset: None,
+            message: message.into(),
+            details: Vec::new(),
+            source: None,
+        }))
     }
 
     /// An operating system error on `path`.
@@ -187,6 +203,17 @@ impl Error {
     pub fn at(mut self, file_offset: u64) -> Self {
         self.0.offset.get_or_insert(file_offset);
         self
+    }
+
+    /// Lines that belong below the error's own, such as a table.
+    pub fn details(mut self, lines: Vec<String>) -> Self {
+        self.0.details = lines;
+        self
+    }
+
+    /// See [`details`](Self::details).
+    pub fn detail_lines(&self) -> &[String] {
+        &self.0.details
     }
 
     /// Keeps the cause, printed with `-v`.

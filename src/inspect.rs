@@ -6,12 +6,13 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json, json};
 
 use crate::base::BaseModel;
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
 use crate::format::{StoredTensor, safetensors};
-use crate::import::source::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE};
-use crate::import::{self, Imported, ledger::Fate};
+use crate::import::ledger::Ledger;
+use crate::import::source::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weights_of_folder};
+use crate::import::{self, Draft, Imported, Opened, Options};
 
 /// Array elements shown of a metadata value; tokenizers have a hundred thousand.
 const SHOWN_ELEMENTS: usize = 8;
@@ -51,7 +52,7 @@ pub struct Inspection {
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the fields are the keys of adapter_config.json
 pub struct AdapterSummary {
-    pub layout: &'static str,
+    pub layout: String,
     pub feature_map: String,
     pub query_tap: String,
     pub query_scale: f64,
@@ -100,81 +101,108 @@ pub struct TensorLine {
 
 /// Looks at `path`. Errors: those of the formats; [`Code::UnknownFormat`].
 pub fn inspect(path: &Path) -> Result<Inspection> {
+    inspect_with(path, &Options::default(), None)
+}
+
+/// [`inspect`], with what the caller states about a checkpoint of another training code.
+pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
     if !meta.is_dir() {
-        return file(path);
+        return file(path, options, base);
     }
     if [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file()) {
-        return adapter(path);
+        return adapter(path, options, base);
     }
     if path.join("config.json").is_file() {
         return base_folder(path);
     }
-    Err(Error::new(Code::UnknownFormat, format!("expected a folder with {CONFIG_FILE} or config.json, found neither"))
-        .file(path))
+    match weights_of_folder(path) {
+        Ok(weights) => file(&weights, options, base),
+        Err(e) => Err(Error::new(Code::UnknownFormat, format!("{}, and no config.json", e.message())).file(path)),
+    }
 }
 
-fn file(path: &Path) -> Result<Inspection> {
+fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let bytes = crate::format::mmap::map_file(path)?;
     if gguf::is_gguf(&bytes) {
         let file = gguf::open(path)?;
         if import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
-            let mut out = adapter(path)?;
+            let mut out = adapter(path, options, base)?;
             describe_gguf(&mut out, &file);
             return Ok(out);
         }
         return plain_gguf(path, file);
     }
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let is_index = name.ends_with(".safetensors.index.json");
-    if !is_index && !safetensors::is_safetensors(&bytes) {
-        return Err(Error::new(Code::UnknownFormat, "expected GGUF or safetensors, found neither").file(path));
+    match adapter(path, options, base) {
+        Err(e) if e.code() == Code::AdapterKind => plain_tensors(path, e),
+        other => other,
     }
-    let opened = if is_index { safetensors::open_index(path)? } else { safetensors::open(path)? };
-    if path.with_file_name(CONFIG_FILE).is_file() && name.starts_with("adapter_model") {
-        return adapter(path);
+}
+
+/// Tensors that are no adapter's.
+fn plain_tensors(path: &Path, why: Error) -> Result<Inspection> {
+    let import::source::Source::Tensors(source) = import::source::open(path)? else { return Err(why) };
+    let kind = if source.format.contains("safetensors") { "safetensors" } else { "checkpoint" };
+    let mut out = empty(path, kind, source.format.into());
+    if kind == "safetensors" && !path.to_string_lossy().ends_with(".json") {
+        let metadata = safetensors::open(path)?.metadata;
+        out.metadata = metadata.into_iter().map(|(k, v)| (k, v.into())).collect();
     }
-    let mut out = empty(path, "safetensors", "safetensors".into());
-    out.metadata = opened.metadata.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect();
-    list(&mut out, &opened.tensors);
+    out.tensors = source
+        .tensors
+        .iter()
+        .map(|t| TensorLine {
+            name: t.name.clone(),
+            dtype: t.dtype().name().into(),
+            shape: t.shape().to_vec(),
+            len_bytes: crate::tensor::shape::len_bytes(t.shape(), t.dtype()).unwrap_or(0) as u64,
+            role: None,
+        })
+        .collect();
+    finish(&mut out, source.files);
     Ok(out)
 }
 
-fn adapter(path: &Path) -> Result<Inspection> {
-    match import::read(path, None) {
+fn adapter(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
+    let draft = match import::open(path, options, base)? {
+        Opened::Adapter(imported) => return Ok(adapter_inspection(path, *imported)),
+        Opened::Draft(draft) => *draft,
+    };
+    match draft.clone().into_imported(base) {
         Ok(imported) => Ok(adapter_inspection(path, imported)),
         // What is not settled is worth showing, not refusing: this is the command that people turn to.
-        Err(e) if e.kind() == Kind::Unsupported && e.code() == Code::ConventionOpen => {
-            let import::source::Source::Tensors(source) = import::source::open(path)? else { return Err(e) };
-            let mut out = empty(path, "adapter", "safetensors".into());
-            if let Some((_, Json::Object(config))) = source.config {
-                out.metadata = config;
-            }
-            out.tensors = source
-                .tensors
-                .iter()
-                .map(|t| TensorLine {
-                    name: t.name.clone(),
-                    dtype: t.tensor.stored_dtype().name().into(),
-                    shape: t.tensor.shape().to_vec(),
-                    len_bytes: t.tensor.stored_parts().map(|p| p.len() as u64).sum(),
-                    role: None,
-                })
-                .collect();
-            out.notes.push(e.message().to_owned());
-            finish(&mut out, source.files);
-            Ok(out)
-        }
+        Err(e) if e.code() == Code::ConventionOpen => Ok(draft_inspection(path, draft, &e)),
         Err(e) => Err(e),
     }
+}
+
+fn draft_inspection(path: &Path, draft: Draft, open: &Error) -> Inspection {
+    let mut out = empty(path, "adapter", draft.layout.clone());
+    out.metadata = draft.config;
+    out.tensors = ledger_lines(&draft.ledger);
+    out.findings = draft.findings;
+    out.notes.push(open.message().to_owned());
+    finish(&mut out, draft.files);
+    out
+}
+
+fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
+    let line = |e: &import::ledger::Entry| TensorLine {
+        name: e.name.clone(),
+        dtype: e.dtype.name().into(),
+        shape: e.shape.clone(),
+        len_bytes: e.len_bytes(),
+        role: Some(e.fate_text()),
+    };
+    ledger.entries.iter().map(line).collect()
 }
 
 fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
     let c = &imported.adapter.config;
     let g = &c.geometry;
-    let mut out = empty(path, "adapter", "safetensors".into());
+    let mut out = empty(path, "adapter", imported.origin.layout.clone());
     out.adapter = Some(AdapterSummary {
-        layout: imported.origin.layout,
+        layout: imported.origin.layout.clone(),
         feature_map: c.feature_map.to_string(),
         query_tap: c.query_tap.to_string(),
         query_scale: c.query_scale,
@@ -190,22 +218,7 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
         row_order: imported.origin.row_order.to_string(),
     });
     out.metadata = c.extra.clone();
-    out.tensors = imported
-        .ledger
-        .entries
-        .iter()
-        .map(|e| TensorLine {
-            name: e.name.clone(),
-            dtype: e.dtype.name().into(),
-            shape: e.shape.clone(),
-            len_bytes: e.tensor.stored_parts().map(|p| p.len() as u64).sum(),
-            role: Some(match &e.fate {
-                Fate::Consumed { layer, role } => format!("{role} of layer {layer}"),
-                Fate::Ignored { reason } => format!("ignored: {reason}"),
-                Fate::LeftOver => "left over".into(),
-            }),
-        })
-        .collect();
+    out.tensors = ledger_lines(&imported.ledger);
     out.findings = imported.findings;
     finish(&mut out, imported.origin.files);
     out

@@ -21,6 +21,8 @@ pub mod pipeline;
 pub mod quant;
 #[cfg(feature = "runner")]
 pub mod runner;
+#[cfg(feature = "runner")]
+pub mod search;
 pub mod tensor;
 pub mod transform;
 pub mod validate;

@@ -10,8 +10,9 @@ use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType};
 use crate::export::{self, Plan, Written};
 use crate::format::output::{OutputFile, OutputFolder, Overwrite};
-use crate::import;
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::import::{self, Opened, Options};
+use crate::search::{self, Settlement};
 use crate::transform::cast::Overflow;
 use crate::validate::{self, Validated};
 use crate::verify::probe::Probe;
@@ -21,14 +22,42 @@ use crate::verify::{self, Reference};
 ///
 /// Errors: those of [`import::read`]; the deciding finding of [`validate::check`].
 pub fn read_adapter(path: &Path, base: Option<&BaseModel>) -> Result<Validated> {
-    let imported = import::read(path, base)?;
+    read_adapter_with(path, &Options::default(), base)
+}
+
+/// [`read_adapter`], with what the caller states about a checkpoint of another training code.
+pub fn read_adapter_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Validated> {
+    let imported = import::read(path, options, base)?;
     validate::check(imported, base).map_err(|rejected| rejected.into_error().file(path))
+}
+
+/// [`read_adapter_with`]; what nobody states, `proof` settles, if there is a base to run it on.
+///
+/// Errors: as there, but for open conventions those of [`search::settle`].
+pub fn read_adapter_settling(
+    path: &Path,
+    options: &Options,
+    base: Option<&BaseModel>,
+    proof: Option<&Proof<'_>>,
+) -> Result<(Validated, Option<Settlement>)> {
+    let (imported, settlement) = match (import::open(path, options, base)?, base, proof) {
+        (Opened::Adapter(imported), ..) => (*imported, None),
+        (Opened::Draft(draft), Some(base), Some(proof)) if !draft.open(Some(base)).is_empty() => {
+            let (imported, settlement) = search::settle(*draft, base, proof.probe, &proof.options)?;
+            (imported, Some(settlement))
+        }
+        (Opened::Draft(draft), ..) => (draft.into_imported(base)?, None),
+    };
+    let validated = validate::check(imported, base).map_err(|rejected| rejected.into_error().file(path))?;
+    Ok((validated, settlement))
 }
 
 /// What to convert and how.
 pub struct Convert<'a> {
-    /// The adapter: canonical folder, safetensors file or GGUF.
+    /// The adapter: canonical folder, GGUF, or a checkpoint of another training code.
     pub adapter: &'a Path,
+    /// What the caller states about it.
+    pub reading: &'a Options,
     /// The base, which decides the row order.
     pub base: Option<&'a BaseModel>,
     /// Without a base: the GGUF architecture.
@@ -81,6 +110,8 @@ pub struct Converted {
     pub source_sha256: Option<String>,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// How the probe settled what nothing states, if there was anything.
+    pub conventions: Option<Settlement>,
     /// The proof, if asked for.
     pub verification: Option<verify::Report>,
 }
@@ -107,7 +138,7 @@ pub struct ConvertedTensor {
 /// Errors: [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
 /// writing; [`Code::NumbersDiffer`] and [`Code::NoEffect`] where the proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
-    let source = read_adapter(job.adapter, job.base)?;
+    let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
     let architecture = target_architecture(job, &source)?;
     let model_type = job.base.and_then(|b| b.config.model_type.as_deref());
     let plan = match job.format {
@@ -121,7 +152,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
     }
     .map_err(|e| e.file(job.output))?;
 
-    let mut report = describe(job, &source, &plan, architecture.as_deref());
+    let mut report = Converted { conventions, ..describe(job, &source, &plan, architecture.as_deref()) };
     let base_files = job.base.map(BaseModel::files).unwrap_or_default();
     let inputs: Vec<&Path> = (source.origin.files.iter().chain(&base_files).map(PathBuf::as_path))
         .chain(job.prove.as_ref().map(|p| p.path))
@@ -217,6 +248,7 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
         row_order: row_order.into(),
         source_sha256: None,
         notes,
+        conventions: None,
         verification: None,
     }
 }

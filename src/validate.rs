@@ -269,7 +269,7 @@ pub fn check_in_memory(adapter: Adapter, base: Option<&BaseModel>) -> Result<Val
     let origin = Origin {
         path: "memory".into(),
         files: Vec::new(),
-        layout: "memory",
+        layout: "memory".into(),
         gguf_architecture: None,
         row_order: RowOrder::Neox,
         recorded_dtypes: Default::default(),

@@ -188,6 +188,13 @@ impl Adapter {
         format!("layers.{layer}.{role}")
     }
 
+    /// Whether `name` is a [`canonical_name`](Self::canonical_name).
+    pub fn is_canonical_name(name: &str) -> bool {
+        name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')).is_some_and(|(layer, role)| {
+            layer.parse::<usize>().is_ok_and(|n| n.to_string() == layer) && Role::parse(role).is_some()
+        })
+    }
+
     /// Every tensor with its layer and role, layers ascending.
     pub fn tensors(&self) -> impl Iterator<Item = (usize, Role, &LazyTensor)> {
         self.layers.iter().flat_map(|(&i, l)| l.tensors().map(move |(r, t)| (i, r, t)))

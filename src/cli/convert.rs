@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::reading::Reading;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
@@ -22,7 +23,7 @@ use crate::verify::tolerance::Tolerance;
     after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 --dry-run"
 )]
 pub struct Arguments {
-    /// Adapter: canonical folder, safetensors file or GGUF
+    /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
     adapter: PathBuf,
     /// Where to write: a GGUF file or a folder
     #[arg(short, long, visible_alias = "outfile", value_name = "OUT")]
@@ -57,6 +58,8 @@ pub struct Arguments {
     /// Show what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,6 +95,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             ),
         ));
     }
+    let reading = a.reading.options()?;
     let device = device.open()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
@@ -106,6 +110,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     };
     let done = pipeline::convert(&Convert {
         adapter: &a.adapter,
+        reading: &reading,
         base: base.as_ref(),
         architecture: a.arch.as_deref(),
         output: &a.output,
@@ -144,6 +149,9 @@ fn text(c: &Converted, adapter: &Path) -> String {
             })
             .collect();
         out.push_str(&ui::table(&["tensor", "type", "shape", "offset", "bytes"], &rows));
+    }
+    if let Some(s) = &c.conventions {
+        let _ = writeln!(out, "{}", s.line());
     }
     if let Some(v) = &c.verification {
         let _ = writeln!(

@@ -1,18 +1,36 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::reading::Reading;
 use super::ui::{self, Status, Ui};
+use crate::base::BaseModel;
 use crate::error::{Result, escape};
-use crate::inspect::{Inspection, inspect};
+use crate::import::suggest_layout;
+use crate::inspect::{Inspection, inspect_with};
+use serde_json::json;
 
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Adapter, base model, GGUF or safetensors file or folder
     path: PathBuf,
+    /// Base model, for sizes that a checkpoint does not state
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Print a first draft of a layout file for the tensors found
+    #[arg(long)]
+    suggest_layout: bool,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let found = inspect(&a.path)?;
+    if a.suggest_layout {
+        let text = suggest_layout(&a.path)?;
+        ui.result(Status::Ok, json!({ "layout": text }), &text)?;
+        return Ok(0);
+    }
+    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let found = inspect_with(&a.path, &a.reading.options()?, base.as_ref())?;
     ui.result(Status::Ok, found.to_json(), &text(&found, ui.is_verbose()))?;
     Ok(0)
 }

@@ -5,6 +5,7 @@
 mod convert;
 mod demo;
 mod inspect;
+mod reading;
 mod ui;
 mod validate;
 mod verify;

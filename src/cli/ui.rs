@@ -75,6 +75,7 @@ impl Ui {
     pub fn error(&self, e: &Error) {
         self.clear_progress();
         eprintln!("{}: {e}", paint_stderr("error", "31;1"));
+        e.detail_lines().iter().for_each(|line| eprintln!("  {}", escape(line)));
         if self.verbose {
             let mut cause = e.source();
             while let Some(c) = cause {
@@ -96,6 +97,7 @@ impl Ui {
             "field": e.field_name(),
             "offset": e.offset(),
             "message": e.message(),
+            "details": e.detail_lines(),
         }});
         // The error itself is what matters, and it is on stderr.
         let _ = self.result(Status::Failed, document, "");

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::reading::Reading;
 use super::ui::{Status, Ui};
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
@@ -14,7 +15,7 @@ use crate::{import, validate};
     after_help = "Reads headers, configuration and every adapter tensor; of the base only headers and configuration, unless --deep.\n\nExample:\n  ptplus validate fixtures/models/llama-gqa/adapter --base fixtures/models/llama-gqa/base"
 )]
 pub struct Arguments {
-    /// Adapter: canonical folder, safetensors file or GGUF
+    /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
     adapter: PathBuf,
     /// Base model: Hugging Face folder or GGUF
     #[arg(long)]
@@ -22,11 +23,13 @@ pub struct Arguments {
     /// Also read the base's weights, looking for NaN and Inf
     #[arg(long, requires = "base")]
     deep: bool,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let imported = import::read(&a.adapter, base.as_ref())?;
+    let imported = import::read(&a.adapter, &a.reading.options()?, base.as_ref())?;
     let (mut findings, mut notes, mut exit) = match validate::check(imported, base.as_ref()) {
         Ok(mut v) => {
             if base.is_some() && !v.states_its_base() {

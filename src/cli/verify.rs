@@ -1,13 +1,14 @@
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::reading::Reading;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Kind, Result, escape};
-use crate::pipeline::read_adapter;
+use crate::pipeline::{Proof, read_adapter, read_adapter_settling};
 use crate::runner::DeviceChoice;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{self, TensorReport};
@@ -19,7 +20,7 @@ use crate::verify::{Options, Prompts, Reference, Report, verify};
     after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter.\nWithout --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ --against-base model/\n  ptplus verify adapter.gguf --against adapter/"
 )]
 pub struct Arguments {
-    /// Adapter: canonical folder, safetensors file or GGUF
+    /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
     adapter: PathBuf,
     /// Base model: Hugging Face folder or GGUF
     #[arg(long)]
@@ -51,6 +52,8 @@ pub struct Arguments {
     /// cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: String,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
@@ -65,7 +68,17 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let device = a.device.parse::<DeviceChoice>()?.open()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
-    let adapter = read_adapter(&a.adapter, base.as_ref())?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let options = Options { device: &device, tolerance, progress: &steps };
+    let proof = probe.as_ref().map(|probe| Proof {
+        probe,
+        path: a.probe.as_deref().unwrap_or(Path::new("")),
+        options: options.clone(),
+    });
+    let (adapter, conventions) =
+        read_adapter_settling(&a.adapter, &a.reading.options()?, base.as_ref(), proof.as_ref())?;
+    conventions.iter().for_each(|s| ui.note(&s.line()));
     let other = a.against.as_deref().map(|p| read_adapter(p, against_base.as_ref().or(base.as_ref()))).transpose()?;
     adapter.notes.iter().for_each(|n| ui.note(n));
     let Some(base) = &base else {
@@ -75,16 +88,15 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         ui.result(status, json!(report), &tensor_text(&report))?;
         return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
     };
-    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     let reference = match (&probe, &other) {
         (Some(probe), _) => Reference::Probe(probe),
         (None, Some(other)) => Reference::Adapter { adapter: other, base: against_base.as_ref(), prompts: &prompts },
         (None, None) => unreachable!("checked at the start"),
     };
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
-    let report = verify(&adapter, base, reference, &Options { device: &device, tolerance, progress: &steps })?;
+    let report = verify(&adapter, base, reference, &options)?;
     let status = if report.pass { Status::Ok } else { Status::Failed };
     let mut document = json!(report);
+    document["conventions"] = json!(conventions);
     if !ui.is_verbose() {
         document.as_object_mut().map(|d| d.remove("positions"));
     }

@@ -69,8 +69,11 @@ pub fn write_tensors(
     out.set_len(plan.file.len_bytes)?;
     out.write_all_at(0, &plan.file.header)?;
     let by_part: BTreeMap<(usize, Role), Vec<&Entry>> = ledger.consumed().fold(BTreeMap::new(), |mut map, e| {
-        if let Fate::Consumed { layer, role } = e.fate {
-            map.entry((layer, role)).or_insert_with(Vec::new).push(e);
+        // A tensor with several layers in it is hashed once, with the first.
+        if let Fate::Consumed { layers, role } = &e.fate
+            && let Some(layer) = layers.first()
+        {
+            map.entry((*layer, *role)).or_insert_with(Vec::new).push(e);
         }
         map
     });
@@ -123,7 +126,7 @@ fn write_tensor(
     // Where one source tensor became one output tensor, its bytes are hashed step by step, just before they are
     // gathered, while they are in the cache.
     let fused = match entries {
-        [e] => e.tensor.stored_bytes().filter(|b| {
+        [e] => e.tensor.as_ref().and_then(LazyTensor::stored_bytes).filter(|b| {
             e.dtype == t.source.stored_dtype()
                 && b.len() == t.source.n_elements() / e.dtype.block_len() * e.dtype.block_bytes()
                 && b.len().is_multiple_of(n_heads)
@@ -163,9 +166,10 @@ fn write_tensor(
 }
 
 fn digest_whole(e: &Entry) -> TensorDigest {
-    let sha = match e.tensor.stored_bytes() {
+    let tensor = e.tensor.as_ref().expect("a consumed tensor is kept");
+    let sha = match tensor.stored_bytes() {
         Some(bytes) => Sha256::digest(bytes),
-        None => Sha256::digest(e.tensor.to_bytes()),
+        None => Sha256::digest(tensor.to_bytes()),
     };
     digest(e, hex(&sha))
 }

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::stated::Stated;
+use super::statements::still_open;
 use crate::adapter::{Adapter, AdapterConfig, AdapterLayer, Geometry, MemorySharing, Role, StatedLayers};
 use crate::base::BaseModel;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::tensor::LazyTensor;
 
@@ -85,13 +86,14 @@ pub(super) fn check_stated_layers(
 
 /// The configuration: conventions as stated, sizes as stated or else from the tensors' shapes or the base.
 ///
-/// Errors: [`Code::ConventionOpen`], listing every convention that nothing states and how to state it.
+/// `open` lists what is open beside. Errors: [`Code::ConventionOpen`], listing everything that nothing states and how to
+/// state it.
 pub(super) fn config(
     stated: Stated,
     layers: &BTreeMap<usize, AdapterLayer>,
     base: Option<&BaseModel>,
+    open: &[&'static str],
 ) -> Result<AdapterConfig> {
-    let open = stated.open_conventions();
     let first = layers.values().next();
     let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
     let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
@@ -109,7 +111,7 @@ pub(super) fn config(
     let n_layers = stated.num_layers.or(base.map(|b| b.config.n_layers));
     let value_head_dim = memory.get(2).copied().or(base.map(|b| b.config.value_head_dim)).or(head_dim);
 
-    let mut missing: Vec<&str> = open.clone();
+    let mut missing: Vec<&str> = open.to_vec();
     let sizes = [
         ("num_features", n_features),
         ("head_dim", head_dim),
@@ -118,6 +120,9 @@ pub(super) fn config(
         ("num_layers", n_layers),
     ];
     missing.extend(sizes.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| *k));
+    if !missing.is_empty() {
+        return Err(still_open(&missing));
+    }
     let (Some(feature_map), Some(query_tap), Some(query_scale), Some(memory_scale), Some(memory_sharing)) =
         (stated.feature_map, stated.query_tap, stated.query_scale, stated.memory_scale, stated.memory_sharing)
     else {
@@ -139,15 +144,4 @@ pub(super) fn config(
         base_model_type: stated.base_model_type,
         extra: stated.extra,
     })
-}
-
-fn still_open(keys: &[&str]) -> Error {
-    Error::new(
-        Code::ConventionOpen,
-        format!(
-            "{} {} stated nowhere; state them in adapter_config.json (sizes also follow from --base)",
-            keys.join(", "),
-            if keys.len() == 1 { "is" } else { "are" }
-        ),
-    )
 }

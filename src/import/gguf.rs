@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
 use super::stated::Stated;
-use super::{Imported, Origin};
+use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
 use crate::base::BaseModel;
@@ -19,8 +19,43 @@ use crate::format::json;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
-pub(super) fn import(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
-    read(path, file, base).map_err(|e| e.file(path))
+pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
+    let imported = read(path, file, base).map_err(|e| e.file(path))?;
+    agree(options, file, path)?;
+    Ok(imported)
+}
+
+/// A GGUF adapter states everything; what the caller states can only agree.
+fn agree(options: &Options, file: &Gguf, path: &Path) -> Result<()> {
+    let refuse = |flag: &str| {
+        Err(Error::new(Code::ConventionContradiction, "expected nothing: a GGUF adapter has one layout").field(flag))
+    };
+    if options.layout.is_some() {
+        return refuse("--layout");
+    }
+    if options.transpose_memory == Some(true) {
+        return refuse("--transpose-memory");
+    }
+    let meta = &file.metadata;
+    for (name, asked) in &options.stated {
+        let field = if name == "layers_to_transform" { "layers" } else { name.as_str() };
+        let has = meta.get(&key(field)).map(|v| v.to_json(None)).unwrap_or_default();
+        let equal = match (has.as_f64(), asked.as_f64()) {
+            // The file keeps F32.
+            (Some(a), Some(b)) => a as f32 == b as f32,
+            _ => has == *asked,
+        };
+        if !equal {
+            let flag = super::statements::flag_of(name).unwrap_or(name);
+            return Err(Error::new(
+                Code::ConventionContradiction,
+                format!("expected {has}, as the file says, found {asked}"),
+            )
+            .file(path)
+            .field(flag));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a GGUF file says that it is an adapter of this kind.
@@ -62,7 +97,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let fate = match names::parse_tensor_name(&t.name) {
             Some((layer, role)) => {
                 pieces.insert((layer, role), canonical_axes(role, tensor.clone()));
-                Fate::Consumed { layer, role }
+                Fate::Consumed { layers: vec![layer], role }
             }
             None => {
                 findings.push(Finding::new(
@@ -74,7 +109,13 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 Fate::LeftOver
             }
         };
-        ledger.entries.push(Entry { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), tensor, fate });
+        ledger.entries.push(Entry {
+            name: t.name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            tensor: Some(tensor),
+            fate,
+        });
     }
     let mut layers = assemble::layers(pieces, &mut findings);
     for (&i, layer) in &mut layers {
@@ -87,7 +128,10 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         }
         row_order::undo(layer, order);
     }
-    let mut config = assemble::config(stated, &layers, base)?;
+    let mut config = {
+        let open = stated.open_conventions();
+        assemble::config(stated, &layers, base, &open)?
+    };
     config.geometry.value_head_dim = value_length;
     assemble::check_stated_layers(
         config.layers_to_transform.as_ref(),
@@ -103,7 +147,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         origin: Origin {
             path: path.to_owned(),
             files: file.files.iter().map(|f| f.to_path_buf()).collect(),
-            layout: "GGUF",
+            layout: "GGUF".into(),
             gguf_architecture: Some(architecture),
             row_order: order,
             recorded_dtypes: recorded_dtypes(meta)?,

@@ -6,17 +6,17 @@ use crate::tensor::{DType, LazyTensor};
 /// What became of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// It plays this role in this layer.
+    /// It plays this role in these layers; one, unless layers are stacked in one tensor.
     Consumed {
-        /// Layer number.
-        layer: usize,
+        /// Layer numbers.
+        layers: Vec<usize>,
         /// Part of the layer.
         role: Role,
     },
     /// It is not the adapter's, for a known reason.
     Ignored {
         /// Why, for people.
-        reason: &'static str,
+        reason: String,
     },
     /// Nothing knows it. If it looks like adapter weights, that is a finding.
     LeftOver,
@@ -31,10 +31,43 @@ pub struct Entry {
     pub dtype: DType,
     /// Shape in the source, outermost first.
     pub shape: Vec<usize>,
-    /// The tensor as the source has it, for the source's digest.
-    pub tensor: LazyTensor,
+    /// The tensor as the source has it, for the source's digest; of the consumed ones only, so that bytes of a training
+    /// checkpoint that are not the adapter's are never read.
+    pub tensor: Option<LazyTensor>,
     /// What became of it.
     pub fate: Fate,
+}
+
+impl Entry {
+    /// Bytes that the elements occupy, 0 for a shape beyond any memory.
+    pub fn len_bytes(&self) -> u64 {
+        crate::tensor::shape::len_bytes(&self.shape, self.dtype).unwrap_or(0) as u64
+    }
+
+    /// What became of it, for people.
+    pub fn fate_text(&self) -> String {
+        match &self.fate {
+            Fate::Consumed { layers, role } => match layers[..] {
+                [layer] => format!("{role} of layer {layer}"),
+                _ => format!("{role} of layers {}", ranges(layers)),
+            },
+            Fate::Ignored { reason } => format!("ignored: {reason}"),
+            Fate::LeftOver => "left over".into(),
+        }
+    }
+}
+
+/// `0-3, 5`
+fn ranges(numbers: &[usize]) -> String {
+    let mut out: Vec<(usize, usize)> = Vec::new();
+    for &n in numbers {
+        match out.last_mut() {
+            Some(last) if last.1 + 1 == n => last.1 = n,
+            _ => out.push((n, n)),
+        }
+    }
+    let text = |(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
+    out.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 /// Every tensor of a source, in the source's order.

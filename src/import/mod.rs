@@ -1,11 +1,17 @@
 //! Files to [`Adapter`]s. Whatever the layout, the result is in canonical shapes and Hugging Face component order.
 
 mod assemble;
-mod canonical;
+mod axes;
+mod candidates;
+mod draft;
 mod gguf;
 pub mod ledger;
+mod mapping;
+mod rules;
 pub mod source;
 pub mod stated;
+mod statements;
+mod suggest;
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +19,13 @@ use crate::adapter::{Adapter, RowOrder};
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::finding::Finding;
+pub use candidates::{Candidate, Candidates, Conventions};
+pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};
 use ledger::Ledger;
 use source::Source;
+pub use statements::{RECORD_KEY, flag_of};
+pub use suggest::suggest_layout;
 
 /// An adapter as its files have it: not yet validated, with everything that is wrong about its *set* of tensors.
 #[derive(Debug, Clone)]
@@ -38,7 +48,7 @@ pub struct Origin {
     /// The files that were read.
     pub files: Vec<PathBuf>,
     /// For people: `canonical safetensors`, `GGUF`.
-    pub layout: &'static str,
+    pub layout: String,
     /// The GGUF architecture that the file states.
     pub gguf_architecture: Option<String>,
     /// The row order that the file's tensors were in.
@@ -51,16 +61,47 @@ pub struct Origin {
     pub config_digest_text: String,
 }
 
-/// Reads the adapter at `path`: a canonical folder, its safetensors file, or GGUF.
+/// What the caller states beyond the files.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Statements by their key of `adapter_config.json`.
+    pub stated: serde_json::Map<String, serde_json::Value>,
+    /// Whether memories are stored with each head transposed, `[.., D_v, F]`.
+    pub transpose_memory: Option<bool>,
+    /// A layout file.
+    pub layout: Option<PathBuf>,
+}
+
+/// What a path was opened as.
+pub enum Opened {
+    /// Ready.
+    Adapter(Box<Imported>),
+    /// Named tensors whose conventions may be open.
+    Draft(Box<Draft>),
+}
+
+/// Opens the adapter at `path` without deciding anything.
 ///
-/// `base` supplies sizes that the source does not state. Errors: those of the formats; [`Code::ConventionOpen`]
-/// where a convention is stated nowhere; [`Code::AdapterKind`] for something that is no Prefix-Tuning+ adapter.
+/// `base` supplies sizes that the source does not state. Errors: those of the formats; [`Code::AdapterKind`] for
+/// something that is no Prefix-Tuning+ adapter; [`Code::ConventionContradiction`] where statements disagree.
+///
+/// [`Code::AdapterKind`]: crate::error::Code::AdapterKind
+/// [`Code::ConventionContradiction`]: crate::error::Code::ConventionContradiction
+pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
+    match source::open(path)? {
+        Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
+        Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),
+    }
+}
+
+/// Reads the adapter at `path`: a folder, safetensors (one file or an index), a PyTorch checkpoint, or GGUF.
+///
+/// Errors: those of [`open`]; [`Code::ConventionOpen`] where a convention is stated nowhere, listing all that are.
 ///
 /// [`Code::ConventionOpen`]: crate::error::Code::ConventionOpen
-/// [`Code::AdapterKind`]: crate::error::Code::AdapterKind
-pub fn read(path: &Path, base: Option<&BaseModel>) -> Result<Imported> {
-    match source::open(path)? {
-        Source::Gguf(file) => gguf::import(path, &file, base),
-        Source::Tensors(tensors) => canonical::import(path, tensors, base),
+pub fn read(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
+    match open(path, options, base)? {
+        Opened::Adapter(imported) => Ok(*imported),
+        Opened::Draft(draft) => draft.into_imported(base),
     }
 }

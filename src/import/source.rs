@@ -1,13 +1,15 @@
 //! What lies at a path: a GGUF file, or named tensors with a configuration beside them.
+//!
+//! Content decides what a file is, never its extension. Only headers are read here, and of a PyTorch checkpoint the
+//! directory and the pickle; bytes of a tensor are read when [`SourceTensor::open`] is called for it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::format::{gguf, json, safetensors};
-use crate::tensor::LazyTensor;
+use crate::format::{StoredTensor, gguf, json, mmap, pickle, safetensors};
+use crate::tensor::{Bytes, DType, LazyTensor};
 
 /// Configuration file of an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -15,9 +17,17 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Index of sharded weights in an adapter folder.
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
+/// Weights file of an adapter folder written by older versions of PEFT.
+const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// Largest `adapter_config.json` read. Real ones have a few hundred bytes; a long target list reaches some KiB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Files that trainers save beside the weights; never weights themselves. Beginnings of names.
+const BESIDE_WEIGHTS: [&str; 6] =
+    ["optimizer.", "scheduler.", "rng_state", "training_args.", "scaler.", "random_states"];
+/// Endings of files with weights.
+const WEIGHTS_ENDINGS: [&str; 6] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"];
 
 /// An opened source.
 pub enum Source {
@@ -29,6 +39,8 @@ pub enum Source {
 
 /// Named tensors with the configuration beside them.
 pub struct TensorSource {
+    /// `safetensors`, `PyTorch checkpoint`, ...
+    pub format: &'static str,
     /// `adapter_config.json`, where there is one.
     pub config: Option<(PathBuf, Value)>,
     /// Every tensor, in the file's order.
@@ -39,52 +51,164 @@ pub struct TensorSource {
 
 /// A tensor of a source.
 pub struct SourceTensor {
-    /// Name in the source.
+    /// Name in the source; in a PyTorch checkpoint the keys that lead to it, joined by dots.
     pub name: String,
-    /// The file that holds it.
-    pub file: Arc<Path>,
-    /// Its elements.
-    pub tensor: LazyTensor,
+    elements: Elements,
+}
+
+enum Elements {
+    Stored(StoredTensor),
+    Checkpoint(pickle::TensorRef),
+}
+
+impl SourceTensor {
+    /// Element type.
+    pub fn dtype(&self) -> DType {
+        match &self.elements {
+            Elements::Stored(t) => t.dtype,
+            Elements::Checkpoint(t) => t.dtype(),
+        }
+    }
+
+    /// Dimensions, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        match &self.elements {
+            Elements::Stored(t) => &t.shape,
+            Elements::Checkpoint(t) => &t.shape,
+        }
+    }
+
+    /// The tensor as a view. In an archive with checksums this is where the bytes are compared with theirs.
+    pub fn open(&self) -> Result<LazyTensor> {
+        match &self.elements {
+            Elements::Stored(t) => t.lazy(),
+            Elements::Checkpoint(t) => t.lazy().map_err(|e| e.field(&self.name)),
+        }
+    }
 }
 
 /// Opens `path` for reading an adapter. Only headers are read.
 pub fn open(path: &Path) -> Result<Source> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
-    if meta.is_dir() { open_folder(path) } else { open_file(path) }
+    if meta.is_dir() { open_file(&weights_of_folder(path)?) } else { open_file(path) }
 }
 
-fn open_folder(dir: &Path) -> Result<Source> {
-    let weights = dir.join(WEIGHTS_FILE);
-    let index = dir.join(INDEX_FILE);
-    let opened = if index.is_file() {
-        safetensors::open_index(&index)?
-    } else if weights.is_file() {
-        safetensors::open(&weights)?
-    } else {
-        let found =
-            if dir.join("config.json").is_file() { "config.json: this looks like a base model" } else { "neither" };
-        return Err(Error::new(
+/// The file with the weights in an adapter's or trainer's folder.
+///
+/// Errors: [`Code::AdapterKind`] where there is none, or where several could be meant.
+pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
+    if let Some(known) = [INDEX_FILE, WEIGHTS_FILE, PICKLE_FILE].iter().map(|f| dir.join(f)).find(|p| p.is_file()) {
+        return Ok(known);
+    }
+    let io = |e| Error::io(dir, "cannot list the folder", e);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        if let Ok(name) = entry.file_name().into_string()
+            && entry.path().is_file()
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut found: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors.index.json")).collect();
+    if found.is_empty() {
+        let is_weights = |n: &&String| {
+            WEIGHTS_ENDINGS.iter().any(|e| n.ends_with(e)) && !BESIDE_WEIGHTS.iter().any(|b| n.starts_with(b))
+        };
+        found = names.iter().filter(is_weights).collect();
+    }
+    match found[..] {
+        [one] => Ok(dir.join(one)),
+        [] => Err(Error::new(
             Code::AdapterKind,
-            format!("expected an adapter folder with {WEIGHTS_FILE} or {INDEX_FILE}, found {found}"),
+            format!("expected a folder with {WEIGHTS_FILE}, its index, or one checkpoint, found none"),
         )
-        .file(dir));
-    };
-    tensors(opened, config_beside(dir)?)
+        .file(dir)),
+        [first, second, ..] => Err(Error::new(
+            Code::AdapterKind,
+            format!(
+                "expected one file with weights, found {}, among them {first:?} and {second:?}: name the file",
+                found.len()
+            ),
+        )
+        .file(dir)),
+    }
 }
 
 fn open_file(path: &Path) -> Result<Source> {
-    let bytes = crate::format::mmap::map_file(path)?;
+    let bytes = mmap::map_file(path)?;
     if gguf::is_gguf(&bytes) {
         return gguf::open(path).map(Source::Gguf);
     }
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let opened = if name.ends_with(".safetensors.index.json") {
-        safetensors::open_index(path)?
-    } else {
-        safetensors::open(path)?
-    };
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tensors(opened, config_beside(dir)?)
+    let opened = match kind(path, &bytes) {
+        Some(Kind::Safetensors) => from_safetensors(safetensors::parse(path, &bytes)?),
+        Some(Kind::Index) => from_safetensors(safetensors::open_index(path)?),
+        Some(Kind::Checkpoint) => from_checkpoint(path, bytes)?,
+        None => {
+            return Err(Error::new(
+                Code::UnknownFormat,
+                "expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found none of them",
+            )
+            .file(path));
+        }
+    };
+    let (format, tensors, mut files) = opened;
+    let config = config_beside(dir)?;
+    files.splice(0..0, config.iter().map(|(p, _)| p.clone()));
+    Ok(Source::Tensors(TensorSource { format, config, tensors, files }))
+}
+
+enum Kind {
+    Safetensors,
+    Index,
+    Checkpoint,
+}
+
+/// What the bytes are; a file too broken to tell is what its name says, so that the right reader names the fault.
+fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
+    if pickle::is_checkpoint(bytes) {
+        return Some(Kind::Checkpoint);
+    }
+    if safetensors::is_safetensors(bytes) {
+        return Some(Kind::Safetensors);
+    }
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let starts_as_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+    if starts_as_json && name.ends_with(".json") {
+        return Some(Kind::Index);
+    }
+    match name.rsplit_once('.')?.1 {
+        "safetensors" => Some(Kind::Safetensors),
+        "bin" | "pt" | "pth" | "ckpt" => Some(Kind::Checkpoint),
+        _ => None,
+    }
+}
+
+type Opened = (&'static str, Vec<SourceTensor>, Vec<PathBuf>);
+
+fn from_safetensors(opened: safetensors::Safetensors) -> Opened {
+    let mut files: Vec<PathBuf> = opened.files.iter().map(|f| f.to_path_buf()).collect();
+    let format = if files.contains(&opened.path) { "safetensors" } else { "sharded safetensors" };
+    if !files.contains(&opened.path) {
+        files.push(opened.path);
+    }
+    let tensor = |t: StoredTensor| SourceTensor { name: t.name.clone(), elements: Elements::Stored(t) };
+    (format, opened.tensors.into_iter().map(tensor).collect(), files)
+}
+
+fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {
+    let checkpoint = pickle::read(path, bytes)?;
+    let tensors = checkpoint
+        .tensors()
+        .map(|(keys, t)| SourceTensor { name: pickle::dotted(&keys), elements: Elements::Checkpoint(t.clone()) })
+        .collect();
+    let format = match checkpoint.container() {
+        pickle::Container::Zip => "PyTorch checkpoint",
+        pickle::Container::Legacy => "legacy PyTorch checkpoint",
+    };
+    Ok((format, tensors, vec![path.to_owned()]))
 }
 
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
@@ -93,19 +217,4 @@ fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
         true => json::read_file(&path, MAX_CONFIG_BYTES).map(|v| Some((path, v))),
         false => Ok(None),
     }
-}
-
-fn tensors(opened: safetensors::Safetensors, config: Option<(PathBuf, Value)>) -> Result<Source> {
-    let mut files: Vec<PathBuf> = config.iter().map(|(p, _)| p.clone()).collect();
-    let mut list = Vec::with_capacity(opened.tensors.len());
-    for t in &opened.tensors {
-        if !files.iter().any(|f| **f == *t.file) {
-            files.push(t.file.to_path_buf());
-        }
-        list.push(SourceTensor { name: t.name.clone(), file: t.file.clone(), tensor: t.lazy()? });
-    }
-    if !files.contains(&opened.path) {
-        files.push(opened.path);
-    }
-    Ok(Source::Tensors(TensorSource { config, tensors: list, files }))
 }

@@ -22,6 +22,7 @@ mod stream;
 
 pub use device::{Device, DeviceChoice};
 pub use model::{Cache, Logits, Model};
+pub use rope::before_rope;
 pub use stream::{Lane, Sink, StreamOptions, stream};
 
 /// A failure inside the tensor library: memory, the GPU, or a bug here.

@@ -81,3 +81,15 @@ impl Rotation {
         candle_nn::rotary_emb::rope(&x.contiguous()?, &self.cos, &self.sin)
     }
 }
+
+/// Queries `[B, H, T, D]` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
+///
+/// Errors: as [`inverse_frequencies`]. Asserts that `q` has `shape`.
+pub fn before_rope(base: &BaseModel, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
+    assert_eq!(q.len(), shape.iter().product::<usize>());
+    let device = Device::cpu();
+    let mut rotation = Rotation::new(&inverse_frequencies(base)?, 0..shape[2], &device)?;
+    rotation.sin = rotation.sin.neg().map_err(candle)?;
+    let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
+    rotation.apply(&q).and_then(|x| x.flatten_all()?.to_vec1()).map_err(candle)
+}

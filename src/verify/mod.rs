@@ -40,6 +40,7 @@ pub enum Reference<'a> {
 }
 
 /// How to verify.
+#[derive(Clone)]
 pub struct Options<'a> {
     /// Where to compute.
     pub device: &'a Device,
@@ -203,15 +204,15 @@ fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance
 }
 
 fn coarsest(adapters: &[&Validated]) -> DType {
-    // By bits per element; F16 before BF16, whose mantissa is shorter.
+    coarsest_of(adapters.iter().flat_map(|a| {
+        a.adapter().tensors().map(|(.., t)| t.stored_dtype()).chain(a.origin.recorded_dtypes.values().copied())
+    }))
+}
+
+/// The type with the fewest bits per element; of F16 and BF16 the latter, whose mantissa is shorter.
+pub(crate) fn coarsest_of(dtypes: impl Iterator<Item = DType>) -> DType {
     let rank = |d: &DType| (d.block_bytes() * 8 * 64 / d.block_len(), *d != DType::BF16);
-    adapters
-        .iter()
-        .flat_map(|a| {
-            a.adapter().tensors().map(|(.., t)| t.stored_dtype()).chain(a.origin.recorded_dtypes.values().copied())
-        })
-        .min_by_key(rank)
-        .unwrap_or(DType::F32)
+    dtypes.min_by_key(rank).unwrap_or(DType::F32)
 }
 
 fn report(

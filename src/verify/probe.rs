@@ -14,6 +14,8 @@ use crate::transform::cast;
 /// An opened probe, consistent in itself.
 #[derive(Debug, Clone)]
 pub struct Probe {
+    /// The file.
+    pub path: std::path::PathBuf,
     /// `[B][T]`
     pub input_ids: Vec<Vec<u32>>,
     /// `[P]`, strictly increasing.
@@ -110,6 +112,7 @@ impl Probe {
             }
         }
         Ok(Probe {
+            path: file.path,
             input_ids: input_ids.chunks(length).map(<[u32]>::to_vec).collect(),
             positions,
             vocab_size,

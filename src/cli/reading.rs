@@ -1,0 +1,121 @@
+//! Flags about how an adapter is read; the same for every command that reads one.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::usage;
+use crate::adapter::{FeatureMap, MemorySharing, QueryTap};
+use crate::error::Result;
+use crate::import::Options;
+
+/// What the user states about a checkpoint of another training code.
+#[derive(clap::Args, Default)]
+#[command(next_help_heading = "How a checkpoint is to be read (docs/IMPORT.md)")]
+pub struct Reading {
+    /// Layout file: what tensor names mean that no rule knows
+    #[arg(long, value_name = "FILE.toml")]
+    layout: Option<PathBuf>,
+    /// phi's activation
+    #[arg(long, value_name = "NAME")]
+    feature_map: Option<String>,
+    /// Where the query is taken: post_rope or pre_rope
+    #[arg(long, value_name = "TAP")]
+    query_tap: Option<String>,
+    /// Factor on the query
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    query_scale: Option<f64>,
+    /// Factor on the term
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    memory_scale: Option<f64>,
+    /// per_head, per_kv_head or shared
+    #[arg(long, value_name = "SHARING")]
+    memory_sharing: Option<String>,
+    /// Each head of the memories is stored transposed, as a linear layer keeps it ("=false": it is not)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    transpose_memory: Option<bool>,
+    /// The adapted layers: all, or numbers and ranges such as 0,2,5-7
+    #[arg(long, value_name = "LIST")]
+    layers: Option<String>,
+}
+
+impl Reading {
+    /// As the library wants it.
+    pub fn options(&self) -> Result<Options> {
+        let mut stated = Map::new();
+        let mut choice = |flag: &str, key: &str, value: &Option<String>, known: Vec<&'static str>| match value {
+            Some(v) if known.contains(&v.as_str()) => {
+                stated.insert(key.into(), v.as_str().into());
+                Ok(())
+            }
+            Some(v) => Err(usage(flag, format!("expected one of {}, found {v:?}", known.join(", ")))),
+            None => Ok(()),
+        };
+        choice("--feature-map", "feature_map", &self.feature_map, names(FeatureMap::ALL, FeatureMap::name))?;
+        choice("--query-tap", "query_tap", &self.query_tap, names(QueryTap::ALL, QueryTap::name))?;
+        choice(
+            "--memory-sharing",
+            "memory_sharing",
+            &self.memory_sharing,
+            names(MemorySharing::ALL, MemorySharing::name),
+        )?;
+        for (flag, key, value) in
+            [("--query-scale", "query_scale", self.query_scale), ("--memory-scale", "memory_scale", self.memory_scale)]
+        {
+            if let Some(x) = value {
+                if !(x as f32).is_finite() {
+                    return Err(usage(flag, format!("expected a finite number within F32, found {x}")));
+                }
+                stated.insert(key.into(), x.into());
+            }
+        }
+        if let Some(text) = &self.layers {
+            stated.insert("layers_to_transform".into(), layers(text)?);
+        }
+        Ok(Options { stated, transpose_memory: self.transpose_memory, layout: self.layout.clone() })
+    }
+}
+
+fn names<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> Vec<&'static str> {
+    all.iter().map(|v| name(*v)).collect()
+}
+
+fn layers(text: &str) -> Result<Value> {
+    /// More layers than any model has.
+    const MAX: u32 = 4096;
+    let wrong = || usage("--layers", format!("expected all, or numbers and ranges such as 0,2,5-7, found {text:?}"));
+    if text == "all" {
+        return Ok(Value::Null);
+    }
+    let mut list: Vec<u32> = Vec::new();
+    for item in text.split(',') {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let number = |s: &str| s.trim().parse::<u32>().ok().filter(|n| *n < MAX).ok_or_else(wrong);
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last {
+            return Err(wrong());
+        }
+        list.extend(first..=last);
+    }
+    Ok(list.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layer_lists_are_numbers_and_ranges() {
+        assert_eq!(layers("0,2,5-7").unwrap(), serde_json::json!([0, 2, 5, 6, 7]));
+        assert_eq!(layers("all").unwrap(), Value::Null);
+        for text in ["", "1-", "-1", "3-1", "a", "1,,2", "0-4294967295"] {
+            assert!(layers(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_a_usage_error() {
+        let reading = Reading { feature_map: Some("elu2".into()), ..Reading::default() };
+        assert_eq!(reading.options().unwrap_err().code(), crate::error::Code::Usage);
+    }
+}

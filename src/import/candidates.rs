@@ -1,0 +1,238 @@
+//! Every reading of a draft that computes another function: what a probe has to choose from.
+//!
+//! Combinations that are the same function count once, under one canonical representative: `per_head` before
+//! `per_kv_head` before `shared` where the numbers of heads coincide; `query_scale` 1 before `memory_scale` 1 for an
+//! activation with `act(c x) = c act(x)`; orders of axes that differ only in axes of length 1.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::draft::{Draft, HeadOrder, Orientation};
+use super::{Imported, assemble};
+use crate::adapter::{AdapterConfig, AdapterLayer, FeatureMap, MemorySharing, QueryTap};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+
+/// A value for every convention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[allow(missing_docs)] // the names are those of adapter_config.json
+pub struct Conventions {
+    pub feature_map: FeatureMap,
+    pub query_tap: QueryTap,
+    pub query_scale: f64,
+    pub memory_scale: f64,
+    pub memory_sharing: MemorySharing,
+    pub orientation: Orientation,
+    pub head_order: HeadOrder,
+}
+
+/// A reading of the draft.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// What it takes each convention for.
+    pub conventions: Conventions,
+    layout: usize,
+}
+
+/// The candidates, with the tensors that each layout of them means.
+#[derive(Debug, Clone)]
+pub struct Candidates {
+    /// One for each function.
+    pub list: Vec<Candidate>,
+    /// Combinations tried, the same function counted as often as it occurs.
+    pub n_combinations: usize,
+    layouts: Vec<BTreeMap<usize, AdapterLayer>>,
+}
+
+impl Candidates {
+    /// The layers as `c` reads them.
+    pub fn layers(&self, c: &Candidate) -> &BTreeMap<usize, AdapterLayer> {
+        &self.layouts[c.layout]
+    }
+}
+
+impl Conventions {
+    /// Every convention with its key, value and (for keys that `adapter_config.json` does not have) the flag's key.
+    pub fn values(&self) -> [(&'static str, String); 7] {
+        [
+            ("feature_map", self.feature_map.to_string()),
+            ("query_tap", self.query_tap.to_string()),
+            ("query_scale", self.query_scale.to_string()),
+            ("memory_scale", self.memory_scale.to_string()),
+            ("memory_sharing", self.sharing_text()),
+            ("transpose_memory", self.orientation.transposed.to_string()),
+            (
+                "flattening_order",
+                if self.orientation.heads_inner { "heads innermost" } else { "heads outermost" }.into(),
+            ),
+        ]
+    }
+
+    fn sharing_text(&self) -> String {
+        match self.head_order {
+            HeadOrder::InOrder => self.memory_sharing.to_string(),
+            HeadOrder::Strided => format!("{} (heads of a group stored apart)", self.memory_sharing),
+        }
+    }
+}
+
+impl Draft {
+    /// Every reading that statements, shapes and `base` allow, each function once.
+    ///
+    /// Errors: [`Code::AdapterShape`] and its like where no reading fits the base.
+    pub fn candidates(&self, base: &BaseModel) -> Result<Candidates> {
+        let b = Some(base);
+        let (n_heads, n_kv_heads) = self.heads(b).ok_or_else(|| {
+            Error::new(Code::AdapterMismatch, "expected a number of heads that the key/value heads divide")
+                .field("num_key_value_heads")
+        })?;
+        let count = |s: MemorySharing| match s {
+            MemorySharing::PerHead => n_heads,
+            MemorySharing::PerKvHead => n_kv_heads,
+            MemorySharing::Shared => 1,
+        };
+        let sharing_is_open = self.stated.memory_sharing.is_none();
+        let mut sharings = options(self.stated.memory_sharing, MemorySharing::ALL);
+        let n_sharings = sharings.len();
+        let mut counts = Vec::new();
+        sharings.retain(|s| {
+            let new = !counts.contains(&count(*s));
+            counts.push(count(*s));
+            new
+        });
+
+        // The layouts: which tensors each combination of sharing, orientation and head order means.
+        let mut layouts = Vec::new();
+        let mut keys: Vec<(MemorySharing, Orientation, HeadOrder)> = Vec::new();
+        let mut refusal = None;
+        for &sharing in &sharings {
+            for orientation in self.orientations(Some(sharing), b) {
+                let mut findings = Vec::new();
+                let layers = self.layers(orientation, HeadOrder::InOrder, Some(sharing), b, &mut findings)?;
+                if let Some(f) = findings.into_iter().next() {
+                    refusal.get_or_insert(f.to_error());
+                    continue;
+                }
+                let fits = |l: &AdapterLayer| {
+                    let shape = l.memory.shape();
+                    shape[0] == count(sharing)
+                        && shape[2] == base.config.value_head_dim
+                        && (l.feature_weight.is_some() || shape[1] == base.config.head_dim)
+                };
+                if let Some((i, l)) = layers.iter().find(|(_, l)| !fits(l)) {
+                    refusal.get_or_insert_with(|| {
+                        let message = format!("expected a memory that fits the base's {n_heads} heads, {n_kv_heads} key/value heads and head length {}, found {:?}", base.config.head_dim, l.memory.shape());
+                        Error::new(Code::AdapterShape, message).field(format!("layers.{i}.memory"))
+                    });
+                    continue;
+                }
+                let groups = n_kv_heads > 1 && n_kv_heads < n_heads && count(sharing) > 1;
+                if sharing_is_open && groups {
+                    let strided = self.layers(orientation, HeadOrder::Strided, Some(sharing), b, &mut Vec::new())?;
+                    layouts.push(strided);
+                    keys.push((MemorySharing::PerHead, orientation, HeadOrder::Strided));
+                }
+                layouts.push(layers);
+                keys.push((sharing, orientation, HeadOrder::InOrder));
+            }
+        }
+        if layouts.is_empty() {
+            return Err(refusal.unwrap_or_else(|| {
+                Error::new(
+                    Code::AdapterShape,
+                    "expected memories whose shapes fit the base in some order of their axes, found none",
+                )
+            }));
+        }
+        let any = |f: fn(&AdapterLayer) -> bool| layouts.iter().flat_map(BTreeMap::values).any(f);
+        let (has_bias, has_normalizer) = (any(|l| l.feature_bias.is_some()), any(|l| l.normalizer.is_some()));
+
+        let maps = options(self.stated.feature_map, FeatureMap::ALL);
+        let taps = options(self.stated.query_tap, QueryTap::ALL);
+        let usual = [1.0, 1.0 / (base.config.head_dim as f64).sqrt()];
+        let query_scales = options(self.stated.query_scale, &usual);
+        let memory_scales = options(self.stated.memory_scale, &usual);
+        let mut list: Vec<Candidate> = Vec::new();
+        for (layout, &(memory_sharing, orientation, head_order)) in keys.iter().enumerate() {
+            for &feature_map in &maps {
+                for &query_tap in &taps {
+                    for &query_scale in &query_scales {
+                        for &memory_scale in &memory_scales {
+                            let homogeneous = feature_map.is_homogeneous() && !has_bias;
+                            let (query_scale, memory_scale) = match homogeneous && query_scales.len() > 1 {
+                                // phi's factor cancels against the denominator's.
+                                true if has_normalizer => (1.0, memory_scale),
+                                true if memory_scales.len() > 1 => (1.0, query_scale * memory_scale),
+                                _ => (query_scale, memory_scale),
+                            };
+                            let conventions = Conventions {
+                                feature_map,
+                                query_tap,
+                                query_scale,
+                                memory_scale,
+                                memory_sharing,
+                                orientation,
+                                head_order,
+                            };
+                            let candidate = Candidate { conventions, layout };
+                            if !list.contains(&candidate) {
+                                list.push(candidate);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let n_layouts = keys.len() / sharings.len().max(1) * n_sharings;
+        let n_combinations =
+            n_layouts.max(keys.len()) * maps.len() * taps.len() * query_scales.len() * memory_scales.len();
+        Ok(Candidates { list, n_combinations, layouts })
+    }
+
+    /// The configuration as `c` reads it.
+    pub fn config_of(
+        &self,
+        c: &Conventions,
+        layers: &BTreeMap<usize, AdapterLayer>,
+        base: &BaseModel,
+    ) -> Result<AdapterConfig> {
+        assemble::config(self.stated_with(c), layers, Some(base), &[])
+    }
+
+    fn stated_with(&self, c: &Conventions) -> super::stated::Stated {
+        super::stated::Stated {
+            feature_map: Some(c.feature_map),
+            query_tap: Some(c.query_tap),
+            query_scale: Some(c.query_scale),
+            memory_scale: Some(c.memory_scale),
+            memory_sharing: Some(c.memory_sharing),
+            ..self.stated.clone()
+        }
+    }
+
+    /// The adapter as `c` reads it, recording that a probe chose it; `facts` are kept beside.
+    pub fn settle(
+        mut self,
+        c: &Candidate,
+        candidates: &Candidates,
+        facts: BTreeMap<String, Value>,
+        base: &BaseModel,
+    ) -> Result<Imported> {
+        for key in self.open(Some(base)) {
+            self.settled.insert(key.into(), "probe".into());
+        }
+        if self.settled.contains_key("transpose_memory") && c.conventions.orientation.transposed {
+            self.settled.insert("stored_memory".into(), "each head transposed".into());
+        }
+        self.settled.extend(facts);
+        self.stated = self.stated_with(&c.conventions);
+        let findings = std::mem::take(&mut self.findings);
+        self.finish(candidates.layers(c).clone(), findings, &[], Some(base))
+    }
+}
+
+/// What is stated, or everything that it may be.
+fn options<T: Copy>(stated: Option<T>, all: &[T]) -> Vec<T> {
+    stated.map_or_else(|| all.to_vec(), |v| vec![v])
+}

@@ -1,0 +1,600 @@
+//! An adapter whose tensors are known by role while some conventions may still be open.
+//!
+//! ```text
+//!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::assemble::{self, Pieces};
+use super::axes::{Axes, Axis, Sizes};
+use super::ledger::{Entry, Fate, Ledger};
+use super::mapping::{Mapped, Mapping};
+use super::rules::{self, Meaning, Rows, Rule};
+use super::source::TensorSource;
+use super::stated::Stated;
+use super::statements::{self, Settled};
+use super::{Imported, Options, Origin};
+use crate::adapter::{Adapter, AdapterLayer, MemorySharing, Role, RowOrder, StatedLayers};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::finding::Finding;
+use crate::tensor::{LazyTensor, shape};
+
+/// Most parts (layers times heads times roles) of an adapter. The deepest models have 130 layers of 128 heads.
+const MAX_PIECES: usize = 1 << 18;
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// What everybody states.
+    pub stated: Stated,
+    /// Who settled what, for the conventions that the configuration does not state.
+    pub settled: Settled,
+    /// What became of every tensor.
+    pub ledger: Ledger,
+    /// Missing, left-over and doubly claimed tensors.
+    pub findings: Vec<Finding>,
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
+    /// `adapter_config.json` as read, with what flags and the layout file add.
+    pub config: Map<String, Value>,
+    /// For people: `safetensors of another training code`, ...
+    pub layout: String,
+    path: PathBuf,
+    config_path: Option<PathBuf>,
+    transpose_memory: Option<bool>,
+    parts: Vec<Part>,
+    /// The layers of a tensor that stacks this many; absent where nothing says them.
+    stacked_layers: Option<Vec<usize>>,
+}
+
+/// A tensor with a role.
+#[derive(Debug, Clone)]
+struct Part {
+    name: String,
+    role: Role,
+    layer: Option<usize>,
+    head: Option<usize>,
+    order: Order,
+    tensor: LazyTensor,
+}
+
+/// What is known about the order of a part's axes.
+#[derive(Debug, Clone)]
+enum Order {
+    /// A layout file states it.
+    Stated(Axes),
+    /// The name fixes it.
+    Canonical,
+    /// Open.
+    Open,
+}
+
+/// How the axes of parts of open order are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Orientation {
+    /// V before F: each head is the transposed matrix, as a linear layer keeps it.
+    pub transposed: bool,
+    /// Where heads are flattened into an axis: head index innermost.
+    pub heads_inner: bool,
+}
+
+/// Which stored head serves which query head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum HeadOrder {
+    /// As SPEC says: memory `j` serves the query heads `j*g .. j*g+g-1`.
+    #[default]
+    InOrder,
+    /// Memory `j` of a key/value head serves query heads `j, j + H_kv, ..` (`repeat` where SPEC has `repeat_interleave`);
+    /// with one memory per query head, those of a group lie `H_kv` apart.
+    Strided,
+}
+
+pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: Option<&BaseModel>) -> Result<Draft> {
+    let mapping = options.layout.as_deref().map(Mapping::open).transpose()?;
+    let (config_path, config) = match source.config {
+        Some((path, Value::Object(map))) => (Some(path), map),
+        Some((path, other)) => return Err(Stated::from_json(other).map(|_| ()).unwrap_err().file(&path)),
+        None => (None, Map::new()),
+    };
+    // The configuration alone first, so that its own mistakes are reported as such.
+    Stated::from_json(Value::Object(config.clone())).map_err(|e| match &config_path {
+        Some(p) => e.file(p),
+        None => e,
+    })?;
+    let (config, settled) = statements::merge(config, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
+    let mut draft = Draft {
+        stated: Stated::from_json(Value::Object(config.clone()))?,
+        settled,
+        ledger: Ledger::default(),
+        findings: Vec::new(),
+        files: source.files.into_iter().chain(options.layout.clone()).collect(),
+        config,
+        path: path.to_owned(),
+        config_path,
+        layout: String::new(),
+        transpose_memory: options.transpose_memory,
+        parts: Vec::new(),
+        stacked_layers: None,
+    };
+    if draft.transpose_memory.is_some() {
+        draft.settled.insert("transpose_memory".into(), "flag".into());
+    }
+    draft.classify(source.tensors, mapping.as_ref(), base)?;
+    draft.stacked_layers = draft.layers_of_stack(base);
+    draft.enter_parts();
+    draft.layout = match (&mapping, draft.parts.iter().all(|p| Adapter::is_canonical_name(&p.name))) {
+        (Some(_), _) => format!("{} read as the layout file says", source.format),
+        (None, true) => format!("canonical {}", source.format),
+        (None, false) => format!("{} of another training code", source.format),
+    };
+    Ok(draft)
+}
+
+impl Draft {
+    /// Finds every tensor's meaning. Bytes are touched (checksums) for the adapter's parts alone.
+    fn classify(
+        &mut self,
+        tensors: Vec<super::source::SourceTensor>,
+        mapping: Option<&Mapping>,
+        base: Option<&BaseModel>,
+    ) -> Result<()> {
+        let base_names: std::collections::HashSet<&str> =
+            base.into_iter().flat_map(|b| b.tensors()).map(|t| t.name.as_str()).collect();
+        let mut suffixes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+        let mut unknown = Vec::new();
+        let mut is_whole_model = false;
+        for t in tensors {
+            let mapped = match mapping {
+                Some(m) => m.read(&t.name)?,
+                None => None,
+            };
+            let mut entry = Entry {
+                name: t.name.clone(),
+                dtype: t.dtype(),
+                shape: t.shape().to_vec(),
+                tensor: None,
+                fate: Fate::LeftOver,
+            };
+            let part = match mapped {
+                Some(Mapped::Ignored(reason)) => {
+                    entry.fate = Fate::Ignored { reason };
+                    None
+                }
+                Some(Mapped::Part { role, layer, head, axes }) => {
+                    Some((role, layer, head, axes.map_or(Order::Open, Order::Stated), None))
+                }
+                None => match rules::read(&t.name) {
+                    Meaning::Part { rule, layer, head, adapter } => {
+                        let order = match (rule.rows, rule.role, self.transpose_memory) {
+                            (Rows::Open, ..) | (_, Role::Memory, Some(_)) => Order::Open,
+                            _ => Order::Canonical,
+                        };
+                        Some((rule.role, layer, head, order, Some(adapter)))
+                    }
+                    Meaning::Ignored(reason) => {
+                        is_whole_model = true;
+                        entry.fate = Fate::Ignored { reason: reason.into() };
+                        None
+                    }
+                    Meaning::Unknown { .. } if base_names.contains(t.name.as_str()) => {
+                        entry.fate = Fate::Ignored { reason: "weights of the base model".into() };
+                        None
+                    }
+                    Meaning::Unknown { looks_like_adapter } => {
+                        unknown.push((self.ledger.entries.len(), looks_like_adapter));
+                        None
+                    }
+                },
+            };
+            if let Some((role, layer, head, order, adapter)) = part {
+                if let Some(adapter) = adapter {
+                    suffixes.entry(adapter).or_default().push(self.parts.len());
+                }
+                // An impossible shape must not be opened: its size may overflow.
+                shape::len_bytes(&entry.shape, entry.dtype).map_err(|e| e.file(&self.path).field(&entry.name))?;
+                let tensor = t.open().map_err(|e| e.file(&self.path))?;
+                entry.tensor = Some(tensor.clone());
+                entry.fate = Fate::Consumed { layers: layer.into_iter().collect(), role };
+                self.parts.push(Part { name: t.name.clone(), role, layer, head, order, tensor });
+            }
+            self.ledger.entries.push(entry);
+        }
+        self.one_adapter_name(&suffixes, &mut unknown);
+        for (i, looks_like_adapter) in unknown {
+            let entry = &self.ledger.entries[i];
+            // A file that holds nothing but an adapter has no business with other weights.
+            if looks_like_adapter || !is_whole_model {
+                self.findings.push(Finding::new(
+                    Code::AdapterLeftOver,
+                    &entry.name,
+                    "a tensor that a rule knows (or an entry of a layout file, --layout)",
+                    "a tensor that belongs to no part of the adapter",
+                ));
+            }
+        }
+        if self.parts.is_empty() {
+            let suspects: Vec<String> = self.findings.iter().take(5).map(|f| f.place.clone()).collect();
+            let found = if suspects.is_empty() {
+                "none".into()
+            } else {
+                format!("none that a rule knows, but {}", suspects.join(", "))
+            };
+            return Err(Error::new(
+                Code::AdapterKind,
+                format!("expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}; a layout file can say what they are: ptplus inspect --suggest-layout"),
+            )
+            .file(&self.path));
+        }
+        Ok(())
+    }
+
+    /// Words after a rule's phrase are taken for PEFT's adapter name only where every part has the same.
+    fn one_adapter_name(&mut self, suffixes: &BTreeMap<Option<String>, Vec<usize>>, unknown: &mut Vec<(usize, bool)>) {
+        if suffixes.len() < 2 {
+            return;
+        }
+        // Plain names count; without any, `default`, PEFT's own. The others are left over.
+        let default = Some("default".to_owned());
+        let kept = if suffixes.contains_key(&None) { None } else { default };
+        let mut drop: Vec<usize> =
+            suffixes.iter().filter(|(s, _)| **s != kept).flat_map(|(_, parts)| parts.iter().copied()).collect();
+        drop.sort_unstable();
+        for &i in drop.iter().rev() {
+            let part = self.parts.remove(i);
+            let entries = &mut self.ledger.entries;
+            if let Some(k) = entries.iter().position(|e| e.name == part.name) {
+                (entries[k].fate, entries[k].tensor) = (Fate::LeftOver, None);
+                unknown.push((k, true));
+            }
+        }
+        unknown.sort_unstable();
+    }
+
+    /// The layers that a stacked tensor's axis L counts.
+    fn layers_of_stack(&self, base: Option<&BaseModel>) -> Option<Vec<usize>> {
+        let n = self.parts.iter().filter(|p| p.layer.is_none()).find_map(|p| self.plain_len(p, Axis::Layer))?;
+        let n_layers = self.stated.num_layers.or(base.map(|b| b.config.n_layers));
+        match &self.stated.layers_to_transform {
+            Some(StatedLayers::List(list)) => (list.len() == n).then(|| list.clone()),
+            _ => (n_layers.is_none_or(|all| all == n) && n <= MAX_PIECES).then(|| (0..n).collect()),
+        }
+    }
+
+    fn enter_parts(&mut self) {
+        let Some(list) = &self.stacked_layers else { return };
+        for p in self.parts.iter().filter(|p| p.layer.is_none()) {
+            if let Some(e) = self.ledger.entries.iter_mut().find(|e| e.name == p.name) {
+                e.fate = Fate::Consumed { layers: list.clone(), role: p.role };
+            }
+        }
+    }
+
+    /// The axes that a part stores, in canonical order: those of its role without what its name says.
+    fn own_axes(part: &Part) -> Vec<Axis> {
+        let named = |a: &Axis| match a {
+            Axis::Layer => part.layer.is_some(),
+            Axis::Head => part.head.is_some(),
+            _ => false,
+        };
+        Rule::axes(part.role).iter().copied().filter(|a| !named(a)).collect()
+    }
+
+    /// The length of an axis, where the shape alone says it.
+    fn plain_len(&self, part: &Part, axis: Axis) -> Option<usize> {
+        let dims = part.tensor.shape();
+        if let Order::Stated(axes) = &part.order {
+            return axes.plain_index(axis).and_then(|i| dims.get(i).copied());
+        }
+        let mut own = Self::own_axes(part);
+        if dims.len() + 1 == own.len() && own.contains(&Axis::Head) {
+            own.retain(|a| *a != Axis::Head); // flattened, or shared
+            if axis == Axis::Feature {
+                return None;
+            }
+        }
+        if dims.len() != own.len() {
+            return None;
+        }
+        let index = own.iter().position(|a| *a == axis)?;
+        if matches!(part.order, Order::Open) && matches!(axis, Axis::Feature | Axis::Value) {
+            // Either of the last two; the same when they are.
+            let n = dims.len();
+            return (dims[n - 1] == dims[n - 2]).then_some(dims[index]);
+        }
+        Some(dims[index])
+    }
+
+    /// The lengths of axes, as far as statements, base and shapes tell.
+    fn sizes(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Sizes {
+        let s = &self.stated;
+        let first = |role: Option<Role>, axis| {
+            self.parts.iter().filter(|p| role.is_none_or(|r| p.role == r)).find_map(|p| self.plain_len(p, axis))
+        };
+        let has_map = self.parts.iter().any(|p| p.role == Role::FeatureWeight);
+        let mut query =
+            s.head_dim.or(base.map(|b| b.config.head_dim)).or(first(Some(Role::FeatureWeight), Axis::Query));
+        let value = base.map(|b| b.config.value_head_dim).or(first(Some(Role::Memory), Axis::Value)).or(s.head_dim);
+        let n_heads = sharing.and_then(|sharing| match sharing {
+            MemorySharing::PerHead => s.num_attention_heads.or(base.map(|b| b.config.n_heads)),
+            MemorySharing::PerKvHead => s.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads)),
+            MemorySharing::Shared => Some(1),
+        });
+        // Heads flattened into rows, their number known: the rest is features.
+        let by_rows = || {
+            let p = self.parts.iter().find(|p| p.role != Role::Memory && p.head.is_none())?;
+            let own = Self::own_axes(p);
+            let at = own.iter().filter(|a| **a != Axis::Head).position(|a| *a == Axis::Feature)?;
+            let rows = *p.tensor.shape().get(at)?;
+            (p.tensor.shape().len() + 1 == own.len()).then(|| n_heads.filter(|h| *h > 0).map(|h| rows / h)).flatten()
+        };
+        let features = s
+            .num_features
+            .or(first(None, Axis::Feature))
+            .or(if has_map { None } else { query.or(value) })
+            .or_else(by_rows);
+        query = query.or(features.filter(|_| !has_map));
+        let n_layers = self.stacked_layers.as_ref().map(Vec::len).or(match &s.layers_to_transform {
+            Some(StatedLayers::List(list)) => Some(list.len()),
+            _ => s.num_layers.or(base.map(|b| b.config.n_layers)),
+        });
+        let all = [
+            (Axis::Layer, n_layers),
+            (Axis::Head, n_heads),
+            (Axis::Feature, features),
+            (Axis::Value, value),
+            (Axis::Query, query),
+        ];
+        all.into_iter().filter_map(|(a, n)| Some((a, n?))).collect()
+    }
+
+    /// The order of a part's axes under a reading, with their lengths.
+    fn stored_axes(part: &Part, o: Orientation, known: &Sizes) -> Option<(Axes, Sizes)> {
+        let dims = part.tensor.shape();
+        // The number of heads is a result wherever the number of features is known: a wrong one is then a finding.
+        let solve = |axes: Axes| {
+            let mut without: Sizes = known.clone();
+            without.remove(&Axis::Head);
+            let sizes = axes.solve(dims, &without).or_else(|| axes.solve(dims, known))?;
+            Some((axes, sizes))
+        };
+        if let Order::Stated(axes) = &part.order {
+            return solve(axes.clone());
+        }
+        let mut own = Self::own_axes(part);
+        let n = own.len();
+        let is_open = matches!(part.order, Order::Open) && n >= 2;
+        if is_open && o.transposed {
+            own.swap(n - 1, n - 2);
+        }
+        if dims.len() == n {
+            return solve(Axes::new(own.into_iter().map(|a| vec![a]).collect()));
+        }
+        if dims.len() + 1 != n || !own.contains(&Axis::Head) {
+            return None;
+        }
+        own.retain(|a| *a != Axis::Head);
+        let grouped = |axis: Axis| if o.heads_inner { vec![axis, Axis::Head] } else { vec![Axis::Head, axis] };
+        let group_at = |at: usize| {
+            Axes::new(own.iter().enumerate().map(|(i, a)| if i == at { grouped(*a) } else { vec![*a] }).collect())
+        };
+        if !is_open {
+            return solve(group_at(own.iter().position(|a| *a == Axis::Feature)?));
+        }
+        // Of the two matrix axes the one that is too long has the heads in it.
+        let (outer, inner) = (own.len() - 2, own.len() - 1);
+        let fits = |at: usize| known.get(&own[at]) == Some(&dims[at]);
+        if fits(inner) {
+            solve(group_at(outer))
+        } else if fits(outer) {
+            solve(group_at(inner))
+        } else {
+            None
+        }
+    }
+
+    /// The ways to read the axes that shapes allow, each different from the others. One, where nothing is open.
+    pub(super) fn orientations(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Vec<Orientation> {
+        let known = self.sizes(sharing, base);
+        let open: Vec<&Part> = self.parts.iter().filter(|p| matches!(p.order, Order::Open)).collect();
+        let mut seen: Vec<Vec<Axes>> = Vec::new();
+        let mut out = Vec::new();
+        for (transposed, heads_inner) in [(false, false), (true, false), (false, true), (true, true)] {
+            if self.transpose_memory.is_some_and(|t| t != transposed) {
+                continue;
+            }
+            let o = Orientation { transposed, heads_inner };
+            let read = open.iter().map(|p| {
+                let (axes, sizes) = Self::stored_axes(p, o, &known)?;
+                let fits = [Axis::Feature, Axis::Value]
+                    .iter()
+                    .all(|a| sizes.get(a).is_none_or(|n| known.get(a).is_none_or(|k| k == n)));
+                // With one head, or one entry of the other axis, the order inside a group does not matter.
+                fits.then(|| axes.without_ones(&sizes))
+            });
+            let Some(read) = read.collect::<Option<Vec<Axes>>>() else { continue };
+            if !seen.contains(&read) {
+                seen.push(read);
+                out.push(o);
+            }
+        }
+        out
+    }
+
+    /// The layers under a reading, with what is missing or claimed twice.
+    pub(super) fn layers(
+        &self,
+        o: Orientation,
+        heads: HeadOrder,
+        sharing: Option<MemorySharing>,
+        base: Option<&BaseModel>,
+        findings: &mut Vec<Finding>,
+    ) -> Result<BTreeMap<usize, AdapterLayer>> {
+        let known = self.sizes(sharing, base);
+        let mut slots: BTreeMap<(usize, Role), BTreeMap<Option<usize>, (&str, LazyTensor)>> = BTreeMap::new();
+        for p in &self.parts {
+            let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
+                findings.push(Finding::new(
+                    Code::AdapterShape,
+                    &p.name,
+                    format!(
+                        "axes {} of this role, heads perhaps flattened into rows",
+                        Axes::new(Self::own_axes(p).into_iter().map(|a| vec![a]).collect())
+                    ),
+                    format!("shape {:?}", p.tensor.shape()),
+                ));
+                continue;
+            };
+            let all = axes.apply(p.tensor.clone(), &sizes).map_err(|e| e.field(&p.name))?;
+            let layers = match p.layer {
+                Some(layer) => vec![layer],
+                None => self.stacked_layers.clone().filter(|l| l.len() == all.shape()[0]).unwrap_or_default(),
+            };
+            if p.layer.is_none() && layers.is_empty() {
+                findings.push(Finding::new(
+                    Code::AdapterShape,
+                    &p.name,
+                    "as many layers in this tensor as are adapted (--layers says which)",
+                    format!("{} in shape {:?}", all.shape()[0], p.tensor.shape()),
+                ));
+                continue;
+            }
+            for (k, layer) in layers.into_iter().enumerate() {
+                let slot = slots.entry((layer, p.role)).or_default();
+                let clash = slot.iter().find(|(h, _)| **h == p.head || h.is_none() != p.head.is_none());
+                if let Some((_, (other, _))) = clash {
+                    findings.push(Finding::new(
+                        Code::AdapterDuplicate,
+                        Adapter::canonical_name(layer, p.role),
+                        "one tensor",
+                        format!("{other:?} and {:?}", p.name),
+                    ));
+                    continue;
+                }
+                slot.insert(p.head, (&p.name, all.select(k)));
+            }
+            if slots.len() > MAX_PIECES {
+                return Err(Error::new(Code::AdapterShape, format!("more than {MAX_PIECES} tensors")).field(&p.name));
+            }
+        }
+        let mut pieces = Pieces::new();
+        for ((layer, role), heads) in slots {
+            if let Some(missing) = heads.keys().flatten().enumerate().find(|(i, h)| i != *h).map(|(i, _)| i) {
+                findings.push(Finding::new(
+                    Code::AdapterMissing,
+                    Adapter::canonical_name(layer, role),
+                    format!("heads from 0 to {}", heads.len().max(missing + 1) - 1),
+                    format!("no tensor for head {missing}"),
+                ));
+                continue;
+            }
+            let tensors: Vec<LazyTensor> = heads.into_values().map(|(_, t)| t).collect();
+            let joined = LazyTensor::concat(tensors).map_err(|e| e.field(Adapter::canonical_name(layer, role)))?;
+            pieces.insert((layer, role), joined);
+        }
+        let mut layers = assemble::layers(pieces, findings);
+        if heads == HeadOrder::Strided {
+            let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
+            for layer in layers.values_mut() {
+                for role in Role::ALL {
+                    if let Some(t) = layer.get_mut(*role) {
+                        *t = strided_heads(t, n, n_kv)?;
+                    }
+                }
+            }
+        }
+        Ok(layers)
+    }
+
+    /// H and H_kv.
+    pub(super) fn heads(&self, base: Option<&BaseModel>) -> Option<(usize, usize)> {
+        let n = self.stated.num_attention_heads.or(base.map(|b| b.config.n_heads))?;
+        let n_kv = self.stated.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads))?;
+        (n_kv > 0 && n.is_multiple_of(n_kv)).then_some((n, n_kv))
+    }
+
+    /// What nothing states, by its key; empty where the adapter can be read.
+    pub fn open(&self, base: Option<&BaseModel>) -> Vec<&'static str> {
+        let mut open = self.stated.open_conventions();
+        let orientations = self.orientations(self.stated.memory_sharing, base);
+        let differ = |f: fn(&Orientation) -> bool| orientations.iter().any(|o| f(o) != f(&orientations[0]));
+        if !orientations.is_empty() && differ(|o| o.transposed) {
+            open.push("transpose_memory");
+        }
+        if !orientations.is_empty() && differ(|o| o.heads_inner) {
+            open.push("flattening_order");
+        }
+        let stacked = self.parts.iter().any(|p| p.layer.is_none());
+        if stacked && self.stacked_layers.is_none() && self.stated.layers_to_transform.is_none() {
+            open.push("layers_to_transform");
+        }
+        open
+    }
+
+    /// The adapter, where nothing is open. Errors: [`Code::ConventionOpen`], listing all that is.
+    pub fn into_imported(mut self, base: Option<&BaseModel>) -> Result<Imported> {
+        let open = self.open(base);
+        let orientation = self.orientations(self.stated.memory_sharing, base).first().copied().unwrap_or_default();
+        let mut findings = std::mem::take(&mut self.findings);
+        let layers = self.layers(orientation, HeadOrder::InOrder, self.stated.memory_sharing, base, &mut findings)?;
+        self.finish(layers, findings, &open, base)
+    }
+
+    /// The adapter from layers that were settled on.
+    pub(super) fn finish(
+        self,
+        layers: BTreeMap<usize, AdapterLayer>,
+        mut findings: Vec<Finding>,
+        open: &[&'static str],
+        base: Option<&BaseModel>,
+    ) -> Result<Imported> {
+        let mut stated = self.stated;
+        if let Some(n) = self.stacked_layers.as_ref().filter(|_| base.is_none() && stated.layers_to_transform.is_none())
+        {
+            stated.num_layers.get_or_insert(n.len());
+        }
+        if !self.settled.is_empty() {
+            stated.extra.insert(statements::RECORD_KEY.into(), statements::record(&self.settled));
+        }
+        let place = |e: Error| e.file(self.config_path.as_deref().unwrap_or(&self.path));
+        let config = assemble::config(stated, &layers, base, open).map_err(place)?;
+        assemble::check_stated_layers(
+            config.layers_to_transform.as_ref(),
+            config.geometry.n_layers,
+            &layers,
+            &mut findings,
+        );
+        Ok(Imported {
+            adapter: Adapter { config, layers },
+            ledger: self.ledger,
+            findings,
+            origin: Origin {
+                path: self.path,
+                files: self.files,
+                layout: self.layout,
+                gguf_architecture: None,
+                row_order: RowOrder::Neox,
+                recorded_dtypes: Default::default(),
+                recorded_source_sha256: None,
+                config_digest_text: crate::digest::sorted_compact_json(&Value::Object(self.config)),
+            },
+        })
+    }
+}
+
+/// One memory per query head, from heads that are stored [`HeadOrder::Strided`].
+fn strided_heads(t: &LazyTensor, n_heads: usize, n_kv_heads: usize) -> Result<LazyTensor> {
+    let stored = t.shape()[0];
+    let group = n_heads / n_kv_heads;
+    let index = |head: usize| {
+        if stored == n_heads { (head % group) * n_kv_heads + head / group } else { head % n_kv_heads }
+    };
+    if stored != n_heads && stored != n_kv_heads {
+        return Ok(t.clone());
+    }
+    LazyTensor::concat((0..n_heads).map(|h| t.narrow(index(h), 1)).collect())
+}

@@ -1,0 +1,408 @@
+//! The layout rules: what a tensor's name says. One table; the canonical layout is rows of it like every other.
+//!
+//! ```text
+//!   _orig_mod.module.base_model.model.model . layers.3 . self_attn . heads.1 . prefix_memory . default.weight
+//!   wrappers, dropped wherever they stand     layer 3                head 1    phrase          PEFT's adapter name
+//! ```
+//!
+//! What is left of a name after that ends in a phrase of the table, or the name is none of the adapter's.
+
+use super::axes::Axis;
+use crate::adapter::Role;
+
+/// What the stored axis order is known from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// The name fixes it: rows are features.
+    Features,
+    /// The weight of a linear layer: either `[.., F, V]` or each head transposed.
+    Open,
+}
+
+/// A row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// The end of the name, words joined by dots.
+    pub phrase: &'static str,
+    /// The part that such a tensor plays.
+    pub role: Role,
+    /// What is known about the order of its axes.
+    pub rows: Rows,
+}
+
+macro_rules! rules {
+    ($($role:ident $rows:ident: $($phrase:literal)*;)*) => {
+        /// Every rule. An axis that the name gives (layer, head) is not stored; heads may be flattened into rows.
+        pub const RULES: &[Rule] = &[$($(Rule { phrase: $phrase, role: Role::$role, rows: Rows::$rows },)*)*];
+    };
+}
+
+rules! {
+    // `layers.{i}.memory` is the canonical name; `M` the paper's.
+    Memory Features: "memory" "prefix_memory" "prefix_memories" "memories" "memory_matrix" "M" "prefix_M" "memory_M";
+    Memory Open: "memory.weight" "prefix_memory.weight" "memory_proj" "memory_proj.weight" "prefix_memory_proj"
+        "prefix_memory_proj.weight" "memory_projection.weight" "memory_linear.weight" "memory_layer.weight"
+        "prefix_proj.weight" "prefix_projection.weight" "prefix_linear.weight" "M.weight" "prefix_M.weight" "mem_proj.weight";
+    FeatureWeight Features: "feature.weight" "feature_weight" "prefix_feature.weight" "prefix_feature_weight"
+        "features.weight" "feature_proj.weight" "prefix_feature_proj.weight" "feature_map.weight" "feature_map_weight"
+        "prefix_feature_map.weight" "W" "prefix_W" "feature_W" "phi.weight";
+    FeatureBias Features: "feature.bias" "feature_bias" "prefix_feature.bias" "prefix_feature_bias" "features.bias"
+        "feature_proj.bias" "prefix_feature_proj.bias" "feature_map.bias" "feature_map_bias" "prefix_feature_map.bias"
+        "b" "prefix_b" "feature_b" "phi.bias";
+    Normalizer Features: "normalizer" "prefix_normalizer" "normaliser" "prefix_normaliser" "memory_normalizer" "N"
+        "prefix_N" "normalizer.weight" "prefix_normalizer.weight";
+}
+
+impl Rule {
+    /// The axes that a tensor of this role has, in canonical order, with layer and head.
+    pub fn axes(role: Role) -> &'static [Axis] {
+        match role {
+            Role::Memory => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Value],
+            Role::FeatureWeight => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Query],
+            Role::FeatureBias | Role::Normalizer => &[Axis::Layer, Axis::Head, Axis::Feature],
+        }
+    }
+}
+
+/// What a name says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// A tensor of the adapter.
+    Part {
+        /// The row of the table.
+        rule: Rule,
+        /// The layer in the name.
+        layer: Option<usize>,
+        /// The head in the name.
+        head: Option<usize>,
+        /// PEFT's adapter name in the name.
+        adapter: Option<String>,
+    },
+    /// Known, and none of the adapter's.
+    Ignored(&'static str),
+    /// Nothing knows it.
+    Unknown {
+        /// Whether somebody should look at it before the rest is believed.
+        looks_like_adapter: bool,
+    },
+}
+
+/// Words that wrappers and containers put into names, wherever they stand.
+const WRAPPERS: &[&str] = &[
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_model",
+    "model",
+    "state_dict",
+    "model_state_dict",
+    "adapter",
+    "adapter_state_dict",
+    "adapters",
+];
+/// Words before a layer's number.
+const LAYER_WORDS: &[&str] = &["layers", "layer", "h", "blocks", "block", "blk", "decoder_layers"];
+/// Words before a head's number.
+const HEAD_WORDS: &[&str] = &["heads", "head", "h"];
+/// Containers of a training checkpoint that hold no weights.
+const TRAINER_STATE: &[&str] = &[
+    "optimizer",
+    "optimizers",
+    "optimizer_state_dict",
+    "optimizer_state",
+    "optimizer_states",
+    "optim",
+    "opt",
+    "opt_state",
+    "lr_scheduler",
+    "lr_schedulers",
+    "scheduler",
+    "scheduler_state_dict",
+    "lr_scheduler_state_dict",
+    "scaler",
+    "grad_scaler",
+    "scaler_state_dict",
+    "amp",
+    "rng_state",
+    "rng_states",
+    "random_states",
+    "cuda_rng_state",
+    "callbacks",
+];
+/// What optimizers keep of a tensor.
+const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg"];
+/// Modules of base models, by the last word before `weight` or `bias`.
+const BASE_MODULES: &[&str] = &[
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "out_proj",
+    "query_key_value",
+    "c_attn",
+    "c_proj",
+    "c_fc",
+    "wq",
+    "wk",
+    "wv",
+    "wo",
+    "w1",
+    "w2",
+    "w3",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+    "gate_up_proj",
+    "fc1",
+    "fc2",
+    "fc_in",
+    "fc_out",
+    "dense",
+    "dense_h_to_4h",
+    "dense_4h_to_h",
+    "lm_head",
+    "embed_tokens",
+    "embed_positions",
+    "wte",
+    "wpe",
+    "embed_in",
+    "embed_out",
+    "tok_embeddings",
+    "word_embeddings",
+    "q_norm",
+    "k_norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+    "attention_norm",
+    "ffn_norm",
+    "ln_1",
+    "ln_2",
+    "ln_f",
+    "norm",
+    "final_layernorm",
+    "final_layer_norm",
+    "output",
+];
+
+/// Reads a name. `default_only`: of PEFT's adapter names take only `default`, its own.
+pub fn read(name: &str) -> Meaning {
+    let words: Vec<&str> = name.split(['.', '/', '|', ':']).filter(|w| !w.is_empty()).collect();
+    if words.iter().take(2).any(|w| TRAINER_STATE.contains(w)) || words.last().is_some_and(|w| MOMENTS.contains(w)) {
+        return Meaning::Ignored("state of the optimizer or trainer");
+    }
+    if is_base(&words) {
+        return Meaning::Ignored("weights of the base model");
+    }
+    let Places { words, numbers } = places(&words);
+    if numbers.len() <= 2
+        && let Some((layer, head)) = layer_and_head(&numbers)
+    {
+        for (phrase, adapter) in phrases(&words) {
+            let ends = |rule: &&Rule| {
+                phrase.strip_suffix(rule.phrase).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+            };
+            if let Some(rule) = RULES.iter().filter(ends).max_by_key(|r| r.phrase.len()) {
+                return Meaning::Part { rule: *rule, layer, head, adapter };
+            }
+        }
+    }
+    Meaning::Unknown { looks_like_adapter: looks_like_adapter(&words) }
+}
+
+struct Places<'a> {
+    /// The words that are neither wrapper nor number nor the word that says what a number counts.
+    words: Vec<&'a str>,
+    /// Each number with the word before it, if that is a word for layers or heads.
+    numbers: Vec<(Option<&'a str>, usize)>,
+}
+
+fn places<'a>(all: &[&'a str]) -> Places<'a> {
+    let mut words: Vec<&str> = Vec::new();
+    let mut numbers = Vec::new();
+    for &word in all {
+        // `layer_3`, `prefix_memory_3`: a word and a number.
+        let (word, n) = match word.rsplit_once('_') {
+            _ if number(word).is_some() => (None, number(word)),
+            Some((w, digits)) if !w.is_empty() && number(digits).is_some() => (Some(w), number(digits)),
+            _ => (Some(word), None),
+        };
+        words.extend(word.filter(|w| !WRAPPERS.contains(w)));
+        if let Some(n) = n {
+            let counted = words.last().copied().filter(|w| LAYER_WORDS.contains(w) || HEAD_WORDS.contains(w));
+            if counted.is_some() {
+                words.pop();
+            }
+            numbers.push((counted, n));
+        }
+    }
+    Places { words, numbers }
+}
+
+/// A plain decimal number, as `str` prints it.
+fn number(word: &str) -> Option<usize> {
+    word.parse::<usize>().ok().filter(|n| n.to_string() == word)
+}
+
+/// The first number counts layers and the second heads, unless the words before them say otherwise. `None` where they
+/// say nonsense.
+fn layer_and_head(numbers: &[(Option<&str>, usize)]) -> Option<(Option<usize>, Option<usize>)> {
+    let (mut layer, mut head) = (None, None);
+    for &(word, n) in numbers {
+        let says_layer = word.is_none_or(|w| LAYER_WORDS.contains(&w));
+        let says_head = word.is_none_or(|w| HEAD_WORDS.contains(&w));
+        let slot = match (says_layer, says_head) {
+            (true, _) if layer.is_none() => &mut layer,
+            (_, true) if head.is_none() => &mut head,
+            _ => return None,
+        };
+        *slot = Some(n);
+    }
+    Some((layer, head))
+}
+
+/// The name's words joined, as they are and without what PEFT appends: `.default`, `.default.weight`, `.default.bias`.
+fn phrases(words: &[&str]) -> Vec<(String, Option<String>)> {
+    /// Last words that are parts of modules, never names of adapters.
+    const PARTS: &[&str] =
+        &["weight", "bias", "scale", "gate", "alpha", "norm", "magnitude", "running_mean", "running_var"];
+    let mut out = vec![(words.join("."), None)];
+    match words {
+        [rest @ .., adapter, last @ ("weight" | "bias")] if !PARTS.contains(adapter) && !rest.is_empty() => {
+            let adapter = Some((*adapter).to_owned());
+            if *last == "weight" {
+                out.push((rest.join("."), adapter.clone()));
+            }
+            out.push((format!("{}.{last}", rest.join(".")), adapter));
+        }
+        [rest @ .., adapter] if !PARTS.contains(adapter) && !rest.is_empty() => {
+            out.push((rest.join("."), Some((*adapter).to_owned())));
+        }
+        _ => {}
+    }
+    out
+}
+
+/// Whether the words end as a weight of a transformer does: `self_attn.q_proj.weight`. A LoRA in there is none.
+fn is_base(words: &[&str]) -> bool {
+    if words.iter().any(|w| !WRAPPERS.contains(w) && SUSPECT.iter().any(|s| w.to_ascii_lowercase().contains(s))) {
+        return false;
+    }
+    match words {
+        [.., "inv_freq"] | [.., "rotary_emb", _] => true,
+        [.., module, "base_layer", "weight" | "bias"] | [.., module, "weight" | "bias"] => {
+            BASE_MODULES.contains(module)
+        }
+        _ => false,
+    }
+}
+
+/// Parts of words that no base model's weights have.
+const SUSPECT: &[&str] = &["prefix", "memor", "feature", "normali", "prompt", "lora", "adapter", "ptplus"];
+
+fn looks_like_adapter(words: &[&str]) -> bool {
+    words.iter().any(|w| {
+        let lower = w.to_ascii_lowercase();
+        SUSPECT.iter().chain(&["attn", "attention"]).any(|p| lower.contains(p))
+            || matches!(*w, "M" | "N" | "W" | "mem" | "phi")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_role_layer_and_head() {
+        use Role::*;
+        use Rows::*;
+        let cases = [
+            ("layers.0.memory", Memory, Features, Some(0), None),
+            ("layers.12.feature.weight", FeatureWeight, Features, Some(12), None),
+            ("layers.1.feature.bias", FeatureBias, Features, Some(1), None),
+            ("layers.1.normalizer", Normalizer, Features, Some(1), None),
+            ("base_model.model.model.layers.2.self_attn.prefix_memory", Memory, Features, Some(2), None),
+            ("base_model.model.model.layers.2.self_attn.prefix_feature_weight", FeatureWeight, Features, Some(2), None),
+            ("prefix_memory", Memory, Features, None, None),
+            ("prefix_memory_3", Memory, Features, Some(3), None),
+            ("layers.4.heads.1.M", Memory, Features, Some(4), Some(1)),
+            ("heads.1.layers.4.M", Memory, Features, Some(4), Some(1)),
+            ("model.layers.0.self_attn.M", Memory, Features, Some(0), None),
+            ("layers.0.memory_proj.weight", Memory, Open, Some(0), None),
+            ("layers.0.memory_proj.default.weight", Memory, Open, Some(0), None),
+            (
+                "_fsdp_wrapped_module._orig_mod.module.base_model.model.model.layers.1.self_attn.prefix_memory",
+                Memory,
+                Features,
+                Some(1),
+                None,
+            ),
+            (
+                "model_state_dict.model.layers.1._fsdp_wrapped_module.self_attn.prefix_memory",
+                Memory,
+                Features,
+                Some(1),
+                None,
+            ),
+            ("transformer.h.7.attn.prefix_memory", Memory, Features, Some(7), None),
+            ("encoder.layers.7.attn.h.2.memory", Memory, Features, Some(7), Some(2)),
+            ("layers.3.prefix.M.default.weight", Memory, Features, Some(3), None),
+            ("layers.3.prefix.M.default", Memory, Features, Some(3), None),
+            ("layers.3.prefix.M.weight", Memory, Open, Some(3), None),
+            ("layers.3.feature.default.weight", FeatureWeight, Features, Some(3), None),
+            ("layers.3.feature.default.bias", FeatureBias, Features, Some(3), None),
+            ("prefix_M.5", Memory, Features, Some(5), None),
+            ("memories.5.2", Memory, Features, Some(5), Some(2)),
+            ("tensors.0|memory", Memory, Features, Some(0), None),
+            ("layer_3.head_1.M", Memory, Features, Some(3), Some(1)),
+            ("prefix_feature.weight", FeatureWeight, Features, None, None),
+        ];
+        for (name, role, rows, layer, head) in cases {
+            match read(name) {
+                Meaning::Part { rule, layer: l, head: h, .. } => {
+                    assert_eq!((rule.role, rule.rows, l, h), (role, rows, layer, head), "{name}");
+                }
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_weights_are_recognised_and_suspects_pointed_out() {
+        for name in [
+            "model.layers.0.self_attn.q_proj.weight",
+            "model_state_dict.model.layers.0.input_layernorm.weight",
+            "transformer.h.0.ln_1.bias",
+            "lm_head.weight",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "optimizer.state.0.exp_avg",
+            "optimizer_state_dict.state.0.step",
+            "state.0.exp_avg_sq",
+        ] {
+            assert!(matches!(read(name), Meaning::Ignored(_)), "{name}: {:?}", read(name));
+        }
+        for (name, suspect) in [
+            ("layers.0.memory.scale", true),
+            ("layers.00.memory", true),
+            ("layers.1.2.3.memory", true),
+            ("layers.0.self_attn.q_proj.lora_A.default.weight", true),
+            ("layers.0.self_attn.rotations", true),
+            ("layers.+1.prefix", true),
+            ("value_head.weight", false),
+            ("epoch", false),
+        ] {
+            assert_eq!(read(name), Meaning::Unknown { looks_like_adapter: suspect }, "{name}");
+        }
+    }
+
+    #[test]
+    fn no_phrase_is_in_the_table_twice() {
+        let mut phrases: Vec<_> = RULES.iter().map(|r| r.phrase).collect();
+        phrases.sort();
+        phrases.dedup();
+        assert_eq!(phrases.len(), RULES.len());
+    }
+}

@@ -1,0 +1,236 @@
+//! A first draft of a layout file, from the names and shapes found.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::rules::{self, Meaning, Rule};
+use super::source::{self, Source, SourceTensor};
+use crate::adapter::Role;
+use crate::error::{Code, Error, Result};
+use crate::tensor::shape;
+
+/// Names with the same pattern.
+struct Group {
+    pattern: String,
+    example: String,
+    n_tensors: usize,
+    n_numbers: usize,
+    shape: Vec<usize>,
+    same_shape: bool,
+    dtype: String,
+    meaning: Meaning,
+}
+
+/// The text of a layout file for the tensors at `path`: one entry for each pattern of names, with roles and axes as far
+/// as names and shapes suggest them, and the rest to fill in. It always parses.
+///
+/// Errors: those of the formats; [`Code::AdapterKind`] for GGUF, which has one layout.
+pub fn suggest_layout(path: &Path) -> Result<String> {
+    let Source::Tensors(source) = source::open(path)? else {
+        return Err(
+            Error::new(Code::AdapterKind, "expected a checkpoint, found GGUF, which needs no layout file").file(path)
+        );
+    };
+    let mut groups: Vec<Group> = Vec::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for t in &source.tensors {
+        let meaning = rules::read(&t.name);
+        let (pattern, n_numbers) = pattern(&t.name);
+        match places.get(&pattern) {
+            Some(&i) => {
+                groups[i].n_tensors += 1;
+                groups[i].same_shape &= groups[i].shape == t.shape();
+            }
+            None => {
+                places.insert(pattern.clone(), groups.len());
+                groups.push(group(t, pattern, n_numbers, meaning));
+            }
+        }
+    }
+    Ok(text(&groups))
+}
+
+fn group(t: &SourceTensor, pattern: String, n_numbers: usize, meaning: Meaning) -> Group {
+    Group {
+        pattern,
+        example: t.name.clone(),
+        n_tensors: 1,
+        n_numbers,
+        shape: t.shape().to_vec(),
+        same_shape: true,
+        dtype: t.dtype().name().into(),
+        meaning,
+    }
+}
+
+/// The name as a regular expression: the first number in it is the layer, the second the head. And how many there are.
+fn pattern(name: &str) -> (String, usize) {
+    let mut out = String::new();
+    let mut n = 0;
+    let mut rest = name;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        out.push_str(&regex::escape(&rest[..start]));
+        let end = rest[start..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |e| start + e);
+        // A digit inside a word (`fc1`, `w2v`) counts nothing.
+        let in_word = rest[..start].ends_with(|c: char| c.is_alphabetic())
+            && rest[..start].chars().last().is_some_and(|_| !ends_with_counter(&rest[..start]));
+        match n {
+            _ if in_word => out.push_str(&rest[start..end]),
+            0 => out.push_str("(?<layer>[0-9]+)"),
+            1 => out.push_str("(?<head>[0-9]+)"),
+            _ => out.push_str("[0-9]+"),
+        }
+        n += usize::from(!in_word);
+        rest = &rest[end..];
+    }
+    out.push_str(&regex::escape(rest));
+    (out, n)
+}
+
+/// `layer3`, `head12`, `block7`, `h0`: words that people write against their number.
+fn ends_with_counter(text: &str) -> bool {
+    let word = text.rsplit(|c: char| !c.is_alphabetic()).next().unwrap_or("");
+    matches!(
+        word.to_ascii_lowercase().as_str(),
+        "layer" | "layers" | "l" | "head" | "heads" | "h" | "block" | "blocks" | "mem" | "memory" | "m"
+    )
+}
+
+fn text(groups: &[Group]) -> String {
+    let mut out = String::from(
+        "# A first draft. Check every role and every order of axes: they were guessed from names and shapes.\n\
+         #   name  regular expression for whole names; the groups layer and head count from 0\n\
+         #   role  memory, feature.weight, feature.bias or normalizer\n\
+         #   axes  stored order, outermost first: L layer, H head, F feature, V value, D query; (H F) is one stored axis.\n\
+         #         Without axes the orientation stays open, and a flag or a probe must settle it.\n\n\
+         # What adapter_config.json does not state; without it a flag or a probe must.\n\
+         [constants]\n\
+         # feature_map = \"elu\"\n# query_tap = \"post_rope\"\n# query_scale = 1.0\n# memory_scale = 1.0\n\
+         # memory_sharing = \"per_head\"\n",
+    );
+    // The names that nothing knows, if no rule knows any: something among them must be the memories.
+    let no_memory =
+        !groups.iter().any(|g| matches!(g.meaning, Meaning::Part { rule: Rule { role: Role::Memory, .. }, .. }));
+    let mut n_tensors = 0;
+    for g in groups {
+        let (role, sure) = match &g.meaning {
+            Meaning::Part { rule, .. } => (Some(rule.role), true),
+            Meaning::Ignored(reason) => {
+                entry(&mut out, g, "ignore", &[format!("reason = {}", quoted(reason))]);
+                continue;
+            }
+            Meaning::Unknown { .. } => (guess(g, no_memory), false),
+        };
+        match role {
+            Some(role) => {
+                n_tensors += 1;
+                let mut lines =
+                    vec![format!("role = {}{}", quoted(role.name()), if sure { "" } else { "   # guessed" })];
+                match axes(role, g) {
+                    Some(axes) => lines.push(format!("axes = {}   # check", quoted(&axes))),
+                    None => lines.push("# axes = \"...\"   # no order fits this role; fill in".into()),
+                }
+                entry(&mut out, g, "tensor", &lines);
+            }
+            None => entry(&mut out, g, "ignore", &[format!("reason = {}   # check", quoted("not the adapter's"))]),
+        }
+    }
+    if n_tensors == 0 {
+        out.push_str("\n# Nothing looks like a memory. At least one entry is needed:\n[[tensor]]\nname = 'layers\\.(?<layer>[0-9]+)\\.FILL_IN'\nrole = \"memory\"\naxes = \"H F V\"\n");
+    }
+    out
+}
+
+fn entry(out: &mut String, g: &Group, kind: &str, lines: &[String]) {
+    let more = if g.same_shape { "" } else { " and other shapes" };
+    let example = crate::error::escape(&g.example);
+    let _ = write!(
+        out,
+        "\n# {} such as {example}: {} {}{more}\n[[{kind}]]\nname = {}\n",
+        g.n_tensors,
+        g.dtype,
+        shape::display(&g.shape),
+        quoted(&g.pattern)
+    );
+    for line in lines {
+        let _ = writeln!(out, "{line}");
+    }
+}
+
+/// What an unknown name may be, by its words and rank.
+fn guess(g: &Group, no_memory: bool) -> Option<Role> {
+    let lower = g.example.to_ascii_lowercase();
+    let has = |words: &[&str]| words.iter().any(|w| lower.contains(w));
+    let is_matrix = g.shape.len() + g.n_numbers.min(2) >= 3;
+    if has(&["optim", "exp_avg", "lora"]) {
+        None
+    } else if has(&["normali", "denom"]) {
+        Some(Role::Normalizer)
+    } else if has(&["feature", "phi", "proj_q"]) {
+        Some(if has(&["bias"]) { Role::FeatureBias } else { Role::FeatureWeight })
+    } else if has(&["mem", "prefix", "ptplus"]) && is_matrix {
+        Some(Role::Memory)
+    } else if no_memory && is_matrix && g.shape.len() >= 2 {
+        Some(Role::Memory)
+    } else {
+        None
+    }
+}
+
+/// The canonical order of what the name leaves to be stored; heads flattened where one dimension is missing.
+fn axes(role: Role, g: &Group) -> Option<String> {
+    let letters: Vec<&str> = match role {
+        Role::Memory => vec!["L", "H", "F", "V"],
+        Role::FeatureWeight => vec!["L", "H", "F", "D"],
+        Role::FeatureBias | Role::Normalizer => vec!["L", "H", "F"],
+    };
+    let own = &letters[g.n_numbers.min(2)..];
+    if own.len() == g.shape.len() {
+        return Some(own.join(" "));
+    }
+    (own.len() == g.shape.len() + 1 && own.contains(&"H")).then(|| own.join(" ").replace("H F", "(H F)"))
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::mapping::Mapping;
+
+    #[test]
+    fn drafts_parse_and_cover_every_name() {
+        let file = |name: &str, shape: &[usize]| {
+            let (pattern, n) = pattern(name);
+            Group {
+                pattern,
+                example: name.into(),
+                n_tensors: 1,
+                n_numbers: n,
+                shape: shape.to_vec(),
+                same_shape: true,
+                dtype: "F32".into(),
+                meaning: rules::read(name),
+            }
+        };
+        let names: [(&str, &[usize]); 6] = [
+            ("blocks_3_mem1", &[4, 4]),
+            ("net[2].ctrl \"x\"\n.kernel", &[3, 4, 4]),
+            ("optimizer.state.0.exp_avg", &[4]),
+            ("model.layers.0.mlp.fc1.weight", &[4, 4]),
+            ("layer7.head2.W'", &[4, 4]),
+            ("plain", &[2, 3, 4, 4]),
+        ];
+        let text = text(&names.map(|(n, s)| file(n, s)));
+        let mapping = Mapping::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        for (name, _) in names {
+            assert!(mapping.read(name).unwrap().is_some(), "{name}\n{text}");
+        }
+        assert_eq!(pattern("layer7.head2.fc1").0, r"layer(?<layer>[0-9]+)\.head(?<head>[0-9]+)\.fc1");
+        assert!(Mapping::parse(&super::text(&[])).is_ok());
+    }
+}
