@@ -34,9 +34,10 @@ pub fn suggest_layout(path: &Path) -> Result<String> {
     };
     let mut groups: Vec<Group> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let varying = varying(source.tensors.iter().map(|t| t.name.as_str()));
     for t in &source.tensors {
         let meaning = rules::read(&t.name);
-        let (pattern, n_numbers) = pattern(&t.name);
+        let (pattern, n_numbers) = pattern(&t.name, &varying);
         match places.get(&pattern) {
             Some(&i) => {
                 groups[i].n_tensors += 1;
@@ -64,27 +65,61 @@ fn group(t: &SourceTensor, pattern: String, n_numbers: usize, meaning: Meaning) 
     }
 }
 
-/// The name as a regular expression: the first number in it is the layer, the second the head. And how many there are.
-fn pattern(name: &str) -> (String, usize) {
-    let mut out = String::new();
-    let mut n = 0;
+/// The name cut at its numbers: text, number, text, ...
+fn cut(name: &str) -> Vec<&str> {
+    let mut out = Vec::new();
     let mut rest = name;
     while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        out.push_str(&regex::escape(&rest[..start]));
         let end = rest[start..].find(|c: char| !c.is_ascii_digit()).map_or(rest.len(), |e| start + e);
-        // A digit inside a word (`fc1`, `w2v`) counts nothing.
-        let in_word = rest[..start].ends_with(|c: char| c.is_alphabetic())
-            && rest[..start].chars().last().is_some_and(|_| !ends_with_counter(&rest[..start]));
+        out.extend([&rest[..start], &rest[start..end]]);
+        rest = &rest[end..];
+    }
+    out.push(rest);
+    out
+}
+
+/// The numbers that differ between names which are otherwise alike: by the name without its numbers, each place's values.
+type Varying<'a> = BTreeMap<String, Vec<std::collections::BTreeSet<&'a str>>>;
+
+fn varying<'a>(names: impl Iterator<Item = &'a str>) -> Varying<'a> {
+    let mut out = Varying::new();
+    for name in names {
+        let pieces = cut(name);
+        let places = out.entry(skeleton(&pieces)).or_insert_with(|| vec![Default::default(); pieces.len() / 2]);
+        for (values, number) in places.iter_mut().zip(pieces.iter().skip(1).step_by(2)) {
+            values.insert(*number);
+        }
+    }
+    out
+}
+
+fn skeleton(pieces: &[&str]) -> String {
+    pieces.iter().step_by(2).copied().collect::<Vec<_>>().join("0")
+}
+
+/// The name as a regular expression: the first number in it is the layer, the second the head. And how many there are.
+fn pattern(name: &str, varying: &Varying) -> (String, usize) {
+    let pieces = cut(name);
+    let values = varying.get(&skeleton(&pieces));
+    let mut out = String::new();
+    let mut n = 0;
+    for (i, pair) in pieces.chunks(2).enumerate() {
+        out.push_str(&regex::escape(pair[0]));
+        let Some(number) = pair.get(1) else { break };
+        // A digit in a word (`fc1`) counts nothing, unless other names have another one there.
+        let in_word = pair[0].ends_with(char::is_alphabetic) && !ends_with_counter(pair[0]);
+        let varies = values.and_then(|v| v.get(i)).is_some_and(|v| v.len() > 1);
         match n {
-            _ if in_word => out.push_str(&rest[start..end]),
+            _ if in_word && !varies => {
+                out.push_str(number);
+                continue;
+            }
             0 => out.push_str("(?<layer>[0-9]+)"),
             1 => out.push_str("(?<head>[0-9]+)"),
             _ => out.push_str("[0-9]+"),
         }
-        n += usize::from(!in_word);
-        rest = &rest[end..];
+        n += 1;
     }
-    out.push_str(&regex::escape(rest));
     (out, n)
 }
 
@@ -205,7 +240,7 @@ mod tests {
     #[test]
     fn drafts_parse_and_cover_every_name() {
         let file = |name: &str, shape: &[usize]| {
-            let (pattern, n) = pattern(name);
+            let (pattern, n) = pattern(name, &Varying::new());
             Group {
                 pattern,
                 example: name.into(),
@@ -230,7 +265,9 @@ mod tests {
         for (name, _) in names {
             assert!(mapping.read(name).unwrap().is_some(), "{name}\n{text}");
         }
-        assert_eq!(pattern("layer7.head2.fc1").0, r"layer(?<layer>[0-9]+)\.head(?<head>[0-9]+)\.fc1");
+        assert_eq!(pattern("layer7.head2.fc1", &Varying::new()).0, r"layer(?<layer>[0-9]+)\.head(?<head>[0-9]+)\.fc1");
+        let seen = varying(["b_0_c0", "b_0_c1", "b_1_c0"].into_iter());
+        assert_eq!(pattern("b_0_c1", &seen).0, "b_(?<layer>[0-9]+)_c(?<head>[0-9]+)");
         assert!(Mapping::parse(&super::text(&[])).is_ok());
     }
 }
