@@ -168,7 +168,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
             let written = export::write_tensors(&plan, &source.ledger, &out, job.overflow, &step)?;
             export::gguf::patch_source_digest(&plan, &source, &written, &out)?;
-            report.verification = prove(job, out.staged_path())?;
+            report.verification = prove(job, &source, out.staged_path())?;
             out.commit()?;
             written
         }
@@ -177,8 +177,8 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let weights = folder.file(WEIGHTS_FILE)?;
             let written = export::write_tensors(&plan, &source.ledger, &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
-            config.write_all_at(0, export::canonical::config_json(source.adapter(), model_type).as_bytes())?;
-            report.verification = prove(job, folder.staged_path())?;
+            config.write_all_at(0, export::canonical::config_json(&source, &plan, model_type).as_bytes())?;
+            report.verification = prove(job, &source, folder.staged_path())?;
             folder.commit()?;
             written
         }
@@ -254,11 +254,17 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
 }
 
 /// Reads the staged output as anybody would and holds it against the probe.
-fn prove(job: &Convert<'_>, staged: &Path) -> Result<Option<verify::Report>> {
+fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<verify::Report>> {
     let Some(proof) = &job.prove else { return Ok(None) };
     let base = job.base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
     let adapter = read_adapter(staged, Some(base))?;
-    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &proof.options)?;
+    // The source may have been coarser than what was written, and its values were rounded then.
+    let tolerance = match &proof.options.tolerance {
+        Some(t) => t.clone(),
+        None => verify::default_tolerance(&[&adapter, source])?,
+    };
+    let options = verify::Options { tolerance: Some(tolerance), ..proof.options.clone() };
+    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
     match report.failures.first() {
         None => Ok(Some(report)),
         Some(failure) => {

@@ -22,10 +22,11 @@ use crate::format::mmap::map_file;
 use crate::import::{Candidate, Candidates, Draft, Imported, flag_of};
 use crate::runner::{self, Lane, Sink, StreamOptions, phi};
 use crate::tensor::DType;
+use crate::tensor::dtype::coarsest;
+use crate::verify::Options;
 use crate::verify::probe::Probe;
 use crate::verify::stats::max_abs_difference;
 use crate::verify::tolerance::Tolerance;
-use crate::verify::{Options, coarsest_of};
 
 /// Candidates that are examined to the end though they do not fit: what a table of the best shows.
 const BEST: usize = 5;
@@ -78,7 +79,7 @@ pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'
     let search = Search { draft: &draft, candidates: &candidates, base, probe, options };
     let tolerance = match &options.tolerance {
         Some(t) => t.clone(),
-        None => Tolerance::for_dtype(coarsest_of(draft.ledger.consumed().map(|e| e.dtype)))?,
+        None => Tolerance::for_dtype(coarsest(draft.ledger.consumed().map(|e| e.dtype)))?,
     };
     // Explicit limits are about logits.
     let by_terms = (tolerance.name() != "explicit").then(|| search.by_terms(&tolerance)).transpose()?.flatten();

@@ -9,7 +9,9 @@ use crate::adapter::{Adapter, Geometry, Role, RowOrder};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind};
 use crate::finding::Finding;
+use crate::import::stated::WIDENED_FROM;
 use crate::import::{Imported, Origin, ledger::Ledger};
+use crate::tensor::dtype::coarsest;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
 
@@ -29,6 +31,15 @@ impl Validated {
     /// The adapter, in Hugging Face component order.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
+    }
+
+    /// The coarsest type that the weights have ever been in: of the tensors, of the first source's as the file records
+    /// them, and of a source whose values were widened since. Limits of a comparison follow it.
+    pub fn coarsest_dtype(&self) -> DType {
+        let stored = self.adapter.tensors().map(|(.., t)| t.stored_dtype());
+        let recorded = self.origin.recorded_dtypes.values().copied();
+        let widened = self.adapter.config.extra.get(WIDENED_FROM).and_then(|v| DType::parse(v.as_str()?));
+        coarsest(stored.chain(recorded).chain(widened))
     }
 
     /// Whether the file says which kind of base it was made for. If not, a base whose sizes fit may still be the wrong

@@ -298,3 +298,26 @@ fn a_result_that_cannot_be_printed_is_a_failure_but_a_closed_pipe_is_not() {
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
+
+#[test]
+fn values_that_were_rounded_once_are_judged_by_that_type_ever_after() {
+    let temp = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    let (gguf, back) = (temp.path().join("a.gguf"), temp.path().join("back"));
+    assert_eq!(exit(&convert(&m.join("adapter"), &gguf, &["--base", &base("llama-mha"), "--outtype", "bf16"])), 0);
+    assert_eq!(exit(&convert(&gguf, &back, &[])), 0);
+    assert_eq!(RawAdapter::read(&back).config["ptplus_widened_from"], "BF16");
+    let again = temp.path().join("again.gguf");
+    assert_eq!(exit(&convert(&back, &again, &["--base", &base("llama-mha")])), 0);
+    for adapter in [&gguf, &back, &again] {
+        let (code, report) = json([
+            "verify".as_ref(),
+            adapter.as_path(),
+            "--base".as_ref(),
+            m.join("base").as_path(),
+            "--probe".as_ref(),
+            m.join("probe.safetensors").as_path(),
+        ]);
+        assert_eq!((code, &report["tolerance"]), (0, &"bf16".into()), "{}: {report}", adapter.display());
+    }
+}

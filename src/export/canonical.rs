@@ -9,7 +9,7 @@ use super::{OutputTensor, Plan};
 use crate::adapter::{Adapter, StatedLayers};
 use crate::error::Result;
 use crate::format::{TensorSpec, safetensors};
-use crate::import::stated::PEFT_TYPE;
+use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
 use crate::validate::Validated;
 
 /// Plans `adapter_model.safetensors`: layers ascending, roles in their order, Hugging Face component order.
@@ -37,7 +37,8 @@ pub fn plan(source: &Validated, asked: OutType) -> Result<Plan> {
 }
 
 /// The text of `adapter_config.json`: the canonical keys in their order, then every other key that was carried.
-pub fn config_json(adapter: &Adapter, base_model_type: Option<&str>) -> String {
+pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> String {
+    let adapter = source.adapter();
     let c = &adapter.config;
     let g = &c.geometry;
     let mut extra = c.extra.clone();
@@ -62,6 +63,10 @@ pub fn config_json(adapter: &Adapter, base_model_type: Option<&str>) -> String {
     out.insert("layers_to_transform".into(), layers_json(adapter));
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
+    }
+    let coarsest = source.coarsest_dtype();
+    if plan.tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()) {
+        extra.insert(WIDENED_FROM.into(), coarsest.name().into());
     }
     out.extend(extra);
     let mut text = serde_json::to_string_pretty(&Value::Object(out)).expect("JSON values serialise");

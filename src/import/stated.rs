@@ -8,6 +8,10 @@ use crate::error::{Code, Error, Result};
 /// `peft_type` of the canonical layout.
 pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
 
+/// Key of `adapter_config.json`, written by us: the coarsest type that the weights were in before they were widened to
+/// the type that they have in the file.
+pub const WIDENED_FROM: &str = "ptplus_widened_from";
+
 /// Largest layer count accepted. The deepest published transformers have about 130 blocks.
 const MAX_LAYERS: usize = 4096;
 /// Largest head count accepted; published models stay at or below 128.

@@ -99,10 +99,22 @@ impl DType {
         self.block_len() > 1
     }
 
+    /// Orders float and quantized types from coarse to fine: by bits per element, and BF16, whose mantissa is shorter,
+    /// before F16.
+    pub fn fineness(self) -> (usize, bool) {
+        const ELEMENTS: usize = 256; // a multiple of every block length
+        (ELEMENTS / self.block_len() * self.block_bytes(), self != DType::BF16)
+    }
+
     /// F64, F32, F16 or BF16.
     pub fn is_float(self) -> bool {
         matches!(self, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
     }
+}
+
+/// The coarsest of several types; F32 of none.
+pub fn coarsest(dtypes: impl Iterator<Item = DType>) -> DType {
+    dtypes.min_by_key(|d| d.fineness()).unwrap_or(DType::F32)
 }
 
 impl fmt::Display for DType {

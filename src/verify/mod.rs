@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Device, Lane, StreamOptions};
-use crate::tensor::DType;
+use crate::tensor::dtype::coarsest;
 use crate::validate::Validated;
 use probe::Probe;
 pub use prompts::Prompts;
@@ -195,24 +195,18 @@ fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamO
     StreamOptions { device: options.device.clone(), positions: positions.map(<[usize]>::to_vec) }
 }
 
-/// The limits of the coarsest type in any of the adapters or their recorded sources.
 fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
     if let Some(t) = &options.tolerance {
         return Ok(t.clone());
     }
-    Tolerance::for_dtype(coarsest(adapters))
+    default_tolerance(adapters)
 }
 
-fn coarsest(adapters: &[&Validated]) -> DType {
-    coarsest_of(adapters.iter().flat_map(|a| {
-        a.adapter().tensors().map(|(.., t)| t.stored_dtype()).chain(a.origin.recorded_dtypes.values().copied())
-    }))
-}
-
-/// The type with the fewest bits per element; of F16 and BF16 the latter, whose mantissa is shorter.
-pub(crate) fn coarsest_of(dtypes: impl Iterator<Item = DType>) -> DType {
-    let rank = |d: &DType| (d.block_bytes() * 8 * 64 / d.block_len(), *d != DType::BF16);
-    dtypes.min_by_key(rank).unwrap_or(DType::F32)
+/// The limits of the coarsest type that any of the adapters has ever been in.
+///
+/// Errors: [`Code::NothingCompared`] where none are established for it.
+pub fn default_tolerance(adapters: &[&Validated]) -> Result<Tolerance> {
+    Tolerance::for_dtype(coarsest(adapters.iter().map(|a| a.coarsest_dtype())))
 }
 
 fn report(
