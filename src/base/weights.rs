@@ -42,7 +42,7 @@ impl Rows {
     }
 
     /// Row `row` in Hugging Face order, encoded.
-    #[inline]
+    #[inline(always)]
     pub fn encoded(&self, row: usize) -> &[u8] {
         let row = self.norm_head_dim.map_or(row, |d| norm_row(row, d));
         let row_bytes = self.row_len / self.dtype.block_len() * self.dtype.block_bytes();
@@ -73,6 +73,7 @@ impl Rows {
 }
 
 /// Where [`RowOrder::Norm`] has the row that Hugging Face has at `row`: `t*D/2 + j` lies at `2j + t` of its head.
+#[inline(always)]
 fn norm_row(row: usize, head_dim: usize) -> usize {
     let (head, r) = (row / head_dim, row % head_dim);
     let (t, j) = (r / (head_dim / 2), r % (head_dim / 2));

@@ -229,6 +229,7 @@ fn quantize_blocks<const LEN: usize, const BYTES: usize>(
 }
 
 /// Panics unless `n_elements` are whole blocks and occupy `n_bytes`: callers have checked what files declare.
+#[inline(always)]
 fn assert_sizes(dtype: DType, n_elements: usize, n_bytes: usize) {
     assert!(n_elements.is_multiple_of(dtype.block_len()), "{n_elements} elements are no whole blocks of {dtype}");
     let needed = (n_elements / dtype.block_len()).checked_mul(dtype.block_bytes());

@@ -2,10 +2,14 @@
 
 use candle_core::{Result, Tensor};
 
+use super::kernels::attend_few::AttendFew;
 use super::kernels::softmax::{Mask, masked_softmax};
 
 /// Queries per step: bounds the scores held at once, and lets early queries skip the keys after them.
 const QUERIES: usize = 128;
+
+/// Up to this many queries per head are not worth the preparation of a matrix product.
+const FEW_QUERIES: usize = 4;
 
 /// Keys and values of one layer for the positions seen so far.
 pub(super) struct LayerCache {
@@ -80,8 +84,12 @@ pub(super) fn attend(
         let (k, v) = (k.narrow(1, mask.first_key, n_keys)?, v.narrow(1, mask.first_key, n_keys)?);
         // The queries of a group share their keys: one product for all of them.
         let q = q.narrow(2, first, n)?.contiguous()?.reshape((b * h_kv, group * n, d))?;
-        let weights = masked_softmax(q.matmul(&k.transpose(1, 2)?)?, scale, mask)?;
-        outputs.push(weights.matmul(&v)?.reshape((b * h_kv, group, n, d))?);
+        let out = if t <= FEW_QUERIES && q.device().is_cpu() {
+            q.apply_op3_no_bwd(&k, &v, &AttendFew { scale, mask })?
+        } else {
+            masked_softmax(q.matmul(&k.transpose(1, 2)?)?, scale, mask)?.matmul(&v)?
+        };
+        outputs.push(out.reshape((b * h_kv, group, n, d))?);
     }
     let out = match outputs.len() {
         1 => outputs.remove(0),

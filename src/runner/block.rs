@@ -7,7 +7,7 @@ use super::candle;
 use super::device::Device;
 use super::kernels::rms_norm::rms_norm;
 use super::kernels::swiglu::swiglu;
-use super::linear::Linear;
+use super::linear::{Linear, Workspace};
 use super::phi::Terms;
 use super::rope::Rotation;
 use crate::adapter::QueryTap;
@@ -77,8 +77,9 @@ impl Block {
         rotation: &Rotation,
         cache: Option<&mut LayerCache>,
         terms: &Terms,
+        workspace: &mut Workspace,
     ) -> Result<(Tensor, Option<Observed>)> {
-        let (q, k, v) = self.heads(x).map_err(candle)?;
+        let (q, k, v) = self.heads(x, workspace).map_err(candle)?;
         let rotated = rotation.apply(&q).map_err(candle)?;
         let k = rotation.apply(&k).map_err(candle)?;
         let attended = attend(&rotated, &k, &v, rotation.start, self.window, cache).map_err(candle)?;
@@ -87,15 +88,15 @@ impl Block {
             Some(term) => (attended + term).map_err(candle)?,
             None => attended,
         };
-        let y = self.finish(x, &attended).map_err(candle)?;
+        let y = self.finish(x, &attended, workspace).map_err(candle)?;
         Ok((y, term.map(|term| Observed { q: rotated, term })))
     }
 
     /// Queries `[B, H, T, D]`, keys and values `[B, H_kv, T, D]`, biased and normed, before RoPE.
-    fn heads(&self, x: &Tensor) -> CandleResult<(Tensor, Tensor, Tensor)> {
+    fn heads(&self, x: &Tensor, workspace: &mut Workspace) -> CandleResult<(Tensor, Tensor, Tensor)> {
         let (b, t, hidden) = x.dims3()?;
         let normed = rms_norm(&x.reshape((b * t, hidden))?, &self.attention_norm, self.rms_eps)?;
-        let qkv = self.query_key_value.forward(&normed)?;
+        let qkv = self.query_key_value.forward(&normed, workspace)?;
         let (d, h, h_kv) = (self.head_dim, self.n_heads, self.n_kv_heads);
         let part = |first: usize, heads: usize, norm: Option<&Tensor>| {
             let x = qkv.narrow(1, first * d, heads * d)?.reshape((b, t, heads, d))?;
@@ -110,13 +111,13 @@ impl Block {
     }
 
     /// Output projection, feed-forward network and both residuals.
-    fn finish(&self, x: &Tensor, attended: &Tensor) -> CandleResult<Tensor> {
+    fn finish(&self, x: &Tensor, attended: &Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let attended = attended.transpose(1, 2)?.reshape((b * t, self.n_heads * self.head_dim))?;
-        let x = (x.reshape((b * t, hidden))? + self.attention_output.forward(&attended)?)?;
+        let x = (x.reshape((b * t, hidden))? + self.attention_output.forward(&attended, workspace)?)?;
         let normed = rms_norm(&x, &self.feed_forward_norm, self.rms_eps)?;
-        let inner = swiglu(&self.gate_up.forward(&normed)?)?;
-        (x + self.down.forward(&inner)?)?.reshape((b, t, hidden))
+        let inner = swiglu(&self.gate_up.forward(&normed, workspace)?)?;
+        (x + self.down.forward(&inner, workspace)?)?.reshape((b, t, hidden))
     }
 }
 
@@ -135,8 +136,8 @@ impl Head {
     }
 
     /// `[N, hidden]` to logits `[N, V]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.rms_eps).and_then(|x| self.output.forward(&x)).map_err(candle)
+    pub fn forward(&self, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
+        rms_norm(x, &self.norm, self.rms_eps).and_then(|x| self.output.forward(&x, workspace)).map_err(candle)
     }
 }
 

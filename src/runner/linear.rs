@@ -1,6 +1,6 @@
 //! Projections: `x W^T + b`.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Tensor};
 
 use super::candle;
 use super::device::Device;
@@ -26,9 +26,28 @@ enum Matrix {
 /// both read the weights once, and the former keeps a decoded row in the first-level cache.
 const FEW_POSITIONS: usize = 6;
 
-/// Decoded values held at a time. 16 MiB fit well into last-level caches, and below the limit from which on the
-/// allocator returns memory to the system, which would cost a page fault per 4 KiB.
-const CHUNK_VALUES: usize = 1 << 22;
+/// Decoded values held at a time: 4 MiB, which fit into second-level caches together with their operands.
+const CHUNK_VALUES: usize = 1 << 20;
+
+/// Room for decoded weights, used again and again: fresh memory would cost a page fault per 4 KiB.
+#[derive(Default)]
+pub(super) struct Workspace {
+    decoded: Option<Tensor>,
+}
+
+impl Workspace {
+    /// Room for at least `n` values.
+    fn room(&mut self, n: usize) -> CandleResult<&Tensor> {
+        match &self.decoded {
+            Some(t) if t.elem_count() >= n => {}
+            _ => self.decoded = Some(Tensor::zeros(n, DType::F32, &Device::cpu().0)?),
+        }
+        match &self.decoded {
+            Some(t) => Ok(t),
+            None => candle_core::bail!("no room for decoded weights"),
+        }
+    }
+}
 
 impl Linear {
     /// The projections `weights`, their outputs one after the other. `biases` are as many, or none.
@@ -57,13 +76,13 @@ impl Linear {
     }
 
     /// `x` `[N, k]` to `[N, n]`.
-    pub fn forward(&self, x: &Tensor) -> CandleResult<Tensor> {
+    pub fn forward(&self, x: &Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
         let y = match &self.matrix {
             Matrix::Dense(w) => x.matmul(&w.t()?)?,
             Matrix::Encoded(parts) if x.dim(0)? <= FEW_POSITIONS => {
                 x.contiguous()?.apply_op1_no_bwd(&DotRows(parts))?
             }
-            Matrix::Encoded(parts) => decode_and_multiply(x, parts)?,
+            Matrix::Encoded(parts) => decode_and_multiply(x, parts, workspace)?,
         };
         match &self.bias {
             Some(b) => y.broadcast_add(b),
@@ -72,34 +91,52 @@ impl Linear {
     }
 }
 
-fn decode_and_multiply(x: &Tensor, parts: &[Rows]) -> CandleResult<Tensor> {
-    let mut outputs = Vec::new();
+fn decode_and_multiply(x: &Tensor, parts: &[Rows], workspace: &mut Workspace) -> CandleResult<Tensor> {
     let k = x.dim(1)?;
     // Chunks run across parts, so that narrow projections share one product.
     let max_rows = (CHUNK_VALUES / k.max(1)).max(1);
-    let n_total: usize = parts.iter().map(Rows::n_rows).sum();
-    let (mut part, mut row) = (0, 0);
-    let mut done = 0;
-    while done < n_total {
-        let n = max_rows.min(n_total - done);
-        let mut w = vec![0f32; n * k];
-        let mut rest = &mut w[..];
-        while !rest.is_empty() {
-            let take = (parts[part].n_rows() - row).min(rest.len() / k);
-            let (out, tail) = rest.split_at_mut(take * k);
-            parts[part].decode(row..row + take, out);
-            rest = tail;
-            row += take;
-            if row == parts[part].n_rows() {
-                (part, row) = (part + 1, 0);
-            }
-        }
-        done += n;
-        let w = Tensor::from_vec(w, (n, k), x.device())?;
-        outputs.push(x.matmul(&w.t()?)?);
+    let n_rows: usize = parts.iter().map(Rows::n_rows).sum();
+    let room = workspace.room(max_rows.min(n_rows) * k)?;
+    let mut outputs = Vec::new();
+    for first in (0..n_rows).step_by(max_rows) {
+        let n = max_rows.min(n_rows - first);
+        let w = room.narrow(0, 0, n * k)?;
+        w.inplace_op1(&DecodeRows { parts, first })?;
+        outputs.push(x.matmul(&w.reshape((n, k))?.t()?)?);
     }
     match outputs.len() {
         1 => Ok(outputs.remove(0)),
         _ => Tensor::cat(&outputs, 1),
+    }
+}
+
+/// Fills a tensor with decoded rows, counted across all `parts`, from `first` on.
+struct DecodeRows<'a> {
+    parts: &'a [Rows],
+    first: usize,
+}
+
+impl InplaceOp1 for DecodeRows<'_> {
+    fn name(&self) -> &'static str {
+        "decode rows"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> CandleResult<()> {
+        let (Some((start, end)), CpuStorage::F32(values)) = (layout.contiguous_offsets(), storage) else {
+            candle_core::bail!("expected contiguous F32 room")
+        };
+        let mut rest = &mut values[start..end];
+        let mut skip = self.first;
+        for part in self.parts {
+            if skip >= part.n_rows() {
+                skip -= part.n_rows();
+                continue;
+            }
+            let n = (part.n_rows() - skip).min(rest.len() / part.row_len());
+            let (out, tail) = rest.split_at_mut(n * part.row_len());
+            part.decode(skip..skip + n, out);
+            (rest, skip) = (tail, 0);
+        }
+        Ok(())
     }
 }

@@ -6,6 +6,7 @@ use super::attention::LayerCache;
 use super::block::{Block, Head};
 use super::candle;
 use super::device::Device;
+use super::linear::Workspace;
 use super::phi::{Term, Terms};
 use super::rope::{Rotation, inverse_frequencies};
 use super::stream::check_adapter;
@@ -29,6 +30,7 @@ pub struct Model {
 /// Keys and values of one batch of sequences.
 pub struct Cache {
     layers: Vec<LayerCache>,
+    workspace: Workspace,
     n_batches: Option<usize>,
     len: usize,
 }
@@ -94,7 +96,12 @@ impl Model {
 
     /// An empty cache.
     pub fn new_cache(&self) -> Cache {
-        Cache { layers: self.blocks.iter().map(|_| LayerCache::new()).collect(), n_batches: None, len: 0 }
+        Cache {
+            layers: self.blocks.iter().map(|_| LayerCache::new()).collect(),
+            workspace: Workspace::default(),
+            n_batches: None,
+            len: 0,
+        }
     }
 
     /// Appends `input_ids`, rows of equal length, to the sequences in `cache` and gives logits, `[B, V]` for
@@ -112,19 +119,25 @@ impl Model {
             return Err(Error::new(Code::Usage, message).field("input_ids"));
         }
         cache.n_batches = Some(n_batches);
+        // On a thread of the pool: every parallel loop that is started elsewhere waits for one to wake up.
+        rayon::scope(|_| self.compute(cache, input_ids, logits))
+    }
+
+    fn compute(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {
+        let (n_batches, t) = (input_ids.len(), input_ids[0].len());
         let hidden = self.base.config.hidden_size;
         let embeddings = self.base.embed(&input_ids.concat())?;
         let mut x = Tensor::from_vec(embeddings, (n_batches, t, hidden), &self.device.0).map_err(candle)?;
         let rotation = Rotation::new(&self.inverse_frequencies, cache.len..cache.len + t, &self.device)?;
         for ((block, layer), terms) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters) {
-            x = block.forward(&x, &rotation, Some(layer), terms)?.0;
+            x = block.forward(&x, &rotation, Some(layer), terms, &mut cache.workspace)?.0;
         }
         cache.len += t;
         let x = match logits {
             Logits::Last => x.narrow(1, t - 1, 1).and_then(|x| x.reshape((n_batches, hidden))),
             Logits::All => x.reshape((n_batches * t, hidden)),
         };
-        let logits = self.head.forward(&x.map_err(candle)?)?;
+        let logits = self.head.forward(&x.map_err(candle)?, &mut cache.workspace)?;
         logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)
     }
 }

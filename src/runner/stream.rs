@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use super::block::{Block, Head, Observed};
 use super::candle;
 use super::device::Device;
+use super::linear::Workspace;
 use super::phi::{Term, Terms};
 use super::rope::{Rotation, inverse_frequencies};
 use crate::adapter::Adapter;
@@ -85,11 +86,12 @@ pub fn stream(
     // [lanes * B, T, hidden]
     let mut x = Tensor::cat(&vec![x; lanes.len()], 0).map_err(candle)?;
     let rotation = Rotation::new(&inverse_frequencies(base)?, 0..n_positions, device)?;
+    let mut workspace = Workspace::default();
     let total = base.config.n_layers + 1;
     for layer in 0..base.config.n_layers {
         let terms = terms_of_layer(lanes, layer, n_batches, device)?;
         let block = Block::load(base, layer, device)?;
-        let (y, observed) = block.forward(&x, &rotation, None, &terms)?;
+        let (y, observed) = block.forward(&x, &rotation, None, &terms, &mut workspace)?;
         x = y;
         if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
             report_layer(lanes, layer, n_batches, &observed, sink)?;
@@ -181,6 +183,7 @@ fn report_logits(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let head = Head::load(base, device)?;
+    let mut workspace = Workspace::default();
     let (_, n_positions, hidden) = x.dims3().map_err(candle)?;
     let vocab_size = base.config.vocab_size;
     let rows = x.reshape((n_lanes * n_batches * n_positions, hidden)).map_err(candle)?;
@@ -193,7 +196,7 @@ fn report_logits(
             .collect();
         let n = index.len();
         let index = Tensor::from_vec(index, n, &device.0).map_err(candle)?;
-        let logits = head.forward(&rows.index_select(&index, 0).map_err(candle)?)?;
+        let logits = head.forward(&rows.index_select(&index, 0).map_err(candle)?, &mut workspace)?;
         let logits: Vec<f32> = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)?;
         for ((b, p), logits) in chunk.iter().zip(logits.chunks_exact(vocab_size * n_lanes)) {
             let lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size).collect();

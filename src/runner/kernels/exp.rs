@@ -1,4 +1,6 @@
 //! `exp` and `expm1` as straight-line code that the compiler turns into vector instructions.
+//!
+//! Whole numbers use wrapping operations: nothing can overflow here, and the checks of the others are branches.
 
 /// `exp(x) - 1`, within 2 units in the last place, also near 0. Overflows to infinity, keeps NaN.
 #[inline(always)]
@@ -9,7 +11,7 @@ pub fn exp_m1(x: f32) -> f32 {
     let scale = a * b;
     let large = (1.0 + tail) * a * b - 1.0;
     let small = scale * tail + (scale - 1.0);
-    if n.abs() > 30 { large } else { small }
+    if n.wrapping_abs() > 30 { large } else { small }
 }
 
 /// `exp(x)`, within 2 units in the last place. Overflows to infinity, underflows to 0, keeps NaN.
@@ -47,12 +49,12 @@ fn reduce(x: f32) -> (i32, f32) {
 #[inline(always)]
 fn halves(n: i32) -> (f32, f32) {
     let a = n >> 1;
-    (power_of_two(a), power_of_two(n - a))
+    (power_of_two(a), power_of_two(n.wrapping_sub(a)))
 }
 
 #[inline(always)]
 fn power_of_two(k: i32) -> f32 {
-    f32::from_bits(((k + 127) as u32) << 23)
+    f32::from_bits((k.wrapping_add(127) as u32) << 23)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use candle_core::{CpuStorage, Layout, Result};
 
 pub(super) mod activation;
+pub(super) mod attend_few;
 pub(super) mod dot;
 pub(super) mod exp;
 pub(super) mod rms_norm;

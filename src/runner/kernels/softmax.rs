@@ -21,7 +21,7 @@ pub struct Mask {
 
 impl Mask {
     /// The visible keys of a row, as indices into it.
-    fn visible(&self, row: usize) -> std::ops::Range<usize> {
+    pub fn visible(&self, row: usize) -> std::ops::Range<usize> {
         let position = self.first_query + row % self.n_queries;
         let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
         first.saturating_sub(self.first_key)..position + 1 - self.first_key
@@ -75,8 +75,9 @@ impl InplaceOp1 for MaskedSoftmax {
     }
 }
 
+/// Softmax of `row * scale` over its `visible` part, 0 elsewhere.
 #[inline(always)]
-fn softmax_row(row: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
+pub fn softmax_row(row: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
     let (before, rest) = row.split_at_mut(visible.start);
     let (seen, after) = rest.split_at_mut(visible.len());
     before.fill(0.0);
