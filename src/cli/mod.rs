@@ -5,6 +5,8 @@
 mod convert;
 mod demo;
 mod inspect;
+mod quantize;
+mod types;
 mod ui;
 mod validate;
 mod verify;
@@ -47,6 +49,8 @@ enum Command {
     Validate(validate::Arguments),
     /// Convert an adapter between safetensors and GGUF
     Convert(convert::Arguments),
+    /// Quantize an adapter to GGUF, bit for bit as ggml does, and say what it cost
+    Quantize(quantize::Arguments),
     /// Prove that an adapter computes what it should
     Verify(verify::Arguments),
     /// Convert and verify a built-in example, showing each step
@@ -59,6 +63,7 @@ impl Command {
             Command::Inspect(_) => "inspect",
             Command::Validate(_) => "validate",
             Command::Convert(_) => "convert",
+            Command::Quantize(_) => "quantize",
             Command::Verify(_) => "verify",
             Command::Demo(_) => "demo",
         }
@@ -93,6 +98,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Inspect(a) => inspect::run(&a, &ui),
         Command::Validate(a) => validate::run(&a, &ui),
         Command::Convert(a) => convert::run(&a, &ui),
+        Command::Quantize(a) => quantize::run(&a, &ui),
         Command::Verify(a) => verify::run(&a, &ui),
         Command::Demo(a) => demo::run(&a, &ui),
     }

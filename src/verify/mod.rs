@@ -60,7 +60,7 @@ pub struct Report {
     pub base_metrics: Option<Metrics>,
     /// The limits that `metrics` were held against.
     pub limits: Limits,
-    /// `f32`, `f16`, `bf16` or `explicit`.
+    /// The name of their rule: a type's, `explicit` or `none`.
     pub tolerance: String,
     /// `max |logits - base_logits|` of the reference: what the limits are relative to.
     pub effect: f64,
@@ -201,14 +201,12 @@ fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance
 }
 
 fn coarsest(adapters: &[&Validated]) -> DType {
-    // By bits per element; F16 before BF16, whose mantissa is shorter.
-    let rank = |d: &DType| (d.block_bytes() * 8 * 64 / d.block_len(), *d != DType::BF16);
     adapters
         .iter()
         .flat_map(|a| {
             a.adapter().tensors().map(|(.., t)| t.stored_dtype()).chain(a.origin.recorded_dtypes.values().copied())
         })
-        .min_by_key(rank)
+        .max_by(|a, b| tolerance::coarseness(*a).total_cmp(&tolerance::coarseness(*b)))
         .unwrap_or(DType::F32)
 }
 
