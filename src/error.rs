@@ -140,6 +140,9 @@ codes! {
 
     // Numbers
     CastOverflow "cast-overflow" Corrupt "A value does not fit the output type.";
+    TypeUnfit "type-unfit" Unsupported "A tensor's rows are no whole blocks of the type asked for, and --on-unfit is error.";
+    Requantize "requantize" Usage "The tensor is quantized already; quantizing it again needs --allow-requantize.";
+    ErrorBound "error-bound" Differs "Quantizing changed the numbers by more than the bound allows.";
     DenominatorZero "denominator-zero" Corrupt "A normaliser's denominator is 0.";
     ProbeInvalid "probe-invalid" Corrupt "The probe lacks a tensor, or one has the wrong type or shape.";
     ProbeMismatch "probe-mismatch" Mismatch "The probe does not fit the base or the adapter.";

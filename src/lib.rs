@@ -5,6 +5,8 @@
 //! ([`transform`]), written ([`export`]) and proved ([`verify`], on the [`runner`]).
 
 pub mod adapter;
+#[cfg(feature = "runner")]
+pub mod auto;
 pub mod base;
 #[cfg(feature = "cli")]
 pub mod cli;

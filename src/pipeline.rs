@@ -2,21 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexMap;
 use serde::Serialize;
 
+use crate::auto::{self, Decision};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
-pub use crate::export::types::{Format, OutType};
+pub use crate::export::types::{Format, OutType, Override, TypeRules};
 use crate::export::{self, Plan, Written};
 use crate::format::output::{OutputFile, OutputFolder, Overwrite};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::{self, Opened, Options};
+use crate::runner::Device;
 use crate::search::{self, Settlement};
+use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::Overflow;
+use crate::transform::loss::{Bound, Loss, Metric};
 use crate::validate::{self, Validated};
 use crate::verify::probe::Probe;
-use crate::verify::{self, Reference};
+use crate::verify::stats::Metrics;
+use crate::verify::tolerance::Tolerance;
+use crate::verify::{self, LayerReport, Prompts, Reference};
 
 /// Opens, imports and validates the adapter at `path`.
 ///
@@ -66,8 +73,14 @@ pub struct Convert<'a> {
     pub output: &'a Path,
     /// Which format.
     pub format: Format,
-    /// Which element type.
-    pub out_type: OutType,
+    /// Which element types.
+    pub types: &'a TypeRules,
+    /// What the types may cost; beyond it nothing is written.
+    pub max_error: &'a [Bound],
+    /// Instead of `types`, the smallest ones whose mean KL divergence stays within this; wants `measure`.
+    pub auto_kl: Option<f64>,
+    /// With a base: how to run the output beside the source, for the error of terms and logits.
+    pub measure: Option<Measure<'a>>,
     /// What to do with values beyond F16 or BF16.
     pub overflow: Overflow,
     /// Whether an existing output is replaced.
@@ -88,6 +101,16 @@ pub struct Proof<'a> {
     pub path: &'a Path,
     /// How to verify.
     pub options: verify::Options<'a>,
+}
+
+/// How to run the output beside the source.
+pub struct Measure<'a> {
+    /// What both are asked.
+    pub prompts: Prompts,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Called with work done and work in all.
+    pub progress: &'a dyn Fn(usize, usize),
 }
 
 /// What a conversion did, or with `dry_run` would do.
@@ -112,8 +135,23 @@ pub struct Converted {
     pub notes: Vec<String>,
     /// How the probe settled what nothing states, if there was anything.
     pub conventions: Option<Settlement>,
+    /// How the types were found, if they were left to `auto_kl`.
+    pub auto: Option<Decision>,
+    /// How far the quantized output's terms and logits are from the source's; with a base, and never in a dry run.
+    pub output_error: Option<OutputError>,
     /// The proof, if asked for.
     pub verification: Option<verify::Report>,
+}
+
+/// The output run beside the source on the base.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutputError {
+    /// Logits of the output against logits of the source.
+    pub metrics: Metrics,
+    /// `max |logits - base_logits|` of the source.
+    pub effect: f64,
+    /// Each adapted layer's term.
+    pub layers: Vec<LayerReport>,
 }
 
 /// One tensor of the output.
@@ -125,34 +163,49 @@ pub struct ConvertedTensor {
     pub source_dtype: String,
     /// Type in the output.
     pub dtype: String,
+    /// The type asked for, where the rows are no whole blocks of it.
+    pub unfit: Option<String>,
     /// Shape in the output, outermost first.
     pub shape: Vec<usize>,
     /// Offset of its bytes in the file.
     pub file_offset: u64,
     /// Bytes.
     pub len_bytes: u64,
+    /// Bytes of the same elements in the source.
+    pub source_len_bytes: u64,
+    /// What the type cost; absent in a dry run.
+    pub loss: Option<Loss>,
 }
 
 /// Converts an adapter.
 ///
 /// Errors: [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
-/// writing; [`Code::NumbersDiffer`] and [`Code::NoEffect`] where the proof fails, with nothing left behind.
+/// writing; [`Code::ErrorBound`], [`Code::NumbersDiffer`] and [`Code::NoEffect`] where a bound or the
+/// proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
     let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
     let architecture = target_architecture(job, &source)?;
     let model_type = job.base.and_then(|b| b.config.model_type.as_deref());
+    let automatic = job.auto_kl.map(|bound| decide_types(job, &source, architecture.as_deref(), bound)).transpose()?;
+    let (automatic, decision) = automatic.unzip();
+    let types = automatic.as_ref().unwrap_or(job.types);
     let plan = match job.format {
         Format::Gguf => {
             let architecture = architecture.as_deref().ok_or_else(|| {
                 Error::new(Code::RowOrderUnknown, "expected --base (or --arch): the order of the query's components in GGUF depends on the architecture").file(job.adapter)
             })?;
-            export::gguf::plan(&source, architecture, model_type, job.out_type)
+            export::gguf::plan(&source, architecture, model_type, types)
         }
-        Format::Safetensors => export::canonical::plan(&source, job.out_type),
+        Format::Safetensors => export::canonical::plan(&source, types),
     }
     .map_err(|e| e.file(job.output))?;
 
-    let mut report = Converted { conventions, ..describe(job, &source, &plan, architecture.as_deref()) };
+    if job.measure.is_none() && job.max_error.iter().any(|b| b.metric == Metric::Kl) {
+        let message = "expected --base beside a bound on kl, found none: the logits are the base's";
+        return Err(Error::new(Code::Usage, message).field("--max-error"));
+    }
+    let mut report =
+        Converted { conventions, auto: decision, ..describe(job, &source, &plan, architecture.as_deref()) };
     let base_files = job.base.map(BaseModel::files).unwrap_or_default();
     let inputs: Vec<&Path> = (source.origin.files.iter().chain(&base_files).map(PathBuf::as_path))
         .chain(job.prove.as_ref().map(|p| p.path))
@@ -168,6 +221,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
             let written = export::write_tensors(&plan, &source.ledger, &out, job.overflow, &step)?;
             export::gguf::patch_source_digest(&plan, &source, &written, &out)?;
+            hold_to_bounds(job, &mut report, &source, &plan, &written, out.staged_path())?;
             report.verification = prove(job, &source, out.staged_path())?;
             out.commit()?;
             written
@@ -178,6 +232,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let written = export::write_tensors(&plan, &source.ledger, &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
             config.write_all_at(0, export::canonical::config_json(&source, &plan, model_type).as_bytes())?;
+            hold_to_bounds(job, &mut report, &source, &plan, &written, folder.staged_path())?;
             report.verification = prove(job, &source, folder.staged_path())?;
             folder.commit()?;
             written
@@ -185,6 +240,32 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
     };
     finish(&mut report, &source, written);
     Ok(report)
+}
+
+/// `--auto`: exact rules for every tensor, and how they were found.
+fn decide_types(
+    job: &Convert<'_>,
+    source: &Validated,
+    architecture: Option<&str>,
+    kl_bound: f64,
+) -> Result<(TypeRules, Decision)> {
+    let usage = |message: &str| Error::new(Code::Usage, message).field("--auto");
+    let (Some(measure), Some(base), Some(architecture)) = (&job.measure, job.base, architecture) else {
+        return Err(usage("expected --base beside it, found none: the logits are the base's"));
+    };
+    if job.format != Format::Gguf {
+        return Err(usage("expected GGUF output, found safetensors, which has no block formats"));
+    }
+    let mut rules = TypeRules::from(OutType::Keep);
+    let kept = export::gguf::plan(source, architecture, None, &rules)?;
+    let tensors: Vec<_> = kept.tensors.into_iter().zip(kept.file.tensors.into_iter().map(|t| t.name)).collect();
+    let order = crate::adapter::RowOrder::of_gguf_architecture(architecture)
+        .ok_or_else(|| import::unlisted_architecture(architecture))?;
+    let input_ids = measure.prompts.ids(base.config.vocab_size)?;
+    let (types, decision) =
+        auto::decide(source.adapter(), order, &tensors, base, &input_ids, measure.device, kl_bound)?;
+    rules.overrides = types.iter().map(|(name, dtype)| Override::exact(name, *dtype)).collect();
+    Ok((rules, decision))
 }
 
 /// The architecture whose row order the output gets: the base's, else `--arch`, else what a GGUF source states.
@@ -219,12 +300,16 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
             name: p.name.clone(),
             source_dtype: t.source.stored_dtype().name().into(),
             dtype: t.dtype.name().into(),
+            unfit: t.unfit.map(|d| d.name().into()),
             shape: p.shape.clone(),
             file_offset: p.file_offset,
             len_bytes: p.len_bytes,
+            source_len_bytes: stored_len(&t.source),
+            loss: None,
         })
         .collect();
     let mut notes = source.notes.clone();
+    notes.extend(unfit_notes(plan));
     if let Some(b) = job.base
         && job.format == Format::Gguf
         && b.config.sliding_windows.iter().any(Option::is_some)
@@ -249,8 +334,81 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
         source_sha256: None,
         notes,
         conventions: None,
+        auto: None,
+        output_error: None,
         verification: None,
     }
+}
+
+/// Bytes of a tensor's elements in the type that the source has them in.
+fn stored_len(t: &LazyTensor) -> u64 {
+    let dtype = t.stored_dtype();
+    (t.n_elements() / dtype.block_len() * dtype.block_bytes()) as u64
+}
+
+/// One line for each type that was asked for and did not fit, in the order of the tensors.
+fn unfit_notes(plan: &Plan) -> Vec<String> {
+    let mut groups: IndexMap<(DType, DType, usize), Vec<&str>> = IndexMap::new();
+    for (t, planned) in plan.tensors.iter().zip(&plan.file.tensors) {
+        if let (Some(asked), Some(&row_len)) = (t.unfit, t.source.shape().last()) {
+            groups.entry((asked, t.dtype, row_len)).or_default().push(&planned.name);
+        }
+    }
+    let line = |((asked, dtype, row_len), names): (&(DType, DType, usize), &Vec<&str>)| {
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        format!(
+            "{}{more}: rows of {row_len} are no whole blocks of {asked} ({} elements); written as {dtype}",
+            names[0],
+            asked.block_len()
+        )
+    };
+    groups.iter().map(line).collect()
+}
+
+/// Puts what the types cost into the report, and refuses what is beyond a bound.
+fn hold_to_bounds(
+    job: &Convert<'_>,
+    report: &mut Converted,
+    source: &Validated,
+    plan: &Plan,
+    written: &Written,
+    staged: &Path,
+) -> Result<()> {
+    for (tensor, loss) in report.tensors.iter_mut().zip(&written.losses) {
+        tensor.loss = Some(*loss);
+        for bound in job.max_error {
+            bound.check(loss).map_err(|e| e.file(job.output).field(&tensor.name))?;
+        }
+    }
+    let kl_bounds: Vec<&Bound> = job.max_error.iter().filter(|b| b.metric == Metric::Kl).collect();
+    // Casts between floats are left to the probe and to `verify`; blocks are what needs a look at the outputs.
+    let is_quantized =
+        plan.tensors.iter().zip(&written.losses).any(|(t, l)| t.dtype.is_quantized() && *l != Loss::NONE);
+    let (Some(measure), Some(base)) = (&job.measure, job.base) else { return Ok(()) };
+    if !is_quantized && kl_bounds.is_empty() {
+        return Ok(());
+    }
+    let output = read_adapter(staged, Some(base))?;
+    let error = measure_output(&output, source, base, measure)?;
+    for bound in kl_bounds {
+        bound.check_value("mean KL", error.metrics.mean_kl).map_err(|e| e.file(job.output))?;
+    }
+    report.output_error = Some(error);
+    Ok(())
+}
+
+/// Runs `output` beside `source`.
+fn measure_output(
+    output: &Validated,
+    source: &Validated,
+    base: &BaseModel,
+    measure: &Measure<'_>,
+) -> Result<OutputError> {
+    let options =
+        verify::Options { device: measure.device, tolerance: Some(Tolerance::none()), progress: measure.progress };
+    let reference = Reference::Adapter { adapter: source, base: None, prompts: &measure.prompts };
+    let report = verify::verify(output, base, reference, &options)?;
+    Ok(OutputError { metrics: report.metrics, effect: report.effect, layers: report.layers })
 }
 
 /// Reads the staged output as anybody would and holds it against the probe.

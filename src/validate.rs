@@ -11,6 +11,7 @@ use crate::error::{Code, Error, Kind};
 use crate::finding::Finding;
 use crate::import::stated::WIDENED_FROM;
 use crate::import::{Imported, Origin, ledger::Ledger};
+use crate::quant;
 use crate::tensor::dtype::coarsest;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
@@ -151,6 +152,9 @@ fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
             }
             if !t.dtype().is_float() {
                 findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
+            } else if !quant::can_decode(t.stored_dtype()) {
+                let expected = "a type that ptplus decodes";
+                findings.push(Finding::new(Code::ConfigUnsupported, name, expected, t.stored_dtype()));
             }
         }
     }
@@ -229,7 +233,8 @@ fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: 
 }
 
 fn non_finite(adapter: &Adapter) -> Vec<Finding> {
-    let tensors: Vec<_> = adapter.tensors().filter(|(.., t)| t.dtype().is_float()).collect();
+    let tensors: Vec<_> =
+        adapter.tensors().filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
     tensors
         .into_par_iter()
         .filter_map(|(i, role, t)| {
@@ -260,19 +265,7 @@ fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
         DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
         other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
     };
-    let mut rest = flat;
-    let mut index: Vec<usize> = t
-        .shape()
-        .iter()
-        .rev()
-        .map(|&n| {
-            let i = rest % n;
-            rest /= n;
-            i
-        })
-        .collect();
-    index.reverse();
-    Some((index, value))
+    Some((t.index_of(flat), value))
 }
 
 /// For tests and tools that build an adapter in memory: [`check`] without a file behind it.

@@ -5,7 +5,9 @@
 mod convert;
 mod demo;
 mod inspect;
+mod quantize;
 mod reading;
+mod types;
 mod ui;
 mod validate;
 mod verify;
@@ -48,6 +50,8 @@ enum Command {
     Validate(validate::Arguments),
     /// Convert an adapter between safetensors and GGUF
     Convert(convert::Arguments),
+    /// Quantize an adapter to GGUF, bit for bit as ggml does, and say what it cost
+    Quantize(quantize::Arguments),
     /// Prove that an adapter computes what it should
     Verify(verify::Arguments),
     /// Convert and verify a built-in example, showing each step
@@ -60,6 +64,7 @@ impl Command {
             Command::Inspect(_) => "inspect",
             Command::Validate(_) => "validate",
             Command::Convert(_) => "convert",
+            Command::Quantize(_) => "quantize",
             Command::Verify(_) => "verify",
             Command::Demo(_) => "demo",
         }
@@ -99,6 +104,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Inspect(a) => inspect::run(&a, &ui),
         Command::Validate(a) => validate::run(&a, &ui),
         Command::Convert(a) => convert::run(&a, &ui),
+        Command::Quantize(a) => quantize::run(&a, &ui),
         Command::Verify(a) => verify::run(&a, &ui),
         Command::Demo(a) => demo::run(&a, &ui),
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::types::{self, Format, OutType};
+use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::{Adapter, StatedLayers};
 use crate::error::Result;
@@ -13,17 +13,20 @@ use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
 use crate::validate::Validated;
 
 /// Plans `adapter_model.safetensors`: layers ascending, roles in their order, Hugging Face component order.
-pub fn plan(source: &Validated, asked: OutType) -> Result<Plan> {
+///
+/// Errors: those of the rules; [`Code::Usage`](crate::error::Code::Usage) for block types.
+pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
+    let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let tensors: Vec<OutputTensor> = source
         .adapter()
         .tensors()
-        .map(|(layer, role, t)| OutputTensor {
-            layer,
-            role,
-            source: t.clone(),
-            dtype: types::choose(source, layer, role, t, Format::Safetensors, asked),
+        .map(|(layer, role, t)| {
+            let choice = types.choose(layer, role, &Adapter::canonical_name(layer, role), t)?;
+            let (source, canonical) = (t.clone(), t.clone());
+            Ok(OutputTensor { layer, role, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
-        .collect();
+        .collect::<Result<_>>()?;
+    types.finish()?;
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|t| TensorSpec {

@@ -1,9 +1,11 @@
 //! A GGUF adapter: keys from the configuration, tensors in the architecture's row order.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value as Json};
 
 use super::canonical::layers_json;
-use super::types::{self, Format, OutType};
+use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, AdapterConfig, Role, RowOrder, StatedLayers};
@@ -21,8 +23,8 @@ const DIGEST_PENDING: &str = "00000000000000000000000000000000000000000000000000
 /// Plans the file for a base of this GGUF architecture.
 ///
 /// Errors: [`Code::BaseArchitecture`] where the row order is not established; [`Code::GgufWrite`] for what the format
-/// cannot hold.
-pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, asked: OutType) -> Result<Plan> {
+/// cannot hold; those of the rules.
+pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, rules: &TypeRules) -> Result<Plan> {
     let order = RowOrder::of_gguf_architecture(architecture)
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
     let mut reordered = source.adapter().clone();
@@ -33,13 +35,17 @@ pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str
         }
     }
     row_order::apply_all(&mut reordered, order);
+    let mut types = Chooser::new(source, rules, Format::Gguf)?;
     let tensors: Vec<OutputTensor> = reordered
         .tensors()
-        .map(|(layer, role, t)| {
-            let dtype = types::choose(source, layer, role, t, Format::Gguf, asked);
-            OutputTensor { layer, role, source: file_axes(role, t.clone()), dtype }
+        .zip(source.adapter().tensors())
+        .map(|((layer, role, t), (.., canonical))| {
+            let (source, canonical) = (file_axes(role, t.clone()), canonical.clone());
+            let choice = types.choose(layer, role, &names::tensor_name(layer, role), &source)?;
+            Ok(OutputTensor { layer, role, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
-        .collect();
+        .collect::<Result<_>>()?;
+    types.finish()?;
     let specs: Vec<TensorSpec> = tensors
         .iter()
         .map(|t| TensorSpec {
@@ -170,9 +176,14 @@ fn source_dtypes(source: &Validated) -> String {
     Json::Object(map).to_string()
 }
 
-/// `general.file_type`: llama.cpp's number for the type that M has. Source: `enum llama_ftype` in llama.h.
+/// `general.file_type`: llama.cpp's number for the type that most elements of M have. Source: `enum llama_ftype` in
+/// llama.h.
 fn file_type(tensors: &[OutputTensor]) -> u32 {
-    match tensors.iter().find(|t| t.role == Role::Memory).map(|t| t.dtype) {
+    let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
+    for t in tensors.iter().filter(|t| t.role == Role::Memory) {
+        *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
+    }
+    match n_elements.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype) {
         Some(DType::F16) => 1,
         Some(DType::Q4_0) => 2,
         Some(DType::Q4_1) => 3,

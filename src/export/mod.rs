@@ -17,8 +17,10 @@ use crate::digest::{TensorDigest, hex};
 use crate::error::{Code, Error, Result};
 use crate::format::{FilePlan, output::StagedFile};
 use crate::import::ledger::{Entry, Fate, Ledger};
+use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::{self, Overflow};
+use crate::transform::loss::{Loss, LossSum};
 
 /// Bytes gathered, cast and written per step; a step is whole heads, so a larger head is a larger step. Large enough
 /// that a system call costs nothing, small enough that two threads stay far below the memory limit of a conversion.
@@ -33,8 +35,12 @@ pub struct OutputTensor {
     pub role: Role,
     /// The values, in the output's axis order.
     pub source: LazyTensor,
+    /// The same values in canonical axes, in which errors name elements.
+    pub canonical: LazyTensor,
     /// The type to write.
     pub dtype: DType,
+    /// The type that was asked for, where the rows are no whole blocks of it.
+    pub unfit: Option<DType>,
 }
 
 /// A file that can be written.
@@ -53,6 +59,8 @@ pub struct Written {
     pub sources: Vec<TensorDigest>,
     /// Elements saturated per output tensor name, under [`Overflow::Saturate`].
     pub saturated: BTreeMap<String, usize>,
+    /// What each output tensor's type cost, in the order of [`Plan::tensors`].
+    pub losses: Vec<Loss>,
 }
 
 /// Writes header and tensors, and hashes the source's consumed tensors in the same pass over their bytes.
@@ -77,7 +85,7 @@ pub fn write_tensors(
         }
         map
     });
-    let results: Vec<(Vec<TensorDigest>, usize)> = plan
+    let results: Vec<WrittenTensor> = plan
         .tensors
         .par_iter()
         .zip(&plan.file.tensors)
@@ -88,13 +96,21 @@ pub fn write_tensors(
         })
         .collect::<Result<_>>()?;
     let mut written = Written::default();
-    for ((digests, saturated), planned) in results.into_iter().zip(&plan.file.tensors) {
-        written.sources.extend(digests);
-        if saturated > 0 {
-            written.saturated.insert(planned.name.clone(), saturated);
+    for (tensor, planned) in results.into_iter().zip(&plan.file.tensors) {
+        written.sources.extend(tensor.sources);
+        written.losses.push(tensor.loss);
+        if tensor.saturated > 0 {
+            written.saturated.insert(planned.name.clone(), tensor.saturated);
         }
     }
     Ok(written)
+}
+
+/// What writing one tensor found out.
+struct WrittenTensor {
+    sources: Vec<TensorDigest>,
+    saturated: usize,
+    loss: Loss,
 }
 
 fn write_tensor(
@@ -104,21 +120,15 @@ fn write_tensor(
     out: &StagedFile,
     overflow: Overflow,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<(Vec<TensorDigest>, usize)> {
-    if t.dtype.is_quantized() {
-        let bytes = t.source.stored_bytes().filter(|_| t.source.stored_dtype() == t.dtype).ok_or_else(|| {
-            Error::new(
-                Code::GgufWrite,
-                format!(
-                    "expected blocks of {} that stay in their order, found {} in another",
-                    t.dtype,
-                    t.source.stored_dtype()
-                ),
-            )
-        })?;
+) -> Result<WrittenTensor> {
+    if t.dtype.is_quantized()
+        && t.source.stored_dtype() == t.dtype
+        && let Some(bytes) = t.source.stored_bytes()
+    {
         out.write_all_at(file_offset, bytes)?;
         progress(bytes.len() as u64);
-        return Ok((entries.iter().map(|e| digest_whole(e)).collect(), 0));
+        let sources = entries.iter().map(|e| digest_whole(e)).collect();
+        return Ok(WrittenTensor { sources, saturated: 0, loss: Loss::NONE });
     }
     let n_heads = t.source.shape()[0];
     let head_bytes = (t.source.len_bytes() / n_heads).max(1);
@@ -135,8 +145,9 @@ fn write_tensor(
     };
     let mut hasher = Sha256::new();
     let mut saturated = 0;
+    let mut losses = LossSum::default();
     let mut offset = file_offset;
-    let mut buffer = Vec::new();
+    let (mut buffer, mut decoded) = (Vec::new(), Vec::new());
     for head in (0..n_heads).step_by(step) {
         let n = step.min(n_heads - head);
         if let Some(bytes) = fused {
@@ -150,19 +161,60 @@ fn write_tensor(
             out.write_all_at(offset, &buffer)?;
             buffer.len()
         } else {
-            let (bytes, n_saturated) = cast::cast(part.dtype(), &buffer, t.dtype, overflow)?;
+            let values = cast::to_f32(part.dtype(), &buffer).map_err(|_| unfit(t, None))?;
+            let (bytes, n_saturated) = encode(t, &values, overflow)?;
             saturated += n_saturated;
             out.write_all_at(offset, &bytes)?;
+            decoded.resize(values.len(), 0.0);
+            quant::decode(t.dtype, &bytes, &mut decoded);
+            losses.add(&values, &decoded);
             bytes.len()
         };
         offset += len as u64;
         progress(len as u64);
     }
-    let digests = match (fused, entries) {
+    let sources = match (fused, entries) {
         (Some(_), [e]) => vec![digest(e, hex(&hasher.finalize()))],
         _ => entries.iter().map(|e| digest_whole(e)).collect(),
     };
-    Ok((digests, saturated))
+    Ok(WrittenTensor { sources, saturated, loss: losses.loss() })
+}
+
+/// Whole rows as bytes of the output type, and how many elements were saturated (plain types only).
+fn encode(t: &OutputTensor, values: &[f32], overflow: Overflow) -> Result<(Vec<u8>, usize)> {
+    if !t.dtype.is_quantized() {
+        return cast::from_f32(values, t.dtype, overflow).map_err(|_| unfit(t, None));
+    }
+    if quant::first_unfit(t.dtype, values).is_some() {
+        return Err(unfit(t, None));
+    }
+    let row_len = t.source.shape().last().copied().unwrap_or(1);
+    let mut bytes = vec![0; values.len() / t.dtype.block_len() * t.dtype.block_bytes()];
+    quant::quantize_rows(t.dtype, values, row_len, &mut bytes);
+    match quant::validate_blocks(t.dtype, &bytes) {
+        None => Ok((bytes, 0)),
+        Some(block) => Err(unfit(t, Some(&values[block * t.dtype.block_len()..][..t.dtype.block_len()]))),
+    }
+}
+
+/// The error for an element that the output type cannot hold, by its index in the canonical tensor.
+///
+/// Without a `block` it is the first element of the tensor that does not fit; in a block whose scale overflows each
+/// element may fit by itself, and the largest is to blame.
+fn unfit(t: &OutputTensor, block: Option<&[f32]>) -> Error {
+    let c = &t.canonical;
+    let mut values = vec![0f32; c.n_elements()];
+    quant::decode(c.dtype(), &c.to_bytes(), &mut values);
+    let largest = block.and_then(|b| b.iter().copied().max_by(|x, y| x.abs().total_cmp(&y.abs())));
+    let flat = match largest {
+        Some(v) => values.iter().position(|x| x.to_bits() == v.to_bits()),
+        None => quant::first_unfit(t.dtype, &values),
+    };
+    let flat = flat.expect("an element of the tensor was found not to fit");
+    Error::new(
+        Code::CastOverflow,
+        format!("expected values that {} can hold, found {:e} at {:?}", t.dtype, values[flat], c.index_of(flat)),
+    )
 }
 
 fn digest_whole(e: &Entry) -> TensorDigest {

@@ -224,6 +224,23 @@ impl LazyTensor {
         shape::n_elements(&self.shape).expect("checked when the tensor was made")
     }
 
+    /// The index, along each axis, of the element that [`gather`](Self::gather) writes as number `flat` (there is one).
+    pub fn index_of(&self, flat: usize) -> Vec<usize> {
+        let mut rest = flat;
+        let mut index: Vec<usize> = self
+            .shape
+            .iter()
+            .rev()
+            .map(|&n| {
+                let i = rest % n;
+                rest /= n;
+                i
+            })
+            .collect();
+        index.reverse();
+        index
+    }
+
     /// Bytes that [`gather`](Self::gather) writes.
     pub fn len_bytes(&self) -> usize {
         self.n_elements() * self.dtype().block_bytes()

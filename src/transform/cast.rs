@@ -43,15 +43,18 @@ pub fn to_f32(dtype: DType, src: &[u8]) -> Result<Vec<f32>> {
 /// Returns the bytes and how many elements were saturated. Errors: as [`to_f32`], and [`Code::CastOverflow`] under
 /// [`Overflow::Error`]; the element index is relative to `src`. `to` is F32, F16 or BF16 (asserted).
 pub fn cast(from: DType, src: &[u8], to: DType, on_overflow: Overflow) -> Result<(Vec<u8>, usize)> {
-    if from == to {
-        return Ok((src.to_vec(), 0));
-    }
-    let values = to_f32(from, src)?;
+    if from == to { Ok((src.to_vec(), 0)) } else { from_f32(&to_f32(from, src)?, to, on_overflow) }
+}
+
+/// F32 values as little-endian elements of F32, F16 or BF16 (asserted), and how many were saturated.
+///
+/// Errors: [`Code::CastOverflow`] under [`Overflow::Error`]; the element index is relative to `values`.
+pub fn from_f32(values: &[f32], to: DType, on_overflow: Overflow) -> Result<(Vec<u8>, usize)> {
     let mut saturated = 0;
     let bytes = match to {
         DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
         DType::F16 => narrow(
-            &values,
+            values,
             to,
             on_overflow,
             &mut saturated,
@@ -60,7 +63,7 @@ pub fn cast(from: DType, src: &[u8], to: DType, on_overflow: Overflow) -> Result
             f16::MAX.to_f32(),
         )?,
         DType::BF16 => narrow(
-            &values,
+            values,
             to,
             on_overflow,
             &mut saturated,

@@ -61,7 +61,7 @@ pub struct Report {
     pub base_metrics: Option<Metrics>,
     /// The limits that `metrics` were held against.
     pub limits: Limits,
-    /// `f32`, `f16`, `bf16` or `explicit`.
+    /// The name of their rule: a type's, `explicit` or `none`.
     pub tolerance: String,
     /// `max |logits - base_logits|` of the reference. Limits are relative to the smaller of this and `found_effect`.
     pub effect: f64,

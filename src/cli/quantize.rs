@@ -1,0 +1,27 @@
+use super::convert::{self, Job};
+use super::ui::Ui;
+use super::{types, usage};
+use crate::error::Result;
+use crate::pipeline::Format;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Rows that are no whole blocks of TYPE (256 elements for the K types, 32 for the others) fall back as in llama.cpp;\nbiases and normalisers stay F32. With --base the output is also run beside the source.\n\nExamples:\n  ptplus quantize adapter/ -o adapter-q8_0.gguf q8_0 --base model/\n  ptplus quantize adapter.gguf -o small.gguf q4_0 --tensor-type 'blk\\.0\\.=q8_0' --max-error relative=0.1\n  ptplus quantize adapter/ -o small.gguf --auto KL=1e-3 --base model/\n  ptplus quantize --list-types"
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    job: Job,
+    /// Type of the memories and feature maps, by name or by ggml's number
+    #[arg(value_name = "TYPE", required_unless_present_any = ["list_types", "auto"], conflicts_with = "auto")]
+    dtype: Option<String>,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    if a.job.types.list_types {
+        return types::list(ui);
+    }
+    if a.job.output.as_ref().is_some_and(|o| o.extension().is_none_or(|e| e != "gguf")) {
+        return Err(usage("--output", format!("expected a name that ends in .gguf, found {:?}", a.job.output)));
+    }
+    convert::run_job(&a.job, a.job.types.rules("TYPE", a.dtype.as_deref().unwrap_or("keep"))?, Format::Gguf, ui)
+}
