@@ -163,7 +163,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
             let written = export::write_tensors(&plan, &source.ledger, &out, job.overflow, &step)?;
             export::gguf::patch_source_digest(&plan, &source, &written, &out)?;
-            report.verification = prove(job, out.staged_path())?;
+            report.verification = prove(job, &source, out.staged_path())?;
             out.commit()?;
             written
         }
@@ -173,7 +173,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             let written = export::write_tensors(&plan, &source.ledger, &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
             config.write_all_at(0, export::canonical::config_json(source.adapter(), model_type).as_bytes())?;
-            report.verification = prove(job, folder.staged_path())?;
+            report.verification = prove(job, &source, folder.staged_path())?;
             folder.commit()?;
             written
         }
@@ -249,11 +249,14 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
 }
 
 /// Reads the staged output as anybody would and holds it against the probe.
-fn prove(job: &Convert<'_>, staged: &Path) -> Result<Option<verify::Report>> {
+fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<verify::Report>> {
     let Some(proof) = &job.prove else { return Ok(None) };
     let base = job.base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
     let adapter = read_adapter(staged, Some(base))?;
-    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &proof.options)?;
+    // What the source's type has lost, writing a finer one does not bring back.
+    let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
+    let options = verify::Options { tolerance, ..proof.options.clone() };
+    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
     match report.failures.first() {
         None => Ok(Some(report)),
         Some(failure) => {

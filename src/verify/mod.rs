@@ -194,7 +194,7 @@ fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamO
 }
 
 /// The limits of the coarsest type in any of the adapters or their recorded sources.
-fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
+pub(crate) fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
     if let Some(t) = &options.tolerance {
         return Ok(t.clone());
     }
