@@ -416,12 +416,9 @@ fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<
     let Some(proof) = &job.prove else { return Ok(None) };
     let base = job.base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
     let adapter = read_adapter(staged, Some(base))?;
-    // The source may have been coarser than what was written, and its values were rounded then.
-    let tolerance = match &proof.options.tolerance {
-        Some(t) => t.clone(),
-        None => verify::default_tolerance(&[&adapter, source])?,
-    };
-    let options = verify::Options { tolerance: Some(tolerance), ..proof.options.clone() };
+    // What the source's type has lost, writing a finer one does not bring back.
+    let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
+    let options = verify::Options { tolerance, ..proof.options.clone() };
     let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
     match report.failures.first() {
         None => Ok(Some(report)),

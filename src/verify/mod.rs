@@ -195,17 +195,13 @@ fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamO
     StreamOptions { device: options.device.clone(), positions: positions.map(<[usize]>::to_vec) }
 }
 
-fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
+/// The limits that are stated, or else those of the coarsest type that any of the adapters has ever been in.
+///
+/// Errors: [`Code::NothingCompared`] where none are established for it.
+pub(crate) fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
     if let Some(t) = &options.tolerance {
         return Ok(t.clone());
     }
-    default_tolerance(adapters)
-}
-
-/// The limits of the coarsest type that any of the adapters has ever been in.
-///
-/// Errors: [`Code::NothingCompared`] where none are established for it.
-pub fn default_tolerance(adapters: &[&Validated]) -> Result<Tolerance> {
     Tolerance::for_dtype(coarsest(adapters.iter().map(|a| a.coarsest_dtype())))
 }
 
