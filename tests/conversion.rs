@@ -106,7 +106,13 @@ fn a_dry_run_writes_nothing_and_says_exactly_what_would_be_written() {
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
     let (code, done) = json(args(false));
     assert_eq!(code, 0);
-    assert_eq!(planned["tensors"], done["tensors"]);
+    // Only what the values show is not known beforehand.
+    let without_loss = |report: &serde_json::Value| {
+        let mut tensors = report["tensors"].clone();
+        tensors.as_array_mut().unwrap().iter_mut().for_each(|t| drop(t.as_object_mut().unwrap().remove("loss")));
+        tensors
+    };
+    assert_eq!(without_loss(&planned), without_loss(&done));
     assert_eq!(planned["len_bytes"].as_u64().unwrap(), std::fs::metadata(&gguf).unwrap().len());
 }
 
