@@ -188,7 +188,7 @@ const BASE_MODULES: &[&str] = &[
     "output",
 ];
 
-/// Reads a name. `default_only`: of PEFT's adapter names take only `default`, its own.
+/// Reads a name.
 pub fn read(name: &str) -> Meaning {
     let words: Vec<&str> = name.split(['.', '/', '|', ':']).filter(|w| !w.is_empty()).collect();
     if words.iter().take(2).any(|w| TRAINER_STATE.contains(w)) || words.last().is_some_and(|w| MOMENTS.contains(w)) {
@@ -197,8 +197,11 @@ pub fn read(name: &str) -> Meaning {
     if is_base(&words) {
         return Meaning::Ignored("weights of the base model");
     }
+    // `layers.00`: a number that no writer prints so.
+    let odd = words.iter().any(|w| w.bytes().all(|b| b.is_ascii_digit()) && number(w).is_none());
     let Places { words, numbers } = places(&words);
-    if numbers.len() <= 2
+    if !odd
+        && numbers.len() <= 2
         && let Some((layer, head)) = layer_and_head(&numbers)
     {
         for (phrase, adapter) in phrases(&words) {
