@@ -163,7 +163,8 @@ fn rewritten(temp: &Path, name: &str, change: impl Fn(&str) -> Vec<String>) -> P
 #[test]
 fn left_over_and_doubly_claimed_tensors_are_errors() {
     let temp = tempfile::tempdir().unwrap();
-    let cases: [(&str, fn(&str) -> Vec<String>, &str); 4] = [
+    type Case = (&'static str, fn(&str) -> Vec<String>, &'static str);
+    let cases: [Case; 4] = [
         ("a second copy", |n| vec![n.into(), format!("ema.{n}")], "adapter-duplicate"),
         ("an unknown part", |n| vec![n.into(), format!("{n}_gate")], "adapter-left-over"),
         ("a second adapter", |n| vec![n.into(), format!("{n}.other")], "adapter-left-over"),

@@ -112,20 +112,17 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
-    let prove = match &probe {
-        Some(probe) => Some(Proof {
-            probe,
-            path: a.probe.as_deref().unwrap_or(Path::new("")),
-            options: verify::Options { device: &device, tolerance, progress: &steps },
-        }),
-        None => None,
-    };
+    let prove = probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof {
+        probe,
+        path,
+        options: verify::Options { device: &device, tolerance, progress: &steps },
+    });
     // The prompts of `verify --against`, so that both print the same figures; a probe's tokens are real ones.
     let prompts = match &probe {
         Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
         None => Prompts::DEFAULT,
     };
-    let measure = base.is_some().then(|| Measure { prompts, device: &device, progress: &steps });
+    let measure = base.is_some().then_some(Measure { prompts, device: &device, progress: &steps });
     let done = pipeline::convert(&Convert {
         adapter,
         reading: &reading,

@@ -1,5 +1,5 @@
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 
@@ -71,11 +71,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
     let options = Options { device: &device, tolerance, progress: &steps };
-    let proof = probe.as_ref().map(|probe| Proof {
-        probe,
-        path: a.probe.as_deref().unwrap_or(Path::new("")),
-        options: options.clone(),
-    });
+    let proof =
+        probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
     let (adapter, conventions) =
         read_adapter_settling(&a.adapter, &a.reading.options()?, base.as_ref(), proof.as_ref())?;
     conventions.iter().for_each(|s| ui.note(&s.line()));

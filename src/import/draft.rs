@@ -435,7 +435,9 @@ impl Draft {
         findings: &mut Vec<Finding>,
     ) -> Result<BTreeMap<usize, AdapterLayer>> {
         let known = self.sizes(sharing, base);
-        let mut slots: BTreeMap<(usize, Role), BTreeMap<Option<usize>, (&str, LazyTensor)>> = BTreeMap::new();
+        /// The pieces of one tensor by head, each with its name in the source.
+        type Heads<'a> = BTreeMap<Option<usize>, (&'a str, LazyTensor)>;
+        let mut slots: BTreeMap<(usize, Role), Heads<'_>> = BTreeMap::new();
         for p in &self.parts {
             let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
                 findings.push(Finding::new(

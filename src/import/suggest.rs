@@ -204,9 +204,7 @@ fn guess(g: &Group, no_memory: bool) -> Option<Role> {
         Some(Role::Normalizer)
     } else if has(&["feature", "phi", "proj_q"]) {
         Some(if has(&["bias"]) { Role::FeatureBias } else { Role::FeatureWeight })
-    } else if has(&["mem", "prefix", "ptplus"]) && is_matrix {
-        Some(Role::Memory)
-    } else if no_memory && is_matrix && g.shape.len() >= 2 {
+    } else if is_matrix && (has(&["mem", "prefix", "ptplus"]) || (no_memory && g.shape.len() >= 2)) {
         Some(Role::Memory)
     } else {
         None

@@ -84,7 +84,7 @@ impl Rotation {
 
 /// Queries `[B, H, T, D]` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
 ///
-/// Errors: as [`inverse_frequencies`]. Asserts that `q` has `shape`.
+/// Errors: those of the base's RoPE. Asserts that `q` has `shape`.
 pub fn before_rope(base: &BaseModel, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
     assert_eq!(q.len(), shape.iter().product::<usize>());
     let device = Device::cpu();
