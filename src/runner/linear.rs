@@ -140,3 +140,52 @@ impl InplaceOp1 for DecodeRows<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::base::BlockWeight as W;
+
+    fn projections() -> Vec<Rows> {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa/base.gguf");
+        let base = BaseModel::open(&file).unwrap();
+        [W::Query, W::Key, W::Value].map(|w| base.rows(Weight::Block(0, w)).unwrap()).into()
+    }
+
+    #[test]
+    fn decoding_may_start_and_end_anywhere() {
+        let parts = projections();
+        let k = parts[0].row_len();
+        let all: Vec<f32> = parts.iter().flat_map(|p| p.to_f32()).collect();
+        let n_rows = all.len() / k;
+        let border = parts[0].n_rows();
+        for (first, n) in [(0, n_rows), (border - 3, 7), (border, 1), (n_rows - 2, 2), (5, n_rows - 9)] {
+            let room = Tensor::zeros(n * k, DType::F32, &candle_core::Device::Cpu).unwrap();
+            room.inplace_op1(&DecodeRows { parts: &parts, first }).unwrap();
+            assert_eq!(room.to_vec1::<f32>().unwrap(), all[first * k..(first + n) * k], "{n} rows from {first}");
+        }
+    }
+
+    #[test]
+    fn few_and_many_positions_are_projected_alike() {
+        let parts = projections();
+        let k = parts[0].row_len();
+        let w: Vec<f32> = parts.iter().flat_map(|p| p.to_f32()).collect();
+        let n = w.len() / k;
+        for m in [1, 2, FEW_POSITIONS, FEW_POSITIONS + 1, 33] {
+            let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
+            let linear = Linear { matrix: Matrix::Encoded(parts.clone()), bias: None };
+            let x_tensor = Tensor::from_slice(&x, (m, k), &candle_core::Device::Cpu).unwrap();
+            let y = linear.forward(&x_tensor, &mut Workspace::default()).unwrap().to_vec2::<f32>().unwrap();
+            for (y, x) in y.iter().zip(x.chunks(k)) {
+                assert_eq!(y.len(), n);
+                for (y, w) in y.iter().zip(w.chunks(k)) {
+                    let truth: f64 = x.iter().zip(w).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    assert!((f64::from(*y) - truth).abs() < 1e-5, "{m} positions");
+                }
+            }
+        }
+    }
+}

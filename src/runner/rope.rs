@@ -93,3 +93,34 @@ pub fn before_rope(base: &BaseModel, q: &[f32], shape: [usize; 4]) -> Result<Vec
     let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
     rotation.apply(&q).and_then(|x| x.flatten_all()?.to_vec1()).map_err(candle)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn base(file: &str) -> BaseModel {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
+        BaseModel::open(&folder.join(file)).unwrap()
+    }
+
+    #[test]
+    fn linear_scaling_divides_every_frequency() {
+        let mut base = base("base");
+        base.config.rope.scaling = RopeScaling::None;
+        let plain = inverse_frequencies(&base).unwrap();
+        base.config.rope.scaling = RopeScaling::Linear { factor: 4.0 };
+        let scaled = inverse_frequencies(&base).unwrap();
+        assert_eq!(plain[0], 1.0);
+        assert_eq!(scaled, plain.iter().map(|f| f / 4.0).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_formula_of_llama3_gives_the_divisors_that_ggufs_conversion_stored() {
+        let (formula, divisors) = (inverse_frequencies(&base("base")), inverse_frequencies(&base("base.gguf")));
+        for (a, b) in formula.unwrap().iter().zip(divisors.unwrap()) {
+            assert!((a - b).abs() <= 1e-6 * a, "{a} {b}");
+        }
+    }
+}

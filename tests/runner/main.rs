@@ -5,6 +5,7 @@ mod base;
 mod common;
 
 use common::{Collect, MODELS, Probe, adapter, max_difference, model};
+use ptplus::adapter::MemorySharing;
 use ptplus::base::BaseModel;
 use ptplus::error::Code;
 use ptplus::runner::{Device, Lane, Logits, Model, StreamOptions, phi, stream};
@@ -226,4 +227,27 @@ fn stored_terms_follow_from_stored_queries() {
             assert!(d <= 1e-5, "{name} layer {i}: {d:.1e}");
         }
     }
+}
+
+#[test]
+fn a_shared_memory_is_the_same_memory_for_every_head() {
+    let mut a = adapter(&model("qwen2").join("adapter")); // 4 heads, 2 key/value heads
+    let g = a.config.geometry;
+    let probe = Probe::open(&model("qwen2").join("probe.safetensors"));
+    let (shape, q) = probe.get("q.0").unwrap();
+    let shape: [usize; 4] = shape.try_into().unwrap();
+    let memories: Vec<f32> = (0..2 * g.n_features * g.value_head_dim).map(|i| (i as f32 * 0.7).sin()).collect();
+    let mut term = |sharing, heads: &[usize]| {
+        let size = g.n_features * g.value_head_dim;
+        let values: Vec<f32> = heads.iter().flat_map(|m| memories[m * size..(m + 1) * size].to_vec()).collect();
+        a.config.memory_sharing = sharing;
+        let layer = a.layers.get_mut(&0).unwrap();
+        layer.memory = LazyTensor::from_f32(&values, &[heads.len(), g.n_features, g.value_head_dim]);
+        phi::term_f32(&q, shape, &a.config, layer, 0).unwrap()
+    };
+    let per_head = term(MemorySharing::PerHead, &[0, 0, 1, 1]);
+    assert!(max_difference(&per_head, &term(MemorySharing::PerKvHead, &[0, 1])) < 1e-5);
+    assert!(max_difference(&per_head, &term(MemorySharing::PerHead, &[0, 1, 0, 1])) > 0.1);
+    let all_the_same = term(MemorySharing::PerHead, &[1, 1, 1, 1]);
+    assert!(max_difference(&all_the_same, &term(MemorySharing::Shared, &[1])) < 1e-5);
 }

@@ -1,0 +1,213 @@
+//! `config.json` in both dialects, and everything about it that is refused.
+
+use serde_json::json;
+
+use super::*;
+
+fn parsed(json: Value) -> Result<BaseConfig> {
+    parse(Path::new("config.json"), &json)
+}
+
+/// `changes` on top of a complete configuration; a change to the string "absent" removes the key.
+fn changed(model_type: &str, changes: Value) -> Result<BaseConfig> {
+    let mut config = json!({
+        "model_type": model_type, "hidden_size": 96, "intermediate_size": 160, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "vocab_size": 160,
+        "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 512, "rope_theta": 5000.0,
+    });
+    for (key, value) in changes.as_object().unwrap() {
+        match value.as_str() {
+            Some("absent") => drop(config.as_object_mut().unwrap().shift_remove(key)),
+            _ => drop(config.as_object_mut().unwrap().insert(key.clone(), value.clone())),
+        }
+    }
+    parsed(config)
+}
+
+#[test]
+fn absent_keys_take_the_class_defaults() {
+    // (layers, heads, kv heads, head length, hidden, intermediate, vocabulary), read off transformers' classes
+    for (name, expected, window) in [
+        ("llama", (32, 32, 32, 128, 4096, 11008, 32000), None),
+        ("mistral", (32, 32, 8, 128, 4096, 14336, 32000), Some(4096)),
+        ("qwen2", (32, 32, 32, 128, 4096, 22016, 151936), None),
+        ("qwen3", (32, 32, 32, 128, 4096, 22016, 151936), None),
+    ] {
+        let c = parsed(json!({ "model_type": name })).unwrap();
+        let found = (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_size, c.intermediate_size, c.vocab_size);
+        assert_eq!(found, expected, "{name}");
+        assert_eq!((c.rms_eps, c.rope.theta, c.rope.scaling), (1e-6, 10_000.0, RopeScaling::None), "{name}");
+        assert_eq!(c.sliding_windows, vec![window; 32], "{name}");
+        assert!(!c.tied_embeddings, "{name}");
+    }
+}
+
+#[test]
+fn null_is_not_absent() {
+    let kv = |name, value: Value| changed(name, json!({ "num_key_value_heads": value })).map(|c| c.n_kv_heads);
+    assert_eq!(kv("mistral", Value::Null).unwrap(), 4, "null is as many as heads");
+    assert_eq!(kv("qwen2", json!(1)).unwrap(), 1);
+    let window = |value: Value| changed("mistral", json!({ "sliding_window": value })).map(|c| c.sliding_windows[0]);
+    assert_eq!(window(Value::Null).unwrap(), None);
+    assert_eq!(window(json!("absent")).unwrap(), Some(4096));
+    assert_eq!(window(json!(8)).unwrap(), Some(8));
+    let head_dim = |name, value: Value| changed(name, json!({ "head_dim": value })).map(|c| c.head_dim);
+    assert_eq!(head_dim("qwen3", json!("absent")).unwrap(), 128);
+    assert_eq!(head_dim("qwen3", Value::Null).unwrap_err().field_name(), Some("head_dim"));
+    assert_eq!(head_dim("mistral", Value::Null).unwrap(), 24);
+    assert_eq!(head_dim("llama", json!(64)).unwrap(), 64, "not hidden size over heads");
+}
+
+#[test]
+fn both_dialects_state_the_same_rope() {
+    let llama3 =
+        RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 64 };
+    let fields = json!({"factor": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64});
+    let with = |more: Value| {
+        let mut all = fields.as_object().unwrap().clone();
+        all.extend(more.as_object().unwrap().clone());
+        Value::Object(all)
+    };
+    for (changes, theta, scaling) in [
+        (json!({}), 5000.0, RopeScaling::None),
+        (json!({"rope_theta": "absent"}), 10_000.0, RopeScaling::None),
+        (json!({"rope_scaling": null, "rope_parameters": null}), 5000.0, RopeScaling::None),
+        (json!({"rope_scaling": {"type": "linear", "factor": 2}}), 5000.0, RopeScaling::Linear { factor: 2.0 }),
+        (json!({"rope_scaling": with(json!({"rope_type": "llama3"}))}), 5000.0, llama3),
+        (
+            json!({"rope_theta": "absent", "rope_parameters": {"rope_type": "default", "rope_theta": 7}}),
+            7.0,
+            RopeScaling::None,
+        ),
+        (
+            json!({"rope_theta": "absent",
+            "rope_parameters": with(json!({"rope_type": "llama3", "rope_theta": 5e5}))}),
+            5e5,
+            llama3,
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+            5000.0,
+            RopeScaling::Linear { factor: 4.0 },
+        ),
+    ] {
+        let rope = changed("llama", changes.clone()).unwrap().rope;
+        assert_eq!(rope, Rope { theta, scaling }, "{changes}");
+    }
+}
+
+#[test]
+fn windows_apply_to_the_layers_that_the_configuration_names() {
+    for (name, changes, expected) in [
+        ("llama", json!({"sliding_window": 4}), [None, None, None]),
+        ("qwen2", json!({"sliding_window": 4}), [None, None, None]),
+        (
+            "qwen2",
+            json!({"sliding_window": 4, "use_sliding_window": true, "max_window_layers": 2}),
+            [None, None, Some(4)],
+        ),
+        ("qwen2", json!({"sliding_window": 4, "use_sliding_window": true}), [None, None, None]),
+        (
+            "qwen2",
+            json!({"sliding_window": null, "use_sliding_window": true, "max_window_layers": 0}),
+            [None, None, None],
+        ),
+        ("qwen3", json!({"use_sliding_window": true, "max_window_layers": 1}), [None, Some(4096), Some(4096)]),
+        (
+            "qwen3",
+            json!({"sliding_window": 4, "use_sliding_window": true,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+            [Some(4), None, Some(4)],
+        ),
+        ("qwen3", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]}), [None, None, None]),
+        (
+            "mistral",
+            json!({"sliding_window": 4,
+            "layer_types": ["sliding_attention", "sliding_attention", "sliding_attention"]}),
+            [Some(4), Some(4), Some(4)],
+        ),
+    ] {
+        assert_eq!(changed(name, changes.clone()).unwrap().sliding_windows, expected, "{name} {changes}");
+    }
+}
+
+#[test]
+fn biases_and_norms_are_those_of_the_family() {
+    let llama = changed("llama", json!({"attention_bias": true, "mlp_bias": true})).unwrap();
+    assert_eq!(llama.biases, Biases { query_key_value: true, attention_output: true, feed_forward: true });
+    let qwen2 = changed("qwen2", json!({"attention_bias": false})).unwrap();
+    assert_eq!(qwen2.biases, Biases { query_key_value: true, ..Biases::default() });
+    assert_eq!(changed("mistral", json!({"attention_bias": true})).unwrap().biases, Biases::default());
+    assert!(changed("qwen3", json!({})).unwrap().query_key_norm && !llama.query_key_norm);
+}
+
+#[test]
+fn what_is_wrong_or_not_computed_is_refused_with_its_field() {
+    use Code::{BaseArchitecture as A, ConfigField as F, ConfigUnsupported as U};
+    for (name, changes, code, field) in [
+        ("llama", json!({"model_type": "absent"}), A, "model_type"),
+        ("llama", json!({"model_type": null}), A, "model_type"),
+        ("gpt2", json!({}), A, "model_type"),
+        ("llama", json!({"model_type": 3}), F, "model_type"),
+        ("llama", json!({"hidden_act": "gelu"}), U, "hidden_act"),
+        ("llama", json!({"hidden_act": null}), F, "hidden_act"),
+        ("llama", json!({"pretraining_tp": 2}), U, "pretraining_tp"),
+        ("llama", json!({"partial_rotary_factor": 0.5}), U, "partial_rotary_factor"),
+        (
+            "llama",
+            json!({"rope_parameters": {"partial_rotary_factor": 0.5}}),
+            U,
+            "rope_parameters.partial_rotary_factor",
+        ),
+        ("llama", json!({"quantization_config": {"quant_method": "gptq"}}), U, "quantization_config"),
+        ("llama", json!({"num_local_experts": 8}), U, "num_local_experts"),
+        ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 2}}), U, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}), U, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"rope_type": null}}), F, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"type": "linear"}}), F, "rope_scaling.factor"),
+        ("llama", json!({"rope_scaling": {"type": "linear", "factor": 0}}), F, "rope_scaling.factor"),
+        ("llama", json!({"rope_scaling": {"type": "linear", "factor": "2"}}), F, "rope_scaling.factor"),
+        ("llama", json!({"rope_scaling": "linear"}), F, "rope_scaling"),
+        (
+            "llama",
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
+            F,
+            "rope_scaling.high_freq_factor",
+        ),
+        (
+            "qwen2",
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+            U,
+            "rope_parameters.full_attention",
+        ),
+        ("llama", json!({"rope_theta": 5.0, "rope_parameters": {"rope_theta": 6.0}}), F, "rope_parameters.rope_theta"),
+        ("llama", json!({"rope_theta": null}), F, "rope_theta"),
+        ("llama", json!({"rope_theta": -1}), F, "rope_theta"),
+        ("llama", json!({"num_attention_heads": 0}), F, "num_attention_heads"),
+        ("llama", json!({"num_attention_heads": 0, "head_dim": null}), F, "hidden_size"),
+        ("llama", json!({"num_key_value_heads": 3}), F, "num_key_value_heads"),
+        ("llama", json!({"num_key_value_heads": 0}), F, "num_key_value_heads"),
+        ("llama", json!({"head_dim": 25}), F, "head_dim"),
+        ("llama", json!({"head_dim": 24.0}), F, "head_dim"),
+        ("llama", json!({"head_dim": -24}), F, "head_dim"),
+        ("llama", json!({"head_dim": "absent", "hidden_size": 97}), F, "hidden_size"),
+        ("llama", json!({"num_hidden_layers": 0}), F, "num_hidden_layers"),
+        ("llama", json!({"num_hidden_layers": 4_000_000_000u64}), F, "num_hidden_layers"),
+        ("llama", json!({"num_hidden_layers": null}), F, "num_hidden_layers"),
+        ("llama", json!({"vocab_size": u64::MAX}), F, "vocab_size"),
+        ("llama", json!({"hidden_size": "96"}), F, "hidden_size"),
+        ("llama", json!({"rms_norm_eps": -1e-6}), F, "rms_norm_eps"),
+        ("llama", json!({"rms_norm_eps": null}), F, "rms_norm_eps"),
+        ("llama", json!({"tie_word_embeddings": "yes"}), F, "tie_word_embeddings"),
+        ("mistral", json!({"sliding_window": 0}), F, "sliding_window"),
+        ("mistral", json!({"layer_types": ["full_attention", "full_attention", "full_attention"]}), U, "layer_types"),
+        ("qwen3", json!({"layer_types": ["full_attention"]}), F, "layer_types"),
+        ("qwen3", json!({"layer_types": ["full_attention", "chunked_attention", "full_attention"]}), U, "layer_types"),
+        ("qwen3", json!({"layer_types": ["sliding_attention", "full_attention", "full_attention"]}), F, "layer_types"),
+    ] {
+        let e = changed(name, changes.clone()).unwrap_err();
+        assert_eq!((e.code(), e.field_name()), (code, Some(field)), "{changes}: {e}");
+    }
+}
