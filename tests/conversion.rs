@@ -92,7 +92,10 @@ fn a_dry_run_writes_nothing_and_says_exactly_what_would_be_written() {
     assert_eq!(std::fs::read_dir(temp.path()).unwrap().count(), 0);
     let (code, done) = json(args(false));
     assert_eq!(code, 0);
-    assert_eq!(planned["tensors"], done["tensors"]);
+    // What the type cost is known only when the values have been read.
+    let mut written = done["tensors"].clone();
+    written.as_array_mut().unwrap().iter_mut().for_each(|t| t["loss"] = serde_json::Value::Null);
+    assert_eq!(planned["tensors"], written);
     assert_eq!(planned["len_bytes"].as_u64().unwrap(), std::fs::metadata(&gguf).unwrap().len());
 }
 
