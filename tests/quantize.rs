@@ -552,6 +552,32 @@ fn auto_keeps_the_whole_within_the_bound_and_saves_what_the_bound_allows() {
     assert_eq!(json(args).0, 2, "without a base there are no logits");
 }
 
+#[test]
+fn blocks_that_cannot_be_decoded_or_are_poisoned_are_refused() {
+    let case = Case::new(&RawAdapter::fixture("qwen2"));
+    assert_eq!(case.quantize("a.gguf", "q4_0", &["--arch", "qwen2"]).0, 0);
+    let whole = std::fs::read(case.path("a.gguf")).unwrap();
+    let file = gguf::open(&case.path("a.gguf")).unwrap();
+    let t = file.tensors.iter().find(|t| t.name == "blk.1.attn_prefix_memory.weight").unwrap();
+    // In the header: name, number of dimensions, dimensions, type.
+    let name_end = whole.windows(t.name.len()).position(|w| w == t.name.as_bytes()).unwrap() + t.name.len();
+    let type_at = name_end + 4 + 8 * t.shape.len();
+    assert_eq!(whole[type_at..type_at + 4], DType::Q4_0.ggml_id().unwrap().to_le_bytes());
+    // IQ4_NL blocks are as large as those of Q4_0, so that the file stays consistent.
+    let mut unknown = whole.clone();
+    unknown[type_at..type_at + 4].copy_from_slice(&DType::IQ4_NL.ggml_id().unwrap().to_le_bytes());
+    let mut poisoned = whole.clone();
+    poisoned[t.file_offset as usize + 1] = 0x7C; // the first scale becomes infinite or NaN
+    for (bytes, exit_code, code) in [(unknown, 7, "config-unsupported"), (poisoned, 3, "non-finite")] {
+        let input = case.path("bad.gguf");
+        std::fs::write(&input, bytes).unwrap();
+        let (found, report) = quantize(&input, &case.path("out.gguf"), "keep", &[]);
+        assert_eq!((found, report["error"]["code"].as_str()), (exit_code, Some(code)), "{report}");
+        assert!(report["error"]["field"].as_str().unwrap().starts_with("layers.1.memory"), "{report}");
+    }
+    assert_eq!(case.names(), ["a.gguf", "adapter", "bad.gguf"]);
+}
+
 /// Row order, tap and activation, each wrong, in the type under test; SPEC section 8's reason for relative limits.
 #[test]
 fn a_quantized_adapter_passes_and_a_quantized_mistake_does_not() {

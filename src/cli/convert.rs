@@ -55,10 +55,10 @@ pub struct Job {
     /// Device for the verification: cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Limits for the verification: f32, f16, bf16 or max_abs=X,mean_kl=Y
+    /// Limits for the verification: a type (f32, bf16, q8_0, ...) or max_abs=X,mean_kl=Y
     #[arg(long, requires = "probe")]
     tolerance: Option<String>,
-    /// Replace values beyond the output type by its largest value instead of refusing
+    /// Replace values beyond F16 or BF16 by the type's largest value instead of refusing
     #[arg(long)]
     allow_overflow: bool,
     /// Replace an existing output

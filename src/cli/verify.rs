@@ -46,7 +46,7 @@ pub struct Arguments {
     /// Tokens in a random prompt
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=4096))]
     length: u16,
-    /// Limits: f32, f16, bf16 or max_abs=X,mean_kl=Y; by default those of the coarsest type involved
+    /// Limits: a type (f32, bf16, q8_0, ...) or max_abs=X,mean_kl=Y; by default those of the coarsest type involved
     #[arg(long)]
     tolerance: Option<String>,
     /// cpu, cuda, cuda:N or auto
