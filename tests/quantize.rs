@@ -141,7 +141,7 @@ fn check_bytes(file: &Gguf, a: &RawAdapter, architecture: &str, dtype: DType) {
             continue;
         }
         let row = *values.shape.last().unwrap();
-        let dtype = if row % dtype.block_len() == 0 { dtype } else { fallback(dtype) };
+        let dtype = if row.is_multiple_of(dtype.block_len()) { dtype } else { fallback(dtype) };
         assert_eq!(stored.dtype, dtype, "{name}: rows of {row}");
         let mut expected = vec![0; values.values.len() / dtype.block_len() * dtype.block_bytes()];
         quant::quantize_row_scalar(dtype, &values.values, &mut expected);

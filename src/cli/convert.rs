@@ -116,7 +116,7 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
         Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
         None => Prompts::DEFAULT,
     };
-    let measure = base.is_some().then(|| Measure { prompts, device: &device, progress: &steps });
+    let measure = base.is_some().then_some(Measure { prompts, device: &device, progress: &steps });
     let done = pipeline::convert(&Convert {
         adapter,
         base: base.as_ref(),
