@@ -238,7 +238,9 @@ fn non_finite(adapter: &Adapter) -> Vec<Finding> {
     tensors
         .into_par_iter()
         .filter_map(|(i, role, t)| {
-            let (index, value) = first_non_finite(t)?;
+            let found = first_non_finite(t);
+            t.release();
+            let (index, value) = found?;
             Some(Finding::new(
                 Code::NonFinite,
                 Adapter::canonical_name(i, role),

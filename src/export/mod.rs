@@ -92,7 +92,9 @@ pub fn write_tensors(
         .map(|(t, planned)| {
             let entries = by_part.get(&(t.layer, t.role)).map(Vec::as_slice).unwrap_or_default();
             let name_error = |e: Error| e.field(Adapter::canonical_name(t.layer, t.role));
-            write_tensor(t, planned.file_offset, entries, out, overflow, progress).map_err(name_error)
+            let written = write_tensor(t, planned.file_offset, entries, out, overflow, progress).map_err(name_error);
+            t.source.release();
+            written
         })
         .collect::<Result<_>>()?;
     let mut written = Written::default();

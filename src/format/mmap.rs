@@ -1,12 +1,16 @@
 //! Files as immutable bytes through a memory map; the only `unsafe` of the formats.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
+use crate::tensor::lazy::Backing;
+
+use memmap2::UncheckedAdvice;
 
 /// Opens a regular file for reading; never blocks, whatever stands at `path`.
 ///
@@ -41,9 +45,28 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     // new files renamed into place, and an output that is an input is refused. `Mmap` owns the mapping, which outlives
     // the descriptor. What remains is another process that truncates or rewrites the file while it is mapped: then
     // bytes may change between two reads (no code relies on reading the same value twice for memory safety; the bytes
-    // are only ever viewed as `[u8]`), or the system ends this process with SIGBUS. docs/SECURITY.md says so.
+    // are only ever viewed as `[u8]`), or the system ends this process with SIGBUS. docs/ARCHITECTURE.md says so.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot map", e))?;
-    Ok(Bytes::new(Arc::new(map)))
+    Ok(Bytes::new(Arc::new(Mapped(map))))
+}
+
+/// A read-only memory map of a file.
+struct Mapped(memmap2::Mmap);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Backing for Mapped {
+    fn release(&self, range: Range<usize>) {
+        // SAFETY: DontNeed drops the pages from this process. The map is private, read-only and backed by its file, so
+        // nothing was written that could be lost, and the next access reads the same bytes from the file again.
+        let advised = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Advice is a courtesy: without it the pages stay until the system wants them.
+        drop(advised);
+    }
 }
 
 #[cfg(test)]

@@ -17,18 +17,33 @@ use std::sync::Arc;
 use super::{DType, shape};
 use crate::error::{Code, Error, Result};
 
+/// What [`Bytes`] are part of.
+pub trait Backing: AsRef<[u8]> + Send + Sync {
+    /// The bytes of `range` are not needed for a while; they stay valid, and reading them again may take longer.
+    fn release(&self, range: Range<usize>) {
+        let _ = range;
+    }
+}
+
+impl Backing for Vec<u8> {}
+
 /// A shared range of immutable bytes: part of a memory map or of a heap buffer.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Backing>,
     range: Range<usize>,
 }
 
 impl Bytes {
     /// All bytes of `owner`.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+    pub fn new(owner: Arc<dyn Backing>) -> Self {
         let range = 0..(*owner).as_ref().len();
         Bytes { owner, range }
+    }
+
+    /// Says that these bytes are not needed for a while: the pages of a memory map leave this process.
+    pub fn release(&self) {
+        self.owner.release(self.range.clone());
     }
 
     /// The sub-range `range`, relative to this one; `None` when it reaches outside.
@@ -390,6 +405,11 @@ impl LazyTensor {
                 }
             }
         }
+    }
+
+    /// Says that the stored bytes are not needed for a while; see [`Bytes::release`].
+    pub fn release(&self) {
+        self.parts.iter().for_each(|p| p.bytes.release());
     }
 
     /// The elements, row-major and contiguous, on the heap.
