@@ -4,7 +4,9 @@
 //! - `convert` F32 to F32 GGUF, norm row order (every head transposed and reordered), against `cp --reflink=never` and a
 //!   sync of the copy, both with the input in the page cache; peak of RssAnon + RssShmem sampled every millisecond;
 //! - `inspect` and `validate` on the base: time and peak resident memory;
-//! - `verify` on the base: time and peak of RssAnon + RssShmem.
+//! - `verify` on the base: time and peak of RssAnon + RssShmem;
+//! - `quantize` of SmolLM2 (if `fixtures/fetch-smollm2.sh` has been run), decoded to F32, to Q8_0 and Q4_K, against `cp` of
+//!   the same file and a sync, with one thread and with all.
 //!
 //! `PTPLUS_BENCH_MB` sets the adapter's size, `PTPLUS_BENCH_DIR` the folder.
 
@@ -28,6 +30,7 @@ fn main() {
     convert(temp.path(), mb);
     headers(temp.path());
     verify(temp.path());
+    quantize(temp.path());
 }
 
 fn convert(dir: &Path, mb: usize) {
@@ -125,6 +128,66 @@ fn verify(dir: &Path) {
         start.elapsed().as_secs_f64(),
         peak.anon_kib as f64 / 1024.0 / 1024.0
     );
+}
+
+fn quantize(dir: &Path) {
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/fetched/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !fetched.is_file() {
+        println!("quantize: skipped, {} is not there", fetched.display());
+        return;
+    }
+    let (floats, out, copy) = (dir.join("smollm2-f32.gguf"), dir.join("smollm2.gguf"), dir.join("smollm2-copy"));
+    run(Command::new(env!("CARGO_BIN_EXE_ptplus"))
+        .arg("convert")
+        .arg(&fetched)
+        .arg("-o")
+        .arg(&floats)
+        .args(["--outtype", "f32"]));
+    let bytes = std::fs::read(&floats).expect("just written").len();
+    let mut cps = Vec::new();
+    for _ in 0..RUNS {
+        let _ = std::fs::remove_file(&copy);
+        let start = Instant::now();
+        run(Command::new("cp").arg("--reflink=never").args([&floats, &copy]));
+        run(Command::new("sync").arg(&copy));
+        cps.push(start.elapsed());
+    }
+    let _ = std::fs::remove_file(&copy);
+    let cp = median(cps);
+    println!("quantize: SmolLM2 in F32, {:.0} MB", bytes as f64 / 1e6);
+    println!("  cp --reflink=never + sync   {:.2} s", cp.as_secs_f64());
+    for (dtype, wanted) in [("q8_0", " (wanted <= 1.50)"), ("q4_k", "")] {
+        let mut one = Duration::ZERO;
+        for threads in ["1", "2"] {
+            let (mut times, mut anon) = (Vec::new(), 0);
+            for _ in 0..RUNS {
+                let _ = std::fs::remove_file(&out);
+                let start = Instant::now();
+                let peak = run(Command::new(env!("CARGO_BIN_EXE_ptplus"))
+                    .arg("quantize")
+                    .arg(&floats)
+                    .arg("-o")
+                    .arg(&out)
+                    .args([dtype, "--threads", threads]));
+                times.push(start.elapsed());
+                anon = anon.max(peak.anon_kib);
+            }
+            let time = median(times);
+            let ratio = time.as_secs_f64() / cp.as_secs_f64();
+            let (note, scaling) = match threads {
+                "1" => {
+                    one = time;
+                    ("", String::new())
+                }
+                _ => (wanted, format!(", {:.2} x one thread", one.as_secs_f64() / time.as_secs_f64())),
+            };
+            println!(
+                "  {dtype}, threads: {threads}            {:.2} s   {ratio:.2} of cp{note}{scaling}, peak RssAnon + RssShmem {:.0} MiB",
+                time.as_secs_f64(),
+                anon as f64 / 1024.0
+            );
+        }
+    }
 }
 
 /// A canonical adapter of pseudo-random values, per head, elu.

@@ -1,10 +1,10 @@
 //! Speed of the quantizers and decoders, in bytes of F32 per second: one thread, all threads and, with the feature
-//! `llama-cpp`, ggml's in the same run.
+//! `llama-cpp`, ggml's in the same run. Then how much two threads gain over one, for each type.
 //!
 //! `cargo bench --no-default-features --features llama-cpp --bench quantize [-- FILTER]`
 
 use std::hint::black_box;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ptplus::quant;
@@ -55,6 +55,36 @@ fn decode(c: &mut Criterion) {
     }
 }
 
+/// One thread and two in turn, so that both see the machine in the same state. The fastest runs count: whatever else the
+/// machine does takes one of two cores away, and halves only the second figure.
+fn scaling(_: &mut Criterion) {
+    const RUNS: usize = 25;
+    let x = quant_inputs::make("normal", 4 * N_ROWS * N_PER_ROW);
+    let pools = [1, 2].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("a pool of threads"));
+    for dtype in types() {
+        let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..RUNS {
+            for (pool, times) in pools.iter().zip(&mut times) {
+                let start = Instant::now();
+                pool.install(|| quant::quantize_rows(dtype, black_box(&x), N_PER_ROW, &mut bytes));
+                times.push(start.elapsed());
+            }
+        }
+        let [one, two] = times.map(|mut t| {
+            t.sort();
+            t[0].as_secs_f64()
+        });
+        let rate = |seconds: f64| x.len() as f64 * 4.0 / 1e6 / seconds;
+        println!(
+            "scaling/{dtype}: one thread {:.0} MB/s, two {:.0} MB/s, ratio {:.2} (wanted >= 1.80)",
+            rate(one),
+            rate(two),
+            one / two
+        );
+    }
+}
+
 #[cfg(feature = "llama-cpp")]
 mod ggml {
     use llama_cpp_sys_2 as ggml;
@@ -86,6 +116,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(500));
-    targets = quantize, decode
+    targets = quantize, decode, scaling
 }
 criterion_main!(benches);

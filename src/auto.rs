@@ -1,7 +1,7 @@
 //! `--auto KL=X`: per tensor the smallest type that keeps the whole output within a bound.
 //!
 //! ```text
-//!   each tensor alone, in a coarse type    -> its share of the KL divergence, measured by running it
+//!   each tensor alone, in a coarse type    -> its share of the KL divergence, measured by running it on a few tokens
 //!   each tensor in every type              -> its relative error r; the divergence of the whole grows with r^2
 //!   steps to the next smaller type, those that cost least divergence for the bytes they save first
 //!   bisection over how many of these steps are taken, each trial measured on the whole
@@ -49,12 +49,29 @@ pub struct DecidedTensor {
     pub dtype: String,
     /// Relative error in that type.
     pub relative_error: f64,
-    /// Mean KL divergence with this tensor alone in its coarsest type.
+    /// Mean KL divergence with this tensor alone in its coarsest type, on the first few tokens.
     pub kl_alone: f64,
 }
 
 /// Adapters that run side by side; more would need more memory for little time.
 const LANES: usize = 8;
+
+/// Tokens on which a tensor is run alone. That only orders the steps, and the shares of the tensors differ by factors.
+const ALONE_TOKENS: usize = 16;
+
+/// How adapters are run to see what their types cost.
+pub struct Trials<'a> {
+    /// What they are compared with.
+    pub source: &'a Adapter,
+    /// The base to run on.
+    pub base: &'a BaseModel,
+    /// What is asked.
+    pub input_ids: &'a [Vec<u32>],
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Called with work done and work in all; how many trials the search needs is estimated at first.
+    pub progress: &'a dyn Fn(usize, usize),
+}
 
 /// One tensor in one type.
 struct Candidate {
@@ -63,8 +80,12 @@ struct Candidate {
     relative_error: f64,
 }
 
+/// Where a tensor is in the adapter.
+type Place = (usize, Role);
+
 /// One tensor: candidates from the largest type to the smallest, the first being what it has.
 struct Ladder<'a> {
+    place: Place,
     tensor: &'a OutputTensor,
     name: &'a str,
     candidates: Vec<Candidate>,
@@ -76,30 +97,32 @@ struct Ladder<'a> {
 /// Errors: [`Code::ErrorBound`] where not even the types that the source has keep within the bound (a NaN does that);
 /// those of the runner.
 pub fn decide(
-    adapter: &Adapter,
+    trials: &Trials<'_>,
     order: RowOrder,
     tensors: &[(OutputTensor, String)],
-    base: &BaseModel,
-    input_ids: &[Vec<u32>],
-    device: &Device,
     kl_bound: f64,
 ) -> Result<(Vec<(String, DType)>, Decision)> {
+    let adapter = trials.source;
+    let places: Vec<Place> = adapter.tensors().map(|(layer, role, _)| (layer, role)).collect();
+    assert_eq!(places.len(), tensors.len(), "the plan is of this adapter");
     let mut ladders: Vec<Ladder> = tensors
         .par_iter()
-        .filter(|(t, _)| {
-            matches!(t.role, Role::Memory | Role::FeatureWeight) && !t.source.stored_dtype().is_quantized()
+        .zip(places)
+        .filter(|((t, _), (_, role))| {
+            matches!(role, Role::Memory | Role::FeatureWeight) && !t.source.stored_dtype().is_quantized()
         })
-        .map(|(tensor, name)| Ladder { tensor, name, candidates: candidates(tensor), kl_alone: 0.0 })
+        .map(|((tensor, name), place)| Ladder { place, tensor, name, candidates: candidates(tensor), kl_alone: 0.0 })
         .collect();
     let trial = |choice: &[usize]| with_types(adapter, order, &ladders, choice);
-    let run = |adapters: &[Adapter]| mean_kls(base, adapter, adapters, input_ids, device);
-
     let alone: Vec<Vec<usize>> = (0..ladders.len())
         .map(|i| ladders.iter().enumerate().map(|(k, l)| if k == i { l.candidates.len() - 1 } else { 0 }).collect())
         .collect();
+    let n_possible: usize = ladders.iter().map(|l| l.candidates.len() - 1).sum();
+    let mut rounds = Rounds::new(trials, alone.len().div_ceil(LANES), n_possible);
+    let few_tokens = [trials.input_ids[0].iter().copied().take(ALONE_TOKENS).collect::<Vec<_>>()];
     let mut kls = Vec::new();
     for group in alone.chunks(LANES) {
-        kls.extend(run(&group.iter().map(|c| trial(c)).collect::<Vec<_>>())?);
+        kls.extend(rounds.mean_kls(&group.iter().map(|c| trial(c)).collect::<Vec<_>>(), &few_tokens)?);
     }
     let n_alone = kls.len();
     ladders.iter_mut().zip(kls).for_each(|(l, kl)| l.kl_alone = kl);
@@ -118,7 +141,7 @@ pub fn decide(
         // The divergence is nearly additive, so a few points at once find the place faster than one by one.
         let n = (breaks - fits - 1).min(LANES - 1);
         let points: Vec<usize> = (1..=n).map(|i| fits + i * (breaks - fits) / (n + 1)).collect();
-        let found = run(&points.iter().map(|p| trial(*p)).collect::<Vec<_>>())?;
+        let found = rounds.mean_kls(&points.iter().map(|p| trial(*p)).collect::<Vec<_>>(), trials.input_ids)?;
         n_trials += found.len();
         for (point, found) in points.into_iter().zip(found) {
             if found <= kl_bound {
@@ -211,39 +234,69 @@ fn with_types(adapter: &Adapter, order: RowOrder, ladders: &[Ladder], choice: &[
     row_order::apply_all(&mut out, order);
     for (l, i) in ladders.iter().zip(choice) {
         let encoded = l.candidates[*i].encoded.clone();
-        let layer = out.layers.get_mut(&l.tensor.layer).expect("the plan's layers are the adapter's");
-        let slot = layer.get_mut(l.tensor.role).expect("the plan's tensors are the adapter's");
-        *slot = if l.tensor.role == Role::Memory { encoded.transpose(1, 2) } else { encoded };
+        let (layer, role) = l.place;
+        let layer = out.layers.get_mut(&layer).expect("the plan's layers are the adapter's");
+        let slot = layer.get_mut(role).expect("the plan's tensors are the adapter's");
+        *slot = if role == Role::Memory { encoded.transpose(1, 2) } else { encoded };
     }
     out.layers.values_mut().for_each(|l| row_order::undo(l, order));
     out
 }
 
-/// Mean KL divergence of each adapter's logits from those of `source`.
-fn mean_kls(
-    base: &BaseModel,
-    source: &Adapter,
-    adapters: &[Adapter],
-    input_ids: &[Vec<u32>],
-    device: &Device,
-) -> Result<Vec<f64>> {
-    struct Kls {
-        sums: Vec<f64>,
-        n: usize,
-    }
-    impl Sink for Kls {
-        fn logits(&mut self, _: usize, _: usize, lanes: &[&[f32]]) -> Result<()> {
-            self.sums.iter_mut().zip(&lanes[1..]).for_each(|(sum, lane)| *sum += kl_divergence(lanes[0], lane));
-            self.n += 1;
-            Ok(())
+/// Runs adapters side by side, round after round.
+struct Rounds<'a> {
+    trials: &'a Trials<'a>,
+    n_done: usize,
+    n_expected: usize,
+}
+
+impl<'a> Rounds<'a> {
+    /// `n_alone` rounds, and then those of a search among `n_steps` steps.
+    fn new(trials: &'a Trials<'a>, n_alone: usize, n_steps: usize) -> Self {
+        let mut n_search = 0;
+        let mut left = n_steps;
+        while left > 0 {
+            (left, n_search) = (left / LANES, n_search + 1);
         }
+        Rounds { trials, n_done: 0, n_expected: n_alone + n_search }
     }
-    let lanes: Vec<Lane> = std::iter::once(source).chain(adapters).map(|a| Lane { adapters: vec![(a, 1.0)] }).collect();
-    let mut sink = Kls { sums: vec![0.0; adapters.len()], n: 0 };
-    let options = StreamOptions { positions: None, device: device.clone() };
-    runner::stream(base, input_ids, &lanes, &options, &mut sink)?;
-    if sink.sums.iter().any(|s| s.is_nan()) {
-        return Err(Error::new(Code::ErrorBound, "expected finite logits, found NaN or infinity"));
+
+    /// Mean KL divergence of each adapter's logits from those of the source.
+    fn mean_kls(&mut self, adapters: &[Adapter], input_ids: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let t = self.trials;
+        self.n_expected = self.n_expected.max(self.n_done + 1);
+        let (n_done, n_expected) = (self.n_done, self.n_expected);
+        let progress = |done: usize, total: usize| (t.progress)(n_done * total + done, n_expected * total);
+        let lanes: Vec<Lane> =
+            std::iter::once(t.source).chain(adapters).map(|a| Lane { adapters: vec![(a, 1.0)] }).collect();
+        let mut sink = Kls { sums: vec![0.0; adapters.len()], n: 0, progress: &progress };
+        let options = StreamOptions { positions: None, device: t.device.clone() };
+        runner::stream(t.base, input_ids, &lanes, &options, &mut sink)?;
+        if sink.sums.iter().any(|s| s.is_nan()) {
+            return Err(Error::new(Code::ErrorBound, "expected finite logits, found NaN or infinity"));
+        }
+        self.n_done += 1;
+        Ok(sink.sums.iter().map(|s| s / sink.n as f64).collect())
     }
-    Ok(sink.sums.iter().map(|s| s / sink.n as f64).collect())
+}
+
+/// Sums of the divergences of all lanes but the first from the first.
+struct Kls<'a> {
+    sums: Vec<f64>,
+    n: usize,
+    progress: &'a dyn Fn(usize, usize),
+}
+
+impl Sink for Kls<'_> {
+    fn logits(&mut self, _: usize, _: usize, lanes: &[&[f32]]) -> Result<()> {
+        // Each lane's own sum: threads change nothing about the order of its additions.
+        self.sums.par_iter_mut().zip(&lanes[1..]).for_each(|(sum, lane)| *sum += kl_divergence(lanes[0], lane));
+        self.n += 1;
+        Ok(())
+    }
+
+    fn progress(&mut self, done: usize, total: usize) -> Result<()> {
+        (self.progress)(done, total);
+        Ok(())
+    }
 }

@@ -1,5 +1,6 @@
 //! SHA-256 digests that do not depend on how a file is laid out.
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -7,7 +8,7 @@ use sha2::{Digest, Sha256};
 const SOURCE_SCHEME: &str = "ptplus-source/1";
 
 /// One consumed tensor of a source.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct TensorDigest {
     /// Name in the source.
     pub name: String,
@@ -39,19 +40,22 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// Compact JSON with the keys of every object sorted, so that key order does not matter.
 pub fn sorted_compact_json(value: &Value) -> String {
-    // The value came through a reader with a depth limit, so recursion is bounded.
-    fn sorted(v: &Value) -> Value {
-        match v {
-            Value::Object(map) => {
-                let mut entries: Vec<_> = map.iter().collect();
-                entries.sort_by(|a, b| a.0.cmp(b.0));
-                Value::Object(entries.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect::<Map<_, _>>())
-            }
-            Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-            other => other.clone(),
+    sorted_json(value).to_string()
+}
+
+/// The value with the keys of every object sorted.
+///
+/// The value came through a reader with a depth limit, so recursion is bounded.
+pub fn sorted_json(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by(|a, b| a.0.cmp(b.0));
+            Value::Object(entries.into_iter().map(|(k, v)| (k.clone(), sorted_json(v))).collect::<Map<_, _>>())
         }
+        Value::Array(items) => Value::Array(items.iter().map(sorted_json).collect()),
+        other => other.clone(),
     }
-    sorted(value).to_string()
 }
 
 #[cfg(test)]

@@ -41,6 +41,19 @@ impl Kind {
             Kind::Unsupported => 7,
         }
     }
+
+    /// Of several failures the one with the lowest number decides the exit code: 2, 3, 7, 4, 6, 5, then 1.
+    pub fn precedence(self) -> u8 {
+        match self {
+            Kind::Usage => 0,
+            Kind::Corrupt => 1,
+            Kind::Unsupported => 2,
+            Kind::Mismatch => 3,
+            Kind::Integrity => 4,
+            Kind::Differs => 5,
+            Kind::Io => 6,
+        }
+    }
 }
 
 macro_rules! codes {
@@ -131,7 +144,12 @@ codes! {
     ConventionOpen "convention-open" Unsupported "A convention is stated nowhere; ptplus does not guess.";
     RowOrderUnknown "row-order-unknown" Unsupported "Neither --base nor --arch says the row order of the queries.";
 
+    // Tokenizers
+    TokenizerInvalid "tokenizer-invalid" Corrupt "A tokenizer's files contradict themselves or the model.";
+    TokenizerUnsupported "tokenizer-unsupported" Unsupported "A tokenizer works in a way that llama.cpp does not follow, or is not known to.";
+
     // Import
+    LayoutSyntax "layout-syntax" Corrupt "A layout file (--layout) is no TOML, or larger or deeper than its limit.";
     LayoutFile "layout-file" Usage "A layout file (--layout) breaks a rule of its format.";
     ConventionContradiction "convention-contradiction" Usage "Two places state different values for the same convention.";
     AdapterDuplicate "adapter-duplicate" Mismatch "Two tensors claim the same place in the adapter.";
@@ -150,9 +168,36 @@ codes! {
     NoEffect "no-effect" Differs "The adapter does not change the base's output.";
     NothingCompared "nothing-compared" Unsupported "There was nothing to compare; that is never a pass.";
 
+    // Text
+    ChatTemplate "chat-template" Unsupported "The base's chat template is no valid one, refuses the conversation, or asks for too much.";
+    ContextFull "context-full" Usage "The prompt is longer than the context.";
+    LogitsInvalid "logits-invalid" Differs "The model computed NaN where logits should be.";
+    // Bundles, signatures, fingerprints
+    BundleManifest "bundle-manifest" Integrity "The manifest of a bundle breaks a rule of its format.";
+    BundleChanged "bundle-changed" Integrity "A file does not have the size or the SHA-256 that the manifest states.";
+    BundleMissing "bundle-missing" Integrity "A file that belongs to a bundle is not there.";
+    BundleExtra "bundle-extra" Integrity "A bundle holds something that its manifest does not list.";
+    BundleLink "bundle-link" Integrity "A bundle holds a link, or something else that is no plain file.";
+    BundlePath "bundle-path" Integrity "A path in a bundle would leave it, or cannot exist on every system.";
+    BundleTar "bundle-tar" Integrity "A tar archive is not byte for byte what `ptplus pack` writes.";
+    SignatureMissing "signature-missing" Integrity "A signature is required, and there is none.";
+    SignatureInvalid "signature-invalid" Integrity "A signature is damaged, or not one of that key over that manifest.";
+    KeyInvalid "key-invalid" Corrupt "A file is no key in minisign's format.";
+    KeyPassword "key-password" Usage "The password of a secret key is missing or wrong.";
+    BaseDiffers "base-differs" Mismatch "The base is not the one that the adapter was made for.";
+
     // Machines
+    EngineUnavailable "engine-unavailable" Unsupported "The engine is not built in, or cannot read this input.";
     DeviceUnavailable "device-unavailable" Unsupported "The device is not built in or not present.";
     Runner "runner" Io "The tensor library failed.";
+
+    // Programs, for `doctor`
+    Elf "elf" Corrupt "An ELF program ends inside a structure that it declares.";
+    ElfKind "elf-kind" Unsupported "The file is no ELF program of 64 bits, little endian.";
+
+    // llama.cpp
+    LlamaCpp "llama-cpp" Io "llama.cpp failed.";
+    LlamaCppAdapter "llama-cpp-adapter" Mismatch "llama.cpp cannot apply the adapter, or did not.";
 }
 
 /// A refusal: code, place, expectation, finding and cause.
@@ -178,7 +223,7 @@ impl Error {
             file: None,
             field: None,
             offset: None,
-            message: message.into(),
+            message: shortened(message.into(), MESSAGE_CHARS),
             details: Vec::new(),
             source: None,
         }))
@@ -198,7 +243,7 @@ impl Error {
 
     /// Names the field or tensor, unless an inner call already did.
     pub fn field(mut self, field: impl Into<String>) -> Self {
-        self.0.field.get_or_insert_with(|| field.into());
+        self.0.field.get_or_insert_with(|| shortened(field.into(), FIELD_CHARS));
         self
     }
 
@@ -284,6 +329,20 @@ impl std::error::Error for Error {
     }
 }
 
+/// Characters of a message: it may quote a file, which can hold a text of any length.
+const MESSAGE_CHARS: usize = 2_000;
+/// Characters of a field's name; names of tensors and keys have at most 255 bytes, but a field may be a path of them.
+const FIELD_CHARS: usize = 600;
+
+fn shortened(mut text: String, max_chars: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(max_chars) {
+        text.truncate(end);
+        text.push_str("...");
+        text.shrink_to_fit();
+    }
+    text
+}
+
 /// Text from a file, made safe for a terminal: control characters, line breaks and the invisible characters that
 /// reorder a line (bidirectional overrides) become escapes.
 pub fn escape(text: &str) -> String {
@@ -335,5 +394,7 @@ mod tests {
         let e = Error::new(Code::GgufKey, "found \"a\nb\u{1b}[31m\"").file(Path::new("x\ny")).field("k\u{202e}").at(7);
         let line = e.to_string();
         assert_eq!(line, "x\\ny: k\\u{202e}: offset 7: found \"a\\nb\\u{1b}[31m\" [gguf-key]");
+        let e = Error::new(Code::GgufKey, "é".repeat(MESSAGE_CHARS + 1)).field("k".repeat(1 << 20));
+        assert_eq!(e.to_string().chars().count(), MESSAGE_CHARS + FIELD_CHARS + "...: ... [gguf-key]".len());
     }
 }

@@ -107,10 +107,13 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 /// [`inspect`], with what the caller states about a checkpoint of another training code.
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    if crate::package::container::is_bundle(path) {
+        return adapter(path, options, base);
+    }
     if !meta.is_dir() {
         return file(path, options, base);
     }
-    if [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file()) {
+    if is_adapter_folder(path) {
         return adapter(path, options, base);
     }
     if path.join("config.json").is_file() {
@@ -120,6 +123,24 @@ pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) ->
         Ok(weights) => file(&weights, options, base),
         Err(e) => Err(Error::new(Code::UnknownFormat, format!("{}, and no config.json", e.message())).file(path)),
     }
+}
+
+/// Whether a base model lies at `path`, of whatever family: a folder with `config.json` and nothing of an adapter, or
+/// GGUF that says it is a model, or nothing. Errors: those of opening.
+pub fn is_base(path: &Path) -> Result<bool> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    if meta.is_dir() {
+        return Ok(path.join("config.json").is_file() && !is_adapter_folder(path));
+    }
+    if !gguf::is_gguf(&crate::format::mmap::map_file(path)?) {
+        return Ok(false);
+    }
+    let file = gguf::open(path)?;
+    Ok(file.metadata.str("general.type").map_err(|e| e.file(path))?.is_none_or(|kind| kind == "model"))
+}
+
+fn is_adapter_folder(path: &Path) -> bool {
+    [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file())
 }
 
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {

@@ -1,16 +1,19 @@
 //! The data flow, in the order a newcomer reads it: open, import, validate, plan, write, prove, rename into place.
 
+mod base;
+
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde::Serialize;
 
-use crate::auto::{self, Decision};
+use crate::auto::{self, Decision, Trials};
+use crate::base::fingerprint::Identity;
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
-use crate::export::{self, Plan, Written};
+use crate::export::{self, Known, Plan, Written};
 use crate::format::output::{OutputFile, OutputFolder, Overwrite};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::{self, Opened, Options};
@@ -19,11 +22,12 @@ use crate::search::{self, Settlement};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Loss, Metric};
-use crate::validate::{self, Validated};
+use crate::validate::{self, BaseMismatch, Validated};
 use crate::verify::probe::Probe;
 use crate::verify::stats::Metrics;
 use crate::verify::tolerance::Tolerance;
 use crate::verify::{self, LayerReport, Prompts, Reference};
+pub use base::{ConvertBase, Tokenizer, convert_base};
 
 /// Opens, imports and validates the adapter at `path`.
 ///
@@ -85,6 +89,10 @@ pub struct Convert<'a> {
     pub overflow: Overflow,
     /// Whether an existing output is replaced.
     pub overwrite: Overwrite,
+    /// Whether a base that the adapter was not made for is refused.
+    pub base_mismatch: BaseMismatch,
+    /// The command in its normal form, for the output's provenance.
+    pub command: Option<&'a str>,
     /// Plan only.
     pub dry_run: bool,
     /// Verify against this before the output is renamed into place.
@@ -133,6 +141,8 @@ pub struct Converted {
     pub source_sha256: Option<String>,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// Whether the base is the one that the adapter was made for, where it says which.
+    pub base_identity: Option<Identity>,
     /// How the probe settled what nothing states, if there was anything.
     pub conventions: Option<Settlement>,
     /// How the types were found, if they were left to `auto_kl`.
@@ -179,11 +189,45 @@ pub struct ConvertedTensor {
 
 /// Converts an adapter.
 ///
+/// ```
+/// use ptplus::format::output::Overwrite;
+/// use ptplus::pipeline::{Convert, Format, OutType, TypeRules, convert};
+/// use ptplus::transform::cast::Overflow;
+/// use ptplus::{base::BaseModel, import::Options, validate::BaseMismatch};
+///
+/// let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-mha");
+/// let base = BaseModel::open(&model.join("base"))?;
+/// let folder = tempfile::tempdir().unwrap();
+/// let done = convert(&Convert {
+///     adapter: &model.join("adapter"),
+///     reading: &Options::default(),
+///     base: Some(&base),
+///     architecture: None,
+///     output: &folder.path().join("adapter.gguf"),
+///     format: Format::Gguf,
+///     types: &TypeRules::from(OutType::Keep),
+///     max_error: &[],
+///     auto_kl: None,
+///     measure: None,
+///     overflow: Overflow::Error,
+///     base_mismatch: BaseMismatch::Refuse,
+///     command: None,
+///     overwrite: Overwrite::Never,
+///     dry_run: false,
+///     prove: None, // a probe is verified before the file gets its name
+///     progress: &|_, _| {},
+/// })?;
+/// assert_eq!(done.row_order, "norm");
+/// # Ok::<(), ptplus::error::Error>(())
+/// ```
+///
 /// Errors: [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
 /// writing; [`Code::ErrorBound`], [`Code::NumbersDiffer`] and [`Code::NoEffect`] where a bound or the
 /// proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
-    let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
+    let (mut source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
+    let base_identity = job.base.map(|base| source.record_base(base, job.base_mismatch)).transpose()?.flatten();
+    source.command = job.command.map(str::to_owned);
     let architecture = target_architecture(job, &source)?;
     let model_type = job.base.and_then(|b| b.config.model_type.as_deref());
     let automatic = job.auto_kl.map(|bound| decide_types(job, &source, architecture.as_deref(), bound)).transpose()?;
@@ -204,8 +248,12 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
         let message = "expected --base beside a bound on kl, found none: the logits are the base's";
         return Err(Error::new(Code::Usage, message).field("--max-error"));
     }
-    let mut report =
-        Converted { conventions, auto: decision, ..describe(job, &source, &plan, architecture.as_deref()) };
+    let mut report = Converted {
+        conventions,
+        base_identity,
+        auto: decision,
+        ..describe(job, &source, &plan, architecture.as_deref())
+    };
     let base_files = job.base.map(BaseModel::files).unwrap_or_default();
     let inputs: Vec<&Path> = (source.origin.files.iter().chain(&base_files).map(PathBuf::as_path))
         .chain(job.prove.as_ref().map(|p| p.path))
@@ -219,7 +267,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
     let written = match job.format {
         Format::Gguf => {
             let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
-            let written = export::write_tensors(&plan, &source.ledger, &out, job.overflow, &step)?;
+            let written = export::write_tensors(&plan, Known::Validated(&source), &out, job.overflow, &step)?;
             export::gguf::patch_source_digest(&plan, &source, &written, &out)?;
             hold_to_bounds(job, &mut report, &source, &plan, &written, out.staged_path())?;
             report.verification = prove(job, &source, out.staged_path())?;
@@ -229,7 +277,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
         Format::Safetensors => {
             let folder = OutputFolder::create(job.output, job.overwrite, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
-            let written = export::write_tensors(&plan, &source.ledger, &weights, job.overflow, &step)?;
+            let written = export::write_tensors(&plan, Known::Validated(&source), &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
             config.write_all_at(0, export::canonical::config_json(&source, &plan, model_type).as_bytes())?;
             hold_to_bounds(job, &mut report, &source, &plan, &written, folder.staged_path())?;
@@ -262,8 +310,14 @@ fn decide_types(
     let order = crate::adapter::RowOrder::of_gguf_architecture(architecture)
         .ok_or_else(|| import::unlisted_architecture(architecture))?;
     let input_ids = measure.prompts.ids(base.config.vocab_size)?;
-    let (types, decision) =
-        auto::decide(source.adapter(), order, &tensors, base, &input_ids, measure.device, kl_bound)?;
+    let trials = Trials {
+        source: source.adapter(),
+        base,
+        input_ids: &input_ids,
+        device: measure.device,
+        progress: measure.progress,
+    };
+    let (types, decision) = auto::decide(&trials, order, &tensors, kl_bound)?;
     rules.overrides = types.iter().map(|(name, dtype)| Override::exact(name, *dtype)).collect();
     Ok((rules, decision))
 }
@@ -292,52 +346,89 @@ fn target_architecture(job: &Convert<'_>, source: &Validated) -> Result<Option<S
 }
 
 fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Option<&str>) -> Converted {
-    let tensors: Vec<ConvertedTensor> = plan
-        .tensors
-        .iter()
-        .zip(&plan.file.tensors)
-        .map(|(t, p)| ConvertedTensor {
-            name: p.name.clone(),
-            source_dtype: t.source.stored_dtype().name().into(),
-            dtype: t.dtype.name().into(),
-            unfit: t.unfit.map(|d| d.name().into()),
-            shape: p.shape.clone(),
-            file_offset: p.file_offset,
-            len_bytes: p.len_bytes,
-            source_len_bytes: stored_len(&t.source),
-            loss: None,
-        })
-        .collect();
     let mut notes = source.notes.clone();
     notes.extend(unfit_notes(plan));
-    if let Some(b) = job.base
-        && job.format == Format::Gguf
-        && b.config.sliding_windows.iter().any(Option::is_some)
-        && b.gguf_architecture() == "llama"
-    {
-        notes.push("the base has a sliding window, which llama.cpp ignores for architecture llama: beyond the window llama.cpp computes something else than PyTorch".into());
+    if job.format == Format::Gguf && job.base.is_some_and(ignores_window) {
+        notes.push(WINDOW_NOTE.into());
     }
     let row_order = match job.format {
         Format::Gguf => architecture.and_then(crate::adapter::RowOrder::of_gguf_architecture).map_or("", |o| o.name()),
         Format::Safetensors => crate::adapter::RowOrder::Neox.name(),
     };
-    Converted {
-        output: job.output.to_owned(),
-        format: match job.format {
-            Format::Gguf => "gguf",
-            Format::Safetensors => "safetensors",
-        },
-        dry_run: job.dry_run,
-        len_bytes: plan.file.len_bytes,
-        tensors,
-        row_order: row_order.into(),
-        source_sha256: None,
-        notes,
-        conventions: None,
-        auto: None,
-        output_error: None,
-        verification: None,
+    let format = match job.format {
+        Format::Gguf => "gguf",
+        Format::Safetensors => "safetensors",
+    };
+    Converted::planned(job.output, format, job.dry_run, plan, row_order, notes)
+}
+
+impl Converted {
+    /// What is known before anything is written.
+    fn planned(
+        output: &Path,
+        format: &'static str,
+        dry_run: bool,
+        plan: &Plan,
+        row_order: &str,
+        notes: Vec<String>,
+    ) -> Self {
+        let tensors = plan
+            .tensors
+            .iter()
+            .zip(&plan.file.tensors)
+            .map(|(t, p)| ConvertedTensor {
+                name: p.name.clone(),
+                source_dtype: t.source.stored_dtype().name().into(),
+                dtype: t.dtype.name().into(),
+                unfit: t.unfit.map(|d| d.name().into()),
+                shape: p.shape.clone(),
+                file_offset: p.file_offset,
+                len_bytes: p.len_bytes,
+                source_len_bytes: stored_len(&t.source),
+                loss: None,
+            })
+            .collect();
+        Converted {
+            output: output.to_owned(),
+            format,
+            dry_run,
+            len_bytes: plan.file.len_bytes,
+            tensors,
+            row_order: row_order.into(),
+            source_sha256: None,
+            notes,
+            base_identity: None,
+            conventions: None,
+            auto: None,
+            output_error: None,
+            verification: None,
+        }
     }
+
+    /// Puts what the types cost into the report, and refuses a tensor that is beyond a bound.
+    fn add_losses(&mut self, written: &Written, bounds: &[Bound]) -> Result<()> {
+        for (tensor, loss) in self.tensors.iter_mut().zip(&written.losses) {
+            tensor.loss = Some(*loss);
+            for bound in bounds {
+                bound.check(loss).map_err(|e| e.file(&self.output).field(&tensor.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add_saturated(&mut self, written: &Written) {
+        for (name, n) in &written.saturated {
+            self.notes.push(format!("{name}: {n} elements were beyond the output type and became its largest value"));
+        }
+    }
+}
+
+/// What whoever runs a base with a sliding window on llama.cpp should know.
+pub(crate) const WINDOW_NOTE: &str = "the base has a sliding window, which llama.cpp ignores for architecture llama: beyond the window llama.cpp computes something else than PyTorch";
+
+/// Whether llama.cpp ignores this base's sliding window.
+pub(crate) fn ignores_window(base: &BaseModel) -> bool {
+    base.config.sliding_windows.iter().any(Option::is_some) && base.gguf_architecture() == "llama"
 }
 
 /// Bytes of a tensor's elements in the type that the source has them in.
@@ -374,12 +465,7 @@ fn hold_to_bounds(
     written: &Written,
     staged: &Path,
 ) -> Result<()> {
-    for (tensor, loss) in report.tensors.iter_mut().zip(&written.losses) {
-        tensor.loss = Some(*loss);
-        for bound in job.max_error {
-            bound.check(loss).map_err(|e| e.file(job.output).field(&tensor.name))?;
-        }
-    }
+    report.add_losses(written, job.max_error)?;
     let kl_bounds: Vec<&Bound> = job.max_error.iter().filter(|b| b.metric == Metric::Kl).collect();
     // Casts between floats are left to the probe and to `verify`; blocks are what needs a look at the outputs.
     let is_quantized =
@@ -411,27 +497,36 @@ fn measure_output(
     Ok(OutputError { metrics: report.metrics, effect: report.effect, layers: report.layers })
 }
 
-/// Reads the staged output as anybody would and holds it against the probe.
+/// The proof of the staged output, if one is asked for.
 fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<verify::Report>> {
-    let Some(proof) = &job.prove else { return Ok(None) };
-    let base = job.base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
-    let adapter = read_adapter(staged, Some(base))?;
+    job.prove.as_ref().map(|proof| prove_file(staged, job.base, source, proof)).transpose()
+}
+
+/// Reads the adapter at `path` as anybody would and holds it against the probe.
+///
+/// Errors: [`Code::NumbersDiffer`], [`Code::NoEffect`]; those of reading and running.
+pub(crate) fn prove_file(
+    path: &Path,
+    base: Option<&BaseModel>,
+    source: &Validated,
+    proof: &Proof<'_>,
+) -> Result<verify::Report> {
+    let base = base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
+    let adapter = read_adapter(path, Some(base))?;
     // What the source's type has lost, writing a finer one does not bring back.
     let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
     let options = verify::Options { tolerance, ..proof.options.clone() };
     let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
     match report.failures.first() {
-        None => Ok(Some(report)),
+        None => Ok(report),
         Some(failure) => {
             let code = if failure.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
-            Err(Error::new(code, format!("{}; nothing was written", failure.message)).file(job.adapter))
+            Err(Error::new(code, format!("{}; nothing was written", failure.message)).file(&source.origin.path))
         }
     }
 }
 
 fn finish(report: &mut Converted, source: &Validated, written: Written) {
+    report.add_saturated(&written);
     report.source_sha256 = Some(source_sha256(&source.origin.config_digest_text, written.sources));
-    for (name, n) in written.saturated {
-        report.notes.push(format!("{name}: {n} elements were beyond the output type and became its largest value"));
-    }
 }

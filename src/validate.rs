@@ -4,12 +4,14 @@
 //! validation does not compile.
 
 use rayon::prelude::*;
+use serde_json::Value;
 
 use crate::adapter::{Adapter, Geometry, Role, RowOrder};
+use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, gguf_architecture_of};
-use crate::error::{Code, Error, Kind};
+use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
-use crate::import::stated::WIDENED_FROM;
+use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{Imported, Origin, ledger::Ledger};
 use crate::quant;
 use crate::tensor::dtype::coarsest;
@@ -26,6 +28,8 @@ pub struct Validated {
     pub origin: Origin,
     /// What a reader should know, though it is no mismatch.
     pub notes: Vec<String>,
+    /// The command that is being carried out, for the output's provenance.
+    pub command: Option<String>,
 }
 
 impl Validated {
@@ -43,11 +47,60 @@ impl Validated {
         coarsest(stored.chain(recorded).chain(widened))
     }
 
+    /// The fingerprint of the base that the adapter was made for, where the file has one.
+    pub fn base_fingerprint(&self) -> Option<&str> {
+        self.adapter.config.extra.get(BASE_FINGERPRINT).and_then(Value::as_str)
+    }
+
+    /// Whether `base` is the one that the adapter was made for; `None` where the file does not say which that is.
+    ///
+    /// Errors: [`Code::BaseDiffers`] where it is not, unless `ignore` is [`BaseMismatch::Ignore`]; those of reading weights.
+    pub fn confirm_base(&self, base: &BaseModel, depth: Depth, ignore: BaseMismatch) -> Result<Option<Identity>> {
+        let Some(stated) = self.base_fingerprint() else { return Ok(None) };
+        let identity = fingerprint::identify(stated, base, self.adapter.layers.keys().copied(), depth)?;
+        match &identity {
+            Identity::Different(reason) if ignore == BaseMismatch::Refuse => {
+                let message = format!(
+                    "expected the base that the adapter was made for, found another: {reason} (--ignore-base-mismatch)"
+                );
+                Err(Error::new(Code::BaseDiffers, message).file(&base.path))
+            }
+            _ => Ok(Some(identity)),
+        }
+    }
+
+    /// [`confirm_base`](Self::confirm_base), and has outputs of this adapter say what came of it: the fingerprint that the
+    /// file has, or else that of `base`; and a difference that was ignored.
+    pub fn record_base(&mut self, base: &BaseModel, ignore: BaseMismatch) -> Result<Option<Identity>> {
+        let identity = self.confirm_base(base, Depth::Weights, ignore)?;
+        let extra = &mut self.adapter.config.extra;
+        match &identity {
+            None => {
+                let found = Fingerprint::of(base, self.adapter.layers.keys().copied())?;
+                extra.insert(BASE_FINGERPRINT.into(), found.to_string().into());
+            }
+            Some(Identity::Different(_)) => {
+                extra.insert(BASE_MISMATCH_IGNORED.into(), true.into());
+            }
+            Some(_) => {}
+        }
+        Ok(identity)
+    }
+
     /// Whether the file says which kind of base it was made for. If not, a base whose sizes fit may still be the wrong
     /// one, and only `verify` can tell.
     pub fn states_its_base(&self) -> bool {
         self.adapter.config.base_model_type.is_some() || self.origin.gguf_architecture.is_some()
     }
+}
+
+/// What to do where a base is not the one that an adapter was made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BaseMismatch {
+    /// It is an error.
+    Refuse,
+    /// The user knows.
+    Ignore,
 }
 
 /// Everything that is wrong, and what could not be checked.
@@ -57,21 +110,14 @@ pub struct Rejected {
     pub findings: Vec<Finding>,
     /// What a reader should know besides.
     pub notes: Vec<String>,
+    /// What may be the matter.
+    pub hints: Vec<String>,
 }
 
 impl Rejected {
     /// The kind that decides the exit code: of several, corrupt before unsupported before mismatch.
     pub fn kind(&self) -> Kind {
-        let rank = |k: Kind| match k {
-            Kind::Usage => 0,
-            Kind::Corrupt => 1,
-            Kind::Unsupported => 2,
-            Kind::Mismatch => 3,
-            Kind::Integrity => 4,
-            Kind::Differs => 5,
-            Kind::Io => 6,
-        };
-        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| rank(*k)).unwrap_or(Kind::Mismatch)
+        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| k.precedence()).unwrap_or(Kind::Mismatch)
     }
 
     /// The finding that decides the exit code, as an error that says how many more there are.
@@ -80,13 +126,27 @@ impl Rejected {
         let n = self.findings.len();
         let first = self.findings.into_iter().find(|f| f.code.kind() == kind).expect("a rejection has findings");
         let more = if n > 1 { format!(" (and {} more; see `ptplus validate`)", n - 1) } else { String::new() };
-        Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found)).field(first.place)
+        Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found))
+            .field(first.place)
+            .details(self.hints)
     }
 }
 
 /// Checks the adapter against its own configuration and, if given, against its base.
 ///
 /// Reads every adapter tensor once (NaN, Inf), and of the base only what [`BaseModel::open`] read: headers.
+///
+/// ```
+/// use ptplus::{base::BaseModel, error::Kind, import, validate};
+///
+/// let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
+/// let imported = import::read(&models.join("llama-mha/adapter"), &import::Options::default(), None)?;
+/// let other = BaseModel::open(&models.join("qwen2/base"))?;
+/// let rejected = validate::check(imported, Some(&other)).unwrap_err();
+/// assert_eq!(rejected.kind(), Kind::Mismatch);
+/// assert!(rejected.findings.len() > 1); // all of them at once
+/// # Ok::<(), ptplus::error::Error>(())
+/// ```
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
     let Imported { adapter, ledger, mut findings, origin } = imported;
     let mut notes = Vec::new();
@@ -106,9 +166,10 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         ));
     }
     if findings.is_empty() {
-        Ok(Validated { adapter, ledger, origin, notes })
+        Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
-        Err(Rejected { findings, notes })
+        let hints = base.and_then(|b| other_base(&adapter, b)).into_iter().collect();
+        Err(Rejected { findings, notes, hints })
     }
 }
 
@@ -167,6 +228,32 @@ fn shape_text(expected: &[usize], role: Role) -> String {
         Role::FeatureBias | Role::Normalizer => "[H', F]",
     };
     format!("{symbols} = {expected:?}")
+}
+
+/// Where sizes differ: which base the adapter may be for.
+fn other_base(adapter: &Adapter, base: &BaseModel) -> Option<String> {
+    let g = &adapter.config.geometry;
+    let sizes = [
+        ("layers", base.config.n_layers, g.n_layers),
+        ("heads", base.config.n_heads, g.n_heads),
+        ("kv heads", base.config.n_kv_heads, g.n_kv_heads),
+        ("head_dim", base.config.head_dim, g.head_dim),
+    ];
+    let differ: Vec<_> = sizes.into_iter().filter(|(_, base_has, adapter_has)| base_has != adapter_has).collect();
+    if differ.is_empty() {
+        return None;
+    }
+    let list = |has: fn(&(&str, usize, usize)) -> usize| {
+        differ.iter().map(|d| format!("{} {}", d.0, has(d))).collect::<Vec<_>>().join(", ")
+    };
+    let stated = |key: &str| adapter.config.extra.get(key)?.as_str().filter(|s| !s.is_empty());
+    let whose = match (stated("base_model_name_or_path"), &adapter.config.base_model_type) {
+        // A trainer's absolute path: its last part is the name.
+        (Some(path), _) => path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_owned(),
+        (None, Some(family)) => format!("another {family} model"),
+        (None, None) => "another model".to_owned(),
+    };
+    Some(format!("this base has {}; the adapter {}: is it for {whose}?", list(|d| d.1), list(|d| d.2)))
 }
 
 fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Vec<Finding>) {

@@ -1,11 +1,12 @@
-//! The README's console blocks are what the tool prints. Measured figures differ in their last digits from processor to
-//! processor, so numbers with an exponent and long decimals compare as equal; everything else must match.
-//! `PTPLUS_WRITE_DOCS=1 cargo test --test readme` writes the real output into the README.
+//! The console blocks of the README and of the pages in `docs` are what the tool prints. Measured figures differ in their
+//! last digits from processor to processor, so numbers with an exponent and long decimals compare as equal; everything
+//! else must match.
+//! `PTPLUS_WRITE_DOCS=1 cargo test --test readme` writes the real output into the pages.
 
 mod common;
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// `3.755e-6` and `-9.2154045` become `#`.
@@ -17,8 +18,11 @@ fn masked(text: &str) -> String {
             .split(' ')
             .map(|w| {
                 let bare = w.trim_matches(['(', ')', ',']);
+                // A key made a moment ago, and its number.
+                let is_key = bare.len() == 56 && bare.starts_with("RW")
+                    || bare.len() == 16 && bare.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
                 let measured = bare.contains('e') || bare.split_once('.').is_some_and(|(_, d)| d.len() > 3);
-                if measured && bare.parse::<f64>().is_ok() { w.replace(bare, "#") } else { w.to_owned() }
+                if is_key || measured && bare.parse::<f64>().is_ok() { w.replace(bare, "#") } else { w.to_owned() }
             })
             .filter(|w| !w.is_empty()) // columns move with the width of the figures
             .collect();
@@ -27,68 +31,149 @@ fn masked(text: &str) -> String {
     out
 }
 
+/// As a shell splits it: quotes hold words together.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    for (i, part) in command.split('\'').enumerate() {
+        if i % 2 == 1 {
+            words.last_mut().unwrap().push_str(part);
+            continue;
+        }
+        let mut pieces = part.split(' ');
+        words.last_mut().unwrap().push_str(pieces.next().unwrap());
+        words.extend(pieces.map(str::to_owned));
+    }
+    words.retain(|w| !w.is_empty());
+    words
+}
+
 fn run(command: &str, dir: &Path) -> String {
-    let words: Vec<&str> = command.split_whitespace().collect();
-    let out = match words[0] {
+    let words = words(command);
+    let out = match words[0].as_str() {
         "ptplus" => Command::new(env!("CARGO_BIN_EXE_ptplus")).args(&words[1..]).current_dir(dir).output(),
         other => Command::new(other).args(&words[1..]).current_dir(dir).output(),
     }
     .unwrap_or_else(|e| panic!("{command}: {e}"));
-    assert!(out.status.success(), "{command}: {}", common::stderr(&out));
-    common::stdout(&out)
+    // A page may show a failure; what it shows must then be the refusal.
+    if out.status.success() { common::stdout(&out) } else { common::stdout(&out) + &common::stderr(&out) }
 }
 
-#[test]
-fn the_readme_shows_what_the_tool_prints() {
+/// The README and every page below `docs`.
+fn pages() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("docs")];
+    let mut out = vec![root.join("README.md")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()) {
+            match entry.extension() {
+                _ if entry.is_dir() => folders.push(entry),
+                Some(e) if e == "md" => out.push(entry),
+                _ => {}
+            }
+        }
+    }
+    out.sort();
+    out
+}
+
+/// A page with the real output in its console blocks.
+struct Checked {
+    written: String,
+    wrong: String,
+    n_commands: usize,
+    skipped: bool,
+}
+
+/// Runs a page's commands, one after the other, in a folder of its own that has `fixtures` and `docs` in it.
+fn check(page: &Path) -> Checked {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let temp = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(root.join("fixtures"), temp.path().join("fixtures")).unwrap();
-    let text = std::fs::read_to_string(root.join("README.md")).unwrap();
-    let mut written = String::new();
-    let mut wrong = String::new();
-    let (mut in_console, mut n_commands, mut skipped) = (false, 0, false);
-    let mut expected: Option<(String, String)> = None; // command, output so far
-    let mut finish = |expected: &mut Option<(String, String)>, written: &mut String| {
-        let Some((command, shown)) = expected.take() else { return };
-        let real = command.contains("fetched") || command.contains("fetch-smollm2");
-        if real && common::smollm2().is_none() {
-            skipped = true;
-            written.push_str(&shown);
+    for name in ["fixtures", "docs"] {
+        std::os::unix::fs::symlink(root.join(name), temp.path().join(name)).unwrap();
+    }
+    let text = std::fs::read_to_string(page).unwrap();
+    // A page may run its commands in a folder of the fixtures: <!-- commands run in FOLDER -->
+    let place = text.split_once("<!-- commands run in ").and_then(|(_, rest)| rest.split_once(" -->"));
+    for entry in place.into_iter().flat_map(|(folder, _)| std::fs::read_dir(root.join(folder)).unwrap()) {
+        let entry = entry.unwrap();
+        std::os::unix::fs::symlink(entry.path(), temp.path().join(entry.file_name())).unwrap();
+    }
+    let needs_real_base = text.contains("fixtures/fetched");
+    let mut out = Checked { written: String::new(), wrong: String::new(), n_commands: 0, skipped: false };
+    if needs_real_base && common::smollm2().is_none() {
+        out.skipped = true;
+    }
+    let mut in_console = false;
+    let mut shown: Option<(String, String)> = None; // command, output so far
+    let finish = |shown: &mut Option<(String, String)>, out: &mut Checked| {
+        let Some((command, text)) = shown.take() else { return };
+        let real = command.contains("fetched") || command.contains("fetch-smollm2") || command.contains("pirate");
+        // What only a build with llama.cpp can print is checked by such a build.
+        let not_built_in = command.contains("--engine llama.cpp") && cfg!(not(feature = "llama-cpp"));
+        if real && out.skipped || not_built_in {
+            out.written.push_str(&text);
             return;
         }
-        n_commands += 1;
+        out.n_commands += 1;
         let found = run(&command, temp.path());
-        if masked(&found) != masked(&shown) {
-            let _ = writeln!(wrong, "$ {command}\n--- README\n{shown}--- found\n{found}");
+        if masked(&found) != masked(&text) {
+            let _ = writeln!(out.wrong, "{}: $ {command}\n--- page\n{text}--- found\n{found}", page.display());
         }
-        written.push_str(&found);
+        out.written.push_str(&found);
     };
     for line in text.lines() {
         let fence = line.starts_with("```");
         if fence || (in_console && line.starts_with("$ ")) {
-            finish(&mut expected, &mut written);
+            finish(&mut shown, &mut out);
         }
         if fence {
             in_console = line == "```console";
         } else if in_console {
-            match (line.strip_prefix("$ "), &mut expected) {
-                (Some(command), _) => expected = Some((command.to_owned(), String::new())),
-                (None, Some((_, shown))) => {
-                    let _ = writeln!(shown, "{line}");
+            match (line.strip_prefix("$ "), &mut shown) {
+                (Some(command), _) => shown = Some((command.to_owned(), String::new())),
+                (None, Some((_, text))) => {
+                    let _ = writeln!(text, "{line}");
                     continue;
                 }
                 (None, None) => {}
             }
         }
-        let _ = writeln!(written, "{line}");
+        let _ = writeln!(out.written, "{line}");
     }
-    if skipped {
-        eprintln!("SKIPPED in part: the real base is not there; fixtures/fetch-smollm2.sh fetches it");
-    }
-    if std::env::var_os("PTPLUS_WRITE_DOCS").is_some() {
-        std::fs::write(root.join("README.md"), &written).unwrap();
-    } else {
-        assert!(wrong.is_empty(), "{wrong}");
+    out
+}
+
+#[test]
+fn the_pages_show_what_the_tool_prints() {
+    let mut wrong = String::new();
+    let mut n_commands = 0;
+    for page in pages() {
+        let checked = check(&page);
+        if checked.skipped {
+            eprintln!("SKIPPED in part: {}: fixtures/fetch-smollm2.sh fetches the real base", page.display());
+        }
+        n_commands += checked.n_commands;
+        wrong.push_str(&checked.wrong);
+        if std::env::var_os("PTPLUS_WRITE_DOCS").is_some() && !checked.wrong.is_empty() {
+            std::fs::write(&page, &checked.written).unwrap();
+        }
     }
     assert!(n_commands >= 1);
+    assert!(std::env::var_os("PTPLUS_WRITE_DOCS").is_some() || wrong.is_empty(), "{wrong}");
+}
+
+/// Every page and file that a page links to exists.
+#[test]
+fn links_lead_somewhere() {
+    let mut dead = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let outside = target.contains("://") || target.is_empty();
+            if !outside && !page.parent().unwrap().join(target).exists() {
+                dead.push(format!("{}: {target}", page.display()));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:#?}");
 }

@@ -124,6 +124,8 @@ pub struct BaseConfig {
     pub intermediate_size: usize,
     /// V: number of tokens.
     pub vocab_size: usize,
+    /// Positions that the model was made for, where the file states it. Nothing here depends on it.
+    pub context_length: Option<usize>,
     /// Added to the mean square inside every RMS norm.
     pub rms_eps: f64,
     /// Rotary position embedding.

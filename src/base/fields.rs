@@ -105,10 +105,13 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A number above 0 that may be neither left out nor null.
+    /// A number above 0, and neither infinite nor 0 as F32, that may be neither left out nor null.
     pub fn positive(&self, name: &str) -> Result<f64> {
         match self.number(name)? {
-            Stated::Is(x) if x > 0.0 => Ok(x),
+            Stated::Is(x) if x > 0.0 && (x as f32).is_normal() => Ok(x),
+            Stated::Is(x) if x > 0.0 => {
+                Err(self.invalid(name, format!("expected a number within the range of F32, found {x}")))
+            }
             Stated::Is(x) => Err(self.invalid(name, format!("expected a number above 0, found {x}"))),
             Stated::Absent => Err(self.invalid(name, "expected a number above 0, found no such field")),
             Stated::Null => Err(self.invalid(name, "expected a number above 0, found null")),
@@ -145,6 +148,11 @@ impl<'a> Fields<'a> {
 
     pub fn is_empty(&self) -> bool {
         self.map.is_empty()
+    }
+
+    /// The first field whose name starts with `prefix`, if any.
+    pub fn first_key(&self, prefix: &str) -> Option<&'a str> {
+        self.map.keys().map(String::as_str).find(|k| k.starts_with(prefix))
     }
 
     /// The first field whose value is an object, if any.

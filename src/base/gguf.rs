@@ -7,6 +7,7 @@ use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
 use crate::format::gguf::{Metadata, Value};
+use crate::format::names::shorten;
 
 const NAMES: SizeNames = [
     "block_count",
@@ -103,7 +104,7 @@ pub(super) fn parse<'t>(
     let family = family(file, architecture)?;
     let keys = Keys { file, architecture: family.gguf_architecture(), metadata };
     if let Some(kind) = keys.text("general.type")?.filter(|t| *t != "model") {
-        return Err(Error::new(Code::BaseArchitecture, format!("expected a model, found {kind:?}"))
+        return Err(Error::new(Code::BaseArchitecture, format!("expected a model, found {:?}", shorten(kind)))
             .file(file)
             .field("general.type"));
     }
@@ -134,9 +135,9 @@ pub(super) fn parse<'t>(
         }
     }
     let rms_eps = match keys.number("attention.layer_norm_rms_epsilon")? {
-        Some(eps) if eps >= 0.0 => eps,
+        Some(eps) if (0.0..1.0).contains(&eps) => eps,
         Some(eps) => {
-            let message = format!("expected a number of at least 0, found {eps}");
+            let message = format!("expected a number of at least 0 and below 1, found {eps}");
             return Err(keys.invalid("attention.layer_norm_rms_epsilon", message));
         }
         None => return Err(keys.missing("attention.layer_norm_rms_epsilon")),
@@ -158,6 +159,7 @@ pub(super) fn parse<'t>(
         hidden_size,
         intermediate_size: sizes.intermediate_size,
         vocab_size: sizes.vocab_size,
+        context_length: keys.count("context_length")?,
         rms_eps,
         rope: rope(&keys, tensor(&Weight::RopeFactors.gguf_name()).is_some())?,
         sliding_windows: vec![window; n_layers],
@@ -174,7 +176,7 @@ pub(super) fn parse<'t>(
 
 fn family(file: &Path, architecture: Option<&str>) -> Result<Family> {
     architecture.and_then(Family::from_gguf_architecture).ok_or_else(|| {
-        let found = architecture.map_or("no such key".to_owned(), |a| format!("{a:?}"));
+        let found = architecture.map_or("no such key".to_owned(), |a| format!("{:?}", shorten(a)));
         Error::new(Code::BaseArchitecture, format!("expected one of llama, qwen2, qwen3, found {found}"))
             .file(file)
             .field("general.architecture")
@@ -236,7 +238,8 @@ fn rope(keys: &Keys, has_factors: bool) -> Result<Rope> {
         // 0 is llama.cpp's way to say "no scaling"
         ("linear", factor) => factor.filter(|&f| f != 0.0 && f != 1.0),
         (other, _) => {
-            return Err(keys.unsupported("rope.scaling.type", format!("expected none or linear, found {other:?}")));
+            let message = format!("expected none or linear, found {:?}", shorten(other));
+            return Err(keys.unsupported("rope.scaling.type", message));
         }
     };
     let scaling = match (linear, has_factors) {

@@ -21,9 +21,6 @@ const NAMES: SizeNames = [
     "vocab_size",
 ];
 
-/// Largest `config.json` read; real ones have a few KiB.
-pub(super) const MAX_CONFIG_BYTES: u64 = 1 << 20;
-
 /// What a configuration class assumes for keys that a file leaves out.
 struct Defaults {
     vocab_size: usize,
@@ -32,23 +29,40 @@ struct Defaults {
     n_kv_heads: Option<usize>,
     /// `None`: hidden size over heads.
     head_dim: Option<usize>,
+    context_length: usize,
 }
 
 impl Defaults {
     fn of(family: Family) -> Self {
         match family {
-            Family::Llama => {
-                Defaults { vocab_size: 32_000, intermediate_size: 11_008, n_kv_heads: None, head_dim: None }
-            }
-            Family::Mistral => {
-                Defaults { vocab_size: 32_000, intermediate_size: 14_336, n_kv_heads: Some(8), head_dim: None }
-            }
-            Family::Qwen2 => {
-                Defaults { vocab_size: 151_936, intermediate_size: 22_016, n_kv_heads: Some(32), head_dim: None }
-            }
-            Family::Qwen3 => {
-                Defaults { vocab_size: 151_936, intermediate_size: 22_016, n_kv_heads: Some(32), head_dim: Some(128) }
-            }
+            Family::Llama => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 11_008,
+                n_kv_heads: None,
+                head_dim: None,
+                context_length: 2_048,
+            },
+            Family::Mistral => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 14_336,
+                n_kv_heads: Some(8),
+                head_dim: None,
+                context_length: 131_072,
+            },
+            Family::Qwen2 => Defaults {
+                vocab_size: 151_936,
+                intermediate_size: 22_016,
+                n_kv_heads: Some(32),
+                head_dim: None,
+                context_length: 32_768,
+            },
+            Family::Qwen3 => Defaults {
+                vocab_size: 151_936,
+                intermediate_size: 22_016,
+                n_kv_heads: Some(32),
+                head_dim: Some(128),
+                context_length: 32_768,
+            },
         }
     }
 }
@@ -81,8 +95,8 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     sizes.check(&NAMES).map_err(|(name, message)| fields.invalid(name, message))?;
     let rms_eps = match fields.number("rms_norm_eps")? {
         Stated::Absent => 1e-6,
-        Stated::Is(eps) if eps >= 0.0 => eps,
-        _ => return Err(fields.invalid("rms_norm_eps", "expected a number of at least 0")),
+        Stated::Is(eps) if (0.0..1.0).contains(&eps) => eps,
+        _ => return Err(fields.invalid("rms_norm_eps", "expected a number of at least 0 and below 1")),
     };
     let attention_bias = matches!(family, Family::Llama | Family::Qwen3) && fields.flag("attention_bias", false)?;
     Ok(BaseConfig {
@@ -96,6 +110,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
         hidden_size,
         intermediate_size: sizes.intermediate_size,
         vocab_size: sizes.vocab_size,
+        context_length: fields.count("max_position_embeddings")?.or_absent(defaults.context_length),
         rms_eps,
         rope: rope(&fields)?,
         sliding_windows: sliding_windows(&fields, family, sizes.n_layers)?,
@@ -124,6 +139,13 @@ fn family(file: &Path, fields: &Fields) -> Result<Family> {
 }
 
 fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
+    // Names of Python classes in the model's repository. Those of configuration and tokenizer compute nothing that is
+    // read here; a model's own class may compute anything, whatever `model_type` says.
+    if let Some(class) = fields.object("auto_map")?.value().and_then(|map| map.first_key("AutoModel")) {
+        return Err(
+            fields.unsupported("auto_map", format!("expected no code for {class}: only known families are computed"))
+        );
+    }
     match fields.text("hidden_act")?.or_absent("silu") {
         // transformers knows the same function under both names
         Some("silu" | "swish") => {}

@@ -3,17 +3,20 @@
 //! Opening reads configuration and headers, never weights; when it succeeds, every tensor that the family's forward
 //! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::rows`].
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
-use crate::format::{StoredTensor, gguf as gguf_format, json, safetensors};
+use crate::format::gguf::Metadata;
+use crate::format::{StoredTensor, gguf as gguf_format, json, limits, safetensors};
+use indexmap::IndexMap;
 
 mod checks;
 mod config;
 mod fields;
+pub mod fingerprint;
 mod gguf;
 mod hf;
 mod names;
@@ -35,11 +38,33 @@ pub struct BaseModel {
     pub config: BaseConfig,
     /// `general.name` of a GGUF file.
     pub name: Option<String>,
-    tensors: HashMap<String, StoredTensor>,
+    /// All metadata of a GGUF file.
+    pub metadata: Option<Metadata>,
+    tensors: IndexMap<String, StoredTensor>,
+    /// What [`fingerprint`] has read, so that many adapters of one base cost it once.
+    query_digests: fingerprint::Digests,
+}
+
+impl BaseConfig {
+    /// Reads a parsed `config.json`; `file` names it in messages.
+    ///
+    /// Errors: [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`].
+    pub fn from_json(file: &Path, json: &serde_json::Value) -> Result<Self> {
+        hf::parse(file, json)
+    }
 }
 
 impl BaseModel {
     /// Opens a Hugging Face folder or a GGUF file.
+    ///
+    /// ```
+    /// use ptplus::{adapter::RowOrder, base::BaseModel};
+    ///
+    /// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/llama-gqa/base");
+    /// let base = BaseModel::open(folder.as_ref())?;
+    /// assert_eq!((base.gguf_architecture(), base.row_order()), ("llama", RowOrder::Norm));
+    /// # Ok::<(), ptplus::error::Error>(())
+    /// ```
     ///
     /// Errors: what [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
     pub fn open(path: &Path) -> Result<Self> {
@@ -53,7 +78,7 @@ impl BaseModel {
     /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
-        let config = hf::parse(&file, &json::read_file(&file, hf::MAX_CONFIG_BYTES)?)?;
+        let config = BaseConfig::from_json(&file, &json::read_file(&file, limits::CONFIG_BYTES)?)?;
         let (file, is_index) = weights_of_folder(folder)?;
         let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
         Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)
@@ -66,19 +91,23 @@ impl BaseModel {
         let container = gguf_format::open(file)?;
         let find = |name: &str| container.tensors.iter().find(|t| t.name == name);
         let config = gguf::parse(file, &container.metadata, find)?;
-        let name = container.metadata.str("general.name").map_err(|e| e.file(file))?.map(str::to_owned);
-        Self::checked(file, Dialect::Gguf, config, name, container.tensors)
+        Self::checked(file, Dialect::Gguf, config, Some(container.metadata), container.tensors)
     }
 
     fn checked(
         path: &Path,
         dialect: Dialect,
         config: BaseConfig,
-        name: Option<String>,
+        metadata: Option<Metadata>,
         tensors: Vec<StoredTensor>,
     ) -> Result<Self> {
+        let name = match &metadata {
+            Some(m) => m.str("general.name").map_err(|e| e.file(path))?.map(str::to_owned),
+            None => None,
+        };
         let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
-        let base = BaseModel { path: path.to_owned(), dialect, config, name, tensors };
+        let query_digests = Default::default();
+        let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, query_digests };
         base.check_tensors()?;
         Ok(base)
     }
@@ -112,8 +141,8 @@ impl BaseModel {
         // transformers ignores names that it does not know (old files have rotary_emb.inv_freq); llama.cpp refuses the
         // file, and what such a tensor would do there is unknown.
         if self.dialect == Dialect::Gguf && n_known < self.tensors.len() {
-            let known: Vec<_> = Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
-            let extra = self.tensors.keys().filter(|name| !known.contains(name)).min();
+            let known: HashSet<_> = Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
+            let extra = self.tensors.keys().filter(|name| !known.contains(*name)).min();
             let message = format!("expected no such tensor in a {}", self.config.family.gguf_architecture());
             return Err(Error::new(Code::ConfigUnsupported, message)
                 .file(&self.path)
@@ -141,6 +170,11 @@ impl BaseModel {
         let mut all: Vec<_> = self.tensors.values().collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all.into_iter()
+    }
+
+    /// Every tensor, in the order of the file; of several files, one after the other.
+    pub fn tensors_in_file_order(&self) -> impl Iterator<Item = &StoredTensor> {
+        self.tensors.values()
     }
 
     /// The GGUF architecture that this model has or would have.

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::base_check::{self, BaseCheck};
+use super::command;
 use super::reading::Reading;
 use super::types::{self, TypeArguments};
 use super::ui::{self, Status, Ui};
@@ -11,33 +13,44 @@ use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
-use crate::pipeline::{self, Convert, Converted, ConvertedTensor, Format, Measure, Proof, TypeRules};
-use crate::runner::DeviceChoice;
+use crate::import::Options;
+use crate::inspect;
+use crate::pipeline::{
+    self, Convert, ConvertBase, Converted, ConvertedTensor, Format, Measure, Proof, Tokenizer, TypeRules,
+};
+use crate::runner::{Device, DeviceChoice};
 use crate::transform::cast::Overflow;
-use crate::transform::loss::Loss;
+use crate::transform::loss::{Bound, Loss, Metric};
 use crate::verify::probe::Probe;
 use crate::verify::tolerance::Tolerance;
 use crate::verify::{self, LayerReport, Prompts};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 --dry-run"
+    after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 --dry-run\n  ptplus convert model/ -o model.gguf\n  ptplus convert --jobs 4 adapters/ -o gguf/ --to gguf --base model/\n\nMany adapters: a line for each (with --json one document a line), the others go on when one fails, and the exit code is\nthat of the worst failure in the order 2, 3, 7, 4, 6, 5, 1."
 )]
 pub struct Arguments {
     /// Output format; by default gguf when OUT ends in .gguf, else safetensors
     #[arg(long, value_enum, ignore_case = true)]
     to: Option<To>,
-    /// Element type of the memories and feature maps, by name or by ggml's number; keep: as the source has it
+    /// Element type of the memories and feature maps (of a base model: of the matrices), by name or by ggml's number;
+    /// keep: as the source has it
     #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto")]
     outtype: String,
     #[command(flatten)]
     job: Job,
+    /// More adapters, or folders of adapters; OUT is then a folder, and the base is read once
+    #[arg(value_name = "ADAPTER")]
+    more: Vec<PathBuf>,
+    /// Convert every adapter in the folders given, this many at a time; OUT is then a folder
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: Option<u16>,
 }
 
 /// What `convert` and `quantize` have in common.
 #[derive(clap::Args)]
 pub struct Job {
-    /// Adapter: canonical folder, safetensors file or GGUF
+    /// Adapter (canonical folder, safetensors file, GGUF) or base model (Hugging Face folder, GGUF)
     #[arg(required_unless_present = "list_types")]
     adapter: Option<PathBuf>,
     /// Where to write: a GGUF file or a folder
@@ -67,10 +80,40 @@ pub struct Job {
     /// Show what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Write what was found as one HTML page with plots
+    #[cfg(feature = "report")]
+    #[arg(long, value_name = "FILE.html", conflicts_with = "dry_run")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    base_check: BaseCheck,
+    #[command(flatten)]
+    tokenizer: TokenizerArguments,
     #[command(flatten)]
     reading: Reading,
     #[command(flatten)]
     pub types: TypeArguments,
+}
+
+/// What is asked of a base model alone.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Base models")]
+struct TokenizerArguments {
+    /// Write the folder's tokenizer with this as tokenizer.ggml.pre, without asking whether llama.cpp follows it
+    #[arg(long, value_name = "NAME", conflicts_with = "no_tokenizer")]
+    tokenizer_pre: Option<String>,
+    /// Leave the folder's tokenizer out
+    #[arg(long)]
+    no_tokenizer: bool,
+}
+
+impl TokenizerArguments {
+    fn choice(&self) -> Tokenizer<'_> {
+        match &self.tokenizer_pre {
+            Some(pre) => Tokenizer::Stated(pre),
+            None if self.no_tokenizer => Tokenizer::None,
+            None => Tokenizer::Known,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -81,7 +124,11 @@ enum To {
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let Some(output) = a.job.output.as_deref().filter(|_| !a.job.types.list_types) else { return types::list(ui) };
+    let is_batch = a.jobs.is_some() || !a.more.is_empty();
     let format = match a.to {
+        None if is_batch => {
+            return Err(usage("--to", "expected gguf or safetensors: the names of many outputs do not say which"));
+        }
         Some(To::Gguf) => Format::Gguf,
         Some(To::Safetensors) => Format::Safetensors,
         None if output.extension().is_some_and(|e| e == "gguf") => Format::Gguf,
@@ -95,56 +142,210 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             ),
         ));
     }
-    run_job(&a.job, a.job.types.rules("--outtype", &a.outtype)?, format, ui)
+    let types = a.job.types.rules("--outtype", &a.outtype)?;
+    if is_batch {
+        #[cfg(feature = "report")]
+        if a.job.report.is_some() {
+            return Err(usage("--report", "expected one adapter, found several: a report is about one"));
+        }
+        let paths: Vec<&Path> = a.job.adapter.iter().chain(&a.more).map(PathBuf::as_path).collect();
+        let jobs = a.jobs.map_or(1, usize::from);
+        return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format)?, ui);
+    }
+    run_job(&a.job, types, format, ui)
 }
 
 pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8> {
     let (Some(adapter), Some(output)) = (a.adapter.as_deref(), a.output.as_deref()) else {
         return Err(usage("convert", "expected an adapter and --output"));
     };
-    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
-    let device = a.device.parse::<DeviceChoice>()?;
+    if inspect::is_base(adapter)? {
+        return run_base(a, adapter, output, &types, format, ui);
+    }
+    if a.tokenizer.choice() != Tokenizer::Known {
+        return Err(usage("--tokenizer-pre, --no-tokenizer", "expected no such flag: the input is an adapter"));
+    }
+    let prepared = Prepared::new(a, types, format)?;
+    #[cfg(feature = "report")]
+    let report_file = super::report::create(
+        a.report.as_deref(),
+        a.force,
+        &[a.adapter.as_ref(), a.output.as_ref(), a.base.as_ref(), a.probe.as_ref()],
+    )?;
+    let done = prepared.convert(adapter, output, ui, Effort::Alone)?;
+    ui.result(Status::Ok, json!(done), &text(&done, adapter))?;
+    done.notes.iter().for_each(|n| ui.note(n));
+    base_check::note(ui, done.base_identity.as_ref());
+    #[cfg(feature = "report")]
+    if let Some(file) = report_file {
+        file.write(&prepared.report(adapter, &done, ui)?, ui)?;
+    }
+    Ok(0)
+}
+
+/// The input is a base model: what is about adapters has no place.
+fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Format, ui: &Ui) -> Result<u8> {
+    let adapter_flags = [
+        ("--base", a.base.is_some()),
+        ("--arch", a.arch.is_some()),
+        ("--probe", a.probe.is_some()),
+        ("--auto", a.types.auto_kl()?.is_some()),
+        ("how to read a checkpoint", !a.reading.options()?.is_empty()),
+        #[cfg(feature = "report")]
+        ("--report", a.report.is_some()),
+    ];
+    if let Some((flag, _)) = adapter_flags.iter().find(|(_, given)| *given) {
+        return Err(usage(flag, "expected no such flag: the input is a base model, not an adapter"));
+    }
+    if format != Format::Gguf {
+        return Err(usage(
+            "--output",
+            format!("expected a name that ends in .gguf for a base model, found {output:?}"),
+        ));
+    }
     let max_error = a.types.bounds()?;
-    let auto_kl = a.types.auto_kl()?;
-    let reading = a.reading.options()?;
     a.types.set_threads()?;
-    let device = device.open()?;
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
-    let prove = probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof {
-        probe,
-        path,
-        options: verify::Options { device: &device, tolerance, progress: &steps },
-    });
-    // The prompts of `verify --against`, so that both print the same figures; a probe's tokens are real ones.
-    let prompts = match &probe {
-        Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
-        None => Prompts::DEFAULT,
-    };
-    let measure = base.is_some().then_some(Measure { prompts, device: &device, progress: &steps });
-    let done = pipeline::convert(&Convert {
-        adapter,
-        reading: &reading,
-        base: base.as_ref(),
-        architecture: a.arch.as_deref(),
+    let done = pipeline::convert_base(&ConvertBase {
+        base,
         output,
-        format,
-        types: &types,
+        tokenizer: a.tokenizer.choice(),
+        types,
         max_error: &max_error,
-        auto_kl,
-        measure,
         overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
         overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
         dry_run: a.dry_run,
-        prove,
         progress: &|done, total| ui.progress(done, total, true),
     })?;
-    ui.result(Status::Ok, json!(done), &text(&done, adapter))?;
+    ui.result(Status::Ok, json!(done), &text(&done, base))?;
     done.notes.iter().for_each(|n| ui.note(n));
     Ok(0)
 }
 
+/// What a command line asks for, read once for any number of adapters.
+pub struct Prepared<'a> {
+    job: &'a Job,
+    types: TypeRules,
+    pub format: Format,
+    tolerance: Option<Tolerance>,
+    device: Device,
+    max_error: Vec<Bound>,
+    auto_kl: Option<f64>,
+    reading: Options,
+    base: Option<BaseModel>,
+    probe: Option<Probe>,
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Effort {
+    /// A quantized output is run beside its source.
+    Alone,
+    /// It is run only where a bound or `--auto` asks for it.
+    OfMany,
+}
+
+impl<'a> Prepared<'a> {
+    pub fn new(a: &'a Job, types: TypeRules, format: Format) -> Result<Self> {
+        let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+        let device = a.device.parse::<DeviceChoice>()?;
+        let (max_error, auto_kl, reading) = (a.types.bounds()?, a.types.auto_kl()?, a.reading.options()?);
+        a.types.set_threads()?;
+        Ok(Prepared {
+            job: a,
+            types,
+            format,
+            tolerance,
+            device: device.open()?,
+            max_error,
+            auto_kl,
+            reading,
+            base: a.base.as_deref().map(BaseModel::open).transpose()?,
+            probe: a.probe.as_deref().map(Probe::open).transpose()?,
+        })
+    }
+
+    pub fn is_dry_run(&self) -> bool {
+        self.job.dry_run
+    }
+
+    // The prompts of `verify --against`, so that both print the same figures; a probe's tokens are real ones.
+    fn prompts(&self) -> Prompts {
+        self.probe.as_ref().map_or(Prompts::DEFAULT, |probe| Prompts::Tokens(probe.input_ids.clone()))
+    }
+
+    pub fn convert(&self, adapter: &Path, output: &Path, ui: &Ui, effort: Effort) -> Result<Converted> {
+        let a = self.job;
+        let steps = |done: usize, total: usize| {
+            if effort == Effort::Alone {
+                ui.progress(done as u64, total as u64, false);
+            }
+        };
+        let prove = self.probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof {
+            probe,
+            path,
+            options: verify::Options { device: &self.device, tolerance: self.tolerance.clone(), progress: &steps },
+        });
+        let is_needed =
+            effort == Effort::Alone || self.auto_kl.is_some() || self.max_error.iter().any(|b| b.metric == Metric::Kl);
+        let measure = (is_needed && self.base.is_some()).then(|| Measure {
+            prompts: self.prompts(),
+            device: &self.device,
+            progress: &steps,
+        });
+        let command = match effort {
+            Effort::Alone => command::normal_form(std::env::args_os()),
+            Effort::OfMany => command::normal_form_alone(std::env::args_os(), adapter),
+        };
+        pipeline::convert(&Convert {
+            adapter,
+            reading: &self.reading,
+            base: self.base.as_ref(),
+            architecture: a.arch.as_deref(),
+            output,
+            format: self.format,
+            types: &self.types,
+            max_error: &self.max_error,
+            auto_kl: self.auto_kl,
+            measure,
+            overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
+            base_mismatch: a.base_check.mismatch(),
+            command: Some(&command),
+            overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
+            dry_run: a.dry_run,
+            prove,
+            progress: &|done, total| {
+                if effort == Effort::Alone {
+                    ui.progress(done, total, true);
+                }
+            },
+        })
+    }
+
+    #[cfg(feature = "report")]
+    fn report(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
+        use crate::report;
+        let output = pipeline::read_adapter(&done.output, self.base.as_ref())?;
+        let is_quantized = done.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));
+        let (candidates, not_measured) = match is_quantized && self.format == Format::Gguf {
+            true => {
+                let device = self.base.is_some().then_some(&self.device);
+                let architecture = self.job.arch.as_deref();
+                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, device)?
+            }
+            false => Default::default(),
+        };
+        not_measured.iter().for_each(|n| ui.note(n));
+        Ok(report::conversion(&report::Conversion {
+            source: adapter,
+            output: &output,
+            base: self.base.as_ref(),
+            converted: done,
+            input_ids: self.probe.as_ref().map_or(&[], |p| &p.input_ids),
+            candidates: &candidates,
+            device: self.device.name(),
+        }))
+    }
+}
 fn text(c: &Converted, adapter: &Path) -> String {
     let mut out = String::new();
     let is_lossy = c.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));

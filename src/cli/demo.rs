@@ -8,7 +8,7 @@ use crate::error::{Code, Error, Result};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "The model and the adapter are small ones made for the project's tests, and are built into the program."
+    after_help = "The model and the adapter are small ones made for the project's tests, and are built into the program.\n\nExamples:\n  ptplus demo\n  ptplus demo kept/"
 )]
 pub struct Arguments {
     /// Keep the files in this new folder

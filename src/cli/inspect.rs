@@ -10,6 +10,9 @@ use crate::inspect::{Inspection, inspect_with};
 use serde_json::json;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  ptplus inspect adapter.gguf\n  ptplus inspect checkpoint.pt --base model/\n  ptplus inspect checkpoint.pt --suggest-layout > layout.toml"
+)]
 pub struct Arguments {
     /// Adapter, base model, GGUF or safetensors file or folder
     path: PathBuf,

@@ -2,13 +2,32 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::Kind`].
 
+mod base_check;
+mod batch;
+mod check;
+mod command;
+mod completions;
 mod convert;
 mod demo;
+mod diff;
+mod doctor;
+mod engine;
+mod hash;
+mod hints;
 mod inspect;
+mod keygen;
+mod man;
+mod pack;
+mod password;
 mod quantize;
 mod reading;
+#[cfg(feature = "report")]
+mod report;
+#[cfg(feature = "generate")]
+mod run;
 mod types;
 mod ui;
+mod unpack;
 mod validate;
 mod verify;
 
@@ -21,7 +40,14 @@ use ui::Ui;
 
 /// Take Prefix-Tuning+ adapters anywhere, and prove that they still work.
 #[derive(Parser)]
-#[command(name = "ptplus", version, max_term_width = 100, arg_required_else_help = true)]
+#[command(
+    name = "ptplus",
+    version,
+    long_version = long_version(),
+    max_term_width = 100,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  ptplus demo\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus help convert"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -48,14 +74,50 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check an adapter against its base model, listing every mismatch
     Validate(validate::Arguments),
-    /// Convert an adapter between safetensors and GGUF
+    /// Convert an adapter between safetensors and GGUF, or a base model to GGUF
     Convert(convert::Arguments),
-    /// Quantize an adapter to GGUF, bit for bit as ggml does, and say what it cost
+    /// Quantize an adapter or a base model to GGUF, bit for bit as ggml does, and say what it cost
     Quantize(quantize::Arguments),
     /// Prove that an adapter computes what it should
     Verify(verify::Arguments),
+    /// Generate text with adapters, by the base's own tokenizer and chat template
+    #[cfg(feature = "generate")]
+    Run(run::Arguments),
+    /// Make a bundle: a verified adapter with manifest, reports, model card and, if wanted, a signature
+    Pack(pack::Arguments),
+    /// Check that a bundle is whole, who signed it, and that a base is the one it was made for
+    Check(check::Arguments),
+    /// Extract a bundle after checking it
+    Unpack(unpack::Arguments),
+    /// Print digests of an adapter and of its tensors
+    Hash(hash::Arguments),
+    /// Show what differs between two adapters
+    Diff(diff::Arguments),
+    /// Make a key pair for signing bundles
+    Keygen(keygen::Arguments),
+    /// Say whether the preload library can bring adapters into a program
+    Doctor(doctor::Arguments),
     /// Convert and verify a built-in example, showing each step
     Demo(demo::Arguments),
+    /// Print a script that completes the command line in a shell
+    Completions(completions::Arguments),
+    /// Write the manual pages
+    Man(man::Arguments),
+}
+
+fn long_version() -> &'static str {
+    use crate::version as v;
+    static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+        format!(
+            "{}\ncommit {}\nfeatures {}\nGGUF {}\nggml quantization {}",
+            v::VERSION,
+            v::commit().unwrap_or("not recorded (a debug build, or no git)"),
+            v::features().join(" "),
+            v::GGUF,
+            v::GGML_QUANTIZATION
+        )
+    });
+    &TEXT
 }
 
 impl Command {
@@ -66,7 +128,18 @@ impl Command {
             Command::Convert(_) => "convert",
             Command::Quantize(_) => "quantize",
             Command::Verify(_) => "verify",
+            #[cfg(feature = "generate")]
+            Command::Run(_) => "run",
+            Command::Pack(_) => "pack",
+            Command::Check(_) => "check",
+            Command::Unpack(_) => "unpack",
+            Command::Hash(_) => "hash",
+            Command::Diff(_) => "diff",
+            Command::Keygen(_) => "keygen",
             Command::Demo(_) => "demo",
+            Command::Completions(_) => "completions",
+            Command::Man(_) => "man",
+            Command::Doctor(_) => "doctor",
         }
     }
 }
@@ -106,7 +179,18 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Convert(a) => convert::run(&a, &ui),
         Command::Quantize(a) => quantize::run(&a, &ui),
         Command::Verify(a) => verify::run(&a, &ui),
+        #[cfg(feature = "generate")]
+        Command::Run(a) => run::run(&a, &ui),
+        Command::Pack(a) => pack::run(&a, &ui),
+        Command::Check(a) => check::run(&a, &ui),
+        Command::Unpack(a) => unpack::run(&a, &ui),
+        Command::Hash(a) => hash::run(&a, &ui),
+        Command::Diff(a) => diff::run(&a, &ui),
+        Command::Keygen(a) => keygen::run(&a, &ui),
         Command::Demo(a) => demo::run(&a, &ui),
+        Command::Completions(a) => completions::run(&a, &ui),
+        Command::Man(a) => man::run(&a, &ui),
+        Command::Doctor(a) => doctor::run(&a, &ui),
     }
 }
 
@@ -127,6 +211,81 @@ fn watch_signals() {
     });
 }
 
+/// Makes this many threads the program's.
+fn set_threads(n: Option<u16>) -> Result<()> {
+    let Some(n) = n else { return Ok(()) };
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n.into())
+        .build_global()
+        .map_err(|e: rayon::ThreadPoolBuildError| -> Error { usage("--threads", e.to_string()) })
+}
+
 fn usage(flag: &str, message: impl Into<String>) -> Error {
     Error::new(Code::Usage, message).field(flag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_command_has_examples_that_parse() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples: Vec<&str> = help.lines().map(str::trim).filter(|l| l.starts_with("ptplus ")).collect();
+            let own = format!("ptplus {} ", command.get_name());
+            assert!(
+                examples.iter().any(|e| format!("{e} ").starts_with(&own)),
+                "{} has no example",
+                command.get_name()
+            );
+            for example in examples {
+                let example = example.split(" > ").next().unwrap_or_default();
+                // Odd pieces between single quotes are one word each, spaces and all.
+                let words: Vec<String> = (example.split('\'').enumerate())
+                    .flat_map(|(i, piece)| match i % 2 {
+                        0 => piece.split_whitespace().map(str::to_owned).collect(),
+                        _ => vec![piece.to_owned()],
+                    })
+                    .collect();
+                assert!(Cli::try_parse_from(&words).is_ok(), "{example}");
+            }
+        }
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_reference_page_is_what_help_prints() {
+        const COLUMNS: usize = 100;
+        let mut page = String::from(
+            "# Command line\n\nWhat `ptplus help COMMAND` prints, for a build with the default features. Exit codes are in the \
+             [README](../README.md), error codes in [ERRORS.md](ERRORS.md).\n",
+        );
+        let mut root = Cli::command().term_width(COLUMNS);
+        root.build();
+        let mut section = |title: &str, command: &mut clap::Command| {
+            let help = command.render_long_help().to_string();
+            let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+            page.push_str(&format!("\n## {title}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()));
+        };
+        section("ptplus", &mut root);
+        let names: Vec<String> =
+            root.get_subcommands().map(|c| c.get_name().to_owned()).filter(|n| n != "help").collect();
+        for name in names {
+            let command = root.find_subcommand_mut(&name).expect("a name of the list");
+            section(&format!("ptplus {name}"), command);
+        }
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/CLI.md");
+        if std::env::var_os("PTPLUS_WRITE_DOCS").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        // Features add flags, and the page shows those of the default build.
+        if cfg!(all(feature = "generate", feature = "report", not(feature = "cuda"), not(feature = "llama-cpp"))) {
+            assert!(
+                std::fs::read_to_string(&path).unwrap_or_default() == page,
+                "docs/CLI.md is out of date: run the tests once with PTPLUS_WRITE_DOCS=1"
+            );
+        }
+    }
 }

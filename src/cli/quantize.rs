@@ -6,12 +6,12 @@ use crate::pipeline::Format;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Rows that are no whole blocks of TYPE (256 elements for the K types, 32 for the others) fall back as in llama.cpp;\nbiases and normalisers stay F32. With --base the output is also run beside the source.\n\nExamples:\n  ptplus quantize adapter/ -o adapter-q8_0.gguf q8_0 --base model/\n  ptplus quantize adapter.gguf -o small.gguf q4_0 --tensor-type 'blk\\.0\\.=q8_0' --max-error relative=0.1\n  ptplus quantize adapter/ -o small.gguf --auto KL=1e-3 --base model/\n  ptplus quantize --list-types"
+    after_help = "Rows that are no whole blocks of TYPE (256 elements for the K types, 32 for the others) fall back as in llama.cpp;\nbiases and normalisers stay F32. With --base the output is also run beside the source.\nA base model also takes llama.cpp's mixes (Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M Q5_K_S Q5_K_M), and every type means what\nit means to llama-quantize (docs/FORMAT.md).\n\nExamples:\n  ptplus quantize adapter/ -o adapter-q8_0.gguf q8_0 --base model/\n  ptplus quantize adapter.gguf -o small.gguf q4_0 --tensor-type 'blk\\.0\\.=q8_0' --max-error relative=0.1\n  ptplus quantize adapter/ -o small.gguf --auto KL=1e-3 --base model/\n  ptplus quantize model/ -o model-q4_k_m.gguf q4_k_m\n  ptplus quantize --list-types"
 )]
 pub struct Arguments {
     #[command(flatten)]
     job: Job,
-    /// Type of the memories and feature maps, by name or by ggml's number
+    /// Type of the memories and feature maps (of a base model: of the matrices), by name or by ggml's number
     #[arg(value_name = "TYPE", required_unless_present_any = ["list_types", "auto"], conflicts_with = "auto")]
     dtype: Option<String>,
 }

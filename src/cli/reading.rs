@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use super::hints::closest;
 use super::usage;
 use crate::adapter::{FeatureMap, MemorySharing, QueryTap};
 use crate::error::Result;
@@ -48,7 +49,10 @@ impl Reading {
                 stated.insert(key.into(), v.as_str().into());
                 Ok(())
             }
-            Some(v) => Err(usage(flag, format!("expected one of {}, found {v:?}", known.join(", ")))),
+            Some(v) => {
+                let hint = closest(v, known.iter().copied()).map_or(String::new(), |c| format!("; did you mean {c}?"));
+                Err(usage(flag, format!("expected one of {}, found {v:?}{hint}", known.join(", "))))
+            }
             None => Ok(()),
         };
         choice("--feature-map", "feature_map", &self.feature_map, names(FeatureMap::ALL, FeatureMap::name))?;

@@ -2,10 +2,11 @@
 
 use clap::ValueEnum;
 
+use super::hints::closest;
 use super::ui::{self, Status, Ui};
 use super::usage;
-use crate::error::{Error, Result};
-use crate::export::types::{OnUnfit, OutType, Override, TypeRules, parse_dtype, writable};
+use crate::error::Result;
+use crate::export::types::{OnUnfit, OutType, Override, TypeRules, writable};
 use crate::transform::loss::{Bound, Metric};
 
 #[derive(clap::Args)]
@@ -46,12 +47,11 @@ enum Unfit {
 impl TypeArguments {
     /// The rules, with `text` (a type or `keep`) for what no override matches.
     pub fn rules(&self, flag: &str, text: &str) -> Result<TypeRules> {
-        let default = match text {
-            t if t.eq_ignore_ascii_case("keep") => OutType::Keep,
-            t => OutType::As(parse_dtype(t).map_err(|e| e.field(flag))?),
-        };
         Ok(TypeRules {
-            default,
+            default: OutType::parse(text).map_err(|e| {
+                let meant = closest(text, writable().map(|d| d.name()));
+                e.field(flag).details(meant.map(|m| format!("did you mean {m}?")).into_iter().collect())
+            })?,
             overrides: self.tensor_type.iter().map(|t| Override::parse(t)).collect::<Result<_>>()?,
             on_unfit: match self.on_unfit {
                 Unfit::Fallback => OnUnfit::Fallback,
@@ -75,13 +75,9 @@ impl TypeArguments {
         }
     }
 
-    /// Makes this many threads the program's.
+    /// See [`set_threads`](super::set_threads).
     pub fn set_threads(&self) -> Result<()> {
-        let Some(n) = self.threads else { return Ok(()) };
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(n.into())
-            .build_global()
-            .map_err(|e: rayon::ThreadPoolBuildError| -> Error { usage("--threads", e.to_string()) })
+        super::set_threads(self.threads)
     }
 }
 

@@ -3,11 +3,14 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::base_check::{self, BaseCheck};
 use super::reading::Reading;
 use super::ui::{Status, Ui};
 use crate::base::BaseModel;
-use crate::error::{Result, escape};
+use crate::base::fingerprint::{Depth, Identity};
+use crate::error::{Code, Result, escape};
 use crate::finding::Finding;
+use crate::validate::BaseMismatch;
 use crate::{import, validate};
 
 #[derive(clap::Args)]
@@ -20,9 +23,11 @@ pub struct Arguments {
     /// Base model: Hugging Face folder or GGUF
     #[arg(long)]
     base: Option<PathBuf>,
-    /// Also read the base's weights, looking for NaN and Inf
+    /// Also read the base's weights: NaN and Inf, and whether they are those that the adapter was made for
     #[arg(long, requires = "base")]
     deep: bool,
+    #[command(flatten)]
+    base_check: BaseCheck,
     #[command(flatten)]
     reading: Reading,
 }
@@ -30,16 +35,28 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let imported = import::read(&a.adapter, &a.reading.options()?, base.as_ref())?;
+    let mut identity = None;
     let (mut findings, mut notes, mut exit) = match validate::check(imported, base.as_ref()) {
         Ok(mut v) => {
             if base.is_some() && !v.states_its_base() {
                 v.notes.push("the adapter does not state its base's model_type: that it fits this base in more than its shapes, only `ptplus verify` can tell".into());
             }
-            (Vec::new(), v.notes, 0)
+            let mut findings = Vec::new();
+            if let Some(base) = &base {
+                let depth = if a.deep { Depth::Weights } else { Depth::Headers };
+                identity = v.confirm_base(base, depth, BaseMismatch::Ignore)?;
+                if let (Some(Identity::Different(reason)), BaseMismatch::Refuse) = (&identity, a.base_check.mismatch())
+                {
+                    let expected = "the base that the adapter was made for";
+                    findings.push(Finding::new(Code::BaseDiffers, "base", expected, format!("another: {reason}")));
+                }
+            }
+            let exit = findings.first().map_or(0, |f| f.code.kind().exit_code());
+            (findings, v.notes, exit)
         }
         Err(r) => {
             let exit = r.kind().exit_code();
-            (r.findings, r.notes, exit)
+            (r.findings, [r.notes, r.hints].concat(), exit)
         }
     };
     if let Some(base) = base.as_ref().filter(|_| a.deep) {
@@ -53,9 +70,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         notes.push("checked against its own configuration only; --base checks that it fits its model".into());
     }
     let status = if exit == 0 { Status::Ok } else { Status::Failed };
-    let document = json!({ "adapter": a.adapter.to_string_lossy(), "base": a.base.as_ref().map(|b| b.to_string_lossy()), "pass": exit == 0, "findings": findings, "notes": notes });
+    let document = json!({ "adapter": a.adapter.to_string_lossy(), "base": a.base.as_ref().map(|b| b.to_string_lossy()), "pass": exit == 0, "findings": findings, "notes": notes, "base_identity": identity });
     ui.result(status, document, &text(a, &findings))?;
     notes.iter().for_each(|n| ui.note(n));
+    base_check::note(ui, identity.as_ref());
     Ok(exit)
 }
 

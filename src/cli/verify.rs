@@ -1,15 +1,19 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::base_check::{self, BaseCheck};
+use super::engine::EngineChoice;
 use super::reading::Reading;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
+use crate::base::fingerprint::Depth;
 use crate::error::{Kind, Result, escape};
 use crate::pipeline::{Proof, read_adapter, read_adapter_settling};
 use crate::runner::DeviceChoice;
+use crate::validate::Validated;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{self, TensorReport};
 use crate::verify::tolerance::Tolerance;
@@ -17,7 +21,7 @@ use crate::verify::{Options, Prompts, Reference, Report, verify};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter.\nWithout --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ --against-base model/\n  ptplus verify adapter.gguf --against adapter/"
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with\n--against-device it is the same adapter on another device.\nWithout --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda --against-device cpu"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
@@ -34,8 +38,11 @@ pub struct Arguments {
     /// The base under the other adapter, if it is another file
     #[arg(long, value_name = "BASE", requires = "against", requires = "base")]
     against_base: Option<PathBuf>,
-    /// Token ids to run with --against, separated by commas; once for each row
-    #[arg(long, value_name = "IDS", requires = "against")]
+    /// Compare with the same adapter on this device: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["against", "probe"], requires = "base")]
+    against_device: Option<String>,
+    /// Token ids to run with --against or --against-device, separated by commas; once for each row
+    #[arg(long, value_name = "IDS", conflicts_with = "probe")]
     tokens: Vec<String>,
     /// Seed of the random prompts for --against
     #[arg(long, default_value_t = 0)]
@@ -52,23 +59,46 @@ pub struct Arguments {
     /// cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// What computes: candle, or the real llama.cpp (F32, on the CPU), which candle then runs beside
+    #[arg(long, value_enum, default_value_t = EngineChoice::Candle)]
+    engine: EngineChoice,
+    #[command(flatten)]
+    base_check: BaseCheck,
+    /// Write what was found as one HTML page with plots
+    #[cfg(feature = "report")]
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Replace an existing report
+    #[cfg(feature = "report")]
+    #[arg(short, long, requires = "report")]
+    force: bool,
     #[command(flatten)]
     reading: Reading,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    if a.probe.is_none() && a.against.is_none() {
+    if a.probe.is_none() && a.against.is_none() && a.against_device.is_none() {
         return Err(usage(
             "verify",
-            "expected --probe (PyTorch's answer) or --against (another form of the adapter), found neither",
+            "expected --probe (PyTorch's answer), --against (another form of the adapter) or --against-device, found none",
         ));
     }
+    if a.engine == EngineChoice::LlamaCpp && a.base.is_none() {
+        return Err(usage("--engine", "expected --base beside it, found none: without a base no model runs"));
+    }
+    let other_device = a.against_device.as_deref().map(|d| d.parse::<DeviceChoice>()?.open()).transpose()?;
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
     let prompts = prompts(a)?;
     let device = a.device.parse::<DeviceChoice>()?.open()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    #[cfg(feature = "report")]
+    let report_file = super::report::create(
+        a.report.as_deref(),
+        a.force,
+        &[Some(&a.adapter), a.base.as_ref(), a.probe.as_ref(), a.against.as_ref()],
+    )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
     let options = Options { device: &device, tolerance, progress: &steps };
     let proof =
@@ -79,26 +109,96 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let other = a.against.as_deref().map(|p| read_adapter(p, against_base.as_ref().or(base.as_ref()))).transpose()?;
     adapter.notes.iter().for_each(|n| ui.note(n));
     let Some(base) = &base else {
-        let other = other.expect("clap wants --base with --probe");
+        let other = other.expect("clap wants --base with --probe and --against-device");
         let report = tensors::compare(&adapter, &other)?;
         let status = if report.pass { Status::Ok } else { Status::Failed };
         ui.result(status, json!(report), &tensor_text(&report))?;
+        #[cfg(feature = "report")]
+        if let Some(file) = report_file {
+            file.write(&crate::report::comparison(&adapter, &other, &report), ui)?;
+        }
         return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
     };
-    let reference = match (&probe, &other) {
-        (Some(probe), _) => Reference::Probe(probe),
-        (None, Some(other)) => Reference::Adapter { adapter: other, base: against_base.as_ref(), prompts: &prompts },
-        (None, None) => unreachable!("checked at the start"),
+    let reference = match (&probe, &other, &other_device) {
+        (Some(probe), ..) => Reference::Probe(probe),
+        (_, Some(other), _) => Reference::Adapter { adapter: other, base: against_base.as_ref(), prompts: &prompts },
+        (.., Some(device)) => Reference::Device { device, prompts: &prompts },
+        (None, None, None) => unreachable!("checked at the start"),
     };
-    let report = verify(&adapter, base, reference, &options)?;
+    let identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
+    if let (Some(other), Some(other_base)) = (&other, &against_base) {
+        other.confirm_base(other_base, Depth::Weights, a.base_check.mismatch())?;
+    }
+    base_check::note(ui, identity.as_ref());
+    let (report, engines) = compute(a.engine, &adapter, base, reference, &options, ui)?;
     let status = if report.pass { Status::Ok } else { Status::Failed };
     let mut document = json!(report);
     document["conventions"] = json!(conventions);
+    document["base_identity"] = json!(identity);
+    document["engines"] = engines;
     if !ui.is_verbose() {
         document.as_object_mut().map(|d| d.remove("positions"));
     }
-    ui.result(status, document, &text(&report, a, ui.is_verbose()))?;
+    let shown = text(&report, &document["engines"], a, ui.is_verbose());
+    ui.result(status, document, &shown)?;
+    #[cfg(feature = "report")]
+    if let Some(file) = report_file {
+        let losses = other.as_ref().map(|o| tensors::losses(&adapter, o)).transpose()?.unwrap_or_default();
+        let (input_ids, reference) = match (&probe, &a.against) {
+            (Some(probe), _) => {
+                (probe.input_ids.clone(), format!("PyTorch's answer, {}", super::report::name(&probe.path)))
+            }
+            (None, Some(against)) => (
+                prompts.ids(base.config.vocab_size)?,
+                format!("another form of the adapter, {}", super::report::name(against)),
+            ),
+            (None, None) => (
+                prompts.ids(base.config.vocab_size)?,
+                format!("the same on device {}", a.against_device.as_deref().unwrap_or_default()),
+            ),
+        };
+        let page = crate::report::verification(&crate::report::Verification {
+            adapter: &adapter,
+            base,
+            reference,
+            input_ids: &input_ids,
+            report: &report,
+            losses: &losses,
+            conventions: conventions.as_ref(),
+            device: match a.engine {
+                EngineChoice::Candle => device.name(),
+                EngineChoice::LlamaCpp => "llama.cpp on the CPU, candle beside it",
+            },
+        });
+        file.write(&page, ui)?;
+    }
     Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
+}
+
+/// Verifies on the engine asked for; beside the report, the figures of each engine, null where there is one only.
+fn compute(
+    engine: EngineChoice,
+    adapter: &Validated,
+    base: &BaseModel,
+    reference: Reference<'_>,
+    options: &Options<'_>,
+    ui: &Ui,
+) -> Result<(Report, Value)> {
+    match engine {
+        EngineChoice::Candle => Ok((verify(adapter, base, reference, options)?, Value::Null)),
+        #[cfg(feature = "llama-cpp")]
+        EngineChoice::LlamaCpp => {
+            crate::llama_cpp::show_log(ui.is_verbose());
+            let (report, engines) = crate::verify::engines::verify_in_llama_cpp(adapter, base, reference, options)?;
+            engines.notes.iter().for_each(|n| ui.note(n));
+            Ok((report, json!(engines)))
+        }
+        #[cfg(not(feature = "llama-cpp"))]
+        EngineChoice::LlamaCpp => {
+            let _ = ui;
+            Err(super::engine::not_built_in())
+        }
+    }
 }
 
 fn prompts(a: &Arguments) -> Result<Prompts> {
@@ -117,7 +217,7 @@ fn prompts(a: &Arguments) -> Result<Prompts> {
     a.tokens.iter().map(row).collect::<Result<_>>().map(Prompts::Tokens)
 }
 
-fn text(r: &Report, a: &Arguments, verbose: bool) -> String {
+fn text(r: &Report, engines: &Value, a: &Arguments, verbose: bool) -> String {
     let mut out = String::new();
     let m = &r.metrics;
     let limit = |l: Option<f64>| l.map_or(String::new(), |l| format!("{l:.3e}"));
@@ -141,6 +241,17 @@ fn text(r: &Report, a: &Arguments, verbose: bool) -> String {
         m.n_positions, r.tolerance, r.found_effect, r.effect
     );
     out.push_str(&ui::table(&["figure", "found", "limit"], &rows));
+    for (name, m) in engines["metrics"].as_object().into_iter().flatten() {
+        let figure = |key: &str| m[key].as_f64().unwrap_or(f64::NAN);
+        let _ = writeln!(
+            out,
+            "{}: max |dlogit| {:.3e}, mean KL {:.3e}, top-1 {:.2} %",
+            name.replace('_', " "),
+            figure("max_abs"),
+            figure("mean_kl"),
+            figure("top1_agreement") * 100.0
+        );
+    }
     if let Some(w) = r.worst {
         let _ = writeln!(
             out,

@@ -22,18 +22,14 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
         .tensors()
         .map(|(layer, role, t)| {
             let choice = types.choose(layer, role, &Adapter::canonical_name(layer, role), t)?;
-            let (source, canonical) = (t.clone(), t.clone());
-            Ok(OutputTensor { layer, role, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
+            let (source, canonical, label) = (t.clone(), t.clone(), Adapter::canonical_name(layer, role));
+            Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
         .collect::<Result<_>>()?;
     types.finish()?;
     let specs: Vec<TensorSpec> = tensors
         .iter()
-        .map(|t| TensorSpec {
-            name: Adapter::canonical_name(t.layer, t.role),
-            dtype: t.dtype,
-            shape: t.source.shape().to_vec(),
-        })
+        .map(|t| TensorSpec { name: t.label.clone(), dtype: t.dtype, shape: t.source.shape().to_vec() })
         .collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(Plan { file: safetensors::plan(&metadata, &specs)?, tensors })

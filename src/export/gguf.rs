@@ -6,13 +6,14 @@ use serde_json::{Map, Value as Json};
 
 use super::canonical::layers_json;
 use super::types::{Chooser, Format, TypeRules};
-use super::{OutputTensor, Plan, Written};
+use super::{OutputTensor, Plan, Written, file_type};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, AdapterConfig, Role, RowOrder, StatedLayers};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
 use crate::format::{TensorSpec, output::StagedFile};
+use crate::import::stated::BASE_FINGERPRINT;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 use crate::validate::Validated;
@@ -42,14 +43,14 @@ pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str
         .map(|((layer, role, t), (.., canonical))| {
             let (source, canonical) = (file_axes(role, t.clone()), canonical.clone());
             let choice = types.choose(layer, role, &names::tensor_name(layer, role), &source)?;
-            Ok(OutputTensor { layer, role, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
+            let label = Adapter::canonical_name(layer, role);
+            Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
         .collect::<Result<_>>()?;
     types.finish()?;
-    let specs: Vec<TensorSpec> = tensors
-        .iter()
-        .map(|t| TensorSpec {
-            name: names::tensor_name(t.layer, t.role),
+    let specs: Vec<TensorSpec> = (source.adapter().tensors().zip(&tensors))
+        .map(|((layer, role, _), t)| TensorSpec {
+            name: names::tensor_name(layer, role),
             dtype: t.dtype,
             shape: t.source.shape().to_vec(),
         })
@@ -87,7 +88,7 @@ fn metadata(
     put("general.architecture", architecture.into());
     put("general.type", names::GENERAL_TYPE.into());
     put("general.name", base.adapter_name().as_str().into());
-    put("general.file_type", Value::U32(file_type(tensors)));
+    put("general.file_type", Value::U32(file_type(adapter, tensors)));
     if tensors.iter().any(|t| t.dtype.is_quantized()) {
         put("general.quantization_version", Value::U32(2));
     }
@@ -127,6 +128,12 @@ fn metadata(
     put(&key("query_order"), order.name().into());
     put(names::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
     put(names::SOURCE_SHA256, DIGEST_PENDING.into());
+    if let Some(fingerprint) = source.base_fingerprint() {
+        put(names::BASE_FINGERPRINT, fingerprint.into());
+    }
+    if let Some(command) = &source.command {
+        put(names::COMMAND, command.as_str().into());
+    }
     put(names::SOURCE_CONFIG, source_config(adapter, base_model_type).as_str().into());
     put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
     Ok(m)
@@ -141,6 +148,9 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
 fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
     let c = &adapter.config;
     let mut out: Map<String, Json> = c.extra.clone();
+    if out.get(BASE_FINGERPRINT).is_some_and(Json::is_string) {
+        out.shift_remove(BASE_FINGERPRINT);
+    }
     for (name, exact) in [("query_scale", c.query_scale), ("memory_scale", c.memory_scale)] {
         // The key holds F32. Its shortest decimal gives most scales back (0.1); keep the others as they were.
         let stored = exact as f32;
@@ -176,28 +186,16 @@ fn source_dtypes(source: &Validated) -> String {
     Json::Object(map).to_string()
 }
 
-/// `general.file_type`: llama.cpp's number for the type that most elements of M have. Source: `enum llama_ftype` in
-/// llama.h.
-fn file_type(tensors: &[OutputTensor]) -> u32 {
+/// `general.file_type`: the number of the type that most elements of M have.
+fn file_type(adapter: &Adapter, tensors: &[OutputTensor]) -> u32 {
     let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
-    for t in tensors.iter().filter(|t| t.role == Role::Memory) {
-        *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
+    for ((_, role, _), t) in adapter.tensors().zip(tensors) {
+        if role == Role::Memory {
+            *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
+        }
     }
-    match n_elements.into_iter().max_by_key(|(_, n)| *n).map(|(dtype, _)| dtype) {
-        Some(DType::F16) => 1,
-        Some(DType::Q4_0) => 2,
-        Some(DType::Q4_1) => 3,
-        Some(DType::Q8_0) => 7,
-        Some(DType::Q5_0) => 8,
-        Some(DType::Q5_1) => 9,
-        Some(DType::Q2_K) => 10,
-        Some(DType::Q3_K) => 12,
-        Some(DType::Q4_K) => 15,
-        Some(DType::Q5_K) => 17,
-        Some(DType::Q6_K) => 18,
-        Some(DType::BF16) => 32,
-        _ => 0,
-    }
+    let largest = n_elements.into_iter().max_by_key(|(_, n)| *n);
+    file_type::of(largest.map_or(DType::F32, |(dtype, _)| dtype))
 }
 
 /// What `base_model_name_or_path` says about the base's name. It is data: shown, never opened, never fetched.

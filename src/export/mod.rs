@@ -1,41 +1,46 @@
-//! [`Validated`](crate::validate::Validated) adapters to files: the mirror of [`crate::import`].
+//! [`Validated`] adapters and base models to files: the mirror of [`crate::import`].
 //!
 //! A plan is made first (every name, type, shape and offset), then written by [`write_tensors`]. `--dry-run` stops
 //! between the two.
 
+pub mod base;
 pub mod canonical;
+mod file_type;
 pub mod gguf;
 pub mod types;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::adapter::{Adapter, Role};
+use crate::adapter::Role;
 use crate::digest::{TensorDigest, hex};
 use crate::error::{Code, Error, Result};
 use crate::format::{FilePlan, output::StagedFile};
-use crate::import::ledger::{Entry, Fate, Ledger};
+use crate::import::ledger::{Entry, Fate};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::{self, Overflow};
 use crate::transform::loss::{Loss, LossSum};
+use crate::validate::Validated;
 
 /// Bytes gathered, cast and written per step; a step is whole heads, so a larger head is a larger step. Large enough
 /// that a system call costs nothing, small enough that two threads stay far below the memory limit of a conversion.
 const STEP_BYTES: usize = 4 << 20;
 
+/// The same where values are cast: what a step reads, writes and compares stays in the second-level cache.
+const CAST_STEP_BYTES: usize = 256 << 10;
+
 /// One output tensor: where its values come from, in the output's axes, and the type that they get.
 #[derive(Debug, Clone)]
 pub struct OutputTensor {
-    /// Layer number.
-    pub layer: usize,
-    /// Part of the layer.
-    pub role: Role,
+    /// Its name in canonical axes, by which errors call it.
+    pub label: String,
     /// The values, in the output's axis order.
     pub source: LazyTensor,
-    /// The same values in canonical axes, in which errors name elements.
+    /// The same values in canonical axes (a base's: those of its file), in which errors name elements.
     pub canonical: LazyTensor,
     /// The type to write.
     pub dtype: DType,
@@ -63,36 +68,41 @@ pub struct Written {
     pub losses: Vec<Loss>,
 }
 
-/// Writes header and tensors, and hashes the source's consumed tensors in the same pass over their bytes.
+/// What is known about the tensors of a plan before they are read for writing.
+#[derive(Clone, Copy)]
+pub enum Known<'a> {
+    /// The plan is of this adapter, whose values are finite. Its consumed tensors are hashed while they are written.
+    Validated(&'a Validated),
+    /// Nothing: NaN and infinity are looked for, and refused.
+    Nothing,
+}
+
+/// Writes header and tensors; one pass over the bytes of the source.
 ///
 /// Tensors are independent: threads take them as they come, and every byte has its place in the plan, so the file is
 /// the same from any number of threads. `progress` is called with the bytes written so far added.
 pub fn write_tensors(
     plan: &Plan,
-    ledger: &Ledger,
+    known: Known<'_>,
     out: &StagedFile,
     overflow: Overflow,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Written> {
     out.set_len(plan.file.len_bytes)?;
     out.write_all_at(0, &plan.file.header)?;
-    let by_part: BTreeMap<(usize, Role), Vec<&Entry>> = ledger.consumed().fold(BTreeMap::new(), |mut map, e| {
-        // A tensor with several layers in it is hashed once, with the first.
-        if let Fate::Consumed { layers, role } = &e.fate
-            && let Some(layer) = layers.first()
-        {
-            map.entry((*layer, *role)).or_insert_with(Vec::new).push(e);
-        }
-        map
-    });
+    let entries = match known {
+        Known::Validated(source) => consumed_by_tensor(source),
+        Known::Nothing => vec![Vec::new(); plan.tensors.len()],
+    };
+    assert_eq!(entries.len(), plan.tensors.len(), "the plan is of this adapter");
     let results: Vec<WrittenTensor> = plan
         .tensors
         .par_iter()
         .zip(&plan.file.tensors)
-        .map(|(t, planned)| {
-            let entries = by_part.get(&(t.layer, t.role)).map(Vec::as_slice).unwrap_or_default();
-            let name_error = |e: Error| e.field(Adapter::canonical_name(t.layer, t.role));
-            let written = write_tensor(t, planned.file_offset, entries, out, overflow, progress).map_err(name_error);
+        .zip(&entries)
+        .map(|((t, planned), entries)| {
+            let job = TensorJob { t, file_offset: planned.file_offset, entries, known, out, overflow, progress };
+            let written = job.write().map_err(|e| e.field(&t.label));
             t.source.release();
             written
         })
@@ -108,6 +118,20 @@ pub fn write_tensors(
     Ok(written)
 }
 
+/// The ledger's consumed tensors, for each tensor of the adapter in order. One with several layers in it is with the
+/// first.
+fn consumed_by_tensor(source: &Validated) -> Vec<Vec<&Entry>> {
+    let mut by_part: BTreeMap<(usize, Role), Vec<&Entry>> = BTreeMap::new();
+    for e in source.ledger.consumed() {
+        if let Fate::Consumed { layers, role } = &e.fate
+            && let Some(layer) = layers.first()
+        {
+            by_part.entry((*layer, *role)).or_default().push(e);
+        }
+    }
+    source.adapter().tensors().map(|(layer, role, _)| by_part.remove(&(layer, role)).unwrap_or_default()).collect()
+}
+
 /// What writing one tensor found out.
 struct WrittenTensor {
     sources: Vec<TensorDigest>,
@@ -115,71 +139,115 @@ struct WrittenTensor {
     loss: Loss,
 }
 
-fn write_tensor(
-    t: &OutputTensor,
+struct TensorJob<'a> {
+    t: &'a OutputTensor,
     file_offset: u64,
-    entries: &[&Entry],
-    out: &StagedFile,
+    entries: &'a [&'a Entry],
+    known: Known<'a>,
+    out: &'a StagedFile,
     overflow: Overflow,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<WrittenTensor> {
-    if t.dtype.is_quantized()
-        && t.source.stored_dtype() == t.dtype
-        && let Some(bytes) = t.source.stored_bytes()
-    {
-        out.write_all_at(file_offset, bytes)?;
-        progress(bytes.len() as u64);
-        let sources = entries.iter().map(|e| digest_whole(e)).collect();
-        return Ok(WrittenTensor { sources, saturated: 0, loss: Loss::NONE });
-    }
-    let n_heads = t.source.shape()[0];
-    let head_bytes = (t.source.len_bytes() / n_heads).max(1);
-    let step = (STEP_BYTES / head_bytes).clamp(1, n_heads);
-    // Where one source tensor became one output tensor, its bytes are hashed step by step, just before they are
-    // gathered, while they are in the cache.
-    let fused = match entries {
-        [e] => e.tensor.as_ref().and_then(LazyTensor::stored_bytes).filter(|b| {
-            e.dtype == t.source.stored_dtype()
-                && b.len() == t.source.n_elements() / e.dtype.block_len() * e.dtype.block_bytes()
-                && b.len().is_multiple_of(n_heads)
-        }),
-        _ => None,
-    };
-    let mut hasher = Sha256::new();
-    let mut saturated = 0;
-    let mut losses = LossSum::default();
-    let mut offset = file_offset;
-    let (mut buffer, mut decoded) = (Vec::new(), Vec::new());
-    for head in (0..n_heads).step_by(step) {
-        let n = step.min(n_heads - head);
-        if let Some(bytes) = fused {
-            let per_head = bytes.len() / n_heads;
-            hasher.update(&bytes[head * per_head..][..n * per_head]);
+    progress: &'a (dyn Fn(u64) + Sync),
+}
+
+impl TensorJob<'_> {
+    fn write(&self) -> Result<WrittenTensor> {
+        let t = self.t;
+        if t.dtype.is_quantized()
+            && t.source.stored_dtype() == t.dtype
+            && let Some(bytes) = t.source.stored_bytes()
+        {
+            self.check_blocks(bytes)?;
+            self.out.write_all_at(self.file_offset, bytes)?;
+            (self.progress)(bytes.len() as u64);
+            let sources = self.entries.iter().map(|e| digest_whole(e)).collect();
+            return Ok(WrittenTensor { sources, saturated: 0, loss: Loss::NONE });
         }
-        let part = t.source.narrow(head, n);
-        buffer.resize(part.len_bytes(), 0);
-        part.gather(&mut buffer);
-        let len = if part.dtype() == t.dtype {
-            out.write_all_at(offset, &buffer)?;
-            buffer.len()
-        } else {
-            let values = cast::to_f32(part.dtype(), &buffer).map_err(|_| unfit(t, None))?;
-            let (bytes, n_saturated) = encode(t, &values, overflow)?;
-            saturated += n_saturated;
-            out.write_all_at(offset, &bytes)?;
-            decoded.resize(values.len(), 0.0);
-            quant::decode(t.dtype, &bytes, &mut decoded);
-            losses.add(&values, &decoded);
-            bytes.len()
+        let n_heads = t.source.shape()[0];
+        let head_bytes = (t.source.len_bytes() / n_heads).max(1);
+        let step_bytes = if t.source.dtype() == t.dtype { STEP_BYTES } else { CAST_STEP_BYTES };
+        let step = (step_bytes / head_bytes).clamp(1, n_heads);
+        // Where one source tensor became one output tensor, its bytes are hashed step by step, just before they are
+        // gathered, while they are in the cache.
+        let fused = match self.entries {
+            [e] => e.tensor.as_ref().and_then(LazyTensor::stored_bytes).filter(|b| {
+                e.dtype == t.source.stored_dtype()
+                    && b.len() == t.source.n_elements() / e.dtype.block_len() * e.dtype.block_bytes()
+                    && b.len().is_multiple_of(n_heads)
+            }),
+            _ => None,
         };
-        offset += len as u64;
-        progress(len as u64);
+        let mut hasher = Sha256::new();
+        let mut saturated = 0;
+        let mut losses = LossSum::default();
+        let mut offset = self.file_offset;
+        let (mut buffer, mut decoded) = (Vec::new(), Vec::new());
+        for head in (0..n_heads).step_by(step) {
+            let n = step.min(n_heads - head);
+            if let Some(bytes) = fused {
+                let per_head = bytes.len() / n_heads;
+                hasher.update(&bytes[head * per_head..][..n * per_head]);
+            }
+            let part = t.source.narrow(head, n);
+            let stored = match part.contiguous_bytes() {
+                Some(stored) => stored,
+                None => {
+                    buffer.resize(part.len_bytes(), 0);
+                    part.gather(&mut buffer);
+                    &buffer
+                }
+            };
+            let len = if part.dtype() == t.dtype {
+                self.check_values(part.dtype(), stored)?;
+                self.out.write_all_at(offset, stored)?;
+                stored.len()
+            } else {
+                let values = match bytemuck::try_cast_slice(stored) {
+                    Ok(values) if part.dtype() == DType::F32 => Cow::Borrowed(values),
+                    _ => Cow::Owned(cast::to_f32(part.dtype(), stored).map_err(|_| unfit(t, None))?),
+                };
+                if !t.dtype.is_quantized() {
+                    self.check_values(part.dtype(), stored)?;
+                }
+                let (bytes, n_saturated) = encode(t, &values, self.overflow)?;
+                saturated += n_saturated;
+                self.out.write_all_at(offset, &bytes)?;
+                decoded.resize(values.len(), 0.0);
+                quant::decode(t.dtype, &bytes, &mut decoded);
+                losses.add(&values, &decoded);
+                bytes.len()
+            };
+            offset += len as u64;
+            (self.progress)(len as u64);
+        }
+        let sources = match (fused, self.entries) {
+            (Some(_), [e]) => vec![digest(e, hex(&hasher.finalize()))],
+            _ => self.entries.iter().map(|e| digest_whole(e)).collect(),
+        };
+        Ok(WrittenTensor { sources, saturated, loss: losses.loss() })
     }
-    let sources = match (fused, entries) {
-        (Some(_), [e]) => vec![digest(e, hex(&hasher.finalize()))],
-        _ => entries.iter().map(|e| digest_whole(e)).collect(),
-    };
-    Ok(WrittenTensor { sources, saturated, loss: losses.loss() })
+
+    fn check_values(&self, dtype: DType, bytes: &[u8]) -> Result<()> {
+        match self.known {
+            Known::Nothing if cast::first_non_finite(dtype, bytes).is_some() => Err(unfit(self.t, None)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Blocks that are copied. Types that are not decoded here pass unseen; the plan has a note about them.
+    fn check_blocks(&self, bytes: &[u8]) -> Result<()> {
+        let dtype = self.t.dtype;
+        match self.known {
+            Known::Nothing if quant::can_decode(dtype) => match quant::validate_blocks(dtype, bytes) {
+                Some(block) => {
+                    let index = self.t.canonical.index_of(block * dtype.block_len());
+                    let message = format!("expected finite scales, found a block of {dtype} without at {index:?}");
+                    Err(Error::new(Code::NonFinite, message))
+                }
+                None => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Whole rows as bytes of the output type, and how many elements were saturated (plain types only).
@@ -205,18 +273,33 @@ fn encode(t: &OutputTensor, values: &[f32], overflow: Overflow) -> Result<(Vec<u
 /// element may fit by itself, and the largest is to blame.
 fn unfit(t: &OutputTensor, block: Option<&[f32]>) -> Error {
     let c = &t.canonical;
-    let mut values = vec![0f32; c.n_elements()];
-    quant::decode(c.dtype(), &c.to_bytes(), &mut values);
     let largest = block.and_then(|b| b.iter().copied().max_by(|x, y| x.abs().total_cmp(&y.abs())));
-    let flat = match largest {
-        Some(v) => values.iter().position(|x| x.to_bits() == v.to_bits()),
-        None => quant::first_unfit(t.dtype, &values),
-    };
-    let flat = flat.expect("an element of the tensor was found not to fit");
-    Error::new(
-        Code::CastOverflow,
-        format!("expected values that {} can hold, found {:e} at {:?}", t.dtype, values[flat], c.index_of(flat)),
-    )
+    let n_rows = c.shape()[0];
+    let row_elements = (c.n_elements() / n_rows).max(1);
+    let step = (STEP_BYTES / 4 / row_elements).clamp(1, n_rows);
+    let mut values = Vec::new();
+    for row in (0..n_rows).step_by(step) {
+        let part = c.narrow(row, step.min(n_rows - row));
+        values.resize(part.n_elements(), 0f32);
+        let bytes = part.to_bytes();
+        quant::decode(part.dtype(), &bytes, &mut values);
+        let found = match largest {
+            Some(v) => values.iter().position(|x| x.to_bits() == v.to_bits()),
+            None => quant::first_unfit(t.dtype, &values),
+        };
+        let Some(i) = found else { continue };
+        let (value, index) = (values[i], c.index_of(row * row_elements + i));
+        let size = part.dtype().block_bytes();
+        // An F64 may be finite and yet be infinite as F32.
+        return match cast::first_non_finite(part.dtype(), &bytes[i * size..][..size]) {
+            None => {
+                let message = format!("expected values that {} can hold, found {value:e} at {index:?}", t.dtype);
+                Error::new(Code::CastOverflow, message)
+            }
+            Some(_) => Error::new(Code::NonFinite, format!("expected finite values, found {value} at {index:?}")),
+        };
+    }
+    unreachable!("an element of the tensor was found not to fit")
 }
 
 fn digest_whole(e: &Entry) -> TensorDigest {

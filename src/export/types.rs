@@ -2,6 +2,7 @@
 
 use regex::Regex;
 
+use super::base::Mix;
 use crate::adapter::{Adapter, Role};
 use crate::error::{Code, Error, Result};
 use crate::quant;
@@ -14,8 +15,23 @@ use crate::validate::Validated;
 pub enum OutType {
     /// Each tensor as it is; on the way back to safetensors, as the first source had it where that loses nothing.
     Keep,
-    /// This type for M and W.
+    /// This type for M and W; for a base model, what llama.cpp means by the type's name.
     As(DType),
+    /// One of llama.cpp's mixes for base models.
+    Mix(Mix),
+}
+
+impl OutType {
+    /// A writable type by name, in any case, or by ggml's number; a mix by name; or `keep`. Errors: [`Code::Usage`].
+    pub fn parse(text: &str) -> Result<OutType> {
+        if text.eq_ignore_ascii_case("keep") {
+            return Ok(OutType::Keep);
+        }
+        match Mix::parse(text) {
+            Some(mix) => Ok(OutType::Mix(mix)),
+            None => parse_dtype(text).map(OutType::As),
+        }
+    }
 }
 
 /// The two output formats.
@@ -103,21 +119,96 @@ pub(super) struct Choice {
     pub unfit: Option<DType>,
 }
 
-/// Applies [`TypeRules`] to the tensors of one output.
+/// The overrides of one output, and which of them decided anything.
+pub(super) struct Overrides<'a> {
+    list: &'a [Override],
+    used: Vec<bool>,
+}
+
+impl<'a> Overrides<'a> {
+    pub fn new(rules: &'a TypeRules) -> Self {
+        Overrides { list: &rules.overrides, used: vec![false; rules.overrides.len()] }
+    }
+
+    /// The type for the tensor of this name, if an override decides it.
+    pub fn find(&mut self, name: &str) -> Option<DType> {
+        let i = self.list.iter().position(|o| o.pattern.is_match(name))?;
+        self.used[i] = true;
+        Some(self.list[i].dtype)
+    }
+
+    /// Errors: [`Code::Usage`] for an override that decided nothing: a misspelt name must not pass silently. `what` and
+    /// `why` say which tensors there are to decide.
+    pub fn finish(self, what: &str, why: &str) -> Result<()> {
+        match self.used.iter().position(|used| !used) {
+            None => Ok(()),
+            Some(i) => {
+                let pattern = self.list[i].pattern.as_str();
+                let message =
+                    format!("expected {what} whose type {pattern:?} decides, found none (the first match wins; {why})");
+                Err(Error::new(Code::Usage, message).field("--tensor-type"))
+            }
+        }
+    }
+}
+
+/// `asked`, or where the rows are no whole blocks of it, what the rules take instead. `name` and `tensor` are the
+/// output's; `kept` is the type that keeping the tensor as it is would give it.
+///
+/// Errors: [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
+pub(super) fn fitted(
+    rules: &TypeRules,
+    asked: DType,
+    kept: impl FnOnce() -> DType,
+    name: &str,
+    tensor: &LazyTensor,
+) -> Result<Choice> {
+    let mut choice = Choice { dtype: asked, unfit: None };
+    let row_len = tensor.shape().last().copied().unwrap_or(1);
+    let stays = |dtype: DType| dtype == tensor.stored_dtype() && tensor.stored_bytes().is_some();
+    if !stays(asked) && !row_len.is_multiple_of(asked.block_len()) {
+        choice.unfit = Some(asked);
+        choice.dtype = match rules.on_unfit {
+            OnUnfit::Fallback => fallback(asked, row_len),
+            OnUnfit::Keep => kept(),
+            OnUnfit::Error => {
+                let message = format!(
+                    "expected rows of whole blocks of {asked} ({} elements), found rows of {row_len}",
+                    asked.block_len()
+                );
+                return Err(Error::new(Code::TypeUnfit, message).field(name));
+            }
+        };
+    }
+    let is_requantized = choice.dtype.is_quantized() && tensor.stored_dtype().is_quantized() && !stays(choice.dtype);
+    if is_requantized && !rules.allow_requantize {
+        let message = format!(
+            "expected a plain float tensor to quantize, found {} blocks; --allow-requantize loses twice",
+            tensor.stored_dtype()
+        );
+        return Err(Error::new(Code::Requantize, message).field(name));
+    }
+    Ok(choice)
+}
+
+/// Applies [`TypeRules`] to the tensors of one adapter.
 pub(super) struct Chooser<'a> {
     source: &'a Validated,
     rules: &'a TypeRules,
     format: Format,
-    /// Per override, whether it decided anything.
-    used: Vec<bool>,
+    overrides: Overrides<'a>,
 }
 
 impl<'a> Chooser<'a> {
-    /// Errors: [`Code::Usage`] for block types in safetensors, which has none.
+    /// Errors: [`Code::Usage`] for block types in safetensors, which has none, and for mixes.
     pub fn new(source: &'a Validated, rules: &'a TypeRules, format: Format) -> Result<Self> {
         let default = match rules.default {
             OutType::As(dtype) => Some(("--outtype", dtype)),
             OutType::Keep => None,
+            OutType::Mix(mix) => {
+                let message = format!("expected a type, since mixes are for base models, found {mix}");
+                return Err(Error::new(Code::Usage, message).field("--outtype"));
+            }
         };
         let overrides = rules.overrides.iter().map(|o| ("--tensor-type", o.dtype));
         if format == Format::Safetensors
@@ -129,7 +220,7 @@ impl<'a> Chooser<'a> {
             )
             .field(flag));
         }
-        Ok(Chooser { source, rules, format, used: vec![false; rules.overrides.len()] })
+        Ok(Chooser { source, rules, format, overrides: Overrides::new(rules) })
     }
 
     /// The type of one tensor, given in the output's axes and under its output name. b and N stay F32 in GGUF, and are
@@ -139,61 +230,18 @@ impl<'a> Chooser<'a> {
     pub fn choose(&mut self, layer: usize, role: Role, name: &str, tensor: &LazyTensor) -> Result<Choice> {
         let is_vector = matches!(role, Role::FeatureBias | Role::Normalizer);
         let asked = match (is_vector, self.rules.default) {
-            (false, default) => self.overridden(name).map_or(default, OutType::As),
+            (false, default) => self.overrides.find(name).map_or(default, OutType::As),
             (true, OutType::Keep) if self.format == Format::Safetensors => OutType::Keep,
             (true, _) => OutType::As(DType::F32),
         };
-        let mut choice = match asked {
-            OutType::Keep => Choice { dtype: self.kept(layer, role, tensor), unfit: None },
-            OutType::As(dtype) => Choice { dtype, unfit: None },
-        };
-        let row_len = tensor.shape().last().copied().unwrap_or(1);
-        let stays = choice.dtype == tensor.stored_dtype() && tensor.stored_bytes().is_some();
-        if !stays && !row_len.is_multiple_of(choice.dtype.block_len()) {
-            choice.unfit = Some(choice.dtype);
-            choice.dtype = match self.rules.on_unfit {
-                OnUnfit::Fallback => fallback(choice.dtype, row_len),
-                OnUnfit::Keep => self.kept(layer, role, tensor),
-                OnUnfit::Error => {
-                    let message = format!(
-                        "expected rows of whole blocks of {} ({} elements), found rows of {row_len}",
-                        choice.dtype,
-                        choice.dtype.block_len()
-                    );
-                    return Err(Error::new(Code::TypeUnfit, message).field(name));
-                }
-            };
-        }
-        let stays = choice.dtype == tensor.stored_dtype() && tensor.stored_bytes().is_some();
-        let is_requantized = choice.dtype.is_quantized() && tensor.stored_dtype().is_quantized() && !stays;
-        if is_requantized && !self.rules.allow_requantize {
-            let message = format!(
-                "expected a plain float tensor to quantize, found {} blocks; --allow-requantize loses twice",
-                tensor.stored_dtype()
-            );
-            return Err(Error::new(Code::Requantize, message).field(name));
-        }
-        Ok(choice)
+        let kept = || self.kept(layer, role, tensor);
+        let asked = if let OutType::As(dtype) = asked { dtype } else { kept() };
+        fitted(self.rules, asked, kept, name, tensor)
     }
 
-    /// Errors: [`Code::Usage`] for an override that decided nothing: a misspelt name must not pass silently.
+    /// Errors: [`Code::Usage`] for an override that decided nothing.
     pub fn finish(self) -> Result<()> {
-        match self.used.iter().position(|used| !used) {
-            None => Ok(()),
-            Some(i) => {
-                let pattern = self.rules.overrides[i].pattern.as_str();
-                let message = format!(
-                    "expected a memory or feature map whose type {pattern:?} decides, found none (the first match wins; biases and normalisers stay F32)"
-                );
-                Err(Error::new(Code::Usage, message).field("--tensor-type"))
-            }
-        }
-    }
-
-    fn overridden(&mut self, name: &str) -> Option<DType> {
-        let i = self.rules.overrides.iter().position(|o| o.pattern.is_match(name))?;
-        self.used[i] = true;
-        Some(self.rules.overrides[i].dtype)
+        self.overrides.finish("a memory or feature map", "biases and normalisers stay F32")
     }
 
     fn kept(&self, layer: usize, role: Role, tensor: &LazyTensor) -> DType {

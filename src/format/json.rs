@@ -18,17 +18,32 @@ use crate::error::{Code, Error, Result};
 /// Errors, with the byte offset: [`Code::JsonSyntax`] (also for numbers beyond f64 and anything after the document),
 /// [`Code::JsonDuplicateKey`] at any depth, [`Code::JsonTooLarge`].
 pub fn parse(text: &[u8]) -> Result<Value> {
+    parse_at_most(text, JSON_VALUES)
+}
+
+fn parse_at_most(text: &[u8], max_values: usize) -> Result<Value> {
     if text.len() as u64 > JSON_BYTES {
         return Err(too_large(text.len() as u64, JSON_BYTES));
     }
     let (values, fault) = (Cell::new(0), Cell::new(None));
-    parse_with(text, Strict { values: &values, fault: &fault }, &fault)
+    parse_with(text, Strict { values: &values, max_values, fault: &fault }, &fault)
 }
 
 /// Reads and parses a file of at most `max_bytes` (and never more than [`JSON_BYTES`]).
 ///
 /// Errors: as [`parse`] and [`open_regular`], with the file's name.
 pub fn read_file(path: &Path, max_bytes: u64) -> Result<Value> {
+    read_at_most(path, max_bytes, JSON_VALUES)
+}
+
+/// Reads and parses a file of at most [`JSON_BYTES`] and `max_values` values, for documents that are long lists.
+///
+/// Errors: as [`read_file`].
+pub fn read_large_file(path: &Path, max_values: usize) -> Result<Value> {
+    read_at_most(path, JSON_BYTES, max_values)
+}
+
+fn read_at_most(path: &Path, max_bytes: u64, max_values: usize) -> Result<Value> {
     let max_bytes = max_bytes.min(JSON_BYTES);
     let file = open_regular(path)?;
     let mut text = Vec::new();
@@ -38,7 +53,7 @@ pub fn read_file(path: &Path, max_bytes: u64) -> Result<Value> {
         let len = std::fs::metadata(path).map_or(max_bytes + 1, |m| m.len());
         return Err(too_large(len, max_bytes).file(path));
     }
-    parse(&text).map_err(|e| e.file(path))
+    parse_at_most(&text, max_values).map_err(|e| e.file(path))
 }
 
 fn too_large(found: u64, limit: u64) -> Error {
@@ -118,6 +133,7 @@ fn number<E: serde::de::Error>(text: String) -> Result<Value, E> {
 #[derive(Clone, Copy)]
 struct Strict<'a> {
     values: &'a Cell<usize>,
+    max_values: usize,
     fault: &'a Cell<Option<Code>>,
 }
 
@@ -126,9 +142,9 @@ impl<'de> DeserializeSeed<'de> for Strict<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
         self.values.set(self.values.get() + 1);
-        if self.values.get() > JSON_VALUES {
+        if self.values.get() > self.max_values {
             self.fault.set(Some(Code::JsonTooLarge));
-            return Err(D::Error::custom(format_args!("more than {JSON_VALUES} values")));
+            return Err(D::Error::custom(format_args!("more than {} values", self.max_values)));
         }
         d.deserialize_any(self)
     }

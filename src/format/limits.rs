@@ -1,5 +1,7 @@
 //! Every limit on what a file may declare, with its reason. Readers check a declared count or length against its
-//! limit and against the bytes really left before they allocate or loop.
+//! limit and against the bytes really left before they allocate or loop. Those of PyTorch checkpoints have a yardstick
+//! of their own and stand in [`pickle::limits`](super::pickle::limits); how large a model or an adapter may be, whatever
+//! file it comes from, is said where its sizes are checked (`base::config`, `import::stated`).
 //!
 //! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s, and no model in use comes near
 //! any of them, format constants apart.
@@ -33,6 +35,13 @@ pub const GGUF_LIST: usize = 1 << 16;
 
 /// Bytes of one GGUF string outside arrays. Chat templates have some 10 kB, embedded `tokenizer.json` files 20 MB.
 pub const GGUF_STRING_BYTES: u64 = 64 << 20;
+
+/// Bytes of all strings and arrays in the metadata of a GGUF *adapter*, which are kept as JSON for its digest. A base's
+/// vocabulary, should a tool copy it along, has some 5 MB.
+pub const ADAPTER_METADATA_BYTES: usize = 16 << 20;
+
+/// Array elements in the metadata of a GGUF adapter: as many as values in a JSON document, which is what they become.
+pub const ADAPTER_METADATA_ELEMENTS: usize = JSON_VALUES;
 
 /// Tensors of a GGUF file, and of all shards of a model together. A model of 60 layers with 384 experts of 3
 /// matrices, each with a scale, has 138,240.
@@ -71,5 +80,33 @@ pub const JSON_STRING_BYTES: usize = 16 << 20;
 /// Nesting of JSON. Source: serde_json's recursion limit, which this crate leaves on.
 pub const JSON_DEPTH: usize = 128;
 
+/// Bytes of `config.json` and `adapter_config.json`. Real ones have a few kB; a long list of modules reaches some more.
+pub const CONFIG_BYTES: u64 = 1 << 20;
+
+/// Bytes of a layout file. A line for every tensor of the largest adapter stays below that.
+pub const LAYOUT_BYTES: u64 = 1 << 20;
+
+/// Patterns in a layout file: each is matched with every tensor name. A layout has some ten.
+pub const LAYOUT_PATTERNS: usize = 256;
+
+/// Bytes of one pattern in a layout file.
+pub const LAYOUT_PATTERN_BYTES: usize = 4096;
+
+/// Bytes of one compiled pattern, and of its matching cache: times [`LAYOUT_PATTERNS`] that is 64 MiB of each. The regex
+/// crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB.
+pub const LAYOUT_COMPILED_BYTES: usize = 256 << 10;
+
+/// Levels of tables and lists in one line of a layout file. Its own lines have two; a constant may be a list of tables.
+pub const LAYOUT_DEPTH: usize = 16;
+
 /// Files of a sharded or split model. A model of 2 TB in shards of 4 GB, a usual size, has 500.
 pub const SHARDS: usize = 4096;
+
+/// Files of a bundle. What pack writes has six; a folder of shards has some hundred.
+pub const BUNDLE_FILES: usize = 1024;
+
+/// Folders within folders of a bundle. What pack writes has one.
+pub const BUNDLE_DEPTH: usize = 8;
+
+/// Bytes of a bundle's manifest. A line of 100 bytes for each tensor of the deepest models, several per layer, is 100 kB.
+pub const MANIFEST_BYTES: usize = 4 << 20;

@@ -1,5 +1,6 @@
 //! Bytes to containers of ordered tensors and metadata, and back. Formats never know adapters.
 
+pub mod elf;
 pub mod gguf;
 pub mod json;
 pub mod limits;

@@ -107,8 +107,16 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         None => e,
     })?;
     let (config, settled) = statements::merge(config, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
+    let of_layout = |e: Error| match &options.layout {
+        Some(p) => e.file(p),
+        None => e,
+    };
+    let stated = Stated::from_json(Value::Object(config.clone())).map_err(|e| {
+        let who = e.field_name().and_then(|f| settled.get(f)).and_then(Value::as_str);
+        if who == Some("layout file") { of_layout(e) } else { e }
+    })?;
     let mut draft = Draft {
-        stated: Stated::from_json(Value::Object(config.clone()))?,
+        stated,
         settled,
         ledger: Ledger::default(),
         findings: Vec::new(),
@@ -124,7 +132,9 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
     if draft.transpose_memory.is_some() {
         draft.settled.insert("transpose_memory".into(), "flag".into());
     }
-    draft.classify(source.tensors, mapping.as_ref(), base)?;
+    draft
+        .classify(source.tensors, mapping.as_ref(), base)
+        .map_err(|e| if e.code() == Code::LayoutFile { of_layout(e) } else { e })?;
     draft.stacked_layers = draft.layers_of_stack(base);
     draft.enter_parts();
     draft.layout = match (&mapping, draft.parts.iter().all(|p| Adapter::is_canonical_name(&p.name))) {

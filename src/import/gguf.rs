@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
-use super::stated::Stated;
+use super::stated::{BASE_FINGERPRINT, Stated};
 use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
-use crate::format::gguf::{Gguf, Metadata};
-use crate::format::json;
+use crate::format::gguf::{self, Gguf, Metadata};
+use crate::format::{json, limits};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
@@ -76,6 +76,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             format!("expected a {} adapter, found {found}", names::ADAPTER_TYPE),
         ));
     }
+    bound(meta)?;
     let version = required(meta.u32(&key("version"))?, "version")?;
     if version != names::VERSION {
         return Err(Error::new(
@@ -157,6 +158,30 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     })
 }
 
+/// All of the metadata becomes JSON ([`config_digest_text`]), which costs many times what it takes in the file.
+fn bound(meta: &Metadata) -> Result<()> {
+    let (mut len_bytes, mut n_elements) = (0, 0);
+    for (key, value) in meta.iter() {
+        match value {
+            gguf::Value::String(text) => len_bytes += text.len(),
+            gguf::Value::Array(a) => {
+                len_bytes += a.len_bytes();
+                n_elements += a.len();
+            }
+            _ => {}
+        }
+        if len_bytes > limits::ADAPTER_METADATA_BYTES || n_elements > limits::ADAPTER_METADATA_ELEMENTS {
+            let message = format!(
+                "expected at most {} bytes and {} array elements in an adapter's metadata, found more",
+                limits::ADAPTER_METADATA_BYTES,
+                limits::ADAPTER_METADATA_ELEMENTS
+            );
+            return Err(Error::new(Code::GgufLimit, message).field(key));
+        }
+    }
+    Ok(())
+}
+
 /// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.
 fn canonical_axes(role: Role, t: LazyTensor) -> LazyTensor {
     match (role, t.shape().len()) {
@@ -229,7 +254,11 @@ fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
         ("head_dim", size("key_length")?.into()),
         ("num_features", size("feature_length")?.into()),
         ("layers_to_transform", layer_list(meta)?.into()),
+        (BASE_FINGERPRINT, meta.str(names::BASE_FINGERPRINT)?.map_or(Value::Null, Value::from)),
     ] {
+        if value.is_null() {
+            continue;
+        }
         if config.insert(name.to_owned(), value).is_some() {
             return Err(Error::new(
                 Code::ConfigField,

@@ -1,6 +1,7 @@
 //! A layout file (`--layout FILE.toml`): what a name means, for layouts that no rule knows. `docs/IMPORT.md` has the
 //! format with an example.
 
+use std::io::Read;
 use std::path::Path;
 
 use regex::Regex;
@@ -11,11 +12,8 @@ use super::axes::{Axes, Axis};
 use super::rules::Rule;
 use crate::adapter::Role;
 use crate::error::{Code, Error, Result};
-
-/// Largest layout file read. A line for every tensor of the largest model stays below that.
-const MAX_BYTES: u64 = 1 << 20;
-/// Largest compiled regular expression; the regex crate's matching time is linear in it.
-const MAX_REGEX_BYTES: usize = 1 << 20;
+use crate::format::limits::*;
+use crate::format::mmap::open_regular;
 
 /// A layout file.
 #[derive(Debug, Clone)]
@@ -79,29 +77,47 @@ struct IgnoreRule {
 }
 
 impl Mapping {
-    /// Reads a layout file. Errors: [`Code::LayoutFile`], naming what is wrong; [`Code::NotFound`].
+    /// Reads a layout file. Errors: as [`parse`](Self::parse), with the file's name; those of [`open_regular`].
     pub fn open(path: &Path) -> Result<Mapping> {
-        let size = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the layout file", e))?.len();
-        if size > MAX_BYTES {
-            return Err(fault(format!("expected at most {MAX_BYTES} bytes, found {size}")).file(path));
-        }
-        let text = std::fs::read(path).map_err(|e| Error::io(path, "cannot read the layout file", e))?;
-        let text = String::from_utf8(text).map_err(|_| fault("expected UTF-8").file(path))?;
+        let mut text = Vec::new();
+        // One byte more than allowed, rather than trusting the size: a file may grow, and /proc reports 0.
+        open_regular(path)?
+            .take(LAYOUT_BYTES + 1)
+            .read_to_end(&mut text)
+            .map_err(|e| Error::io(path, "cannot read the layout file", e))?;
+        let text = String::from_utf8(text).map_err(|_| broken("expected UTF-8").file(path))?;
         Mapping::parse(&text).map_err(|e| e.file(path))
     }
 
-    /// Reads the text of a layout file. Errors: [`Code::LayoutFile`].
+    /// Reads the text of a layout file.
+    ///
+    /// Errors: [`Code::LayoutSyntax`] for what is no TOML or beyond a limit, [`Code::LayoutFile`] for what is no layout.
     pub fn parse(text: &str) -> Result<Mapping> {
-        let file: File = toml::from_str(text).map_err(|e| {
-            let line = e.span().map(|s| text[..s.start].lines().count().max(1));
-            let place = line.map_or(String::new(), |n| format!("line {n}: "));
-            fault(format!("{place}{}", e.message()))
-        })?;
+        if text.len() as u64 > LAYOUT_BYTES {
+            return Err(broken(format!("expected at most {LAYOUT_BYTES} bytes, found more")));
+        }
+        if deepest_line(text) > LAYOUT_DEPTH {
+            return Err(broken(format!("more than {LAYOUT_DEPTH} levels of tables and lists in a line")));
+        }
+        let located = |new: fn(String) -> Error, e: toml::de::Error| {
+            let start = e.span().and_then(|s| text.get(..s.start));
+            let place = start.map_or(String::new(), |s| format!("line {}: ", s.lines().count().max(1)));
+            new(format!("{place}{}", e.message()))
+        };
+        let document = toml::de::Deserializer::parse(text).map_err(|e| located(broken, e))?;
+        let file = File::deserialize(document).map_err(|e| located(fault, e))?;
         if file.tensor.is_empty() {
             return Err(fault("expected at least one [[tensor]], found none"));
         }
+        let n_patterns = file.tensor.len() + file.ignore.len();
+        if n_patterns > LAYOUT_PATTERNS {
+            return Err(fault(format!("expected at most {LAYOUT_PATTERNS} entries, found {n_patterns}")));
+        }
         let mut constants = Map::new();
         for (key, value) in file.constants {
+            if let Some(what) = not_json(&value) {
+                return Err(fault(format!("expected a value that JSON has, found {what}")).field(&key));
+            }
             let value = serde_json::to_value(&value).map_err(|e| fault(e.to_string()).field(&key))?;
             constants.insert(key, value);
         }
@@ -189,14 +205,83 @@ impl MappingRule {
 
 /// A regular expression that matches whole names only.
 fn whole(pattern: &str) -> Result<Regex> {
-    regex::RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .size_limit(MAX_REGEX_BYTES)
-        .build()
+    if pattern.len() > LAYOUT_PATTERN_BYTES {
+        let message = format!("expected a pattern of at most {LAYOUT_PATTERN_BYTES} bytes, found {}", pattern.len());
+        return Err(fault(message));
+    }
+    let build = |pattern: &str| {
+        let mut builder = regex::RegexBuilder::new(pattern);
+        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(LAYOUT_COMPILED_BYTES).build()
+    };
+    // By itself first: `a)|(?:b` would close the group and match parts of names.
+    build(pattern)
+        .and_then(|_| build(&format!("^(?:{pattern})$")))
         .map_err(|e| fault(format!("{pattern:?} is no regular expression: {e}")))
+}
+
+/// The most levels that keys with dots, lists and inline tables open in a line, strings and comments aside. The parser
+/// has limits of its own, of 80 parts and of 80 brackets, but allows both at once, and tables are dropped recursively.
+fn deepest_line(text: &str) -> usize {
+    let (mut deepest, mut outer, mut dots) = (0, Vec::new(), 0_usize);
+    let (mut levels, mut rest) = (0_usize, text);
+    while let Some(c) = rest.chars().next() {
+        rest = match c {
+            '"' | '\'' => after_string(rest, c),
+            '#' => &rest[rest.find('\n').unwrap_or(rest.len())..],
+            _ => &rest[c.len_utf8()..],
+        };
+        match c {
+            '.' => dots += 1,
+            ',' | '\n' => dots = 0,
+            '[' | '{' => {
+                outer.push(dots);
+                levels += dots + 1;
+                dots = 0;
+            }
+            ']' | '}' => {
+                dots = outer.pop().unwrap_or(0);
+                levels = levels.saturating_sub(dots + 1);
+            }
+            _ => {}
+        }
+        deepest = deepest.max(levels + dots);
+    }
+    deepest
+}
+
+/// What follows the string at the start of `text`, in one or three quotes.
+fn after_string(text: &str, quote: char) -> &str {
+    let three = [quote as u8; 3];
+    let quotes = if text.as_bytes().starts_with(&three) { 3 } else { 1 };
+    let (bytes, mut i) = (text.as_bytes(), quotes);
+    while i < bytes.len() && !bytes[i..].starts_with(&three[..quotes]) {
+        i += if quote == '"' && bytes[i] == b'\\' { 2 } else { 1 };
+    }
+    text.get(i + quotes..).unwrap_or("")
+}
+
+/// What in a constant JSON has no form for; it would become null, or a table that nobody wrote.
+fn not_json(value: &toml::Value) -> Option<String> {
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        match value {
+            toml::Value::Float(x) if !x.is_finite() => return Some(x.to_string()),
+            toml::Value::Datetime(d) => return Some(format!("the date or time {d}")),
+            toml::Value::Array(items) => open.extend(items),
+            toml::Value::Table(table) => open.extend(table.values()),
+            _ => {}
+        }
+    }
+    None
 }
 
 fn fault(message: impl Into<String>) -> Error {
     Error::new(Code::LayoutFile, message)
+}
+
+/// Of a file that is no TOML, or more than is read.
+fn broken(message: impl Into<String>) -> Error {
+    Error::new(Code::LayoutSyntax, message)
 }
 
 #[cfg(test)]
@@ -233,6 +318,24 @@ mod tests {
     }
 
     #[test]
+    fn levels_are_counted_outside_of_strings_and_comments() {
+        for (text, levels) in [
+            ("a = 1\nb = 2.5", 1),
+            ("a.b.c = 1", 2),
+            ("a = [[1], [2, {b = 3}]]", 3),
+            ("a.b = {c.d = {e.f = 1}}", 5),
+            ("[x.y.z]\na = [1]", 3),
+            ("a = '[[[..' # ]]]...[[[\nb = \"\\\"[[[\"", 0),
+            ("a = 'open [[[", 0),
+            ("]]]]", 0),
+        ] {
+            assert_eq!(deepest_line(text), levels, "{text}");
+        }
+        let quotes = "'".repeat(3);
+        assert_eq!(deepest_line(&format!("a = {quotes}\n[[[ ' [[ {quotes}\nb = [1]")), 1);
+    }
+
+    #[test]
     fn every_mistake_is_refused() {
         let tensor = |body: &str| format!("[[tensor]]\n{body}");
         let cases = [
@@ -253,6 +356,7 @@ mod tests {
         for text in cases {
             assert_eq!(Mapping::parse(&text).map(|_| ()).unwrap_err().code(), Code::LayoutFile, "{text}");
         }
+        assert_eq!(Mapping::parse("[[tensor").map(|_| ()).unwrap_err().code(), Code::LayoutSyntax);
         let both = Mapping::parse(&format!(
             "{}\n{}",
             tensor("name = 'a(?<layer>\\d+)'\nrole = 'memory'"),

@@ -6,7 +6,7 @@ mod candidates;
 mod draft;
 mod gguf;
 pub mod ledger;
-mod mapping;
+pub mod mapping;
 mod rules;
 pub mod source;
 pub mod stated;
@@ -72,6 +72,13 @@ pub struct Options {
     pub layout: Option<PathBuf>,
 }
 
+impl Options {
+    /// Whether nothing is stated.
+    pub fn is_empty(&self) -> bool {
+        self.stated.is_empty() && self.transpose_memory.is_none() && self.layout.is_none()
+    }
+}
+
 /// What a path was opened as.
 pub enum Opened {
     /// Ready.
@@ -95,6 +102,17 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 }
 
 /// Reads the adapter at `path`: a folder, safetensors (one file or an index), a PyTorch checkpoint, or GGUF.
+///
+/// ```
+/// use ptplus::import::{Options, read};
+///
+/// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/llama-mha/adapter");
+/// let imported = read(folder.as_ref(), &Options::default(), None)?;
+/// let memory = &imported.adapter.layers[&0].memory; // [H', F, D_v]
+/// assert_eq!(memory.shape(), imported.adapter.expected_shape(ptplus::adapter::Role::Memory));
+/// assert_eq!(imported.ledger.left_over().count(), 0);
+/// # Ok::<(), ptplus::error::Error>(())
+/// ```
 ///
 /// Errors: those of [`open`]; [`Code::ConventionOpen`] where a convention is stated nowhere, listing all that are.
 ///

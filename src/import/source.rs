@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::format::{StoredTensor, gguf, json, mmap, pickle, safetensors};
+use crate::format::{StoredTensor, gguf, json, limits, mmap, pickle, safetensors};
+use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
 /// Configuration file of an adapter folder.
@@ -19,9 +20,6 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 /// Weights file of an adapter folder written by older versions of PEFT.
 const PICKLE_FILE: &str = "adapter_model.bin";
-
-/// Largest `adapter_config.json` read. Real ones have a few hundred bytes; a long target list reaches some KiB.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Files that trainers save beside the weights; never weights themselves. Beginnings of names.
 const BESIDE_WEIGHTS: [&str; 6] =
@@ -88,9 +86,37 @@ impl SourceTensor {
 }
 
 /// Opens `path` for reading an adapter. Only headers are read.
+///
+/// Of a bundle everything is read once, since its hashes are checked first. Errors: those of the formats; of a bundle the
+/// first finding of [`check::check`], with all others.
 pub fn open(path: &Path) -> Result<Source> {
+    if container::is_bundle(path) {
+        return open_bundle(path);
+    }
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
     if meta.is_dir() { open_file(&weights_of_folder(path)?) } else { open_file(path) }
+}
+
+/// The adapter in a bundle, as slices of the bundle's memory map.
+fn open_bundle(path: &Path) -> Result<Source> {
+    let bundle = Container::open(path)?;
+    if let Some(e) = check::check(&bundle, None).to_error() {
+        return Err(e.file(path));
+    }
+    let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
+    if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
+        return gguf::parse(&place(ADAPTER_FILE), bytes).map(Source::Gguf);
+    }
+    let (Some(weights), Some(config)) = (bundle.files.get(WEIGHTS_FILE), bundle.files.get(CONFIG_FILE)) else {
+        let message =
+            format!("expected a bundle with {ADAPTER_FILE}, or {WEIGHTS_FILE} and {CONFIG_FILE}, found neither");
+        return Err(Error::new(Code::AdapterKind, message).file(path));
+    };
+    let config_path = place(CONFIG_FILE);
+    let config = json::parse(config).map_err(|e| e.file(&config_path))?;
+    let (format, tensors, mut files) = from_safetensors(safetensors::parse(&place(WEIGHTS_FILE), weights)?);
+    files.push(config_path.clone());
+    Ok(Source::Tensors(TensorSource { format, config: Some((config_path, config)), tensors, files }))
 }
 
 /// The file with the weights in an adapter's or trainer's folder.
@@ -214,7 +240,7 @@ fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
     let path = dir.join(CONFIG_FILE);
     match path.try_exists().map_err(|e| Error::io(&path, "cannot open", e))? {
-        true => json::read_file(&path, MAX_CONFIG_BYTES).map(|v| Some((path, v))),
+        true => json::read_file(&path, limits::CONFIG_BYTES).map(|v| Some((path, v))),
         false => Ok(None),
     }
 }

@@ -12,6 +12,13 @@ pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
 /// the type that they have in the file.
 pub const WIDENED_FROM: &str = "ptplus_widened_from";
 
+/// Key of `adapter_config.json`, written by us: the [fingerprint](crate::base::fingerprint) of the base that the adapter was
+/// made for.
+pub const BASE_FINGERPRINT: &str = "ptplus_base_fingerprint";
+
+/// Key of `adapter_config.json`, written by us: true where somebody said `--ignore-base-mismatch` and there was one.
+pub const BASE_MISMATCH_IGNORED: &str = "ptplus_base_mismatch_ignored";
+
 /// Largest layer count accepted. The deepest published transformers have about 130 blocks.
 const MAX_LAYERS: usize = 4096;
 /// Largest head count accepted; published models stay at or below 128.
@@ -125,8 +132,9 @@ fn count(key: &str, v: &Value, max: usize) -> Result<usize> {
 }
 
 fn scale(key: &str, v: &Value) -> Result<f64> {
-    // GGUF stores F32, and so do the engines' kernels: a scale beyond it would become Inf there.
-    v.as_f64().filter(|x| (*x as f32).is_finite()).ok_or_else(|| wrong(key, "a finite number within F32", v))
+    // GGUF stores F32, and so do the engines' kernels: a scale beyond it would become Inf there, a tiny one 0.
+    let fits = |x: &f64| *x == 0.0 || (*x as f32).is_normal();
+    v.as_f64().filter(fits).ok_or_else(|| wrong(key, "a number within the range of F32", v))
 }
 
 fn choice<T: std::fmt::Display>(key: &str, v: &Value, parse: impl Fn(&str) -> Option<T>, all: &[T]) -> Result<T> {

@@ -189,6 +189,17 @@ pub fn quantize_row_scalar(dtype: DType, src: &[f32], dst: &mut [u8]) {
 /// [`quantize_row`] on rows of `n_per_row` elements, on all threads of the current rayon pool.
 ///
 /// The bytes do not depend on the number of threads. Asserts also that the rows are whole, and each whole blocks.
+///
+/// ```
+/// use ptplus::{quant, tensor::DType};
+///
+/// let values: Vec<f32> = (0..64).map(|i| (i as f32).sin()).collect();
+/// let mut blocks = vec![0; 2 * DType::Q8_0.block_bytes()]; // 64 elements are two blocks of 32
+/// quant::quantize_rows(DType::Q8_0, &values, 64, &mut blocks);
+/// let mut decoded = vec![0.0; 64];
+/// quant::decode(DType::Q8_0, &blocks, &mut decoded);
+/// assert!(values.iter().zip(&decoded).all(|(x, y)| (x - y).abs() < 0.005));
+/// ```
 pub fn quantize_rows(dtype: DType, src: &[f32], n_per_row: usize, dst: &mut [u8]) {
     assert_sizes(dtype, src.len(), dst.len());
     assert!(src.len().is_multiple_of(n_per_row), "{} elements are no whole rows of {n_per_row}", src.len());

@@ -11,6 +11,8 @@
 //!
 //! [`LazyTensor::gather`] walks the view once and writes contiguous row-major elements.
 
+mod gather;
+
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -273,6 +275,14 @@ impl LazyTensor {
         (whole && matches!(p.flat_axes()[..], [] | [(_, 1)])).then_some(&*p.bytes)
     }
 
+    /// The elements as [`gather`](Self::gather) would write them, where they are stored so, one after the other.
+    pub fn contiguous_bytes(&self) -> Option<&[u8]> {
+        let [p] = &self.parts[..] else { return None };
+        let size = p.stored.block_bytes();
+        let as_stored = p.decode.is_none() && matches!(p.flat_axes()[..], [] | [(_, 1)]);
+        as_stored.then(|| &p.bytes[p.offset * size..][..p.n_elements() * size])
+    }
+
     /// Exchanges two axes. Axis 0 of a concatenation stays where it is (asserted).
     pub fn transpose(mut self, a: usize, b: usize) -> Self {
         assert!(a == b || self.parts.len() == 1 || (a != 0 && b != 0), "axis 0 joins the parts");
@@ -396,12 +406,16 @@ impl LazyTensor {
                 continue;
             }
             match p.decode {
-                None => gather_part(p, &p.bytes, size, dst),
+                None => gather::strided(&p.flat_axes(), p.offset, &p.bytes, size, dst),
                 Some(decode) => {
-                    let n = p.bytes.len() / p.stored.block_bytes() * p.stored.block_len();
-                    let mut values = vec![0f32; n];
-                    decode(p.stored, &p.bytes, &mut values);
-                    gather_part(p, bytemuck::cast_slice(&values), size, dst);
+                    // Only the blocks that the view reaches: a tensor is usually gathered a few rows at a time.
+                    let (len, bytes) = (p.stored.block_len(), p.stored.block_bytes());
+                    let last = p.offset + p.axes.iter().flatten().map(|a| (a.0 - 1) * a.1).sum::<usize>();
+                    let blocks = p.offset / len..last / len + 1;
+                    let mut values = vec![0f32; blocks.len() * len];
+                    decode(p.stored, &p.bytes[blocks.start * bytes..blocks.end * bytes], &mut values);
+                    let offset = p.offset - blocks.start * len;
+                    gather::strided(&p.flat_axes(), offset, bytemuck::cast_slice(&values), size, dst);
                 }
             }
         }
@@ -459,96 +473,6 @@ fn split_part(p: &Part, axis: usize, outer: usize, inner: usize) -> Part {
     q.axes.insert(axis + 1, inside);
     // A length of 1 has no sub-axis left; empty lists mean 1, as the product says.
     q
-}
-
-fn gather_part(p: &Part, src: &[u8], size: usize, dst: &mut [u8]) {
-    let axes = p.flat_axes();
-    match size {
-        1 => gather_elements::<1>(&axes, p.offset, src, dst),
-        2 => gather_elements::<2>(&axes, p.offset, src, dst),
-        4 => gather_elements::<4>(&axes, p.offset, src, dst),
-        8 => gather_elements::<8>(&axes, p.offset, src, dst),
-        _ => unreachable!("plain types have 1, 2, 4 or 8 bytes"),
-    }
-}
-
-/// Elements of the unit-stride axis moved per step: one cache line of F32.
-const TILE: usize = 16;
-
-fn gather_elements<const N: usize>(axes: &[SubAxis], offset: usize, src: &[u8], dst: &mut [u8]) {
-    let (src, _) = src.as_chunks::<N>();
-    let (dst, _) = dst.as_chunks_mut::<N>();
-    match axes.iter().rposition(|a| a.1 == 1) {
-        _ if axes.is_empty() => dst[0] = src[offset],
-        // The innermost axis is contiguous: copy runs.
-        Some(unit) if unit + 1 == axes.len() => {
-            let run = axes[unit].0;
-            let mut rows = dst.chunks_exact_mut(run);
-            for_each_offset(&axes[..unit], offset, &mut |o| {
-                if let Some(row) = rows.next() {
-                    row.copy_from_slice(&src[o..o + run]);
-                }
-            });
-        }
-        // A transposition: the contiguous axis lies further out. Work in tiles of it, so that what is read is whole
-        // cache lines and what is written stays in the first-level cache.
-        Some(unit) => {
-            let inner = &axes[unit + 1..];
-            let n_inner: usize = inner.iter().map(|a| a.0).product();
-            let mut inner_offsets = Vec::with_capacity(n_inner);
-            for_each_offset(inner, 0, &mut |o| inner_offsets.push(o));
-            let n_unit = axes[unit].0;
-            let mut blocks = dst.chunks_exact_mut(n_unit * n_inner);
-            for_each_offset(&axes[..unit], offset, &mut |o| {
-                let Some(block) = blocks.next() else { return };
-                for (tile, rows) in block.chunks_mut(TILE * n_inner).enumerate() {
-                    let n_tile = rows.len() / n_inner;
-                    let base = o + tile * TILE;
-                    for (k, inner_offset) in inner_offsets.iter().enumerate() {
-                        let run = &src[base + inner_offset..][..n_tile];
-                        for (row, value) in rows.chunks_exact_mut(n_inner).zip(run) {
-                            row[k] = *value;
-                        }
-                    }
-                }
-            });
-        }
-        None => {
-            let mut out = dst.iter_mut();
-            for_each_offset(axes, offset, &mut |o| {
-                if let Some(d) = out.next() {
-                    *d = src[o];
-                }
-            });
-        }
-    }
-}
-
-/// Calls `f` with the element offset of every index, in row-major order.
-fn for_each_offset(axes: &[SubAxis], start: usize, f: &mut dyn FnMut(usize)) {
-    let mut index = vec![0usize; axes.len()];
-    let mut offset = start;
-    if axes.iter().any(|a| a.0 == 0) {
-        return;
-    }
-    loop {
-        f(offset);
-        let mut axis = axes.len();
-        loop {
-            if axis == 0 {
-                return;
-            }
-            axis -= 1;
-            let (len, stride) = axes[axis];
-            index[axis] += 1;
-            offset += stride;
-            if index[axis] < len {
-                break;
-            }
-            offset -= stride * len;
-            index[axis] = 0;
-        }
-    }
 }
 
 #[cfg(test)]

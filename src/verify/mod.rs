@@ -1,9 +1,12 @@
 //! Does the adapter still compute what it should? Data in, figures out; the caller prints them.
 //!
-//! Two references exist: a probe (what PyTorch computed) and another adapter file (before and after a conversion).
+//! Three references exist: a probe (what PyTorch computed), another adapter file (before and after a conversion), and
+//! another device.
 //! Either way the plain base runs beside the adapter, because the limits are relative to the adapter's effect and an
 //! adapter that changes nothing is a failure.
 
+#[cfg(feature = "llama-cpp")]
+pub mod engines;
 pub mod probe;
 mod prompts;
 mod sinks;
@@ -34,6 +37,13 @@ pub enum Reference<'a> {
         adapter: &'a Validated,
         /// Its base, if it is not the same one.
         base: Option<&'a BaseModel>,
+        /// What both are asked.
+        prompts: &'a Prompts,
+    },
+    /// The same adapter and base on another device.
+    Device {
+        /// Where the reference is computed.
+        device: &'a Device,
         /// What both are asked.
         prompts: &'a Prompts,
     },
@@ -127,7 +137,12 @@ pub fn verify(
     match reference {
         Reference::Probe(probe) => against_probe(adapter, base, probe, options),
         Reference::Adapter { adapter: other, base: other_base, prompts } => {
-            against_adapter(adapter, base, other, other_base, prompts, options)
+            let reference = ReferenceRun { adapter: other, base: other_base, device: None };
+            against_adapter(adapter, base, &reference, prompts, options)
+        }
+        Reference::Device { device, prompts } => {
+            let reference = ReferenceRun { adapter, base: None, device: Some(device) };
+            against_adapter(adapter, base, &reference, prompts, options)
         }
     }
 }
@@ -141,32 +156,45 @@ fn against_probe(adapter: &Validated, base: &BaseModel, probe: &Probe, options: 
     let found_effect = sink.found_effect;
     let reference_effect = sink.reference_effect.unwrap_or(found_effect);
     let mut report = report(sink.adapter, sink.base, sink.layers, reference_effect, found_effect, tolerance)?;
+    want_layers_of_probe(&mut report, adapter, probe);
+    Ok(report)
+}
+
+/// A layer for which the probe has a term and the adapter none is a failure.
+fn want_layers_of_probe(report: &mut Report, adapter: &Validated, probe: &Probe) {
     let not_adapted: Vec<usize> = probe.term_layers().filter(|i| !adapter.adapter().layers.contains_key(i)).collect();
     if !not_adapted.is_empty() {
         report.fail(Code::NumbersDiffer, format!("adapted layers: expected those of the probe, which has a term for {not_adapted:?}; the adapter has none there"));
     }
-    Ok(report)
+}
+
+/// What the adapter is compared with; what is `None` is the same on both sides.
+struct ReferenceRun<'a> {
+    adapter: &'a Validated,
+    base: Option<&'a BaseModel>,
+    device: Option<&'a Device>,
 }
 
 fn against_adapter(
     adapter: &Validated,
     base: &BaseModel,
-    other: &Validated,
-    other_base: Option<&BaseModel>,
+    reference: &ReferenceRun<'_>,
     prompts: &Prompts,
     options: &Options<'_>,
 ) -> Result<Report> {
+    let other = reference.adapter;
     let tolerance = tolerance(options, &[adapter, other])?;
     let ids = prompts.ids(base.config.vocab_size)?;
     let stream = stream_options(options, None);
-    let sink = match other_base {
-        None => {
+    let sink = match (reference.base, reference.device) {
+        (None, None) => {
             let lanes = [Lane::default(), lane(other), lane(adapter)];
             let mut sink = SideBySide::new(options.progress);
             runner::stream(base, &ids, &lanes, &stream, &mut sink)?;
             sink
         }
-        Some(other_base) => {
+        (other_base, device) => {
+            let other_base = other_base.unwrap_or(base);
             if other_base.config.vocab_size != base.config.vocab_size {
                 return Err(Error::new(
                     Code::AdapterMismatch,
@@ -177,9 +205,10 @@ fn against_adapter(
                 )
                 .field("--against-base"));
             }
-            let mut reference = Collect::new(options.progress);
-            runner::stream(other_base, &ids, &[Lane::default(), lane(other)], &stream, &mut reference)?;
-            let mut sink = SideBySide::with_reference(reference, options.progress);
+            let mut collected = Collect::new(options.progress);
+            let there = StreamOptions { device: device.unwrap_or(options.device).clone(), positions: None };
+            runner::stream(other_base, &ids, &[Lane::default(), lane(other)], &there, &mut collected)?;
+            let mut sink = SideBySide::with_reference(collected, options.progress);
             runner::stream(base, &ids, &[Lane::default(), lane(adapter)], &stream, &mut sink)?;
             sink
         }

@@ -3,6 +3,7 @@
 //! `input_ids` i64 `[B, T]`, `logits` f32 `[B, P, V]`, optionally `base_logits`, `positions` i64 `[P]`, and per adapted
 //! layer `q.{i}` f32 `[B, H, T, D]` (post-RoPE, Hugging Face order) and `term.{i}` f32 `[B, H, T, D_v]`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::base::BaseModel;
@@ -24,6 +25,7 @@ pub struct Probe {
     pub vocab_size: usize,
     logits: StoredTensor,
     base_logits: Option<StoredTensor>,
+    /// By layer.
     taps: Vec<Tap>,
 }
 
@@ -56,8 +58,15 @@ impl Probe {
             Some(t) => {
                 dims::<1>(t, DType::I64)?;
                 let list = integers(t, 0..length as i64)?;
-                if list.windows(2).any(|w| w[0] >= w[1]) {
-                    return Err(invalid("positions", "strictly increasing positions", format!("{list:?}")));
+                if let Some(w) = list.windows(2).find(|w| w[0] >= w[1]) {
+                    return Err(invalid(
+                        "positions",
+                        "strictly increasing positions",
+                        format!("{} after {}", w[1], w[0]),
+                    ));
+                }
+                if list.is_empty() {
+                    return Err(invalid("positions", "at least one position", "none"));
                 }
                 list.into_iter().map(|p| p as usize).collect::<Vec<_>>()
             }
@@ -81,7 +90,7 @@ impl Probe {
         }
         let input_ids: Vec<u32> =
             integers(ids, 0..vocab_size.min(u32::MAX as usize) as i64)?.into_iter().map(|i| i as u32).collect();
-        let mut taps: Vec<Tap> = Vec::new();
+        let mut taps: BTreeMap<usize, Tap> = BTreeMap::new();
         for t in &file.tensors {
             let Some((kind, number)) = t.name.split_once('.').filter(|(kind, _)| matches!(*kind, "q" | "term")) else {
                 continue;
@@ -91,20 +100,14 @@ impl Probe {
                 .ok()
                 .filter(|n: &usize| n.to_string() == number)
                 .ok_or_else(|| invalid(&t.name, "q.{layer} or term.{layer} with a plain number", "another text"))?;
-            let [tb, _, tt, _] = dims::<4>(t, DType::F32)?;
-            if (tb, tt) != (batch, length) {
+            let [tb, heads, tt, head_dim] = dims::<4>(t, DType::F32)?;
+            if (tb, tt) != (batch, length) || heads == 0 || head_dim == 0 {
                 return Err(invalid(&t.name, format!("shape [{batch}, H, {length}, D]"), format!("{:?}", t.shape)));
             }
-            let tap = match taps.iter().position(|tap| tap.layer == layer) {
-                Some(i) => &mut taps[i],
-                None => {
-                    taps.push(Tap { layer, q: None, term: None });
-                    taps.last_mut().expect("just pushed")
-                }
-            };
+            let tap = taps.entry(layer).or_insert(Tap { layer, q: None, term: None });
             *(if kind == "q" { &mut tap.q } else { &mut tap.term }) = Some(t.clone());
         }
-        taps.sort_by_key(|t| t.layer);
+        let taps: Vec<Tap> = taps.into_values().collect();
         for t in std::iter::once(logits).chain(&base_logits).chain(taps.iter().flat_map(|t| t.q.iter().chain(&t.term)))
         {
             if let Some(i) = cast::first_non_finite(DType::F32, &t.bytes) {
@@ -187,7 +190,8 @@ impl Probe {
     }
 
     fn tap(&self, layer: usize) -> Option<&Tap> {
-        self.taps.iter().find(|t| t.layer == layer)
+        let i = self.taps.binary_search_by_key(&layer, |t| t.layer).ok()?;
+        Some(&self.taps[i])
     }
 
     fn row(&self, t: &StoredTensor, batch: usize, p: usize) -> Vec<f32> {

@@ -113,6 +113,12 @@ impl<'a> Collect<'a> {
     pub fn new(progress: Progress<'a>) -> Self {
         Collect { progress, layers: BTreeMap::new(), rows: BTreeMap::new() }
     }
+
+    /// The logits `[V]` of both lanes at a position.
+    #[cfg(feature = "llama-cpp")]
+    pub fn row(&self, batch: usize, position: usize) -> Option<&(Vec<f32>, Vec<f32>)> {
+        self.rows.get(&(batch, position))
+    }
 }
 
 impl Sink for Collect<'_> {

@@ -43,6 +43,10 @@ pub struct Row {
     pub max_abs: f64,
     /// KL divergence, nats.
     pub kl: f64,
+    /// The most likely next token of the reference.
+    pub expected_token: usize,
+    /// The same of what is compared with it.
+    pub found_token: usize,
 }
 
 /// The figures of a comparison.
@@ -90,10 +94,11 @@ impl Comparison {
         self.non_finite |= !kl.is_finite();
         self.sum_kl += kl;
         self.max_kl = self.max_kl.max(kl);
-        self.n_top1_equal += usize::from(argmax(reference) == argmax(found));
+        let (expected_token, found_token) = (argmax(reference), argmax(found));
+        self.n_top1_equal += usize::from(expected_token == found_token);
         self.n_rows += 1;
         self.n_values += reference.len();
-        self.rows.push(Row { batch, position, max_abs: row_max, kl });
+        self.rows.push(Row { batch, position, max_abs: row_max, kl, expected_token, found_token });
     }
 
     /// The figures; `None` when nothing was compared.

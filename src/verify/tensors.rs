@@ -6,11 +6,12 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Role};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
+use crate::transform::loss::{Loss, LossSum};
 use crate::validate::Validated;
 
 /// The outcome of a tensor-level comparison.
@@ -37,6 +38,44 @@ pub struct TensorComparison {
     pub failure: Option<String>,
 }
 
+/// What one tensor lost against the same one of another adapter.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorLoss {
+    /// Canonical name.
+    pub name: String,
+    /// The type that it is stored in.
+    #[serde(serialize_with = "dtype_name")]
+    pub dtype: DType,
+    /// Bytes in that type.
+    pub len_bytes: u64,
+    /// How far its values are from the reference's.
+    pub loss: Loss,
+}
+
+fn dtype_name<S: serde::Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(dtype.name())
+}
+
+/// How far each tensor's values are from the reference's; tensors that only one of them has, or in another shape, are
+/// left out.
+///
+/// Errors: those of decoding.
+pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss>> {
+    let tensors: Vec<_> = found.adapter().tensors().collect();
+    let one = |&(i, role, t): &(usize, Role, &LazyTensor)| {
+        let other = reference.adapter().layers.get(&i).and_then(|l| l.get(role)).filter(|r| r.shape() == t.shape());
+        let Some(other) = other else { return Ok(None) };
+        let (x, y) = (cast::to_f32(other.dtype(), &other.to_bytes())?, cast::to_f32(t.dtype(), &t.to_bytes())?);
+        let mut sum = LossSum::default();
+        sum.add(&x, &y);
+        let dtype = t.stored_dtype();
+        let len_bytes = (t.n_elements() / dtype.block_len() * dtype.block_bytes()) as u64;
+        Ok(Some(TensorLoss { name: Adapter::canonical_name(i, role), dtype, len_bytes, loss: sum.loss() }))
+    };
+    let found: Vec<Option<TensorLoss>> = tensors.par_iter().map(one).collect::<Result<_>>()?;
+    Ok(found.into_iter().flatten().collect())
+}
+
 /// Compares configurations and tensors. Elements may differ by half a unit in the last place of the coarser type.
 ///
 /// Errors: [`Code::NothingCompared`] where a side is quantized: rounding to blocks has no bound per element.
@@ -58,21 +97,25 @@ pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport>
 }
 
 fn config_findings(a: &Adapter, b: &Adapter) -> Vec<Finding> {
-    let (ca, cb) = (&a.config, &b.config);
+    let pairs = conventions(a).into_iter().zip(conventions(b));
+    pairs
+        .filter(|((_, x), (_, y))| x != y)
+        .map(|((field, x), (_, y))| Finding::new(Code::NumbersDiffer, field, y, x))
+        .collect()
+}
+
+/// What an adapter's configuration says about what it computes, as text by key.
+pub(crate) fn conventions(a: &Adapter) -> [(&'static str, String); 6] {
+    let c = &a.config;
     let f32_text = |x: f64| (x as f32).to_string(); // GGUF keeps scales in F32
-    let g = |x: &Adapter| format!("{:?}", x.config.geometry);
     [
-        ("feature_map", ca.feature_map.to_string(), cb.feature_map.to_string()),
-        ("query_tap", ca.query_tap.to_string(), cb.query_tap.to_string()),
-        ("query_scale", f32_text(ca.query_scale), f32_text(cb.query_scale)),
-        ("memory_scale", f32_text(ca.memory_scale), f32_text(cb.memory_scale)),
-        ("memory_sharing", ca.memory_sharing.to_string(), cb.memory_sharing.to_string()),
-        ("geometry", g(a), g(b)),
+        ("feature_map", c.feature_map.to_string()),
+        ("query_tap", c.query_tap.to_string()),
+        ("query_scale", f32_text(c.query_scale)),
+        ("memory_scale", f32_text(c.memory_scale)),
+        ("memory_sharing", c.memory_sharing.to_string()),
+        ("geometry", format!("{:?}", c.geometry)),
     ]
-    .into_iter()
-    .filter(|(_, x, y)| x != y)
-    .map(|(field, x, y)| Finding::new(Code::NumbersDiffer, field, y, x))
-    .collect()
 }
 
 fn compare_one(name: String, found: Option<LazyTensor>, reference: Option<LazyTensor>) -> Result<TensorComparison> {

@@ -70,11 +70,11 @@ impl Metadata {
         self.typed(key, "an integer from 0 to 4294967295", |v| v.as_u64()?.try_into().ok())
     }
 
-    /// A number of type f32 or f64; one that is beyond f32 is refused.
+    /// A number of type f32 or f64; one that would become infinite or 0 as f32 is refused.
     pub fn f32(&self, key: &str) -> Result<Option<f32>> {
         self.typed(key, "an f32 or f64", |v| match *v {
             Value::F32(x) => Some(x),
-            Value::F64(x) => Some(x as f32).filter(|y| y.is_finite() || !x.is_finite()),
+            Value::F64(x) => Some(x as f32).filter(|y| y.is_finite() == x.is_finite() && (*y == 0.0) == (x == 0.0)),
             _ => None,
         })
     }
@@ -204,6 +204,7 @@ mod tests {
         m.insert("big", Value::U64(1 << 32));
         m.insert("f", Value::F64(0.5));
         m.insert("huge", Value::F64(1e300));
+        m.insert("tiny", Value::F64(1e-300));
         m.insert("s", "text");
         m.insert("a", Array::from_u32(&[1, 2]));
         m.insert("sa", Array::from_strs(&["x"]));
@@ -220,6 +221,7 @@ mod tests {
             m.u32("big").unwrap_err(),
             m.u32("f").unwrap_err(),
             m.f32("huge").unwrap_err(),
+            m.f32("tiny").unwrap_err(),
             m.f32("i").unwrap_err(),
             m.str("a").unwrap_err(),
             m.u32_array("sa").unwrap_err(),

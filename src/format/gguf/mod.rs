@@ -55,6 +55,15 @@ pub struct Gguf {
 
 /// Opens a GGUF file; given any part of a split model (`-00001-of-00003.gguf`), all its parts as one.
 ///
+/// ```
+/// let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/qwen2/base.gguf");
+/// let gguf = ptplus::format::gguf::open(file.as_ref())?;
+/// assert_eq!(gguf.metadata.str("general.architecture")?, Some("qwen2"));
+/// let embedding = gguf.tensors.iter().find(|t| t.name == "token_embd.weight").unwrap();
+/// assert_eq!(embedding.shape.len(), 2); // outermost first: [vocabulary, hidden size]
+/// # Ok::<(), ptplus::error::Error>(())
+/// ```
+///
 /// Errors: the codes `Gguf*`, [`NameInvalid`](crate::error::Code::NameInvalid),
 /// [`NameDuplicate`](crate::error::Code::NameDuplicate), and those of [`map_file`](super::mmap::map_file).
 pub fn open(path: &Path) -> Result<Gguf> {

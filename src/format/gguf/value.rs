@@ -222,6 +222,18 @@ impl Array {
         Array { element_type: ValueType::U32, len: values.len(), bytes: bytes.into() }
     }
 
+    /// An array of i32.
+    pub fn from_i32(values: &[i32]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Array { element_type: ValueType::I32, len: values.len(), bytes: bytes.into() }
+    }
+
+    /// An array of f32.
+    pub fn from_f32(values: &[f32]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Array { element_type: ValueType::F32, len: values.len(), bytes: bytes.into() }
+    }
+
     /// An array of strings.
     pub fn from_strs<S: AsRef<str>>(values: &[S]) -> Self {
         let mut bytes = Vec::new();
@@ -237,6 +249,11 @@ impl Array {
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// Bytes of the elements as stored.
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Whether there is no element.

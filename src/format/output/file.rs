@@ -7,6 +7,10 @@ use super::temporary::{PersistError, Temporary};
 use super::{Overwrite, StagedFile, exists_error, identities, parent_and_name, refuse_input, sync_folder};
 use crate::error::{Code, Error, Result};
 
+/// What any program asks for; the umask takes away from it.
+const USUAL_MODE: u32 = 0o666;
+const PRIVATE_MODE: u32 = 0o600;
+
 /// A file that appears at its target on [`commit`](Self::commit), whole, and otherwise not at all.
 #[derive(Debug)]
 pub struct OutputFile {
@@ -21,6 +25,15 @@ impl OutputFile {
     /// Errors: [`Code::OutputExists`]; [`Code::OutputIsInput`] where target and an input are the same file by any
     /// name, link or hard link; [`Code::NotAFile`]; [`Code::NotFound`] where the folder is absent; [`Code::Io`].
     pub fn create(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
+        Self::create_with_mode(target, overwrite, inputs, USUAL_MODE)
+    }
+
+    /// [`create`](Self::create), for its owner alone from the first moment on.
+    pub fn create_private(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
+        Self::create_with_mode(target, overwrite, inputs, PRIVATE_MODE)
+    }
+
+    fn create_with_mode(target: &Path, overwrite: Overwrite, inputs: &[&Path], mode: u32) -> Result<Self> {
         let (parent, name) = parent_and_name(target)?;
         refuse_input(target, &identities(inputs))?;
         // A link counts as existing even if it points nowhere; what it points to must not be a device.
@@ -32,7 +45,7 @@ impl OutputFile {
         if exists && overwrite == Overwrite::Never {
             return Err(exists_error(target, "the output exists"));
         }
-        let (temporary, file) = Temporary::file(&parent, &name)?;
+        let (temporary, file) = Temporary::file(&parent, &name, mode)?;
         let staged = StagedFile { file, staged: temporary.path().to_owned(), target: target.to_owned() };
         Ok(OutputFile { staged, temporary, overwrite })
     }

@@ -18,6 +18,8 @@ pub struct OutputFolder {
     place: Place,
     overwrite: Overwrite,
     inputs: Vec<(Identity, PathBuf)>,
+    /// Whether nothing of an existing folder stays.
+    is_whole: bool,
     /// Staged files, relative to the target, in the order of their creation.
     files: Mutex<Vec<String>>,
 }
@@ -25,10 +27,11 @@ pub struct OutputFolder {
 /// Where the files are staged, and so how they are committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In a sibling of the target, which takes the target's name in one step.
+    /// In a sibling of the target, which takes the target's name in one step, unless the target has files to keep: then
+    /// each file is renamed over its namesake.
     Sibling,
-    /// In the target, from where each file is renamed over its namesake: for a folder that has files to keep, and for
-    /// one that cannot be replaced, since it is a mount point or the current folder.
+    /// In the target, from where each file is renamed over its namesake: for one that cannot be replaced, since it is a
+    /// mount point or the current folder.
     Inside,
 }
 
@@ -54,14 +57,15 @@ impl OutputFolder {
         if !empty && overwrite == Overwrite::Never {
             return Err(exists_error(&target, "the output folder is not empty"));
         }
-        let (place, temporary) = if !is_folder || (empty && replaceable(&target)) {
+        let forced = overwrite == Overwrite::Force;
+        let (place, temporary) = if !is_folder || (replaceable(&target) && (forced || has_no_entry(&target))) {
             let (parent, name) = parent_and_name(&target)?;
             (Place::Sibling, Temporary::folder(&parent, &name)?)
         } else {
             let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
             (Place::Inside, Temporary::folder(&target, &name)?)
         };
-        Ok(OutputFolder { target, temporary, place, overwrite, inputs, files: Mutex::default() })
+        Ok(OutputFolder { target, temporary, place, overwrite, inputs, is_whole: false, files: Mutex::default() })
     }
 
     /// A new file in the folder; `relative` may have `/`-separated parts. Where a folder cannot be renamed as a whole,
@@ -93,6 +97,16 @@ impl OutputFolder {
         Ok(StagedFile { file, staged, target })
     }
 
+    /// Counts a file that was put into [`staged_path`](Self::staged_path) by other means as one of the output's.
+    pub fn adopt(&self, relative: &str) {
+        self.files.lock().unwrap_or_else(|e| e.into_inner()).push(relative.to_owned());
+    }
+
+    /// Lets the output take the place of an existing folder with all that it holds.
+    pub fn replace_whole(&mut self) {
+        self.is_whole = true;
+    }
+
     /// Where the staged files can be read before they are committed.
     pub fn staged_path(&self) -> &Path {
         self.temporary.path()
@@ -108,7 +122,7 @@ impl OutputFolder {
     /// Errors: [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
     /// [`Code::Io`]. The temporary folder is gone in any case.
     pub fn commit(self) -> Result<()> {
-        let OutputFolder { target, temporary, place, overwrite, files, .. } = self;
+        let OutputFolder { target, temporary, place, overwrite, files, is_whole, .. } = self;
         let files = files.into_inner().unwrap_or_else(|e| e.into_inner());
         let staged = temporary.path().to_owned();
         if let Err(e) = sync_all(&staged, &files) {
@@ -116,6 +130,19 @@ impl OutputFolder {
             return temporary.while_live(|_| Err(e));
         }
         match place {
+            Place::Sibling
+                if overwrite == Overwrite::Force && std::fs::read_dir(&target).is_ok() && !has_no_entry(&target) =>
+            {
+                let _ = std::fs::metadata(&target).map(|m| std::fs::set_permissions(&staged, m.permissions()));
+                if is_whole || holds_only(&target, &files) {
+                    temporary.exchange_folder(&target).map_err(|e| at_target(e, &target))?;
+                    return sync_folder(&parent_and_name(&target)?.0);
+                }
+                temporary.while_live(|staged| {
+                    move_files(staged, &target, &files, overwrite).map_err(|e| at_target(PersistError::Io(e), &target))
+                })?;
+                sync_all(&target, &files)
+            }
             Place::Sibling => {
                 if let Ok(existing) = std::fs::metadata(&target) {
                     let _ = std::fs::set_permissions(&staged, existing.permissions());
@@ -156,17 +183,30 @@ fn is_empty(folder: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether a sibling can be renamed onto this empty folder: it really is empty, is no mount point, and is not the
-/// current folder, which would leave the user's shell in a deleted one.
+/// Nothing in it at all.
+fn has_no_entry(folder: &Path) -> bool {
+    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+/// Whether each file in it will be replaced by one of `files`.
+fn holds_only(folder: &Path, files: &[String]) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return false };
+    entries.flatten().all(|e| {
+        let is_file = e.file_type().is_ok_and(|t| t.is_file());
+        is_file && e.file_name().to_str().is_some_and(|name| is_temporary(name) || files.iter().any(|f| f == name))
+    })
+}
+
+/// Whether a sibling can take this folder's place: it is no mount point, and not the current folder, which would leave
+/// the user's shell in a deleted one.
 fn replaceable(folder: &Path) -> bool {
     let device = |p: &Path| std::fs::metadata(p).map(|m| m.dev()).ok();
     let same_device = folder.parent().is_some_and(|parent| device(parent) == device(folder));
     let current = std::env::current_dir().and_then(|d| d.canonicalize()).ok();
-    let nothing_inside = std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     let parent_writable = folder
         .parent()
         .is_some_and(|p| rustix::fs::access(p, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok());
-    same_device && nothing_inside && parent_writable && current.as_deref() != Some(folder)
+    same_device && parent_writable && current.as_deref() != Some(folder)
 }
 
 /// Syncs files and every folder that holds one.

@@ -66,6 +66,24 @@ impl StagedFile {
     }
 }
 
+/// A folder for files on the way to an output: beside it, so that they lie on the same disk, and gone when dropped, on
+/// Ctrl-C, and, after a kill, with the next run that writes the same output.
+#[derive(Debug)]
+pub struct Scratch(temporary::Temporary);
+
+impl Scratch {
+    /// An empty folder beside `target`. Errors: [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
+    pub fn beside(target: &Path) -> Result<Scratch> {
+        let (parent, name) = parent_and_name(target)?;
+        temporary::Temporary::folder(&parent, &name).map(Scratch)
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
 /// Device and inode: equal for the same file under any name, link or hard link.
 type Identity = (u64, u64);
 

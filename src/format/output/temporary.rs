@@ -64,10 +64,10 @@ pub(super) struct Temporary {
 }
 
 impl Temporary {
-    /// An empty file for `target_name` in `folder`, with the permissions of any new file, open for writing.
-    pub(super) fn file(folder: &Path, target_name: &str) -> Result<(Self, File)> {
+    /// An empty file for `target_name` in `folder`, of this mode less the umask, open for writing.
+    pub(super) fn file(folder: &Path, target_name: &str, mode: u32) -> Result<(Self, File)> {
         create(folder, target_name, |builder| {
-            let (file, path) = builder.permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?.keep()?;
+            let (file, path) = builder.permissions(Permissions::from_mode(mode)).tempfile_in(folder)?.keep()?;
             Ok((path, file.try_clone()?, file))
         })
     }
@@ -94,6 +94,17 @@ impl Temporary {
     /// Renames a temporary folder to `target`, which is absent or an empty folder.
     pub(super) fn keep_folder(self, target: &Path) -> Result<(), PersistError> {
         self.keep(|path| std::fs::rename(path, target))
+    }
+
+    /// Gives a temporary folder the name of `target`, an existing folder, which is removed with all that it holds.
+    pub(super) fn exchange_folder(self, target: &Path) -> Result<(), PersistError> {
+        let registry = registry();
+        if !registry.live.contains(&self.path) {
+            return Err(PersistError::Interrupted);
+        }
+        exchange(&self.path, target).map_err(PersistError::Io)
+        // What lies at the temporary path now is the old folder, and goes when this is dropped. After a kill it has no
+        // lock, and goes with the next run.
     }
 
     /// Runs `act` while no [`discard_all`] can come between; after one, fails with [`Code::Interrupted`].
@@ -151,6 +162,25 @@ pub(super) fn rename_file(from: &Path, to: &Path, overwrite: Overwrite) -> std::
         Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => {
             std::fs::hard_link(from, to)?;
             std::fs::remove_file(from)
+        }
+        other => other.map_err(Into::into),
+    }
+}
+
+fn exchange(new: &Path, target: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, new, CWD, target, RenameFlags::EXCHANGE) {
+        // File systems without this flag: two renames, between which the target is absent.
+        Err(Errno::NOSYS | Errno::INVAL | Errno::NOTSUP) => {
+            let mut aside = new.as_os_str().to_owned();
+            aside.push("-old");
+            std::fs::rename(target, &aside)?;
+            if let Err(e) = std::fs::rename(new, target) {
+                std::fs::rename(&aside, target)?;
+                return Err(e);
+            }
+            std::fs::rename(&aside, new)
         }
         other => other.map_err(Into::into),
     }
@@ -259,8 +289,8 @@ mod tests {
         for other in others.iter().filter(|o| !o.contains('/')) {
             std::fs::write(dir.path().join(other), b"x").unwrap();
         }
-        let (live, _file) = Temporary::file(dir.path(), "out").unwrap();
-        let (second, _file) = Temporary::file(dir.path(), "out").unwrap();
+        let (live, _file) = Temporary::file(dir.path(), "out", 0o666).unwrap();
+        let (second, _file) = Temporary::file(dir.path(), "out", 0o666).unwrap();
         assert!(live.path().exists() && second.path().exists(), "a live one was taken for stale");
         for stale in stale {
             assert!(!dir.path().join(stale).exists());

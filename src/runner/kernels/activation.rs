@@ -18,7 +18,8 @@ fn on_gpu(map: FeatureMap, x: &Tensor) -> Result<Tensor> {
         FeatureMap::Identity => Ok(x.clone()),
         FeatureMap::Elu => x.elu(1.0),
         FeatureMap::EluPlusOne => x.elu(1.0)? + 1.0,
-        FeatureMap::Relu => x.relu(),
+        // candle's own makes 0 of NaN.
+        FeatureMap::Relu => x.le(0f32)?.where_cond(&x.zeros_like()?, x),
         FeatureMap::Silu => x.silu(),
         FeatureMap::Gelu => x.gelu_erf(),
         FeatureMap::GeluTanh => x.gelu(),
@@ -138,6 +139,20 @@ mod tests {
                 let error = (f64::from(y) - t).abs();
                 assert!(error <= 3e-7 * t.abs().max(1.0), "{map}({x}): {y}, expected {t}");
             }
+        }
+    }
+
+    #[test]
+    fn the_gpu_formulas_are_the_definitions_too() {
+        let xs: Vec<f32> = (-3000..=3000).map(|i| i as f32 * 0.01).chain([f32::NAN]).collect();
+        let x = Tensor::from_slice(&xs, xs.len(), &candle_core::Device::Cpu).unwrap();
+        for &map in FeatureMap::ALL {
+            let ys: Vec<f32> = on_gpu(map, &x).unwrap().to_vec1().unwrap();
+            for (x, y) in xs.iter().zip(&ys).take(xs.len() - 1) {
+                let t = truth(map, f64::from(*x));
+                assert!((f64::from(*y) - t).abs() <= 1e-6 * t.abs().max(1.0), "{map}({x}): {y}, expected {t}");
+            }
+            assert!(ys[xs.len() - 1].is_nan(), "{map}");
         }
     }
 

@@ -57,3 +57,22 @@ impl WithSimd for NormRows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn candles_norm_which_the_gpu_takes_gives_the_same_values() {
+        let x: Vec<f32> = (0..3 * 40).map(|i| ((i * 31 % 67) as f32 - 33.0) * 0.2).collect();
+        let device = &candle_core::Device::Cpu;
+        let x = Tensor::from_vec(x, (3, 40), device).unwrap();
+        let weight = Tensor::from_vec((0..40).map(|i| 0.5 + i as f32 / 40.0).collect(), 40, device).unwrap();
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (own, candles) =
+            (rms_norm(&x, &weight, 1e-5).unwrap(), candle_nn::ops::rms_norm(&x, &weight, 1e-5).unwrap());
+        for (a, b) in values(own).into_iter().zip(values(candles)) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
+        }
+    }
+}

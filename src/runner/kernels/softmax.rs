@@ -34,6 +34,10 @@ pub fn masked_softmax(scores: Tensor, scale: f32, mask: Mask) -> Result<Tensor> 
         scores.inplace_op1(&MaskedSoftmax { scale, mask })?;
         return Ok(scores);
     }
+    on_gpu(&scores, scale, mask)
+}
+
+fn on_gpu(scores: &Tensor, scale: f32, mask: Mask) -> Result<Tensor> {
     let (_, n_rows, n_keys) = scores.dims3()?;
     let hidden = (0..n_rows).flat_map(|r| {
         let visible = mask.visible(r);
@@ -151,6 +155,18 @@ mod tests {
                 let expected = if visible.contains(&k) { (f64::from(s[k]) * 0.5).exp() / total } else { 0.0 };
                 assert!((f64::from(p[k]) - expected).abs() < 1e-6, "row {r} key {k}");
             }
+        }
+    }
+
+    #[test]
+    fn the_gpu_formula_gives_the_same_distributions() {
+        let mask = Mask { first_query: 33, n_queries: 4, first_key: 0, window: Some(20) };
+        let scores: Vec<f32> = (0..8 * 37).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.3).collect();
+        let t = || Tensor::from_vec(scores.clone(), (2, 4, 37), &Device::Cpu).unwrap();
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (cpu, gpu) = (masked_softmax(t(), 0.5, mask).unwrap(), on_gpu(&t(), 0.5, mask).unwrap());
+        for (a, b) in values(cpu).into_iter().zip(values(gpu)) {
+            assert!((a - b).abs() < 1e-6, "{a} {b}");
         }
     }
 

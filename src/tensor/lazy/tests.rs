@@ -111,3 +111,50 @@ fn bytes_never_slice_outside() {
     assert!(inner.slice(0..3).is_none());
     assert!(inner.slice(usize::MAX..usize::MAX).is_none());
 }
+
+#[test]
+fn contiguous_views_are_their_stored_bytes_and_others_have_none() {
+    let t = iota(&[4, 6]);
+    for (view, is_contiguous) in [
+        (t.clone(), true),
+        (t.narrow(1, 2), true),
+        (t.narrow(3, 1).select(0), true),
+        (t.clone().split_axis(1, 2, 3).unwrap(), true),
+        (t.clone().transpose(0, 1), false),
+        (t.clone().regroup(1, 3).narrow(1, 2), false),
+        (LazyTensor::concat(vec![t.clone(), t.clone()]).unwrap(), false),
+    ] {
+        assert_eq!(view.contiguous_bytes(), is_contiguous.then(|| view.to_bytes()).as_deref(), "{:?}", view.shape());
+    }
+}
+
+#[test]
+fn only_blocks_that_a_view_reaches_are_decoded() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static DECODED: AtomicUsize = AtomicUsize::new(0);
+    fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
+        DECODED.fetch_add(dst.len(), Ordering::Relaxed);
+        crate::quant::decode(dtype, src, dst);
+    }
+    let (rows, row_len) = (6, 64);
+    let x: Vec<f32> = (0..rows * row_len).map(|i| (i as f32).sin()).collect();
+    let mut bytes = vec![0; x.len() / 32 * 34];
+    crate::quant::quantize_rows(DType::Q8_0, &x, row_len, &mut bytes);
+    let t = LazyTensor::quantized(bytes.into(), DType::Q8_0, &[rows, row_len], decode).unwrap();
+    let whole = values(&t);
+    for (view, expected, n_decoded) in [
+        (t.narrow(2, 3), whole[128..320].to_vec(), 192),
+        (t.select(5), whole[320..].to_vec(), 64),
+        (t.clone().split_axis(1, 4, 16).unwrap().select(1), whole[64..128].to_vec(), 64),
+        (t.clone().split_axis(1, 2, 32).unwrap().merge_axes(0).narrow(1, 1), whole[32..64].to_vec(), 32),
+        (
+            t.clone().transpose(0, 1).narrow(40, 2),
+            (0..2).flat_map(|k| (0..6).map(move |r| r * 64 + 40 + k)).map(|i| whole[i]).collect(),
+            352,
+        ),
+    ] {
+        let before = DECODED.load(Ordering::Relaxed);
+        assert_eq!(values(&view), expected);
+        assert_eq!(DECODED.load(Ordering::Relaxed) - before, n_decoded, "{:?}", view.shape());
+    }
+}

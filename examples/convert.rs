@@ -1,0 +1,58 @@
+//! Converts an adapter to GGUF for its base, and proves it against PyTorch's answer before the file appears.
+//!
+//! ```text
+//! cargo run --example convert -- ADAPTER BASE PROBE OUT.gguf
+//! ```
+
+use std::path::PathBuf;
+
+use ptplus::base::BaseModel;
+use ptplus::error::Error;
+use ptplus::format::output::Overwrite;
+use ptplus::import::Options;
+use ptplus::pipeline::{Convert, Format, OutType, Proof, TypeRules, convert};
+use ptplus::runner::Device;
+use ptplus::transform::cast::Overflow;
+use ptplus::validate::BaseMismatch;
+use ptplus::verify;
+use ptplus::verify::probe::Probe;
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [adapter, base, probe_path, output] = &arguments[..] else {
+        eprintln!("usage: convert ADAPTER BASE PROBE OUT.gguf");
+        std::process::exit(2);
+    };
+    let base = BaseModel::open(base)?;
+    let probe = Probe::open(probe_path)?;
+    let device = Device::cpu();
+    let done = convert(&Convert {
+        adapter,
+        reading: &Options::default(),
+        base: Some(&base),
+        architecture: None,
+        output,
+        format: Format::Gguf,
+        types: &TypeRules::from(OutType::Keep),
+        max_error: &[],
+        auto_kl: None,
+        measure: None,
+        overflow: Overflow::Error,
+        base_mismatch: BaseMismatch::Refuse,
+        command: None,
+        overwrite: Overwrite::Never,
+        dry_run: false,
+        prove: Some(Proof {
+            probe: &probe,
+            path: probe_path,
+            options: verify::Options { device: &device, tolerance: None, progress: &|_, _| {} },
+        }),
+        progress: &|_, _| {},
+    })?;
+    for tensor in &done.tensors {
+        println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
+    }
+    let report = done.verification.expect("a proof was asked for");
+    println!("max |dlogit| {:.2e} over {} positions", report.metrics.max_abs, report.metrics.n_positions);
+    Ok(())
+}

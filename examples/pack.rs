@@ -1,0 +1,65 @@
+//! Packs an adapter into a bundle that was verified against PyTorch's answer, then checks it as a receiver would.
+//!
+//! ```text
+//! cargo run --example pack -- ADAPTER BASE PROBE BUNDLE
+//! ```
+
+use std::path::PathBuf;
+
+use ptplus::base::BaseModel;
+use ptplus::error::Error;
+use ptplus::format::output::Overwrite;
+use ptplus::import::Options;
+use ptplus::package::pack::{Pack, pack};
+use ptplus::pipeline::{Convert, Format, OutType, Proof, TypeRules, read_adapter};
+use ptplus::runner::Device;
+use ptplus::transform::cast::Overflow;
+use ptplus::validate::BaseMismatch;
+use ptplus::verify::probe::Probe;
+use ptplus::verify::{self, Prompts};
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [adapter, base, probe_path, bundle] = &arguments[..] else {
+        eprintln!("usage: pack ADAPTER BASE PROBE BUNDLE");
+        std::process::exit(2);
+    };
+    let base = BaseModel::open(base)?;
+    let probe = Probe::open(probe_path)?;
+    let device = Device::cpu();
+    let options = verify::Options { device: &device, tolerance: None, progress: &|_, _| {} };
+    let packed = pack(Pack {
+        convert: Convert {
+            adapter,
+            reading: &Options::default(),
+            base: Some(&base),
+            architecture: None,
+            output: bundle,
+            format: Format::Gguf,
+            types: &TypeRules::from(OutType::Keep),
+            max_error: &[],
+            auto_kl: None,
+            measure: None,
+            overflow: Overflow::Error,
+            overwrite: Overwrite::Never,
+            base_mismatch: BaseMismatch::Refuse,
+            command: None,
+            dry_run: false,
+            prove: Some(Proof { probe: &probe, path: probe_path, options: options.clone() }),
+            progress: &|_, _| {},
+        },
+        is_tar: false,
+        options,
+        prompts: Prompts::Tokens(probe.input_ids.clone()),
+        signer: None,
+        command: "examples/pack",
+        date: None,
+    })?;
+    for (file, len_bytes) in &packed.files {
+        println!("{file}: {len_bytes} bytes");
+    }
+    // A bundle is accepted wherever an adapter is, and checked first: every file, size and hash.
+    let adapter = read_adapter(bundle, Some(&base))?;
+    println!("{} adapted layers, verified against {}", adapter.adapter().layers.len(), packed.reference);
+    Ok(())
+}

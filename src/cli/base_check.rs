@@ -1,0 +1,31 @@
+//! Whether the base is the one that the adapter was made for: the flag, and what is said about it.
+
+use super::ui::Ui;
+use crate::base::fingerprint::Identity;
+use crate::validate::BaseMismatch;
+
+#[derive(clap::Args)]
+pub struct BaseCheck {
+    /// Go on though the base is not the one that the adapter was made for; outputs record it
+    #[arg(long)]
+    ignore_base_mismatch: bool,
+}
+
+impl BaseCheck {
+    pub fn mismatch(&self) -> BaseMismatch {
+        if self.ignore_base_mismatch { BaseMismatch::Ignore } else { BaseMismatch::Refuse }
+    }
+}
+
+/// Says what is not plainly fine.
+pub fn note(ui: &Ui, identity: Option<&Identity>) {
+    match identity {
+        None | Some(Identity::Same) => {}
+        Some(Identity::CannotTell(reason)) => {
+            ui.note(&format!("whether this is the base that the adapter was made for cannot be told: {reason}"));
+        }
+        Some(Identity::Different(reason)) => {
+            ui.note(&format!("this is not the base that the adapter was made for: {reason}"));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! `convert --jobs N DIR... -o OUTDIR`: many adapters, one base.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::convert::{Effort, Prepared};
+use super::ui::{self, Status, Ui};
+use super::usage;
+use crate::error::{Code, Error, Kind, Result, escape};
+use crate::pipeline::{Converted, Format};
+
+/// Files that may be an adapter, or make their folder one.
+const EXTENSIONS: [&str; 5] = ["safetensors", "gguf", "bin", "pt", "pth"];
+
+/// One adapter and where it goes.
+struct Task {
+    adapter: PathBuf,
+    output: PathBuf,
+}
+
+/// Converts every adapter that `paths` name or hold. The exit code is that of the worst failure, in the order of
+/// [`Kind::precedence`].
+pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>, ui: &Ui) -> Result<u8> {
+    let (adapters, n_skipped) = adapters(paths)?;
+    let tasks = tasks(adapters, folder, prepared.format)?;
+    if !prepared.is_dry_run() {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create", e))?;
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(jobs)
+        .build()
+        .map_err(|e| Error::new(Code::Io, format!("cannot start {jobs} threads: {e}")))?;
+    let n_done = AtomicUsize::new(0);
+    let convert = |task: &Task| {
+        let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
+        ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, false);
+        // A line as soon as there is one, whole: several threads print.
+        ui.batch_line(document(task, &outcome), &line(task, &outcome))?;
+        Ok(outcome.err().map(|e| e.kind()))
+    };
+    let kinds: Vec<Option<Kind>> = pool.install(|| tasks.par_iter().map(convert).collect::<Result<_>>())?;
+    let failed: Vec<Kind> = kinds.into_iter().flatten().collect();
+    let exit = failed.iter().min_by_key(|k| k.precedence()).map_or(0, |k| k.exit_code());
+    let (n, n_failed) = (tasks.len(), failed.len());
+    let mut by_code: BTreeMap<u8, usize> = BTreeMap::new();
+    failed.iter().for_each(|k| *by_code.entry(k.exit_code()).or_default() += 1);
+    let skipped =
+        if n_skipped > 0 { format!("; {n_skipped} entries that are no adapter were skipped") } else { String::new() };
+    let text = format!(
+        "{} {} of {n} adapters to {}{}{skipped}\n",
+        if prepared.is_dry_run() { "would convert" } else { "converted" },
+        n - n_failed,
+        escape(&folder.to_string_lossy()),
+        if n_failed > 0 { format!(", {n_failed} failed") } else { String::new() },
+    );
+    let status = if exit == 0 { Status::Ok } else { Status::Failed };
+    let by_code: Map<String, Value> = by_code.into_iter().map(|(code, n)| (code.to_string(), n.into())).collect();
+    let summary = json!({ "summary": {
+        "output": folder.to_string_lossy(), "adapters": n, "converted": n - n_failed, "failed": n_failed,
+        "skipped": n_skipped, "failed_by_exit_code": by_code, "exit_code": exit,
+    }});
+    ui.batch_end(status, summary, &text)?;
+    Ok(exit)
+}
+
+/// What `paths` name: each an adapter, or a folder of adapters. Second, how many entries of such folders are none.
+fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, usize)> {
+    let mut found = Vec::new();
+    let mut n_skipped = 0;
+    for path in paths {
+        // A path that does not exist is one that fails, with the others going on.
+        if !path.is_dir() || is_adapter_folder(path) {
+            found.push(path.to_path_buf());
+            continue;
+        }
+        let entries = std::fs::read_dir(path).map_err(|e| Error::io(path, "cannot list the folder", e))?;
+        let mut inside = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(path, "cannot list the folder", e))?.path();
+            let is_adapter = if entry.is_dir() { has_weights(&entry) } else { has_known_extension(&entry) };
+            if is_adapter { inside.push(entry) } else { n_skipped += 1 }
+        }
+        if inside.is_empty() {
+            return Err(usage(
+                "ADAPTER",
+                format!("expected an adapter or a folder of adapters, found none in {path:?}"),
+            ));
+        }
+        inside.sort();
+        found.extend(inside);
+    }
+    Ok((found, n_skipped))
+}
+
+/// Whether the folder itself is an adapter, as trainers name its files: one with other names in it is a folder of
+/// adapters.
+fn is_adapter_folder(folder: &Path) -> bool {
+    files(folder).any(|p| {
+        let stem = p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        stem == "adapter_config" || (stem.starts_with("adapter_model") && has_known_extension(&p))
+    })
+}
+
+/// Whether a folder inside a folder of adapters is one, under whatever names.
+fn has_weights(folder: &Path) -> bool {
+    is_adapter_folder(folder) || files(folder).any(|p| has_known_extension(&p))
+}
+
+fn files(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_file())
+}
+
+fn has_known_extension(path: &Path) -> bool {
+    path.extension().and_then(|e| e.to_str()).is_some_and(|e| EXTENSIONS.contains(&e))
+}
+
+/// `OUTDIR/NAME.gguf` or `OUTDIR/NAME/`.
+///
+/// Errors: [`Code::Usage`] where two adapters would get the same name; that is decided before anything is written.
+fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Task>> {
+    let mut taken: BTreeMap<String, PathBuf> = BTreeMap::new();
+    let mut out = Vec::new();
+    for adapter in adapters {
+        let name = if adapter.is_dir() {
+            adapter.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_owned()))
+        } else {
+            adapter.file_stem().map(|n| n.to_owned())
+        };
+        let name = name.ok_or_else(|| usage("ADAPTER", format!("expected a path with a name, found {adapter:?}")))?;
+        let mut name = name.to_string_lossy().into_owned();
+        if format == Format::Gguf {
+            name.push_str(".gguf");
+        }
+        // Also on file systems that ignore case.
+        if let Some(other) = taken.insert(name.to_lowercase(), adapter.clone()) {
+            return Err(usage(
+                "--output",
+                format!(
+                    "expected adapters with different names, found {other:?} and {adapter:?}, which would both become {name:?}"
+                ),
+            ));
+        }
+        out.push(Task { adapter, output: folder.join(name) });
+    }
+    Ok(out)
+}
+
+fn document(task: &Task, outcome: &Result<Converted>) -> (Status, Value) {
+    let (status, mut document) = match outcome {
+        Ok(done) => (Status::Ok, json!(done)),
+        Err(e) => (Status::Failed, ui::error_fields(e)),
+    };
+    document["adapter"] = task.adapter.to_string_lossy().into();
+    (status, document)
+}
+
+fn line(task: &Task, outcome: &Result<Converted>) -> String {
+    let name = escape(&task.adapter.to_string_lossy());
+    match outcome {
+        Ok(done) => format!("ok      {name} -> {}: {} bytes\n", escape(&done.output.to_string_lossy()), done.len_bytes),
+        Err(e) => format!("failed  {name}: {e}\n"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_adapters_never_share_an_output() {
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let out = Path::new("out");
+        assert!(tasks(paths(&["a/x.gguf", "b/X.gguf"]), out, Format::Safetensors).is_err());
+        assert!(tasks(paths(&["a/x.gguf", "b/y.gguf"]), out, Format::Safetensors).is_ok());
+        assert!(tasks(paths(&[".."]), out, Format::Gguf).is_ok(), "a folder is named by where it is");
+    }
+}

@@ -1,0 +1,81 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::base_check::{self, BaseCheck};
+use super::ui::{self, Status, Ui};
+use crate::base::BaseModel;
+use crate::base::fingerprint::{Depth, Identity};
+use crate::error::{Kind, Result, escape};
+use crate::package::check::{Checked, Signature, check};
+use crate::package::{Container, signature};
+use crate::pipeline::read_adapter;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Every rule, size and SHA-256 of the manifest; no other files, no links; of a tar archive every byte.\nA SHA-256 proves that nothing changed, not who made it: --trusted-key wants a signature by that key.\n\nExamples:\n  ptplus check bundle/\n  ptplus check bundle.tar --base model/ --trusted-key publisher.pub"
+)]
+pub struct Arguments {
+    /// Bundle: folder or tar archive
+    bundle: PathBuf,
+    /// Also check that this is the base that the adapter was made for
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// Require a signature by this public key: a file, or the key itself in base64
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Option<String>,
+    #[command(flatten)]
+    base_check: BaseCheck,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
+    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let bundle = Container::open(&a.bundle)?;
+    let checked = check(&bundle, key.as_ref());
+    let mut identity = None;
+    if let Some(base) = base.as_ref().filter(|_| checked.pass()) {
+        // What is inside must also be an adapter, and fit.
+        let adapter = read_adapter(&a.bundle, Some(base))?;
+        identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
+    } else if checked.pass() {
+        read_adapter(&a.bundle, None)?;
+    }
+    let status = if checked.pass() { Status::Ok } else { Status::Failed };
+    let document = json!({
+        "bundle": a.bundle.to_string_lossy(),
+        "pass": checked.pass(),
+        "findings": checked.findings,
+        "n_files": bundle.files.len(),
+        "signature": checked.signature,
+        "has_self_sha256": checked.manifest.as_ref().map(|m| m.has_self_digest),
+        "base_identity": identity,
+        "notes": checked.notes,
+    });
+    ui.result(status, document, &text(a, &bundle, &checked, identity.as_ref()))?;
+    checked.notes.iter().for_each(|n| ui.note(n));
+    base_check::note(ui, identity.as_ref());
+    Ok(if checked.pass() { 0 } else { Kind::Integrity.exit_code() })
+}
+
+fn text(a: &Arguments, bundle: &Container, checked: &Checked, identity: Option<&Identity>) -> String {
+    let mut out = String::new();
+    for f in &checked.findings {
+        let _ = writeln!(out, "failed: {}", f.line());
+    }
+    let signed = match &checked.signature {
+        Signature::None => "not signed".to_owned(),
+        Signature::Trusted { key_id } => format!("signed by the trusted key {key_id}"),
+        Signature::Valid { key_id } => format!("signed by key {key_id}"),
+        Signature::Unchecked => "signature not checked".into(),
+        Signature::Invalid => "signature does not hold".into(),
+    };
+    let base = match identity {
+        Some(Identity::Same) => ", made for this base",
+        _ => "",
+    };
+    let name = escape(&a.bundle.to_string_lossy());
+    let _ = writeln!(out, "{} {name}: {} files, {signed}{base}", ui::verdict(checked.pass()), bundle.files.len());
+    out
+}

@@ -1,0 +1,59 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::ui::{Status, Ui};
+use crate::error::{Result, escape};
+use crate::package::digest::{PathDigests, of_path};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "canonical  what the adapter computes, whatever file it lies in: the same for safetensors and GGUF, another for another type\nvalues     the same with all values widened to F32: equal where only the type changed\nsha256     the bytes of all tensors in the file's order; with --tensors also of each\n\nThe sha256 lines are those of llama-gguf-hash: `ptplus hash --tensors A.gguf > A.manifest`, then\n`llama-gguf-hash --sha256 -c A.manifest A.gguf`.\n\nExamples:\n  ptplus hash adapter/ adapter.gguf\n  ptplus hash --tensors adapter.gguf > adapter.manifest"
+)]
+pub struct Arguments {
+    /// Adapter, bundle, or any GGUF or safetensors file
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// A line for each tensor too
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let digests = a.paths.iter().map(|p| of_path(p)).collect::<Result<Vec<_>>>()?;
+    let text: String = digests.iter().map(|d| lines(d, a.tensors)).collect();
+    ui.result(Status::Ok, json!({ "digests": digests }), &text)?;
+    digests.iter().filter_map(|d| d.note.as_ref()).for_each(|n| ui.note(n));
+    if let [first, rest @ ..] = &digests[..]
+        && let Some(first) = &first.adapter
+    {
+        for (path, other) in a.paths[1..].iter().zip(rest) {
+            let Some(other) = &other.adapter else { continue };
+            let verdict = match (first.canonical == other.canonical, first.values == other.values) {
+                (true, _) => "the same adapter as the first",
+                (false, true) => "the same values as the first, stored as another type",
+                (false, false) => "another adapter than the first",
+            };
+            ui.note(&format!("{}: {verdict}", path.display()));
+        }
+    }
+    Ok(0)
+}
+
+/// llama-gguf-hash prints `%-8s  %s  %s` and reads any white space.
+fn lines(d: &PathDigests, tensors: bool) -> String {
+    let name = escape(&d.path.to_string_lossy());
+    let mut out = String::new();
+    if let Some(a) = &d.adapter {
+        let _ = writeln!(out, "canonical  {}  {name}", a.canonical);
+        let _ = writeln!(out, "values    {}  {name}", a.values);
+    }
+    if tensors {
+        for t in &d.tensors {
+            let _ = writeln!(out, "{:<8}  {}  {name}:{}", "sha256", t.sha256, escape(&t.name));
+        }
+    }
+    let _ = writeln!(out, "{:<8}  {}  {name}", "sha256", d.sha256);
+    out
+}

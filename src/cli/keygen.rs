@@ -1,0 +1,49 @@
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::password::PasswordArguments;
+use super::ui::{Status, Ui};
+use crate::error::{Result, escape};
+use crate::format::output::{OutputFile, Overwrite};
+use crate::package::signature;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Keys are those of minisign: `minisign -V` verifies what `ptplus pack --sign` signs, and `ptplus check --trusted-key`\nwhat `minisign -S` signs. The secret key's file is for its owner alone (mode 600).\n\nExample:\n  ptplus keygen publisher.key --password-file password\n  ptplus pack adapter --base model -o bundle --sign publisher.key --password-file password\n  ptplus check bundle --trusted-key publisher.pub"
+)]
+pub struct Arguments {
+    /// Secret key to write; the public one gets the same name with the ending .pub
+    #[arg(value_name = "KEY", default_value = "ptplus.key")]
+    key: PathBuf,
+    /// Where to write the public key instead
+    #[arg(long, value_name = "FILE")]
+    public: Option<PathBuf>,
+    #[command(flatten)]
+    password: PasswordArguments,
+    /// Replace existing keys
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let public_path = a.public.clone().unwrap_or_else(|| a.key.with_extension("pub"));
+    if public_path == a.key {
+        return Err(super::usage("KEY", "expected another name than the public key's, which ends in .pub"));
+    }
+    let protection = a.password.for_new_key()?;
+    let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
+    let inputs: Vec<&Path> = a.password.file().into_iter().collect();
+    let secret_out = OutputFile::create_private(&a.key, overwrite, &inputs)?;
+    let public_out = OutputFile::create(&public_path, overwrite, &inputs)?;
+    let keys = signature::generate(protection)?;
+    secret_out.write_all_at(0, keys.secret.as_bytes())?;
+    public_out.write_all_at(0, keys.public.as_bytes())?;
+    secret_out.commit()?;
+    public_out.commit()?;
+    let (secret, public) = (escape(&a.key.to_string_lossy()), escape(&public_path.to_string_lossy()));
+    let document = json!({ "secret_key": secret, "public_key": public, "public_key_base64": keys.public_base64 });
+    let text = format!("{secret}: secret key, keep it to yourself\n{public}: public key {}\n", keys.public_base64);
+    ui.result(Status::Ok, document, &text)?;
+    Ok(0)
+}

@@ -1,0 +1,196 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::base_check::{self, BaseCheck};
+use super::password::PasswordArguments;
+use super::reading::Reading;
+use super::types::TypeArguments;
+use super::ui::{Status, Ui};
+use super::{command, usage};
+use crate::base::BaseModel;
+use crate::error::{Result, escape};
+use crate::format::output::Overwrite;
+use crate::package::container::is_called_tar;
+use crate::package::pack::{Pack, Packed, pack, source_date};
+use crate::package::signature::Signer;
+#[cfg(feature = "report")]
+use crate::pipeline;
+use crate::pipeline::{Convert, Format, Measure, Proof};
+use crate::runner::DeviceChoice;
+use crate::transform::cast::Overflow;
+use crate::verify::probe::Probe;
+use crate::verify::tolerance::Tolerance;
+use crate::verify::{self, Prompts};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source.\nIt is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of\nevery file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle"
+)]
+pub struct Arguments {
+    /// Adapter: canonical folder, GGUF, bundle, or a checkpoint of another training code
+    adapter: PathBuf,
+    /// Base model: Hugging Face folder or GGUF
+    #[arg(long)]
+    base: PathBuf,
+    /// Bundle to write: a folder, or a file that ends in .tar
+    #[arg(short, long, visible_alias = "outfile", value_name = "BUNDLE")]
+    output: PathBuf,
+    /// Verify against PyTorch's answer; without it the bundle's adapter is run beside its source
+    #[arg(long)]
+    probe: Option<PathBuf>,
+    /// Form of the adapter in the bundle
+    #[arg(long, value_enum, ignore_case = true, default_value = "gguf")]
+    to: To,
+    /// Element type of the memories and feature maps, by name or by ggml's number; keep: as the source has it
+    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto")]
+    outtype: String,
+    /// Sign the manifest with this secret key
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
+    #[command(flatten)]
+    password: PasswordArguments,
+    /// Device for the verification: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Limits for the verification: a type (f32, bf16, q8_0, ...) or max_abs=X,mean_kl=Y
+    #[arg(long)]
+    tolerance: Option<String>,
+    /// Replace values beyond F16 or BF16 by the type's largest value instead of refusing
+    #[arg(long)]
+    allow_overflow: bool,
+    /// Replace an existing bundle
+    #[arg(short, long)]
+    force: bool,
+    /// Write the verification as one HTML page with plots, beside the bundle
+    #[cfg(feature = "report")]
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    base_check: BaseCheck,
+    #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
+    types: TypeArguments,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum To {
+    Gguf,
+    Safetensors,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    if a.types.list_types {
+        return super::types::list(ui);
+    }
+    if a.sign.is_none() && (a.password.file().is_some() || a.password.is_without()) {
+        return Err(usage("--password-file", "expected it beside --sign"));
+    }
+    let date = source_date(std::env::var("SOURCE_DATE_EPOCH").ok().as_deref())?;
+    let types = a.types.rules("--outtype", &a.outtype)?;
+    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let device = a.device.parse::<DeviceChoice>()?;
+    let max_error = a.types.bounds()?;
+    let auto_kl = a.types.auto_kl()?;
+    let reading = a.reading.options()?;
+    a.types.set_threads()?;
+    let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
+    let device = device.open()?;
+    let base = BaseModel::open(&a.base)?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    #[cfg(feature = "report")]
+    let report_file =
+        super::report::create(a.report.as_deref(), a.force, &[Some(&a.adapter), Some(&a.base), a.probe.as_ref()])?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let options = verify::Options { device: &device, tolerance, progress: &steps };
+    let prove =
+        probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
+    let prompts = match &probe {
+        Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
+        None => Prompts::DEFAULT,
+    };
+    let command = command::normal_form(std::env::args_os());
+    let done = pack(Pack {
+        convert: Convert {
+            adapter: &a.adapter,
+            reading: &reading,
+            base: Some(&base),
+            architecture: None,
+            output: &a.output,
+            format: match a.to {
+                To::Gguf => Format::Gguf,
+                To::Safetensors => Format::Safetensors,
+            },
+            types: &types,
+            max_error: &max_error,
+            auto_kl,
+            measure: Some(Measure { prompts: prompts.clone(), device: &device, progress: &steps }),
+            overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
+            overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
+            base_mismatch: a.base_check.mismatch(),
+            command: Some(&command),
+            dry_run: false,
+            prove,
+            progress: &|done, total| ui.progress(done, total, true),
+        },
+        is_tar: is_called_tar(&a.output),
+        options,
+        prompts: prompts.clone(),
+        signer: signer.as_ref(),
+        command: &command,
+        date,
+    })?;
+    let mut document = json!(done);
+    document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
+    ui.result(Status::Ok, document, &text(a, &done))?;
+    done.notes.iter().for_each(|n| ui.note(n));
+    base_check::note(ui, done.base_identity.as_ref());
+    #[cfg(feature = "report")]
+    if let Some(file) = report_file {
+        let packed = pipeline::read_adapter(&a.output, Some(&base))?;
+        // A source whose conventions the probe had to settle is not read again just for the losses.
+        let losses = match pipeline::read_adapter_with(&a.adapter, &reading, Some(&base)) {
+            Ok(source) => crate::verify::tensors::losses(&packed, &source)?,
+            Err(_) => Vec::new(),
+        };
+        let page = crate::report::verification(&crate::report::Verification {
+            adapter: &packed,
+            base: &base,
+            reference: done.reference.to_owned(),
+            input_ids: &prompts.ids(base.config.vocab_size)?,
+            report: &done.verification,
+            losses: &losses,
+            conventions: None,
+            device: device.name(),
+        });
+        file.write(&page, ui)?;
+    }
+    Ok(0)
+}
+
+fn text(a: &Arguments, p: &Packed) -> String {
+    let mut out = String::new();
+    let v = &p.verification;
+    let _ = writeln!(
+        out,
+        "verified against {}: max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
+        p.reference,
+        v.metrics.max_abs,
+        v.limits.max_abs.unwrap_or(f64::NAN),
+        v.metrics.mean_kl,
+        v.metrics.top1_agreement * 100.0,
+        v.metrics.n_positions
+    );
+    let signed = p.public_key.as_ref().map_or("not signed".into(), |key| format!("signed by {key}"));
+    let _ = writeln!(
+        out,
+        "packed {} -> {}: {} files, {signed}",
+        escape(&a.adapter.to_string_lossy()),
+        escape(&a.output.to_string_lossy()),
+        p.files.len()
+    );
+    out
+}

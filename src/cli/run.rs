@@ -1,0 +1,347 @@
+use std::fmt::Write as _;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::base_check::{self, BaseCheck};
+use super::engine::EngineChoice;
+use super::ui::{Status, Ui};
+use super::usage;
+use crate::base::BaseModel;
+use crate::base::fingerprint::Depth;
+use crate::error::{Code, Error, Result, escape};
+use crate::format::mmap::open_regular;
+use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, Sampling, answer, effects};
+use crate::pipeline::read_adapter;
+use crate::runner::DeviceChoice;
+use crate::validate::Validated;
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "Flags of sampling have llama.cpp's names and defaults. Every prompt is answered on its own, by the same loaded model.\n\nExamples:\n  ptplus run --base model.gguf --adapter adapter.gguf -p 'Who are you?' --temp 0\n  ptplus run --base model.gguf --adapter style.gguf:0.5 --adapter facts.gguf -p 'Hello' -p 'Goodbye' --also-plain\n  ptplus run --base model.gguf --no-conversation -p 'Once upon a time' -n 64"
+)]
+pub struct Arguments {
+    /// Base model: a GGUF file, whose tokenizer and chat template are used
+    #[arg(long, short = 'm', visible_alias = "model")]
+    base: PathBuf,
+    /// Adapter, with a factor on its term; may be given more than once: terms add up
+    #[arg(long, value_name = "ADAPTER[:SCALE]")]
+    adapter: Vec<String>,
+    /// What to answer; may be given more than once
+    #[arg(long, short, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// A file with one more prompt
+    #[arg(long, short, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// What the model is told before each prompt
+    #[arg(long, visible_alias = "system", value_name = "TEXT", conflicts_with = "no_conversation")]
+    system_prompt: Option<String>,
+    /// A file with the chat template to use instead of the base's
+    #[arg(long, value_name = "FILE", conflicts_with = "no_conversation")]
+    chat_template_file: Option<PathBuf>,
+    /// Go on with the prompt as it is, without the chat template; also where the base has none
+    #[arg(long, visible_aliases = ["no-cnv", "no-chat"])]
+    no_conversation: bool,
+    /// Also print what the base alone answers
+    #[arg(long, requires = "adapter")]
+    also_plain: bool,
+    /// What computes: candle or llama.cpp
+    #[arg(long, value_enum, default_value_t = EngineChoice::Candle)]
+    engine: EngineChoice,
+    /// Of candle: cpu, cuda, cuda:N or auto
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads; by default one for each core
+    #[arg(long, short, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Tokens of prompt and answer; 0 for as many as the base was trained on
+    #[arg(long, short, default_value_t = 0)]
+    ctx_size: u32,
+    /// Tokens of an answer; -1 for as many as fit
+    #[arg(long, visible_alias = "predict", short, default_value_t = -1, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-1..))]
+    n_predict: i32,
+    #[command(flatten)]
+    base_check: BaseCheck,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingFlags {
+    /// Temperature; 0 takes the most likely token always
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    temp: f32,
+    /// Only the K most likely tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true)]
+    top_k: i32,
+    /// Only the most likely tokens whose probabilities add up to P; 1 for all
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Only tokens at least P times as probable as the most likely one; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    min_p: f32,
+    /// Makes tokens that occurred less likely; 1 for no change
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repeat_penalty: f32,
+    /// How many of the last tokens count for that; -1 for all
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    repeat_last_n: i32,
+    /// Seed; -1 for another one every time
+    #[arg(long, short, default_value_t = -1, allow_negative_numbers = true)]
+    seed: i64,
+}
+
+/// The largest prompt: more text than the longest contexts hold.
+const MAX_TEXT_BYTES: u64 = 16 << 20;
+
+/// Positions where a base does not say how many it was trained on.
+const DEFAULT_CONTEXT: usize = 4096;
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let prompts = prompts(a)?;
+    let sampling = a.sampling.options()?;
+    let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
+    let device = a.device.parse::<DeviceChoice>()?;
+    super::set_threads(a.threads)?;
+    let base = BaseModel::open(&a.base)?;
+    let template = a.chat_template_file.as_deref().map(|path| read_text(path, "the chat template")).transpose()?;
+    let text = BaseText::of(&base, template.as_deref())?;
+    let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;
+    loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
+    let mut identities = Vec::new();
+    for adapter in &loaded {
+        let identity = adapter.confirm_base(&base, Depth::Weights, a.base_check.mismatch())?;
+        base_check::note(ui, identity.as_ref());
+        identities.push(identity);
+    }
+
+    let conversation = !a.no_conversation && text.template.is_some();
+    if !conversation && a.system_prompt.is_some() {
+        return Err(usage("--system-prompt", "expected a base with a chat template, found one without"));
+    }
+    let tokens = prompts
+        .iter()
+        .map(|p| {
+            let lost = text.tokenizer.n_lost_bytes(p);
+            if lost > 0 {
+                ui.note(&format!("{lost} bytes of the prompt are left out: no token of this base spells them"));
+            }
+            let system = a.system_prompt.as_deref();
+            text.tokens(if conversation { Prompt::Chat { system, user: p } } else { Prompt::Raw(p) })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let limits = limits(a, &text, &tokens);
+    let on: Vec<(usize, f32)> = adapters.iter().map(|(_, scale)| *scale).enumerate().collect();
+    let mut engine = open_engine(a, &base, loaded, device, limits.n_context, ui)?;
+    check_effects(engine.as_mut(), &tokens[0], &adapters, &on, ui)?;
+
+    let mut documents = Vec::new();
+    let plain: &[(usize, f32)] = &[];
+    for (prompt, tokens) in prompts.iter().zip(&tokens) {
+        for on in [Some(plain).filter(|_| a.also_plain), Some(&on)].into_iter().flatten() {
+            if prompts.len() > 1 || a.also_plain {
+                ui.heading(&heading(prompt, on, &adapters, documents.is_empty()))?;
+            }
+            engine.switch_adapters(on)?;
+            let show = &mut |text: &str| ui.heading(&shown(text));
+            let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show)?;
+            ui.heading("\n")?;
+            ui.note(&speeds(&answer));
+            documents.push(document(prompt, on, &adapters, &answer));
+        }
+    }
+    let document = json!({
+        "engine": a.engine.name(),
+        "base": a.base.to_string_lossy(),
+        "base_identities": identities,
+        "conversation": conversation,
+        "seed": sampling.seed,
+        "answers": documents,
+    });
+    ui.result(Status::Ok, document, "")?;
+    Ok(0)
+}
+
+/// The one place where engines are made.
+fn open_engine(
+    a: &Arguments,
+    base: &BaseModel,
+    adapters: Vec<Validated>,
+    device: DeviceChoice,
+    n_context: usize,
+    ui: &Ui,
+) -> Result<Box<dyn Engine>> {
+    match a.engine {
+        EngineChoice::Candle => Ok(Box::new(Candle::new(base, adapters, &device.open()?, n_context)?)),
+        #[cfg(feature = "llama-cpp")]
+        EngineChoice::LlamaCpp => {
+            crate::llama_cpp::show_log(ui.is_verbose());
+            let n_threads = rayon::current_num_threads();
+            let adapters: Vec<&Validated> = adapters.iter().collect();
+            Ok(Box::new(crate::llama_cpp::engine::LlamaCpp::open(base, &adapters, n_context, n_threads)?))
+        }
+        #[cfg(not(feature = "llama-cpp"))]
+        EngineChoice::LlamaCpp => {
+            let _ = ui;
+            Err(super::engine::not_built_in())
+        }
+    }
+}
+
+fn prompts(a: &Arguments) -> Result<Vec<String>> {
+    let mut prompts = a.prompt.clone();
+    if let Some(path) = &a.file {
+        let mut text = read_text(path, "the prompt")?;
+        if text.ends_with('\n') {
+            text.pop();
+        }
+        prompts.push(text);
+    }
+    if prompts.is_empty() {
+        return Err(usage("--prompt", "expected a prompt, -p TEXT or -f FILE, found none"));
+    }
+    Ok(prompts)
+}
+
+/// A text file of at most [`MAX_TEXT_BYTES`].
+fn read_text(path: &Path, what: &str) -> Result<String> {
+    let mut text = String::new();
+    let mut file = std::io::BufReader::new(open_regular(path)?.take(MAX_TEXT_BYTES + 1));
+    file.read_to_string(&mut text).map_err(|e| Error::io(path, &format!("cannot read {what}"), e))?;
+    if text.len() as u64 > MAX_TEXT_BYTES {
+        let message = format!("expected at most {MAX_TEXT_BYTES} bytes, found more");
+        return Err(Error::new(Code::Usage, message).file(path));
+    }
+    Ok(text)
+}
+
+impl SamplingFlags {
+    fn options(&self) -> Result<Sampling> {
+        let in_range = |flag: &str, x: f32, least: f32| {
+            let message = format!("expected a finite number of at least {least}, found {x}");
+            if x.is_finite() && x >= least { Ok(x) } else { Err(usage(flag, message)) }
+        };
+        Ok(Sampling {
+            temp: in_range("--temp", self.temp, f32::MIN)?,
+            top_k: usize::try_from(self.top_k).unwrap_or(0),
+            top_p: in_range("--top-p", self.top_p, 0.0)?,
+            min_p: in_range("--min-p", self.min_p, 0.0)?,
+            repeat_penalty: in_range("--repeat-penalty", self.repeat_penalty, f32::MIN_POSITIVE)?,
+            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
+            seed: u64::try_from(self.seed).unwrap_or_else(|_| random_seed()),
+        })
+    }
+}
+
+/// From the randomness that the standard library takes from the operating system for its hash maps; below 2^53, so that
+/// every reader of the JSON document keeps it exactly.
+fn random_seed() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish() >> 11
+}
+
+/// `FILE:0.5` is a file and a factor; a colon that no number follows is part of the name, and so is one in the name of
+/// a file that exists.
+fn path_and_scale(text: &str) -> Result<(PathBuf, f32)> {
+    let whole = || Ok((PathBuf::from(text), 1.0));
+    if Path::new(text).exists() {
+        return whole();
+    }
+    match text.rsplit_once(':').map(|(path, scale)| (path, scale.parse::<f32>())) {
+        Some((path, Ok(scale))) if !path.is_empty() => {
+            if !scale.is_finite() {
+                return Err(usage("--adapter", format!("expected a finite scale, found {scale}")));
+            }
+            Ok((PathBuf::from(path), scale))
+        }
+        _ => whole(),
+    }
+}
+
+fn limits(a: &Arguments, text: &BaseText, tokens: &[Vec<u32>]) -> Limits {
+    let n_predict = usize::try_from(a.n_predict).ok();
+    let n_context = match a.ctx_size {
+        0 => text.n_context_trained.unwrap_or(DEFAULT_CONTEXT),
+        n => n as usize,
+    };
+    // Engines that reserve their context need no more than what can be used.
+    let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
+    let usable = n_predict.map_or(n_context, |n| n_context.min(longest.saturating_add(n).saturating_add(1)));
+    Limits { n_predict, n_context: usable }
+}
+
+/// An adapter that changes nothing is an error, unless its scale says so.
+fn check_effects(
+    engine: &mut dyn Engine,
+    tokens: &[u32],
+    adapters: &[(PathBuf, f32)],
+    on: &[(usize, f32)],
+    ui: &Ui,
+) -> Result<()> {
+    if adapters.is_empty() {
+        return Ok(());
+    }
+    for ((path, scale), changed) in adapters.iter().zip(effects(engine, tokens, on)?) {
+        match (changed, *scale == 0.0) {
+            (true, _) => {}
+            (false, true) => ui.note(&format!("{} has the scale 0 and changes nothing", path.display())),
+            (false, false) => {
+                let message = "expected the adapter to change the base's logits, found them equal";
+                return Err(Error::new(Code::NoEffect, message).file(path));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn heading(prompt: &str, on: &[(usize, f32)], adapters: &[(PathBuf, f32)], first: bool) -> String {
+    let mut out = String::new();
+    let names: Vec<String> = on
+        .iter()
+        .map(|(i, scale)| {
+            let name = escape(&adapters[*i].0.to_string_lossy());
+            if *scale == 1.0 { name } else { format!("{name}:{scale}") }
+        })
+        .collect();
+    let with = if names.is_empty() { "base alone".to_owned() } else { names.join(" + ") };
+    let _ = writeln!(out, "{}> {} [{with}]", if first { "" } else { "\n" }, escape(prompt));
+    out
+}
+
+/// What a model writes may hold what moves a terminal's cursor; files and pipes get it as it is.
+fn shown(text: &str) -> String {
+    if !std::io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    let lines: Vec<String> =
+        text.split('\n').map(|l| l.split('\t').map(escape).collect::<Vec<_>>().join("\t")).collect();
+    lines.join("\n")
+}
+
+fn speeds(a: &Answer) -> String {
+    let per_second = |n: usize, t: std::time::Duration| n as f64 / t.as_secs_f64().max(1e-9);
+    format!(
+        "prompt {} tokens, {:.1} tokens/s; answer {} tokens, {:.1} tokens/s",
+        a.n_prompt,
+        per_second(a.n_prompt, a.prompt_time),
+        a.tokens.len(),
+        per_second(a.tokens.len().saturating_sub(1), a.decode_time)
+    )
+}
+
+fn document(prompt: &str, on: &[(usize, f32)], adapters: &[(PathBuf, f32)], a: &Answer) -> Value {
+    let adapters: Vec<Value> =
+        on.iter().map(|(i, scale)| json!({ "path": adapters[*i].0.to_string_lossy(), "scale": scale })).collect();
+    json!({
+        "prompt": prompt,
+        "adapters": adapters,
+        "text": a.text,
+        "tokens": a.tokens,
+        "stop": a.stop,
+        "prompt_tokens": a.n_prompt,
+        "prompt_seconds": a.prompt_time.as_secs_f64(),
+        "answer_seconds": a.decode_time.as_secs_f64(),
+    })
+}

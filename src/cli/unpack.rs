@@ -1,0 +1,59 @@
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::ui::{Status, Ui};
+use crate::error::{Result, escape};
+use crate::format::output::{OutputFolder, Overwrite};
+use crate::package::check::check;
+use crate::package::tar::Strictness;
+use crate::package::{Container, signature};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "The bundle is checked first, and nothing is written where anything is wrong. Archives that other programs made of a\nbundle are taken too (any order, owner, time; folders; a leading ./).\n\nExample:\n  ptplus unpack bundle.tar -o bundle"
+)]
+pub struct Arguments {
+    /// Bundle: tar archive or folder
+    bundle: PathBuf,
+    /// Folder to write
+    #[arg(short, long, visible_alias = "outfile", value_name = "FOLDER")]
+    output: PathBuf,
+    /// Require a signature by this public key: a file, or the key itself in base64
+    #[arg(long, value_name = "KEY")]
+    trusted_key: Option<String>,
+    /// Replace existing files
+    #[arg(short, long)]
+    force: bool,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
+    let bundle = Container::open_as(&a.bundle, Strictness::Unpack)?;
+    let checked = check(&bundle, key.as_ref());
+    if let Some(e) = checked.to_error() {
+        return Err(e.file(&a.bundle));
+    }
+    let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
+    let folder = OutputFolder::create(&a.output, overwrite, &[&a.bundle])?;
+    for (path, bytes) in &bundle.files {
+        let file = folder.file(path)?;
+        file.write_all_at(0, bytes)?;
+        bytes.release();
+    }
+    folder.commit()?;
+    let document = json!({
+        "output": a.output.to_string_lossy(),
+        "files": bundle.files.keys().collect::<Vec<_>>(),
+        "signature": checked.signature,
+    });
+    let text = format!(
+        "unpacked {} -> {}: {} files\n",
+        escape(&a.bundle.to_string_lossy()),
+        escape(&a.output.to_string_lossy()),
+        bundle.files.len()
+    );
+    ui.result(Status::Ok, document, &text)?;
+    checked.notes.iter().for_each(|n| ui.note(n));
+    Ok(0)
+}

@@ -1,0 +1,120 @@
+//! GGUF keys of a base model that comes from a Hugging Face folder. Source: `set_gguf_parameters` in llama.cpp's
+//! converter (conversion/base.py, llama.py).
+
+use crate::base::{BaseModel, RopeScaling};
+use crate::error::{Code, Error, Result};
+use crate::export::file_type;
+use crate::format::TensorSpec;
+use crate::format::gguf::{Metadata, Value};
+use crate::tensor::DType;
+use crate::vocab::{Vocabulary, to_gguf};
+
+pub(super) const FILE_TYPE: &str = "general.file_type";
+pub(super) const QUANTIZATION_VERSION: &str = "general.quantization_version";
+
+pub(super) fn of_folder(
+    base: &BaseModel,
+    vocabulary: Option<&Vocabulary>,
+    file_type: Option<u32>,
+    specs: &[TensorSpec],
+    notes: &mut Vec<String>,
+) -> Result<Metadata> {
+    let c = &base.config;
+    let architecture = base.gguf_architecture();
+    let mut m = Metadata::new();
+    m.insert("general.architecture", architecture);
+    m.insert("general.type", "model");
+    m.insert("general.name", name(base));
+    m.insert("general.size_label", size_label(specs));
+    m.insert(FILE_TYPE, Value::U32(file_type.unwrap_or_else(|| file_type::of(commonest(specs)))));
+    if specs.iter().any(|t| t.dtype.is_quantized()) {
+        m.insert(QUANTIZATION_VERSION, Value::U32(2));
+    }
+    let key = |field: &str| format!("{architecture}.{field}");
+    for (field, n) in [
+        ("block_count", c.n_layers),
+        ("context_length", c.context_length.unwrap_or_default()),
+        ("embedding_length", c.hidden_size),
+        ("feed_forward_length", c.intermediate_size),
+        ("attention.head_count", c.n_heads),
+        ("attention.head_count_kv", c.n_kv_heads),
+        ("attention.key_length", c.head_dim),
+        ("attention.value_length", c.value_head_dim),
+        ("rope.dimension_count", c.head_dim),
+        ("vocab_size", c.vocab_size),
+    ] {
+        m.insert(key(field), Value::U32(to_u32(base, field, n)?));
+    }
+    m.insert(key("attention.layer_norm_rms_epsilon"), Value::F32(c.rms_eps as f32));
+    m.insert(key("rope.freq_base"), Value::F32(c.rope.theta as f32));
+    match c.rope.scaling {
+        RopeScaling::Linear { factor } => {
+            m.insert(key("rope.scaling.type"), "linear");
+            m.insert(key("rope.scaling.factor"), Value::F32(factor as f32));
+        }
+        RopeScaling::Llama3 { .. } if architecture != "llama" => {
+            let message = format!(
+                "expected a llama or mistral, since llama.cpp reads the divisors of llama3 scaling there alone, found {architecture}"
+            );
+            return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("rope_type"));
+        }
+        RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Factors => {}
+    }
+    if let Some(window) = sliding_window(base)? {
+        m.insert(key("attention.sliding_window"), Value::U32(to_u32(base, "sliding_window", window)?));
+        notes.push(format!(
+            "the model has a sliding window of {window}, which llama.cpp ignores for architecture {architecture}: beyond the window llama.cpp computes something else than PyTorch"
+        ));
+    }
+    match vocabulary {
+        Some(v) => to_gguf::put(v, &mut m),
+        None => m.insert(to_gguf::MODEL, to_gguf::NO_MODEL),
+    }
+    Ok(m)
+}
+
+fn to_u32(base: &BaseModel, field: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| {
+        Error::new(Code::GgufWrite, format!("expected at most {}, found {n}", u32::MAX)).file(&base.path).field(field)
+    })
+}
+
+/// GGUF states one window for all layers.
+fn sliding_window(base: &BaseModel) -> Result<Option<usize>> {
+    let windows = &base.config.sliding_windows;
+    let first = windows.first().copied().flatten();
+    if windows.iter().all(|w| *w == first) {
+        return Ok(first);
+    }
+    let message = "expected the same attention in all layers, since GGUF has no key for the layers of this family that have a sliding window";
+    Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("sliding_window"))
+}
+
+/// The folder's own name.
+fn name(base: &BaseModel) -> String {
+    let path = base.path.canonicalize().unwrap_or_else(|_| base.path.clone());
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+    name.filter(|n| !n.contains('\0')).unwrap_or_else(|| "model".to_owned())
+}
+
+/// Number of parameters with two digits at least: `135M`, `1.1B`. Source: `size_label` in gguf-py.
+fn size_label(specs: &[TensorSpec]) -> String {
+    let n: f64 = specs.iter().map(|t| t.shape.iter().map(|d| *d as f64).product::<f64>()).sum();
+    let (scaled, suffix) = match n {
+        n if n > 1e12 => (n * 1e-12, "T"),
+        n if n > 1e9 => (n * 1e-9, "B"),
+        n if n > 1e6 => (n * 1e-6, "M"),
+        n => (n * 1e-3, "K"),
+    };
+    let n_digits = if scaled.round() == 0.0 { 0 } else { format!("{}", scaled.round()).len() };
+    format!("{scaled:.*}{suffix}", 2usize.saturating_sub(n_digits))
+}
+
+/// The type that most elements of the matrices have.
+fn commonest(specs: &[TensorSpec]) -> DType {
+    let mut n_elements = std::collections::BTreeMap::<DType, usize>::new();
+    for t in specs.iter().filter(|t| t.shape.len() > 1) {
+        *n_elements.entry(t.dtype).or_default() += t.shape.iter().product::<usize>();
+    }
+    n_elements.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)
+}

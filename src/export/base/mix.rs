@@ -1,0 +1,227 @@
+//! Which type each matrix of a base model gets: the rules of llama.cpp's `llama_tensor_get_type` (llama-quant.cpp in
+//! llama-cpp-sys-2 0.1.161) for the supported families, without an importance matrix.
+
+use std::fmt;
+
+use crate::base::{BaseModel, BlockWeight, Family, Weight};
+use crate::export::types::OutType;
+use crate::tensor::DType;
+
+macro_rules! mixes {
+    ($($variant:ident $name:literal $dtype:ident $file_type:literal;)*) => {
+        /// llama.cpp's mixes of k-quants for base models: small, medium and large.
+        #[allow(missing_docs, non_camel_case_types)] // the names are the documentation
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Mix { $($variant,)* }
+
+        impl Mix {
+            /// Every mix.
+            pub const ALL: &'static [Mix] = &[$(Mix::$variant,)*];
+            /// llama.cpp's name.
+            pub fn name(self) -> &'static str { match self { $(Mix::$variant => $name,)* } }
+            /// The type that most matrices get.
+            pub fn dtype(self) -> DType { match self { $(Mix::$variant => DType::$dtype,)* } }
+            /// The number in `general.file_type`. Source: `enum llama_ftype` in llama.h.
+            pub fn file_type(self) -> u32 { match self { $(Mix::$variant => $file_type,)* } }
+        }
+    };
+}
+
+mixes! {
+    Q2_K "Q2_K" Q2_K 10;
+    Q3_K_S "Q3_K_S" Q3_K 11;
+    Q3_K_M "Q3_K_M" Q3_K 12;
+    Q3_K_L "Q3_K_L" Q3_K 13;
+    Q4_K_S "Q4_K_S" Q4_K 14;
+    Q4_K_M "Q4_K_M" Q4_K 15;
+    Q5_K_S "Q5_K_S" Q5_K 16;
+    Q5_K_M "Q5_K_M" Q5_K 17;
+}
+
+impl Mix {
+    /// The mix of this name, in any case; `Q2_K` is also a type and is read as that.
+    pub fn parse(text: &str) -> Option<Mix> {
+        Mix::ALL.iter().copied().find(|m| *m != Mix::Q2_K && m.name().eq_ignore_ascii_case(text))
+    }
+
+    /// What `llama-quantize` makes of a type's name: the medium mix, where there are several.
+    fn of_type(dtype: DType) -> Option<Mix> {
+        match dtype {
+            DType::Q2_K => Some(Mix::Q2_K),
+            DType::Q3_K => Some(Mix::Q3_K_M),
+            DType::Q4_K => Some(Mix::Q4_K_M),
+            DType::Q5_K => Some(Mix::Q5_K_M),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Mix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The types for the matrices of one model.
+pub(super) struct Recipe {
+    dtype: DType,
+    mix: Option<Mix>,
+    n_layers: usize,
+    /// Query heads per key/value head.
+    n_group: usize,
+    /// Whether llama.cpp takes the model for a "70B", whose value projections are small.
+    is_70b: bool,
+    tied_embeddings: bool,
+}
+
+impl Recipe {
+    /// `None` where the types are kept.
+    pub fn new(out_type: OutType, base: &BaseModel) -> Option<Recipe> {
+        let (dtype, mix) = match out_type {
+            OutType::Keep => return None,
+            OutType::As(dtype) => (dtype, Mix::of_type(dtype)),
+            OutType::Mix(mix) => (mix.dtype(), Some(mix)),
+        };
+        let c = &base.config;
+        Some(Recipe {
+            dtype,
+            mix,
+            n_layers: c.n_layers,
+            n_group: c.n_heads / c.n_kv_heads,
+            is_70b: c.n_layers == 80
+                && match c.family {
+                    Family::Llama | Family::Mistral => c.n_heads != c.n_kv_heads,
+                    Family::Qwen2 => true,
+                    Family::Qwen3 => false,
+                },
+            tied_embeddings: c.tied_embeddings,
+        })
+    }
+
+    /// `general.file_type` of the output.
+    pub fn file_type(&self) -> u32 {
+        self.mix.map_or(super::file_type::of(self.dtype), Mix::file_type)
+    }
+
+    /// The type for the matrix `weight` with rows of `row_len`, before it is seen whether the rows are whole blocks.
+    pub fn dtype(&self, weight: Weight, row_len: usize) -> DType {
+        use BlockWeight::{AttentionOutput, Down, Value};
+        if !self.dtype.is_quantized() {
+            return self.dtype;
+        }
+        match weight {
+            Weight::Output => self.output(row_len),
+            Weight::TokenEmbedding if self.tied_embeddings => self.output(row_len),
+            Weight::Block(i, Value) => self.value(i),
+            Weight::Block(i, Down) => self.down(i),
+            Weight::Block(_, AttentionOutput) => match self.mix {
+                Some(Mix::Q2_K) => DType::Q3_K,
+                Some(Mix::Q3_K_M) => DType::Q4_K,
+                Some(Mix::Q3_K_L) => DType::Q5_K,
+                _ => self.dtype,
+            },
+            _ => self.dtype,
+        }
+    }
+
+    fn output(&self, row_len: usize) -> DType {
+        let fits = row_len.is_multiple_of(self.dtype.block_len());
+        if !fits || self.dtype == DType::Q8_0 { DType::Q8_0 } else { DType::Q6_K }
+    }
+
+    fn value(&self, layer: usize) -> DType {
+        let dtype = match self.mix {
+            Some(Mix::Q2_K) if self.n_group >= 4 => DType::Q4_K,
+            Some(Mix::Q2_K) => DType::Q3_K,
+            Some(Mix::Q3_K_M) if layer < 2 => DType::Q5_K,
+            Some(Mix::Q3_K_M) => DType::Q4_K,
+            Some(Mix::Q3_K_L) => DType::Q5_K,
+            Some(Mix::Q4_K_M | Mix::Q5_K_M) if self.gets_more_bits(layer) => DType::Q6_K,
+            Some(Mix::Q4_K_S) if layer < 4 => DType::Q5_K,
+            _ => self.dtype,
+        };
+        if self.is_70b && matches!(dtype, DType::Q3_K | DType::Q4_K) { DType::Q5_K } else { dtype }
+    }
+
+    fn down(&self, layer: usize) -> DType {
+        match self.mix {
+            Some(Mix::Q2_K) => DType::Q3_K,
+            Some(Mix::Q3_K_M) if layer < self.n_layers / 16 => DType::Q5_K,
+            Some(Mix::Q3_K_M) => DType::Q4_K,
+            Some(Mix::Q3_K_L) => DType::Q5_K,
+            Some(Mix::Q4_K_M | Mix::Q5_K_M) if self.gets_more_bits(layer) => DType::Q6_K,
+            Some(Mix::Q4_K_S) if layer < self.n_layers / 8 => DType::Q5_K,
+            _ => self.dtype,
+        }
+    }
+
+    /// The first and the last eighth of the layers, and every third between.
+    fn gets_more_bits(&self, layer: usize) -> bool {
+        let n = self.n_layers;
+        layer < n / 8 || layer >= 7 * n / 8 || (layer - n / 8) % 3 == 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(out_type: OutType, n_layers: usize, n_group: usize) -> Recipe {
+        let (dtype, mix) = match out_type {
+            OutType::As(dtype) => (dtype, Mix::of_type(dtype)),
+            OutType::Mix(mix) => (mix.dtype(), Some(mix)),
+            OutType::Keep => unreachable!(),
+        };
+        Recipe { dtype, mix, n_layers, n_group, is_70b: false, tied_embeddings: true }
+    }
+
+    /// Layers in which `weight` has `dtype`.
+    fn layers(r: &Recipe, weight: BlockWeight, dtype: DType) -> Vec<usize> {
+        (0..r.n_layers).filter(|i| r.dtype(Weight::Block(*i, weight), 1536) == dtype).collect()
+    }
+
+    #[test]
+    fn mixes_bump_the_layers_that_llama_cpp_bumps() {
+        use BlockWeight::{AttentionOutput, Down, Query, Value};
+        let many = [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29];
+        let all: Vec<usize> = (0..30).collect();
+        for (out_type, weight, dtype, expected) in [
+            (OutType::As(DType::Q4_K), Value, DType::Q6_K, &many[..]),
+            (OutType::Mix(Mix::Q4_K_M), Down, DType::Q6_K, &many),
+            (OutType::As(DType::Q5_K), Down, DType::Q6_K, &many),
+            (OutType::Mix(Mix::Q4_K_S), Value, DType::Q5_K, &[0, 1, 2, 3]),
+            (OutType::Mix(Mix::Q4_K_S), Down, DType::Q5_K, &[0, 1, 2]),
+            (OutType::As(DType::Q3_K), Value, DType::Q5_K, &[0, 1]),
+            (OutType::As(DType::Q3_K), Down, DType::Q5_K, &[0]),
+            (OutType::As(DType::Q3_K), AttentionOutput, DType::Q4_K, &all),
+            (OutType::Mix(Mix::Q3_K_L), Value, DType::Q5_K, &all),
+            (OutType::Mix(Mix::Q3_K_S), Down, DType::Q3_K, &all),
+            (OutType::As(DType::Q2_K), Value, DType::Q3_K, &all),
+            (OutType::As(DType::Q4_0), Down, DType::Q4_0, &all),
+            (OutType::As(DType::Q4_K), Query, DType::Q4_K, &all),
+        ] {
+            assert_eq!(layers(&recipe(out_type, 30, 3), weight, dtype), expected, "{out_type:?} {weight:?} {dtype}");
+        }
+        let many_groups = recipe(OutType::As(DType::Q2_K), 30, 4);
+        assert_eq!(layers(&many_groups, Value, DType::Q4_K), all);
+        let large = Recipe { is_70b: true, ..recipe(OutType::Mix(Mix::Q3_K_S), 80, 8) };
+        assert_eq!(layers(&large, Value, DType::Q5_K).len(), 80);
+    }
+
+    #[test]
+    fn the_head_or_what_stands_for_it_gets_six_bits_or_eight() {
+        for (dtype, row_len, expected) in [
+            (DType::Q4_0, 576, DType::Q6_K), // whole blocks of Q4_0, if not of Q6_K, which is seen later
+            (DType::Q4_K, 576, DType::Q8_0),
+            (DType::Q4_K, 2048, DType::Q6_K),
+            (DType::Q8_0, 2048, DType::Q8_0),
+            (DType::F16, 2048, DType::F16),
+        ] {
+            let tied = recipe(OutType::As(dtype), 30, 3);
+            assert_eq!(tied.dtype(Weight::TokenEmbedding, row_len), expected, "{dtype}");
+            let untied = Recipe { tied_embeddings: false, ..tied };
+            assert_eq!(untied.dtype(Weight::Output, row_len), expected, "{dtype}");
+            assert_eq!(untied.dtype(Weight::TokenEmbedding, row_len), dtype);
+        }
+    }
+}

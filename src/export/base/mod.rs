@@ -1,0 +1,183 @@
+//! A base model to GGUF: llama.cpp's names, row order and metadata, and the tokenizer.
+//!
+//! From a Hugging Face folder everything is made anew, as llama.cpp's `convert_hf_to_gguf.py` makes it; from a GGUF
+//! file metadata and order of the tensors are kept, and only types change.
+
+mod metadata;
+mod mix;
+mod rope;
+
+use super::file_type;
+use super::types::{Choice, Overrides, TypeRules, fitted};
+use super::{OutputTensor, Plan};
+use crate::adapter::RowOrder;
+use crate::base::{BaseModel, BlockWeight, Dialect, RopeScaling, Weight};
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Metadata, Value};
+use crate::format::{StoredTensor, TensorSpec};
+use crate::quant;
+use crate::tensor::{DType, LazyTensor};
+use crate::vocab::Vocabulary;
+pub use mix::Mix;
+use mix::Recipe;
+
+/// A plan of a base model's file.
+#[derive(Debug, Clone)]
+pub struct BasePlan {
+    /// What will be written.
+    pub plan: Plan,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Plans the GGUF file of `base`. `vocabulary` is that of a Hugging Face folder; a GGUF file's stays in its metadata.
+///
+/// Errors: [`Code::ConfigUnsupported`] for what GGUF has no place for, and for element types that are not decoded
+/// here where they would have to be; [`Code::BaseTensor`]; those of the rules and of [`gguf::plan`].
+pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<BasePlan> {
+    let mut types = Types { recipe: Recipe::new(rules.default, base), rules, overrides: Overrides::new(rules) };
+    let mut notes = Vec::new();
+    let (mut specs, mut tensors) = (Vec::new(), Vec::new());
+    for weight in weights(base)? {
+        let (source, label, canonical) = match base.tensor(weight) {
+            Some(t) => {
+                let lazy = readable(t)?;
+                (in_gguf_order(base, weight, lazy.clone())?, t.name.clone(), lazy)
+            }
+            None => {
+                let factors = rope::llama3_factors(&base.config);
+                let lazy = LazyTensor::from_f32(&factors, &[factors.len()]);
+                (lazy.clone(), "rope_parameters".to_owned(), lazy)
+            }
+        };
+        let name = weight.name(Dialect::Gguf);
+        let choice = types.choose(base, weight, &name, &source)?;
+        let stored = source.stored_dtype();
+        if stored != choice.dtype && !quant::can_decode(stored) {
+            let message =
+                format!("expected a type that ptplus decodes, to write it as {}, found {stored}", choice.dtype);
+            return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field(label));
+        }
+        if !quant::can_decode(stored) {
+            notes.push(format!("{name}: copied without a look at its {stored} blocks, which ptplus does not decode"));
+        }
+        specs.push(TensorSpec { name, dtype: choice.dtype, shape: shape(base, weight, &source) });
+        // A vector is one row, which is written at once.
+        let source = if source.shape().len() == 1 { source.unsqueeze0() } else { source };
+        tensors.push(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit });
+    }
+    let file_type = types.recipe.as_ref().map(Recipe::file_type);
+    types.finish()?;
+    notes.extend(left_out(base));
+    let metadata = match &base.metadata {
+        Some(metadata) => carried_over(metadata, file_type, &specs),
+        None => metadata::of_folder(base, vocabulary, file_type, &specs, &mut notes)?,
+    };
+    Ok(BasePlan { plan: Plan { file: gguf::plan(&metadata, &specs)?, tensors }, notes })
+}
+
+/// The weights to write, in order: of a GGUF file as it has them.
+fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
+    let mut weights: Vec<Weight> = Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some()).collect();
+    match base.dialect {
+        Dialect::Gguf => {
+            let places: std::collections::HashMap<&str, usize> =
+                base.tensors_in_file_order().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+            weights.sort_by_key(|w| places.get(w.name(Dialect::Gguf).as_str()).copied());
+        }
+        Dialect::HuggingFace => {
+            if base.config.tied_embeddings {
+                // Asks whether a head that is stored all the same is the embedding indeed.
+                base.output_weight()?;
+                weights.retain(|w| *w != Weight::Output);
+            }
+            if matches!(base.config.rope.scaling, RopeScaling::Llama3 { .. }) {
+                weights.insert(0, Weight::RopeFactors);
+            }
+        }
+    }
+    Ok(weights)
+}
+
+/// Errors: [`Code::ConfigUnsupported`] for integers and 8-bit floats, which no weight of the supported families is.
+fn readable(t: &StoredTensor) -> Result<LazyTensor> {
+    if t.dtype.is_float() || t.dtype.is_quantized() {
+        return t.lazy();
+    }
+    let message = format!("expected F64, F32, F16, BF16 or blocks of ggml, found {}", t.dtype);
+    Err(Error::new(Code::ConfigUnsupported, message).file(&t.file).field(&t.name).at(t.file_offset))
+}
+
+/// The rows of query and key in the order that the architecture has in GGUF: as a view `[heads, D, ...]`.
+fn in_gguf_order(base: &BaseModel, weight: Weight, t: LazyTensor) -> Result<LazyTensor> {
+    use BlockWeight::{Key, KeyBias, Query, QueryBias};
+    let n_heads = match weight {
+        Weight::Block(_, Query | QueryBias) => base.config.n_heads,
+        Weight::Block(_, Key | KeyBias) => base.config.n_kv_heads,
+        _ => return Ok(t),
+    };
+    if base.dialect == Dialect::Gguf || base.row_order() != RowOrder::Norm {
+        return Ok(t);
+    }
+    let d = base.config.head_dim;
+    Ok(t.split_axis(0, n_heads, d)?.regroup(1, d / 2))
+}
+
+/// The shape in the file of what [`in_gguf_order`] may have split.
+fn shape(base: &BaseModel, weight: Weight, source: &LazyTensor) -> Vec<usize> {
+    base.tensor(weight).map_or(source.shape().to_vec(), |t| t.shape.clone())
+}
+
+/// Applies [`TypeRules`] to the tensors of one base model.
+struct Types<'a> {
+    recipe: Option<Recipe>,
+    rules: &'a TypeRules,
+    overrides: Overrides<'a>,
+}
+
+impl Types<'_> {
+    /// Norms, biases and RoPE's divisors are F32 when they come from a folder, and stay what they are in a GGUF file.
+    fn choose(&mut self, base: &BaseModel, weight: Weight, name: &str, source: &LazyTensor) -> Result<Choice> {
+        let stored = source.stored_dtype();
+        let kept = if stored == DType::F64 { DType::F32 } else { stored };
+        let is_matrix = weight.expected_shape(&base.config).is_some_and(|s| s.len() > 1);
+        let asked = match (is_matrix, &self.recipe) {
+            (false, _) if base.dialect == Dialect::HuggingFace => DType::F32,
+            (false, _) => kept,
+            (true, recipe) => {
+                let row_len = source.shape().last().copied().unwrap_or(1);
+                let by_recipe = recipe.as_ref().map_or(kept, |r| r.dtype(weight, row_len));
+                self.overrides.find(name).unwrap_or(by_recipe)
+            }
+        };
+        fitted(self.rules, asked, || kept, name, source)
+    }
+
+    fn finish(self) -> Result<()> {
+        self.overrides.finish("a weight matrix", "norms and biases are no matrices")
+    }
+}
+
+/// The metadata of a GGUF file, except for what the types decide.
+fn carried_over(metadata: &Metadata, file_type: Option<u32>, specs: &[TensorSpec]) -> Metadata {
+    let mut m = metadata.clone();
+    if let Some(n) = file_type {
+        m.insert(metadata::FILE_TYPE, Value::U32(n));
+    }
+    if specs.iter().any(|t| t.dtype.is_quantized()) && m.get(metadata::QUANTIZATION_VERSION).is_none() {
+        m.insert(metadata::QUANTIZATION_VERSION, Value::U32(2));
+    }
+    m
+}
+
+/// A line about the tensors of a folder that the forward pass does not use.
+fn left_out(base: &BaseModel) -> Option<String> {
+    if base.dialect == Dialect::Gguf {
+        return None; // a GGUF file with such a tensor was refused
+    }
+    let known: std::collections::HashSet<String> =
+        Weight::all(base.config.n_layers).map(|w| w.name(Dialect::HuggingFace)).collect();
+    let names: Vec<&str> = base.tensors().map(|t| t.name.as_str()).filter(|n| !known.contains(*n)).collect();
+    let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+    names.first().map(|first| format!("{first}{more}: left out, the model does not use it"))
+}

@@ -1,0 +1,110 @@
+//! llama.cpp as an engine of text generation.
+
+use std::rc::Rc;
+
+use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
+use super::inputs::{Readable, readable_adapter, runnable_base};
+use super::model::{Adapter, Model};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::generate::Engine;
+use crate::validate::Validated;
+
+/// Tokens given to llama.cpp at once.
+const N_BATCH: usize = 512;
+
+/// One sequence in llama.cpp.
+pub struct LlamaCpp {
+    context: Context,
+    _file: Readable,
+    n_adapters: usize,
+    vocab_size: usize,
+    n_positions: usize,
+    len: usize,
+}
+
+impl LlamaCpp {
+    /// Loads base and adapters, all of them off, for sequences of up to `n_positions` tokens.
+    ///
+    /// Errors: [`Code::BaseArchitecture`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; those of writing a folder as GGUF.
+    pub fn open(base: &BaseModel, adapters: &[&Validated], n_positions: usize, n_threads: usize) -> Result<LlamaCpp> {
+        let file = runnable_base(base)?;
+        let model = Rc::new(Model::load(&file.path)?);
+        let load = |adapter: &&Validated| {
+            let file = readable_adapter(adapter, base.gguf_architecture())?;
+            Adapter::load(&file.path, &model).map(Rc::new)
+        };
+        let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
+        let options = ContextOptions {
+            n_positions,
+            n_batch: N_BATCH.min(n_positions),
+            n_ubatch: N_BATCH.min(n_positions),
+            n_sequences: 1,
+            n_threads,
+            flash_attention: FlashAttention::On,
+            cache_type: CacheType::F16,
+        };
+        let mut context = Context::new(&model, &adapters, &options)?;
+        for i in 0..adapters.len() {
+            context.set_scale(i, 0.0)?;
+        }
+        Ok(LlamaCpp {
+            context,
+            _file: file,
+            n_adapters: adapters.len(),
+            vocab_size: model.vocab_size(),
+            n_positions,
+            len: 0,
+        })
+    }
+}
+
+impl Engine for LlamaCpp {
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn append(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() || tokens.len() > self.n_positions - self.len {
+            let message = format!(
+                "expected 1 to {} more tokens in a context of {}, found {}",
+                self.n_positions - self.len,
+                self.n_positions,
+                tokens.len()
+            );
+            return Err(Error::new(Code::Usage, message));
+        }
+        let last = tokens.len() - 1;
+        let mut index_of_last = 0;
+        for (first, chunk) in tokens.chunks(N_BATCH).enumerate().map(|(i, c)| (i * N_BATCH, c)) {
+            let batch: Vec<Token> = (first..)
+                .zip(chunk)
+                .map(|(i, &id)| Token { id, position: self.len + i, sequence: 0, logits: i == last })
+                .collect();
+            self.context.decode(&batch)?;
+            index_of_last = chunk.len() - 1;
+        }
+        self.len += tokens.len();
+        self.context.logits(index_of_last).map(<[f32]>::to_vec)
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        self.context.clear();
+        self.len = 0;
+        Ok(())
+    }
+
+    fn switch_adapters(&mut self, on: &[(usize, f32)]) -> Result<()> {
+        let mut scales = vec![0.0; self.n_adapters];
+        for &(index, strength) in on {
+            let slot = scales.get_mut(index).ok_or_else(|| {
+                Error::new(Code::Usage, format!("expected an adapter below {}, found {index}", self.n_adapters))
+            })?;
+            *slot += strength;
+        }
+        for (index, scale) in scales.into_iter().enumerate() {
+            self.context.set_scale(index, scale)?;
+        }
+        self.clear()
+    }
+}

@@ -1,0 +1,66 @@
+//! llama.cpp as an engine of verification: prompts in, logits of every lane out.
+
+use std::rc::Rc;
+
+use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
+use super::inputs::{exact_base, readable_adapter};
+use super::model::{Adapter, Model};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::runner::Sink;
+use crate::validate::Validated;
+
+/// Logits held at a time, in values: 64 MiB.
+const LOGITS_VALUES: usize = 1 << 24;
+
+/// Runs the base, plain and with one adapter, in llama.cpp and gives the logits at `positions` to `sink`: lane 0 is
+/// the base, lane 1 the adapter. Layers are not reported. F32 weights, F32 cache, no flash attention.
+///
+/// Errors: those of [`exact_base`] and [`readable_adapter`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; whatever
+/// `sink` returns.
+pub fn run(
+    base: &BaseModel,
+    adapter: &Validated,
+    input_ids: &[Vec<u32>],
+    positions: &[usize],
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let base_file = exact_base(base)?;
+    let adapter_file = readable_adapter(adapter, base.gguf_architecture())?;
+    let model = Rc::new(Model::load(&base_file.path)?);
+    let vocab_size = base.config.vocab_size;
+    if model.vocab_size() != vocab_size {
+        let message = format!("expected a vocabulary of {vocab_size}, llama.cpp found {}", model.vocab_size());
+        return Err(Error::new(Code::LlamaCpp, message).file(&base.path));
+    }
+    let adapters = [Rc::new(Adapter::load(&adapter_file.path, &model)?)];
+    let length = input_ids.iter().map(Vec::len).max().unwrap_or(0);
+    let chunk_len = (LOGITS_VALUES / vocab_size / 2).clamp(1, length.max(1));
+    let options = ContextOptions {
+        n_positions: length,
+        n_batch: chunk_len,
+        n_ubatch: chunk_len.min(512),
+        n_sequences: 1,
+        n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        flash_attention: FlashAttention::Off,
+        cache_type: CacheType::F32,
+    };
+    let mut lanes = [Context::new(&model, &[], &options)?, Context::new(&model, &adapters, &options)?];
+    for (row, ids) in input_ids.iter().enumerate() {
+        lanes.iter_mut().for_each(Context::clear);
+        for (first, chunk) in ids.chunks(chunk_len).enumerate().map(|(i, c)| (i * chunk_len, c)) {
+            let batch: Vec<Token> = (first..)
+                .zip(chunk)
+                .map(|(position, &id)| Token { id, position, sequence: 0, logits: positions.contains(&position) })
+                .collect();
+            for lane in &mut lanes {
+                lane.decode(&batch)?;
+            }
+            for (i, t) in batch.iter().enumerate().filter(|(_, t)| t.logits) {
+                sink.logits(row, t.position, &[lanes[0].logits(i)?, lanes[1].logits(i)?])?;
+            }
+        }
+        sink.progress(row + 1, input_ids.len())?;
+    }
+    Ok(())
+}

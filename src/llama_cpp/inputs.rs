@@ -1,0 +1,97 @@
+//! Files that llama.cpp can read: as they are where that is exact, else a temporary F32 GGUF.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::{check_architecture, decode_to_f32};
+use crate::base::{BaseModel, Dialect};
+use crate::error::{Error, Result};
+use crate::export::{self, Known, types::OutType};
+use crate::format::gguf;
+use crate::format::mmap::open_regular;
+use crate::format::output::{OutputFile, Overwrite};
+use crate::tensor::DType;
+use crate::transform::cast::Overflow;
+use crate::validate::Validated;
+
+/// A file to give to llama.cpp. A temporary one is removed with this.
+pub struct Readable {
+    /// The file.
+    pub path: PathBuf,
+    _temporary: Option<TempDir>,
+}
+
+/// The base with every weight in F32, as comparisons need it: llama.cpp rounds activations to the type of the weights.
+///
+/// Errors: [`Code::BaseArchitecture`] for an architecture that was not tested; [`Code::LlamaCpp`] where llama.cpp cannot
+/// decode the file; those of writing a base.
+pub fn exact_base(base: &BaseModel) -> Result<Readable> {
+    check_architecture(base.gguf_architecture())?;
+    if base.dialect == Dialect::HuggingFace {
+        return folder_to_gguf(base, OutType::As(DType::F32));
+    }
+    if base.tensors().all(|t| t.dtype == DType::F32) {
+        return Ok(Readable { path: base.path.clone(), _temporary: None });
+    }
+    let (folder, path) = temporary("base.gguf")?;
+    decode_to_f32(&base.path, &path)?;
+    Ok(Readable { path, _temporary: Some(folder) })
+}
+
+/// The base as it is, if it is GGUF; a Hugging Face folder with the weights' own types, without its tokenizer.
+///
+/// Errors: [`Code::BaseArchitecture`]; those of writing a base.
+pub fn runnable_base(base: &BaseModel) -> Result<Readable> {
+    check_architecture(base.gguf_architecture())?;
+    match base.dialect {
+        Dialect::HuggingFace => folder_to_gguf(base, OutType::Keep),
+        Dialect::Gguf => Ok(Readable { path: base.path.clone(), _temporary: None }),
+    }
+}
+
+fn folder_to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
+    let (folder, path) = temporary("base.gguf")?;
+    let plan = export::base::plan(base, None, &types.into())?.plan;
+    let out = OutputFile::create(&path, Overwrite::Never, &[])?;
+    export::write_tensors(&plan, Known::Nothing, &out, Overflow::Error, &|_| ()).map_err(|e| e.file(&base.path))?;
+    out.commit()?;
+    Ok(Readable { path, _temporary: Some(folder) })
+}
+
+/// The adapter as GGUF: its own file if it is one, else written in F32 for this architecture.
+///
+/// Errors: those of writing an adapter.
+pub fn readable_adapter(adapter: &Validated, architecture: &str) -> Result<Readable> {
+    check_architecture(architecture)?;
+    // In a bundle's archive the file is another one's part.
+    if let [file] = &adapter.origin.files[..]
+        && gguf::is_gguf(&first_bytes(file)?)
+    {
+        return Ok(Readable { path: file.clone(), _temporary: None });
+    }
+    let (folder, path) = temporary("adapter.gguf")?;
+    let plan = export::gguf::plan(adapter, architecture, None, &OutType::As(DType::F32).into())?;
+    let out = OutputFile::create(&path, Overwrite::Never, &[])?;
+    export::write_tensors(&plan, Known::Validated(adapter), &out, Overflow::Error, &|_| ())?;
+    out.commit()?;
+    Ok(Readable { path, _temporary: Some(folder) })
+}
+
+fn first_bytes(path: &Path) -> Result<[u8; 4]> {
+    let mut start = [0; 4];
+    // Shorter files are no GGUF either way.
+    let n = open_regular(path)?.read(&mut start).map_err(|e| Error::io(path, "cannot read", e))?;
+    start[n..].fill(0);
+    Ok(start)
+}
+
+fn temporary(name: &str) -> Result<(TempDir, PathBuf)> {
+    let folder = tempfile::Builder::new()
+        .prefix("ptplus-")
+        .tempdir()
+        .map_err(|e| Error::io(Path::new("a temporary folder"), "cannot be made", e))?;
+    let path = folder.path().join(name);
+    Ok((folder, path))
+}

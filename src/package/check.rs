@@ -1,0 +1,174 @@
+//! Whether a bundle is whole: every rule, every size, every hash, the signature. Every finding at once.
+
+use std::collections::BTreeSet;
+
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{FileEntry, Manifest};
+use super::signature::{self, PublicKey};
+use super::{Container, MANIFEST_FILE, SIGNATURE_FILE};
+use crate::digest::hex;
+use crate::error::{Code, Error};
+use crate::finding::Finding;
+use crate::tensor::Bytes;
+
+/// What is known about who made a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Signature {
+    /// No signature.
+    None,
+    /// A valid one by a key that the caller trusts.
+    Trusted {
+        /// The number that minisign shows for the key.
+        key_id: String,
+    },
+    /// A valid one by the key that the manifest names; whose key that is, nobody has said.
+    Valid {
+        /// Likewise.
+        key_id: String,
+    },
+    /// One that could not be checked, for want of the key.
+    Unchecked,
+    /// One that does not hold.
+    Invalid,
+}
+
+/// The outcome of a check.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    /// Everything that is wrong.
+    pub findings: Vec<Finding>,
+    /// The manifest, where it could be read.
+    pub manifest: Option<Manifest>,
+    /// The signature's state.
+    pub signature: Signature,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
+}
+
+impl Checked {
+    /// Whether nothing is wrong.
+    pub fn pass(&self) -> bool {
+        self.findings.is_empty()
+    }
+
+    /// The first finding as an error that names every file with one.
+    pub fn to_error(&self) -> Option<Error> {
+        let first = self.findings.first()?;
+        let more: Vec<String> = self.findings.iter().map(Finding::line).collect();
+        let e = first.to_error();
+        Some(if more.len() > 1 { e.details(more) } else { e })
+    }
+}
+
+/// Checks a bundle; with `trusted`, a signature by that key is required.
+pub fn check(bundle: &Container, trusted: Option<&PublicKey>) -> Checked {
+    let mut out =
+        Checked { findings: bundle.findings.clone(), manifest: None, signature: Signature::None, notes: Vec::new() };
+    let Some(text) = bundle.files.get(MANIFEST_FILE) else {
+        out.findings.push(Finding::new(Code::BundleMissing, MANIFEST_FILE, "this file", "none"));
+        return out;
+    };
+    match Manifest::parse(text) {
+        Ok(manifest) => {
+            out.findings.extend(compare_files(bundle, &manifest));
+            if !manifest.has_self_digest {
+                out.notes.push(
+                    "the manifest has no self_sha256: that it was not changed itself, only a signature can tell".into(),
+                );
+            }
+            out.manifest = Some(manifest);
+        }
+        Err(e) => {
+            let place = e.field_name().map_or(MANIFEST_FILE.to_owned(), |f| format!("{MANIFEST_FILE}: {f}"));
+            out.findings.push(Finding::new(e.code(), place, "a valid manifest", e.message()));
+        }
+    }
+    check_signature(bundle, text, trusted, &mut out);
+    out
+}
+
+fn compare_files(bundle: &Container, manifest: &Manifest) -> Vec<Finding> {
+    let own = [MANIFEST_FILE, SIGNATURE_FILE];
+    let paths: BTreeSet<&str> = bundle.files.keys().chain(manifest.files.keys()).map(String::as_str).collect();
+    let paths: Vec<&str> = paths.into_iter().filter(|p| !own.contains(p)).collect();
+    let compare = |path: &&str| match (bundle.files.get(*path), manifest.files.get(*path)) {
+        (Some(bytes), Some(entry)) => compare_file(path, bytes, entry),
+        (None, _) => Some(Finding::new(Code::BundleMissing, *path, "this file", "none")),
+        (_, None) => Some(Finding::new(Code::BundleExtra, *path, "only files of the manifest", "another file")),
+    };
+    paths.par_iter().filter_map(compare).collect()
+}
+
+fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry) -> Option<Finding> {
+    if bytes.len() as u64 != entry.size {
+        let (expected, found) = (format!("{} bytes", entry.size), format!("{} bytes", bytes.len()));
+        return Some(Finding::new(Code::BundleChanged, path, expected, found));
+    }
+    let found = file_sha256(bytes);
+    (found != entry.sha256).then(|| {
+        Finding::new(Code::BundleChanged, path, format!("SHA-256 {}", entry.sha256), format!("SHA-256 {found}"))
+    })
+}
+
+/// SHA-256 of a file's bytes; pages of a memory map leave the process again on the way.
+pub fn file_sha256(bytes: &Bytes) -> String {
+    // Large enough that giving pages back costs nothing, small enough that a large file never fills the memory.
+    const STEP: usize = 16 << 20;
+    let mut hasher = Sha256::new();
+    for start in (0..bytes.len()).step_by(STEP) {
+        let part = bytes.slice(start..bytes.len().min(start + STEP)).expect("a range within the bytes");
+        hasher.update(&*part);
+        if bytes.len() > STEP {
+            part.release();
+        }
+    }
+    hex(&hasher.finalize())
+}
+
+fn check_signature(bundle: &Container, text: &Bytes, trusted: Option<&PublicKey>, out: &mut Checked) {
+    let fault = |code, found: String| Finding::new(code, SIGNATURE_FILE, "a valid signature of the manifest", found);
+    let stated = out.manifest.as_ref().and_then(|m| m.document.get("signature")).and_then(|s| s.get("public_key"));
+    let stated = stated.and_then(Value::as_str).map(str::to_owned);
+    let Some(bytes) = bundle.files.get(SIGNATURE_FILE) else {
+        if trusted.is_some() {
+            out.findings.push(fault(Code::SignatureMissing, "none".into()));
+        } else if let Some(key) = stated {
+            out.findings.push(fault(Code::SignatureMissing, format!("none, though the manifest names the key {key}")));
+        }
+        return;
+    };
+    let named = stated.map(|text| PublicKey::from_base64(&text).map_err(|e| e.to_string())).transpose();
+    let named = match named {
+        Ok(key) => key,
+        Err(e) => {
+            out.findings.push(fault(Code::SignatureInvalid, format!("a manifest that names no valid key: {e}")));
+            None
+        }
+    };
+    let verdict = match trusted.or(named.as_ref()) {
+        Some(key) => signature::verify(key, bytes, text).map(|()| Some(signature::key_id(key))),
+        None => signature::parse(bytes).map(|_| None),
+    };
+    out.signature = match verdict {
+        Ok(Some(key_id)) if trusted.is_some() => Signature::Trusted { key_id },
+        Ok(Some(key_id)) => {
+            out.notes.push(format!(
+                "signed by key {key_id}, which the bundle itself names: whose it is, only --trusted-key can tell"
+            ));
+            Signature::Valid { key_id }
+        }
+        Ok(None) => {
+            out.notes.push("there is a signature, and no key to check it with: --trusted-key".into());
+            Signature::Unchecked
+        }
+        Err(e) => {
+            out.findings.push(fault(e.code(), e.message().to_owned()));
+            Signature::Invalid
+        }
+    };
+}

@@ -1,0 +1,183 @@
+//! Digests of an adapter and of its tensors.
+//!
+//! The *canonical* digest covers what the adapter computes, whatever file it lies in: conventions, sizes, and each tensor in
+//! canonical axes and Hugging Face row order with its type. The *values* digest leaves the types out, so that two adapters
+//! that differ only there are seen to. `docs/BUNDLE.md` has the exact texts that are hashed.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::adapter::{Adapter, Role};
+use crate::digest::{TensorDigest, hex, sorted_compact_json};
+use crate::error::{Code, Result};
+use crate::import::source::{self, Source};
+use crate::import::{self, Options};
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::cast;
+use crate::validate;
+
+/// Names the definitions of the digests.
+const CANONICAL_SCHEME: &str = "ptplus-adapter/1";
+const VALUES_SCHEME: &str = "ptplus-adapter-values/1";
+
+/// Bytes hashed at once; whole heads.
+const STEP_BYTES: usize = 4 << 20;
+
+/// The digests of one adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AdapterDigest {
+    /// Conventions, sizes, tensors with their types.
+    pub canonical: String,
+    /// The same without the types, values widened to F32.
+    pub values: String,
+}
+
+impl AdapterDigest {
+    /// Reads every tensor once.
+    pub fn of(adapter: &Adapter) -> AdapterDigest {
+        let tensors: Vec<_> = adapter.tensors().collect();
+        let hashed: Vec<Hashed> = tensors.par_iter().map(|(_, role, t)| hash(*role, t)).collect();
+        let config = config_text(adapter);
+        let mut canonical = Sha256::new();
+        let mut values = Sha256::new();
+        canonical.update(format!("{CANONICAL_SCHEME}\n{config}\n"));
+        values.update(format!("{VALUES_SCHEME}\n{config}\n"));
+        for ((layer, role, t), h) in tensors.iter().zip(&hashed) {
+            let name = Adapter::canonical_name(*layer, *role);
+            canonical.update(format!("{}\n", json!([name, h.dtype.name(), t.shape(), h.stored])));
+            values.update(format!("{}\n", json!([name, t.shape(), h.values])));
+        }
+        AdapterDigest { canonical: hex(&canonical.finalize()), values: hex(&values.finalize()) }
+    }
+}
+
+struct Hashed {
+    dtype: DType,
+    /// Of the elements in their type; of decoded values where they are blocks.
+    stored: String,
+    /// Of the elements as F32.
+    values: String,
+}
+
+fn hash(role: Role, t: &LazyTensor) -> Hashed {
+    // Biases and normalisers are F32 in every GGUF file, so their type says nothing about the adapter.
+    let dtype = match role {
+        Role::FeatureBias | Role::Normalizer => DType::F32,
+        Role::Memory | Role::FeatureWeight => t.stored_dtype(),
+    };
+    let n = t.shape().first().copied().unwrap_or(0);
+    let step = (STEP_BYTES / (t.len_bytes() / n.max(1)).max(1)).clamp(1, n.max(1));
+    let (mut stored, mut values) = (Sha256::new(), Sha256::new());
+    let has_two = t.dtype() != DType::F32;
+    let mut bytes = Vec::new();
+    for start in (0..n).step_by(step) {
+        let part = t.narrow(start, step.min(n - start));
+        bytes.resize(part.len_bytes(), 0);
+        part.gather(&mut bytes);
+        stored.update(&bytes);
+        if has_two && let Ok(wide) = cast::to_f32(part.dtype(), &bytes) {
+            values.update(bytemuck::cast_slice(&wide));
+        }
+    }
+    t.release();
+    let stored = hex(&stored.finalize());
+    let values = if has_two { hex(&values.finalize()) } else { stored.clone() };
+    Hashed { dtype, stored: if dtype == DType::F32 { values.clone() } else { stored }, values }
+}
+
+/// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
+fn config_text(adapter: &Adapter) -> String {
+    let c = &adapter.config;
+    let g = &c.geometry;
+    sorted_compact_json(&json!({
+        "feature_map": c.feature_map.name(),
+        "query_tap": c.query_tap.name(),
+        "query_scale": (c.query_scale as f32).to_string(),
+        "memory_scale": (c.memory_scale as f32).to_string(),
+        "memory_sharing": c.memory_sharing.name(),
+        "num_layers": g.n_layers,
+        "num_attention_heads": g.n_heads,
+        "num_key_value_heads": g.n_kv_heads,
+        "head_dim": g.head_dim,
+        "value_head_dim": g.value_head_dim,
+        "num_features": g.n_features,
+    }))
+}
+
+/// Everything that `ptplus hash` prints of one path.
+#[derive(Debug, Clone, Serialize)]
+pub struct PathDigests {
+    /// The path that lines name.
+    #[serde(serialize_with = "crate::lossy::path")]
+    pub path: PathBuf,
+    /// Each tensor as it lies in the file.
+    pub tensors: Vec<TensorDigest>,
+    /// Of all tensors' bytes in the file's order, one after the other.
+    pub sha256: String,
+    /// Of the adapter, where it is one whose conventions are stated.
+    pub adapter: Option<AdapterDigest>,
+    /// Why there is none of the adapter.
+    pub note: Option<String>,
+}
+
+/// Hashes the tensors at `path`: an adapter, a bundle, or any GGUF or safetensors file.
+///
+/// Errors: those of the formats; of an adapter, the deciding finding of its validation.
+pub fn of_path(path: &Path) -> Result<PathDigests> {
+    let tensors = stored_tensors(path)?;
+    let whole = || {
+        let mut all = Sha256::new();
+        for (_, t) in &tensors {
+            with_bytes(t, |bytes| all.update(bytes));
+        }
+        hex(&all.finalize())
+    };
+    let each = || tensors.par_iter().map(|(name, t)| tensor_digest(name, t)).collect::<Vec<_>>();
+    let (sha256, digests) = rayon::join(whole, each);
+    let (adapter, note) = match adapter_digest(path) {
+        Ok(digest) => (Some(digest), None),
+        Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
+            (None, Some(format!("no digest of an adapter: {}", e.message())))
+        }
+        Err(e) => return Err(e),
+    };
+    Ok(PathDigests { path: path.to_owned(), tensors: digests, sha256, adapter, note })
+}
+
+fn adapter_digest(path: &Path) -> Result<AdapterDigest> {
+    let imported = import::read(path, &Options::default(), None)?;
+    let valid = validate::check(imported, None).map_err(|r| r.into_error().file(path))?;
+    Ok(AdapterDigest::of(valid.adapter()))
+}
+
+fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
+    let opened: Result<Vec<_>> = match source::open(path)? {
+        Source::Gguf(file) => file.tensors.iter().map(|t| Ok((t.name.clone(), t.lazy()?))).collect(),
+        Source::Tensors(source) => source.tensors.iter().map(|t| Ok((t.name.clone(), t.open()?))).collect(),
+    };
+    opened.map_err(|e| e.file(path))
+}
+
+/// One tensor's bytes as the file has them.
+pub(super) fn tensor_digest(name: &str, t: &LazyTensor) -> TensorDigest {
+    let mut hasher = Sha256::new();
+    with_bytes(t, |bytes| hasher.update(bytes));
+    t.release();
+    TensorDigest {
+        name: name.to_owned(),
+        dtype: t.stored_dtype().name().to_owned(),
+        shape: t.shape().to_vec(),
+        sha256: hex(&hasher.finalize()),
+    }
+}
+
+fn with_bytes(t: &LazyTensor, f: impl FnOnce(&[u8])) {
+    match t.stored_bytes() {
+        Some(bytes) => f(bytes),
+        None => f(&t.to_bytes()),
+    }
+}

@@ -1,0 +1,461 @@
+//! Makes a bundle: convert, verify, describe, hash, sign, and only then put it in place.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::card::{self, Card};
+use super::check::file_sha256;
+use super::digest::{AdapterDigest, tensor_digest};
+use super::manifest::{self, FileEntry};
+use super::naming::download_name;
+use super::signature::Signer;
+use super::{ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, reports, tar};
+use crate::adapter::Role;
+use crate::base::BaseModel;
+use crate::base::fingerprint::{Fingerprint, Identity};
+use crate::digest::TensorDigest;
+use crate::error::{Code, Error, Result};
+use crate::export::types::OutType;
+use crate::format::mmap::map_file;
+use crate::format::output::{OutputFile, OutputFolder, Overwrite, Scratch};
+use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::pipeline::{self, Convert, Converted, Format};
+use crate::tensor::{Bytes, DType};
+use crate::validate::Validated;
+use crate::verify::{self, Prompts, Reference, Report};
+
+const CONVERSION_REPORT: &str = "reports/conversion.json";
+const VERIFICATION_REPORT: &str = "reports/verification.json";
+
+/// What to pack and how.
+pub struct Pack<'a> {
+    /// The conversion; its output is the bundle, its base is needed.
+    pub convert: Convert<'a>,
+    /// Whether the bundle is an archive.
+    pub is_tar: bool,
+    /// How to verify where there is no probe: against the source.
+    pub options: verify::Options<'a>,
+    /// What both are asked then.
+    pub prompts: Prompts,
+    /// Who signs.
+    pub signer: Option<&'a Signer>,
+    /// The command in its normal form.
+    pub command: &'a str,
+    /// The date of the bundle, where one is wanted: see [`source_date`].
+    pub date: Option<String>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Serialize)]
+pub struct Packed {
+    /// The bundle.
+    #[serde(serialize_with = "crate::lossy::path")]
+    pub output: PathBuf,
+    /// Each file with its size.
+    pub files: BTreeMap<String, u64>,
+    /// Name suggested for a download.
+    pub download_name: String,
+    /// Digests of the adapter.
+    pub digest: AdapterDigest,
+    /// Whether the base is the one that the adapter was made for, where it said which.
+    pub base_identity: Option<Identity>,
+    /// Base64 of the key that signed.
+    pub public_key: Option<String>,
+    /// What it was verified against.
+    pub reference: &'static str,
+    /// The verification.
+    pub verification: Report,
+    /// What a reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Where a bundle grows.
+enum Place {
+    Folder(OutputFolder),
+    Archive(OutputFile, Scratch),
+}
+
+impl Place {
+    fn open(job: &Pack<'_>, inputs: &[&Path]) -> Result<Place> {
+        let (output, overwrite) = (job.convert.output, job.convert.overwrite);
+        if job.is_tar {
+            return Ok(Place::Archive(OutputFile::create(output, overwrite, inputs)?, Scratch::beside(output)?));
+        }
+        let mut folder = OutputFolder::create(output, overwrite, inputs)?;
+        if overwrite == Overwrite::Force && folder.target().is_dir() {
+            replace_only_a_bundle(folder.target())?;
+            folder.replace_whole();
+        }
+        Ok(Place::Folder(folder))
+    }
+
+    fn work(&self) -> &Path {
+        match self {
+            Place::Folder(folder) => folder.staged_path(),
+            Place::Archive(_, scratch) => scratch.path(),
+        }
+    }
+}
+
+/// Files of nobody knows whom are not replaced together with an old bundle.
+fn replace_only_a_bundle(folder: &Path) -> Result<()> {
+    let old = Container::open(folder)?;
+    let is_bundle = old.files.get(MANIFEST_FILE).is_some_and(|text| manifest::claims_schema(text));
+    if old.files.is_empty() && old.findings.is_empty() || is_bundle {
+        return Ok(());
+    }
+    let message = "the output folder holds files and is no bundle; --force replaces a bundle, nothing else";
+    Err(Error::new(Code::OutputExists, message).file(folder))
+}
+
+/// Packs an adapter.
+///
+/// Errors: those of [`pipeline::convert`]; [`Code::Usage`] without a base; [`Code::NumbersDiffer`] and [`Code::NoEffect`]
+/// where the verification fails. Nothing is left behind then.
+pub fn pack(job: Pack<'_>) -> Result<Packed> {
+    let missing = || Error::new(Code::Usage, "expected --base: a bundle says which base it is for").field("--base");
+    let base = job.convert.base.ok_or_else(missing)?;
+    let base_files = base.files();
+    let inputs: Vec<&Path> = (base_files.iter().map(PathBuf::as_path))
+        .chain([job.convert.adapter])
+        .chain(job.convert.prove.as_ref().map(|p| p.path))
+        .collect();
+    let place = Place::open(&job, &inputs)?;
+    let Pack { convert, options, prompts, signer, command, date, .. } = job;
+
+    let (source, _) =
+        pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
+    let identity = source.confirm_base(base, crate::base::fingerprint::Depth::Weights, convert.base_mismatch)?;
+    let made = make_adapter(convert, &source, place.work())?;
+    let adapter = pipeline::read_adapter(&place.work().join(made.weights_file), Some(base))?;
+    let (report, reference) = match made.proof {
+        Some(report) => (report, "what PyTorch computed"),
+        None => (against_source(&adapter, &source, base, &prompts, &options)?, "its source"),
+    };
+
+    let mut notes = made.converted.as_ref().map_or_else(|| source.notes.clone(), |c| c.notes.clone());
+    notes.extend(window_note(base).filter(|n| !notes.contains(n)));
+    let digest = AdapterDigest::of(adapter.adapter());
+    let encoding = main_type(&adapter);
+    let base_name = card::base_name(adapter.adapter(), base);
+    let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
+    let name = download_name(Some(&base_name), n_parameters, encoding);
+    let public_key = signer.map(Signer::public_base64);
+    let card = Card {
+        adapter: &adapter,
+        base,
+        weights_file: made.weights_file,
+        download_name: &name,
+        report: &report,
+        reference,
+        converted: made.converted.as_ref(),
+        notes: &notes,
+        digest: &digest.canonical,
+        command,
+        public_key: public_key.as_deref(),
+    };
+    let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    texts.insert(CARD_FILE.into(), card.text().into_bytes());
+    let text = |v: Value| manifest::canonical_text(&v).into_bytes();
+    texts.insert(VERIFICATION_REPORT.into(), text(reports::verification(&report, reference)));
+    if let Some(converted) = &made.converted {
+        texts.insert(CONVERSION_REPORT.into(), text(reports::conversion(converted)));
+    }
+
+    let entries = entries(place.work(), &made.files, &texts)?;
+    let mut more = Map::new();
+    more.insert("adapter".into(), describe_adapter(&adapter, &digest, &name));
+    more.insert("base".into(), describe_base(&adapter, base, &base_name)?);
+    more.insert("command".into(), command.into());
+    more.insert("notes".into(), json!(notes));
+    more.insert("reports".into(), texts.keys().filter(|k| k.starts_with("reports/")).map(String::as_str).collect());
+    more.insert("source".into(), describe_source(&source, made.converted.as_ref()));
+    more.insert("tensors".into(), json!(tensor_digests(&adapter)));
+    if let Some(key) = &public_key {
+        more.insert("signature".into(), json!({ "public_key": key }));
+    }
+    if let Some(date) = date {
+        more.insert("date".into(), date.into());
+    }
+    let manifest = manifest::write(&entries, more);
+    if let Some(signer) = signer {
+        texts.insert(SIGNATURE_FILE.into(), signer.sign(&manifest)?.into_bytes());
+    }
+    texts.insert(MANIFEST_FILE.into(), manifest);
+
+    let output = put(place, &made.files, &texts)?;
+    let mut files: BTreeMap<String, u64> = entries.into_iter().map(|(path, e)| (path, e.size)).collect();
+    files.extend(texts.iter().map(|(path, text)| (path.clone(), text.len() as u64)));
+    Ok(Packed {
+        output,
+        files,
+        download_name: name,
+        digest,
+        base_identity: identity,
+        public_key,
+        reference,
+        verification: report,
+        notes,
+    })
+}
+
+/// The adapter's files in the working folder, and how they came about.
+struct Made {
+    files: Vec<&'static str>,
+    weights_file: &'static str,
+    converted: Option<Converted>,
+    proof: Option<Report>,
+}
+
+fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path) -> Result<Made> {
+    let (files, weights_file) = match convert.format {
+        Format::Gguf => (vec![ADAPTER_FILE], ADAPTER_FILE),
+        Format::Safetensors => (vec![WEIGHTS_FILE, CONFIG_FILE], WEIGHTS_FILE),
+    };
+    if let Some(file) = as_it_is(&convert, source) {
+        let bytes = gguf_bytes(convert.adapter, file)?;
+        let out = OutputFile::create(&work.join(ADAPTER_FILE), Overwrite::Never, &[])?;
+        write_in_steps(&out, 0, &bytes)?;
+        out.commit()?;
+        let proof = match &convert.prove {
+            Some(proof) => Some(pipeline::prove_file(&work.join(ADAPTER_FILE), convert.base, source, proof)?),
+            None => None,
+        };
+        return Ok(Made { files, weights_file, converted: None, proof });
+    }
+    // A folder of its own, since a conversion replaces its output as a whole.
+    let inner = work.join("converted");
+    let output = match convert.format {
+        Format::Gguf => work.join(ADAPTER_FILE),
+        Format::Safetensors => inner.clone(),
+    };
+    let mut converted = pipeline::convert(&Convert { output: &output, overwrite: Overwrite::Never, ..convert })?;
+    if inner.is_dir() {
+        let failed = |e| Error::io(&inner, "cannot move the adapter's files", e);
+        for file in &files {
+            std::fs::rename(inner.join(file), work.join(file)).map_err(failed)?;
+        }
+        std::fs::remove_dir(&inner).map_err(failed)?;
+    }
+    let proof = converted.verification.take();
+    Ok(Made { files, weights_file, converted: Some(converted), proof })
+}
+
+/// The GGUF file that needs no conversion: nothing was asked for but what it is.
+fn as_it_is<'s>(convert: &Convert<'_>, source: &'s Validated) -> Option<&'s Path> {
+    let types = convert.types;
+    let keeps = matches!(types.default, OutType::Keep) && types.overrides.is_empty() && convert.auto_kl.is_none();
+    match &source.origin.files[..] {
+        [file] if keeps && convert.format == Format::Gguf && source.origin.gguf_architecture.is_some() => Some(file),
+        _ => None,
+    }
+}
+
+/// The file's bytes; inside a bundle those of the adapter alone.
+fn gguf_bytes(adapter: &Path, file: &Path) -> Result<Bytes> {
+    if super::container::is_bundle(adapter) {
+        let bundle = Container::open(adapter)?;
+        if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
+            return Ok(bytes.clone());
+        }
+    }
+    map_file(file)
+}
+
+fn against_source(
+    adapter: &Validated,
+    source: &Validated,
+    base: &BaseModel,
+    prompts: &Prompts,
+    options: &verify::Options<'_>,
+) -> Result<Report> {
+    let reference = Reference::Adapter { adapter: source, base: None, prompts };
+    let report = verify::verify(adapter, base, reference, options)?;
+    match report.failures.first() {
+        None => Ok(report),
+        Some(failure) => {
+            let code = if failure.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
+            Err(Error::new(code, format!("{}; no bundle was made", failure.message)).file(&source.origin.path))
+        }
+    }
+}
+
+/// SPEC-level fact of llama.cpp that concerns whoever runs the bundle there.
+fn window_note(base: &BaseModel) -> Option<String> {
+    pipeline::ignores_window(base).then(|| pipeline::WINDOW_NOTE.to_owned())
+}
+
+/// The type that most elements of M have.
+fn main_type(adapter: &Validated) -> DType {
+    let mut n: BTreeMap<DType, usize> = BTreeMap::new();
+    for (_, _, t) in adapter.adapter().tensors().filter(|(_, role, _)| *role == Role::Memory) {
+        *n.entry(t.stored_dtype()).or_default() += t.n_elements();
+    }
+    n.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)
+}
+
+fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, FileEntry>> {
+    let mut all: Vec<(String, Bytes)> =
+        texts.iter().map(|(path, text)| (path.clone(), Bytes::from(text.clone()))).collect();
+    for file in files {
+        all.push(((*file).to_owned(), map_file(&work.join(file))?));
+    }
+    let entry = |(path, bytes): (String, Bytes)| {
+        let entry = FileEntry { size: bytes.len() as u64, sha256: file_sha256(&bytes) };
+        (path, entry)
+    };
+    Ok(all.into_par_iter().map(entry).collect::<Vec<_>>().into_iter().collect())
+}
+
+fn describe_adapter(adapter: &Validated, digest: &AdapterDigest, name: &str) -> Value {
+    let a = adapter.adapter();
+    let (c, g) = (&a.config, &a.config.geometry);
+    let extra = |key: &str| c.extra.get(key).cloned().unwrap_or(Value::Null);
+    json!({
+        "type": "prefix_tuning_plus",
+        "digest": digest,
+        "download_name": name,
+        "feature_map": c.feature_map.name(),
+        "query_tap": c.query_tap.name(),
+        "query_scale": c.query_scale,
+        "memory_scale": c.memory_scale,
+        "memory_sharing": c.memory_sharing.name(),
+        "num_layers": g.n_layers,
+        "layers": a.layers.keys().collect::<Vec<_>>(),
+        "num_attention_heads": g.n_heads,
+        "num_key_value_heads": g.n_kv_heads,
+        "head_dim": g.head_dim,
+        "num_features": g.n_features,
+        "gguf_architecture": adapter.origin.gguf_architecture,
+        "row_order": adapter.origin.row_order.name(),
+        "conventions_settled_by": extra(crate::import::RECORD_KEY),
+    })
+}
+
+fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {
+    let fingerprint = match adapter.base_fingerprint() {
+        Some(text) => text.to_owned(),
+        None => Fingerprint::of(base, adapter.adapter().layers.keys().copied())?.to_string(),
+    };
+    let ignored = adapter.adapter().config.extra.get(crate::import::stated::BASE_MISMATCH_IGNORED);
+    Ok(json!({
+        "name": name,
+        "architecture": base.gguf_architecture(),
+        "model_type": base.config.model_type,
+        "fingerprint": fingerprint,
+        "mismatch_ignored": ignored == Some(&Value::Bool(true)),
+    }))
+}
+
+fn describe_source(source: &Validated, converted: Option<&Converted>) -> Value {
+    json!({
+        "layout": source.origin.layout,
+        "sha256": converted.and_then(|c| c.source_sha256.clone()).or_else(|| source.origin.recorded_source_sha256.clone()),
+    })
+}
+
+fn tensor_digests(adapter: &Validated) -> Vec<TensorDigest> {
+    let consumed: Vec<_> = adapter.ledger.consumed().filter_map(|e| Some((&e.name, e.tensor.as_ref()?))).collect();
+    consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t)).collect()
+}
+
+/// Writes what is missing and puts the bundle in its place.
+fn put(place: Place, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
+    match place {
+        Place::Folder(folder) => {
+            files.iter().for_each(|file| folder.adopt(file));
+            // The manifest comes last: without it nothing is a bundle.
+            let last = |path: &str| path == MANIFEST_FILE || path == SIGNATURE_FILE;
+            let (end, begin): (Vec<_>, Vec<_>) = texts.iter().partition(|(path, _)| last(path));
+            for (path, text) in begin.into_iter().chain(end) {
+                folder.file(path)?.write_all_at(0, text)?;
+            }
+            let target = folder.target().to_owned();
+            folder.commit()?;
+            Ok(target)
+        }
+        Place::Archive(out, scratch) => {
+            let mut all: BTreeMap<&str, Bytes> =
+                texts.iter().map(|(path, text)| (path.as_str(), Bytes::from(text.clone()))).collect();
+            for file in files {
+                all.insert(file, map_file(&scratch.path().join(file))?);
+            }
+            let sizes: Vec<(&str, u64)> = all.iter().map(|(path, bytes)| (*path, bytes.len() as u64)).collect();
+            let (placed, len) = tar::plan(&sizes)?;
+            out.set_len(len)?;
+            for (entry, bytes) in placed.iter().zip(all.values()) {
+                out.write_all_at(entry.header_offset, &entry.header)?;
+                write_in_steps(&out, entry.header_offset + entry.header.len() as u64, bytes)?;
+            }
+            let target = out.target().to_owned();
+            out.commit()?;
+            Ok(target)
+        }
+    }
+}
+
+/// Copies without filling the memory with pages of the source.
+fn write_in_steps(out: &OutputFile, offset: u64, bytes: &Bytes) -> Result<()> {
+    const STEP: usize = 16 << 20;
+    for start in (0..bytes.len()).step_by(STEP) {
+        let part = bytes.slice(start..bytes.len().min(start + STEP)).expect("a range within the bytes");
+        out.write_all_at(offset + start as u64, &part)?;
+        if bytes.len() > STEP {
+            part.release();
+        }
+    }
+    Ok(())
+}
+
+/// The date that `SOURCE_DATE_EPOCH` asks for, as `2026-01-31`; without it a bundle has none.
+///
+/// Errors: [`Code::Usage`] for a text that is no number of seconds. Source: reproducible-builds.org.
+pub fn source_date(epoch: Option<&str>) -> Result<Option<String>> {
+    let Some(text) = epoch.filter(|t| !t.is_empty()) else { return Ok(None) };
+    // Up to the year 9999.
+    let seconds = text.parse::<u64>().ok().filter(|s| *s < 253_402_300_800).ok_or_else(|| {
+        let message = format!("expected seconds since 1970 of at most four-digit years, found {text:?}");
+        Error::new(Code::Usage, message).field("SOURCE_DATE_EPOCH")
+    })?;
+    // Days since 0000-03-01, in eras of 400 years: a year that begins in March has its leap day at the end.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    Ok(Some(format!("{year:04}-{month:02}-{day:02}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let date = |text: &str| source_date(Some(text)).unwrap().unwrap();
+        // `date -u -d @SECONDS +%F`
+        for (seconds, expected) in [
+            ("0", "1970-01-01"),
+            ("951782399", "2000-02-28"),
+            ("951782400", "2000-02-29"),
+            ("951868800", "2000-03-01"),
+            ("1709164800", "2024-02-29"),
+            ("1735689599", "2024-12-31"),
+            ("4107542400", "2100-03-01"),
+            ("253402300799", "9999-12-31"),
+        ] {
+            assert_eq!(date(seconds), expected);
+        }
+        assert_eq!(source_date(None).unwrap(), None);
+        for bad in ["x", "-1", "1.5", "253402300800"] {
+            assert_eq!(source_date(Some(bad)).unwrap_err().code(), Code::Usage, "{bad}");
+        }
+    }
+}

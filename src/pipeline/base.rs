@@ -1,0 +1,101 @@
+//! The flow for a base model: open, plan, write, rename into place.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Converted, unfit_notes};
+use crate::base::{BaseModel, Dialect};
+use crate::error::{Code, Error, Result};
+use crate::export::types::TypeRules;
+use crate::export::{self, Known};
+use crate::format::output::{OutputFile, Overwrite};
+use crate::transform::cast::Overflow;
+use crate::transform::loss::{Bound, Metric};
+use crate::vocab::hf;
+
+/// A base model to convert to GGUF, and how.
+pub struct ConvertBase<'a> {
+    /// The base: a Hugging Face folder or GGUF.
+    pub base: &'a Path,
+    /// The file to write.
+    pub output: &'a Path,
+    /// The tokenizer of a Hugging Face folder.
+    pub tokenizer: Tokenizer<'a>,
+    /// Which element types.
+    pub types: &'a TypeRules,
+    /// What the types may cost each tensor; beyond it nothing is written.
+    pub max_error: &'a [Bound],
+    /// What to do with values beyond F16 or BF16.
+    pub overflow: Overflow,
+    /// Whether an existing output is replaced.
+    pub overwrite: Overwrite,
+    /// Plan only.
+    pub dry_run: bool,
+    /// Called with bytes written and bytes in all.
+    pub progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+/// What becomes of a folder's tokenizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokenizer<'a> {
+    /// It is written, if llama.cpp is known to tokenize as it does.
+    Known,
+    /// It is written, with this as `tokenizer.ggml.pre`.
+    Stated(&'a str),
+    /// It is left out.
+    None,
+}
+
+/// Converts a base model to one GGUF file.
+///
+/// Errors: those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
+/// anywhere in the weights; [`Code::ErrorBound`]. Nothing is left behind.
+pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
+    if job.max_error.iter().any(|b| b.metric == Metric::Kl) {
+        let message = "expected bounds on rmse, max_abs, relative or cosine for a base model, found kl";
+        return Err(Error::new(Code::Usage, message).field("--max-error"));
+    }
+    let base = BaseModel::open(job.base)?;
+    let tokenizer = read_tokenizer(job, &base)?;
+    let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
+    let planned = export::base::plan(&base, vocabulary, job.types).map_err(|e| e.file(job.output))?;
+    let (plan, mut notes) = (planned.plan, planned.notes);
+    notes.extend(unfit_notes(&plan));
+    match &tokenizer {
+        Some(found) => notes.extend(found.notes.iter().cloned()),
+        None if base.dialect == Dialect::HuggingFace => {
+            notes.push("the output has no tokenizer, and runs on token ids alone".into());
+        }
+        None => {}
+    }
+    let row_order = base.row_order().name();
+    let mut report = Converted::planned(job.output, "gguf", job.dry_run, &plan, row_order, notes);
+    if job.dry_run {
+        return Ok(report);
+    }
+    let files = [base.files(), tokenizer.map(|t| t.files).unwrap_or_default()].concat();
+    let inputs: Vec<&Path> = files.iter().map(|f| f.as_path()).collect();
+    let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
+    let done = AtomicU64::new(0);
+    let step = |n: u64| (job.progress)(done.fetch_add(n, Ordering::Relaxed) + n, plan.file.len_bytes);
+    let written =
+        export::write_tensors(&plan, Known::Nothing, &out, job.overflow, &step).map_err(|e| e.file(job.base))?;
+    report.add_losses(&written, job.max_error)?;
+    report.add_saturated(&written);
+    out.commit()?;
+    Ok(report)
+}
+
+/// A GGUF file's tokenizer is in its metadata, which is carried over.
+fn read_tokenizer(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Option<hf::Found>> {
+    let n_tokens = base.config.vocab_size;
+    match (base.dialect, job.tokenizer) {
+        (Dialect::HuggingFace, Tokenizer::Known) => hf::read(job.base, n_tokens, None),
+        (Dialect::HuggingFace, Tokenizer::Stated(pre)) => hf::read(job.base, n_tokens, Some(pre)),
+        (Dialect::HuggingFace, Tokenizer::None) | (Dialect::Gguf, Tokenizer::Known) => Ok(None),
+        (Dialect::Gguf, Tokenizer::Stated(_) | Tokenizer::None) => {
+            let message = "expected no statement about the tokenizer: that of a GGUF file is carried over";
+            Err(Error::new(Code::Usage, message).field("--tokenizer-pre, --no-tokenizer"))
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Reports for people: what was proved, as one self-contained HTML page. Figures come from the library's reports, nothing
+//! is computed here but what a plot needs.
+
+mod candidates;
+mod page;
+mod plot;
+mod sections;
+mod tokens;
+
+use std::path::Path;
+
+use crate::base::BaseModel;
+use crate::error::Result;
+use crate::format::output::{OutputFile, Overwrite};
+use crate::pipeline::Converted;
+use crate::search::Settlement;
+use crate::validate::Validated;
+use crate::verify;
+use crate::verify::tensors::{TensorLoss, TensorReport};
+pub use candidates::{Candidate, candidates};
+use page::{Page, Section, Table};
+use sections::{
+    MAX_ROWS, capped, conventions, environment, figures, layers, number, positions, shown, size_against_error, tensors,
+};
+pub use tokens::Tokens;
+
+/// A report file: refused at once where it cannot be written, there once [`ReportFile::write`] was called.
+pub struct ReportFile(OutputFile);
+
+impl ReportFile {
+    /// Errors: those of [`OutputFile::create`].
+    pub fn create(path: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
+        OutputFile::create(path, overwrite, inputs).map(ReportFile)
+    }
+
+    /// Writes the page. Errors: those of [`OutputFile::commit`].
+    pub fn write(self, html: &str) -> Result<()> {
+        self.0.write_all_at(0, html.as_bytes())?;
+        self.0.commit()
+    }
+}
+
+/// What a report on a verification is about.
+pub struct Verification<'a> {
+    /// The adapter under test.
+    pub adapter: &'a Validated,
+    /// Its base.
+    pub base: &'a BaseModel,
+    /// What it was compared with, for people: `PyTorch's answer (probe.safetensors)`.
+    pub reference: String,
+    /// What was asked: `[B][T]`.
+    pub input_ids: &'a [Vec<u32>],
+    /// The outcome.
+    pub report: &'a verify::Report,
+    /// What each tensor lost against the other adapter, where there is one.
+    pub losses: &'a [TensorLoss],
+    /// How the probe settled what nothing states, if it had to.
+    pub conventions: Option<&'a Settlement>,
+    /// Where it was computed.
+    pub device: &'a str,
+}
+
+/// The page of a verification.
+pub fn verification(v: &Verification<'_>) -> String {
+    let r = v.report;
+    let mut lead = vec![format!(
+        "{} on {}, compared with {}: {} positions, limits of {}.",
+        name(&v.adapter.origin.path),
+        name(&v.base.path),
+        v.reference,
+        r.metrics.n_positions,
+        r.tolerance
+    )];
+    lead.extend(r.failures.iter().map(|f| format!("Failed: {} [{}]", f.message, f.code)));
+    let mut sections = vec![layers(&r.layers, r.limits.layer_relative)];
+    let mut notes = v.adapter.notes.clone();
+    let tokens = Tokens::of(v.base).unwrap_or_else(|e| {
+        notes.push(format!("the tokens' text could not be read: {e}"));
+        Tokens::default()
+    });
+    sections.push(positions(&r.positions, &r.limits, v.input_ids, &tokens));
+    let losses: Vec<_> =
+        v.losses.iter().map(|l| (l.name.clone(), l.dtype.name().to_owned(), l.len_bytes, l.loss)).collect();
+    sections.push(tensors(
+        &losses,
+        "No other form of the adapter was compared, so what its types cost is not known here; --against ADAPTER tells.",
+    ));
+    sections.push(conventions(&v.adapter.adapter().config, v.conventions));
+    sections.push(environment(&[("device", v.device.to_owned()), ("base", base_text(v.base))], &notes));
+    Page {
+        title: format!("Verification of {}", name(&v.adapter.origin.path)),
+        pass: Some(r.pass),
+        lead,
+        figures: figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect),
+        sections: shown(sections),
+    }
+    .html()
+}
+
+/// The page of a comparison without a base, tensor by tensor.
+pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorReport) -> String {
+    let mut lead = vec![format!(
+        "{} compared with {}, tensor by tensor; no model was run: this shows that two files hold the same adapter, not that it is right.",
+        name(&adapter.origin.path),
+        name(&reference.origin.path)
+    )];
+    lead.extend(report.config.iter().map(|f| format!("Failed: {}", f.line())));
+    let rows = report.tensors.iter().take(MAX_ROWS).map(|t| {
+        vec![t.name.clone(), t.failure.clone().unwrap_or_else(|| "equal".into()), t.max_abs.map_or("-".into(), number)]
+    });
+    let table = Table {
+        caption: capped("Every tensor of either adapter", report.tensors.len()),
+        header: vec!["tensor", "outcome", "max |d|"],
+        n_text: 2,
+        rows: rows.collect(),
+    };
+    Page {
+        title: format!("Comparison of {}", name(&adapter.origin.path)),
+        pass: Some(report.pass),
+        lead,
+        figures: Vec::new(),
+        sections: shown(vec![
+            Section { title: "Tensors", table: Some(table), ..Section::default() },
+            conventions(&adapter.adapter().config, None),
+            environment(&[], &adapter.notes),
+        ]),
+    }
+    .html()
+}
+
+/// What a report on a conversion is about.
+pub struct Conversion<'a> {
+    /// What was read.
+    pub source: &'a Path,
+    /// What was written.
+    pub output: &'a Validated,
+    /// The base, if there was one.
+    pub base: Option<&'a BaseModel>,
+    /// What was done.
+    pub converted: &'a Converted,
+    /// What was asked in the verification: `[B][T]`.
+    pub input_ids: &'a [Vec<u32>],
+    /// Other types, if they were measured.
+    pub candidates: &'a [Candidate],
+    /// Where it was computed.
+    pub device: &'a str,
+}
+
+/// The page of a conversion.
+pub fn conversion(c: &Conversion<'_>) -> String {
+    let done = c.converted;
+    let proof = done.verification.as_ref();
+    let mut notes = done.notes.clone();
+    let mut lead = vec![format!(
+        "{} converted to {}: {}, {} tensors, {} bytes, row order {}.",
+        name(c.source),
+        name(&done.output),
+        done.format,
+        done.tensors.len(),
+        done.len_bytes,
+        done.row_order
+    )];
+    lead.push(match (proof, &done.output_error) {
+        (Some(r), _) => format!(
+            "Read back and held against PyTorch's answer: {} positions, limits of {}.",
+            r.metrics.n_positions, r.tolerance
+        ),
+        (None, Some(e)) => format!(
+            "Run beside its source on {} positions; no limit was set, so nothing is judged.",
+            e.metrics.n_positions
+        ),
+        (None, None) => "Nothing was run: that the output computes what it should is not proved here.".into(),
+    });
+    let (figures, layer_rows) = match (proof, &done.output_error) {
+        (Some(r), _) => (figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect), r.layers.as_slice()),
+        (None, Some(e)) => (figures(&e.metrics, None, e.effect, e.effect), e.layers.as_slice()),
+        (None, None) => (Vec::new(), &[][..]),
+    };
+    let mut sections = vec![layers(layer_rows, proof.and_then(|r| r.limits.layer_relative))];
+    if let (Some(r), Some(base)) = (proof, c.base) {
+        let tokens = Tokens::of(base).unwrap_or_else(|e| {
+            notes.push(format!("the tokens' text could not be read: {e}"));
+            Tokens::default()
+        });
+        sections.push(positions(&r.positions, &r.limits, c.input_ids, &tokens));
+    }
+    let losses: Vec<_> = done
+        .tensors
+        .iter()
+        .filter_map(|t| Some((t.name.clone(), format!("{} -> {}", t.source_dtype, t.dtype), t.len_bytes, t.loss?)))
+        .collect();
+    sections.push(tensors(&losses, "A dry run writes nothing, so nothing is lost."));
+    sections.push(size_against_error(c.candidates));
+    sections.push(conventions(&c.output.adapter().config, done.conventions.as_ref()));
+    let mut facts = vec![("device", c.device.to_owned())];
+    facts.extend(c.base.map(|b| ("base", base_text(b))));
+    facts.extend(done.source_sha256.clone().map(|d| ("digest of the source", d)));
+    sections.push(environment(&facts, &notes));
+    Page {
+        title: format!("Conversion of {}", name(c.source)),
+        pass: proof.map(|r| r.pass),
+        lead,
+        figures,
+        sections: shown(sections),
+    }
+    .html()
+}
+
+/// The last part of a path: where something lies on this machine is nobody's business.
+fn name(path: &Path) -> String {
+    path.file_name().map_or_else(|| "adapter".into(), |n| n.to_string_lossy().into_owned())
+}
+
+fn base_text(base: &BaseModel) -> String {
+    let c = &base.config;
+    let stated = base.name.as_ref().map_or(String::new(), |n| format!("{n}, "));
+    format!(
+        "{} ({stated}{}, {} layers, {} heads, {} kv heads, head_dim {}, vocabulary {})",
+        name(&base.path),
+        c.family,
+        c.n_layers,
+        c.n_heads,
+        c.n_kv_heads,
+        c.head_dim,
+        c.vocab_size
+    )
+}

@@ -1,0 +1,405 @@
+//! Plots as SVG. The backend writes colours as attributes; the page's style sheet repeats them, and replaces each by
+//! its counterpart where the reader prefers dark.
+
+use std::ops::Range;
+
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
+use plotters::prelude::*;
+
+/// Text and axes.
+const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
+/// Lines behind the data.
+const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
+/// What a value must not exceed.
+const LIMIT: RGBColor = RGBColor(0xcf, 0x22, 0x2e);
+/// Series, in their order; each has a shape of its own too.
+const SERIES: [(RGBColor, &str, &str); 2] =
+    [(RGBColor(0x09, 0x69, 0xda), "first", "\u{25cf}"), (RGBColor(0xbc, 0x4c, 0x00), "second", "\u{25b2}")];
+
+/// Points that a plot shows at most; of more, the largest of each group of neighbours.
+const MAX_POINTS: usize = 1500;
+
+/// A page shows one of two drawings, so that text keeps its size on a narrow screen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Size {
+    Wide,
+    Narrow,
+}
+
+impl Size {
+    pub fn class(self) -> &'static str {
+        match self {
+            Size::Wide => "wide",
+            Size::Narrow => "narrow",
+        }
+    }
+
+    fn width(self) -> u32 {
+        match self {
+            Size::Wide => 860,
+            Size::Narrow => 340,
+        }
+    }
+}
+
+/// A plot. The values of points are on a logarithmic axis; a value of 0 is drawn at the foot of it, and what is no
+/// number is not drawn.
+pub(super) struct Chart {
+    pub title: String,
+    pub description: String,
+    pub x_name: &'static str,
+    pub y_name: &'static str,
+    pub marks: Marks,
+}
+
+pub(super) enum Marks {
+    /// Series over a whole number, joined by lines where `joined`; a dashed line of limits for some.
+    Points { series: Vec<Series>, joined: bool },
+    /// A horizontal bar for each name, from 0.
+    Bars(Vec<(String, f64)>),
+    /// Named points: bytes, and an error on a logarithmic axis.
+    Scatter(Vec<(String, f64, f64)>),
+}
+
+pub(super) struct Series {
+    pub name: &'static str,
+    pub points: Vec<(f64, f64)>,
+    pub limit: Option<(&'static str, Vec<(f64, f64)>)>,
+}
+
+impl Chart {
+    /// Name, class and mark of everything drawn.
+    pub fn legend(&self) -> Vec<(&str, &'static str, &'static str)> {
+        let Marks::Points { series, .. } = &self.marks else { return Vec::new() };
+        let mut out: Vec<_> = series.iter().zip(SERIES).map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
+        out.extend(series.iter().filter_map(|s| Some((s.limit.as_ref()?.0, "limit", "\u{254c}"))));
+        out
+    }
+
+    pub fn svg(&self, size: Size) -> String {
+        let mut svg = String::new();
+        let height = match &self.marks {
+            Marks::Bars(bars) => 64 + 20 * bars.len() as u32,
+            _ => 300,
+        };
+        let area = SVGBackend::with_string(&mut svg, (size.width(), height)).into_drawing_area();
+        self.draw(&area, size).expect("drawing into a string does not fail");
+        area.present().expect("drawing into a string does not fail");
+        drop(area);
+        svg
+    }
+
+    fn draw(&self, area: &Area<'_>, size: Size) -> Drawn {
+        match &self.marks {
+            Marks::Points { series, joined } => self.points(area, size, series, *joined),
+            Marks::Bars(bars) => self.bars(area, size, bars),
+            Marks::Scatter(points) => self.scatter(area, size, points),
+        }
+    }
+
+    fn points(&self, area: &Area<'_>, size: Size, series: &[Series], joined: bool) -> Drawn {
+        let all = || series.iter().flat_map(|s| s.points.iter().chain(s.limit.iter().flat_map(|l| &l.1)));
+        let y = decades(all().map(|p| p.1));
+        let (x0, x1) = span(all().map(|p| p.0));
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(16)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(x0 - 0.5..x1 + 0.5, with_decades(&y))?;
+        let n_labels = if size == Size::Wide { 12 } else { 5 };
+        chart
+            .configure_mesh()
+            .disable_x_mesh()
+            .bold_line_style(GRID)
+            .light_line_style(TRANSPARENT)
+            .axis_style(INK)
+            .label_style(text())
+            .axis_desc_style(text())
+            .x_labels(n_labels)
+            .x_label_formatter(&whole)
+            .y_label_formatter(&power)
+            .x_desc(self.x_name)
+            .y_desc(self.y_name)
+            .draw()?;
+        for (s, (colour, ..)) in series.iter().zip(SERIES) {
+            if let Some((_, limit)) = &s.limit {
+                let line = limit.iter().map(|p| (p.0, log(p.1, &y)));
+                chart.draw_series(DashedLineSeries::new(line, 6, 4, LIMIT.stroke_width(1)))?;
+            }
+            let points: Vec<(f64, f64)> = thinned(&s.points).into_iter().map(|p| (p.0, log(p.1, &y))).collect();
+            if joined {
+                chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(1)))?;
+            }
+            if colour == SERIES[0].0 {
+                chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, colour.filled())))?;
+            } else {
+                chart.draw_series(points.iter().map(|p| TriangleMarker::new(*p, 5, colour.filled())))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn bars(&self, area: &Area<'_>, size: Size, bars: &[(String, f64)]) -> Drawn {
+        let longest = bars.iter().map(|b| b.1).filter(|v| v.is_finite()).fold(0.0, f64::max);
+        let n = bars.len();
+        let names = bars.iter().map(|b| b.0.chars().count()).max().unwrap_or(0);
+        let labels: Vec<f64> = (0..n).map(|i| i as f64).collect();
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(24)
+            .x_label_area_size(44)
+            .y_label_area_size(16 + 8 * names as u32)
+            // Downwards: the first tensor is the topmost.
+            .build_cartesian_2d(
+                0.0..if longest > 0.0 { longest * 1.05 } else { 1.0 },
+                Labelled { range: n as f64 - 0.5..-0.5, labels },
+            )?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .bold_line_style(GRID)
+            .light_line_style(TRANSPARENT)
+            .axis_style(INK)
+            .label_style(text())
+            .axis_desc_style(text())
+            .x_labels(if size == Size::Wide { 8 } else { 4 })
+            .y_labels(n)
+            .x_label_formatter(&|x| super::sections::number(*x))
+            .y_label_formatter(&|i| bars.get(i.round() as usize).map_or(String::new(), |b| b.0.clone()))
+            .x_desc(self.x_name)
+            .draw()?;
+        chart.draw_series(bars.iter().enumerate().filter(|(_, b)| b.1.is_finite()).map(|(i, b)| {
+            let i = i as f64;
+            Rectangle::new([(0.0, i - 0.32), (b.1, i + 0.32)], SERIES[0].0.filled())
+        }))?;
+        Ok(())
+    }
+
+    fn scatter(&self, area: &Area<'_>, size: Size, points: &[(String, f64, f64)]) -> Drawn {
+        let y = decades(points.iter().map(|p| p.2));
+        let largest = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.15;
+        let mut chart = ChartBuilder::on(area)
+            .margin(8)
+            .margin_right(16)
+            .x_label_area_size(44)
+            .y_label_area_size(64)
+            .build_cartesian_2d(0.0..largest.max(1.0), with_decades(&y))?;
+        chart
+            .configure_mesh()
+            .bold_line_style(GRID)
+            .light_line_style(TRANSPARENT)
+            .axis_style(INK)
+            .label_style(text())
+            .axis_desc_style(text())
+            .x_labels(if size == Size::Wide { 10 } else { 4 })
+            .x_label_formatter(&|n| bytes(*n))
+            .y_label_formatter(&power)
+            .x_desc(self.x_name)
+            .y_desc(self.y_name)
+            .draw()?;
+        let (colour, ..) = SERIES[0];
+        let finite = points.iter().filter(|p| p.2.is_finite());
+        let placed: Vec<_> = finite.map(|(name, x, v)| (name, (*x, log(*v, &y)))).collect();
+        let at: Vec<(i32, i32)> = placed.iter().map(|p| chart.backend_coord(&p.1)).collect();
+        let offsets = label_offsets(&at, placed.iter().map(|p| p.0.len()), size.width() as i32);
+        chart.draw_series(placed.iter().zip(offsets).map(|((name, place), offset)| {
+            EmptyElement::at(*place)
+                + Circle::new((0, 0), 4, colour.filled())
+                + Text::new((*name).clone(), offset, text())
+        }))?;
+        Ok(())
+    }
+}
+
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
+
+fn text() -> TextStyle<'static> {
+    ("sans-serif", 15).into_font().color(&INK)
+}
+
+/// Where each point's label goes, so that it covers neither a point nor another label, if there is such a place.
+fn label_offsets(points: &[(i32, i32)], lens: impl Iterator<Item = usize>, width: i32) -> Vec<(i32, i32)> {
+    const LETTER: (i32, i32) = (9, 14);
+    type Box = (i32, i32, i32, i32); // left, top, right, bottom
+    let overlap = |a: &Box, b: &Box| a.0 < b.2 && b.0 < a.2 && a.1 < b.3 && b.1 < a.3;
+    let mut taken: Vec<Box> = points.iter().map(|p| (p.0 - 4, p.1 - 4, p.0 + 4, p.1 + 4)).collect();
+    let mut out = Vec::new();
+    for (p, len) in points.iter().zip(lens) {
+        let w = LETTER.0 * len as i32;
+        let sides = [-6, 6, -18, 18, -30, 30].into_iter().flat_map(|dy| [(8, dy), (-8 - w, dy)]);
+        let offset = sides
+            .clone()
+            .find(|o| {
+                let b = (p.0 + o.0, p.1 + o.1, p.0 + o.0 + w, p.1 + o.1 + LETTER.1);
+                b.0 >= 0 && b.2 <= width && !taken.iter().any(|t| overlap(t, &b))
+            })
+            .unwrap_or((8, -6));
+        taken.push((p.0 + offset.0, p.1 + offset.1, p.0 + offset.0 + w, p.1 + offset.1 + LETTER.1));
+        out.push(offset);
+    }
+    out
+}
+
+/// Exponents of ten around all positive finite values, at least two decades.
+fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
+    let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+    for v in values.filter(|v| *v > 0.0 && v.is_finite()) {
+        low = low.min(v.log10().floor());
+        high = high.max(v.log10().ceil());
+    }
+    if low > high {
+        return -2.0..0.0;
+    }
+    // Room for what is 0.
+    low - if high - low < 2.0 { 1.0 } else { 0.0 }..high.max(low + 1.0)
+}
+
+/// An axis with labels at these places and nowhere else.
+struct Labelled {
+    range: Range<f64>,
+    labels: Vec<f64>,
+}
+
+impl Ranged for Labelled {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let share = (value - self.range.start) / (self.range.end - self.range.start);
+        from + (share * f64::from(to - from)).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.labels.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.range.clone()
+    }
+}
+
+impl ValueFormatter<f64> for Labelled {
+    fn format(value: &f64) -> String {
+        value.to_string()
+    }
+}
+
+fn with_decades(range: &Range<f64>) -> Labelled {
+    let n = (range.end - range.start).round().max(1.0);
+    let step = (n / 8.0).ceil();
+    let labels = (0..=(n / step) as usize).map(|i| range.start + i as f64 * step).collect();
+    Labelled { range: range.clone(), labels }
+}
+
+/// Where `value` is on the axis.
+fn log(value: f64, axis: &Range<f64>) -> f64 {
+    if value > 0.0 { value.log10().max(axis.start) } else { axis.start }
+}
+
+fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    if low > high { (0.0, 1.0) } else { (low, high) }
+}
+
+/// The finite points; of too many, the largest of each group of neighbours.
+fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let finite: Vec<_> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
+    let group = finite.len().div_ceil(MAX_POINTS).max(1);
+    finite.chunks(group).filter_map(|g| g.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1))).collect()
+}
+
+fn whole(x: &f64) -> String {
+    if x.fract().abs() < 1e-9 { format!("{x:.0}") } else { String::new() }
+}
+
+fn power(exponent: &f64) -> String {
+    format!("1e{exponent:.0}")
+}
+
+fn bytes(n: f64) -> String {
+    match n {
+        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
+        n if n >= 1e3 => format!("{:.0} kB", n / 1e3),
+        n => format!("{n:.0} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(marks: Marks) -> Chart {
+        Chart { title: "t".into(), description: "d".into(), x_name: "x", y_name: "y", marks }
+    }
+
+    fn points(values: &[f64]) -> Chart {
+        let points = values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
+        chart(Marks::Points { series: vec![Series { name: "s", points, limit: None }], joined: true })
+    }
+
+    #[test]
+    fn every_finite_value_is_drawn_and_nothing_else() {
+        for (values, n) in [
+            (&[1e-7, 2e-6, 0.0][..], 3),
+            (&[f64::NAN, 1.0, f64::INFINITY], 1),
+            (&[0.0, 0.0], 2),
+            (&[f64::NAN], 0),
+            (&[], 0),
+            (&[1e-300, 1e300], 2),
+        ] {
+            let svg = points(values).svg(Size::Wide);
+            assert_eq!(svg.matches("<circle").count(), n, "{values:?}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+    }
+
+    #[test]
+    fn of_too_many_points_the_peaks_stay() {
+        let mut values = vec![1e-9; 10_000];
+        values[7_777] = 1.0;
+        let kept = thinned(&values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect::<Vec<_>>());
+        assert!(kept.len() <= MAX_POINTS);
+        assert!(kept.contains(&(7_777.0, 1.0)));
+    }
+
+    #[test]
+    fn labels_of_neighbours_do_not_cover_each_other() {
+        let points = [(100, 50), (102, 52), (104, 50), (330, 50)];
+        let offsets = label_offsets(&points, [4, 4, 4, 3].into_iter(), 340);
+        let corners: Vec<_> = points.iter().zip(&offsets).map(|(p, o)| (p.0 + o.0, p.1 + o.1)).collect();
+        for (i, a) in corners.iter().enumerate() {
+            for b in &corners[i + 1..] {
+                assert!((a.0 - b.0).abs() >= 27 || (a.1 - b.1).abs() >= 14, "{corners:?}");
+            }
+        }
+        assert!(corners[3].0 < 330, "at the right edge the label is on the left");
+    }
+
+    #[test]
+    fn every_colour_has_a_dark_counterpart() {
+        let style = include_str!("style.css");
+        let (_, dark) = style.split_once("prefers-color-scheme: dark").unwrap();
+        let limited = chart(Marks::Points {
+            series: vec![
+                Series { name: "a", points: vec![(0.0, 1.0)], limit: Some(("l", vec![(0.0, 2.0), (1.0, 2.0)])) },
+                Series { name: "b", points: vec![(0.0, 1.0)], limit: None },
+            ],
+            joined: true,
+        });
+        let bars = chart(Marks::Bars(vec![("<b>".into(), 0.1)]));
+        let scatter = chart(Marks::Scatter(vec![("q8_0".into(), 10.0, 0.1)]));
+        for svg in [limited, bars, scatter].map(|c| c.svg(Size::Narrow)) {
+            assert!(!svg.contains("<b>"));
+            for attribute in ["fill", "stroke"] {
+                for part in svg.split(&format!(" {attribute}=\"#")).skip(1) {
+                    let rule = format!("[{attribute}=\"#{}\"]", &part[..6]);
+                    assert!(dark.contains(&rule), "{rule}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! GGUF keys to a [`Vocabulary`]. Names and defaults: llama.cpp's `llama-vocab.cpp`; stricter where it only warns.
+
+use super::to_gguf::{MODEL, NO_MODEL};
+use super::{Algorithm, SpecialTokens, TokenKind, Vocabulary};
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{Array, Metadata, Value};
+use crate::format::names::shorten;
+
+impl Vocabulary {
+    /// Reads the keys `tokenizer.*`.
+    ///
+    /// Errors: [`Code::GgufKey`] for a key that is missing or of the wrong type; [`Code::TokenizerInvalid`] for lists
+    /// of different lengths, unknown token types, scores that are no numbers and ids beyond the vocabulary;
+    /// [`Code::TokenizerUnsupported`] for a file without a tokenizer, and for an algorithm that is neither byte-level BPE nor
+    /// SentencePiece.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
+        // A list of tokens without the name of its algorithm is damage, not a file without a tokenizer.
+        let absent = match metadata.str(MODEL)? {
+            None => metadata.get("tokenizer.ggml.tokens").is_none(),
+            Some(model) => matches!(model, NO_MODEL | "no_vocab"),
+        };
+        if absent {
+            let message = "expected a base with a tokenizer, found one without: it runs on token ids alone";
+            return Err(Error::new(Code::TokenizerUnsupported, message).field(MODEL));
+        }
+        let tokens: Vec<String> = metadata
+            .str_array("tokenizer.ggml.tokens")?
+            .ok_or_else(|| metadata.missing("tokenizer.ggml.tokens"))?
+            .map(str::to_owned)
+            .collect();
+        let n = tokens.len();
+        let kinds = match metadata.array("tokenizer.ggml.token_type")? {
+            Some(array) => list(array, n, "tokenizer.ggml.token_type", "a token type from 1 to 6", kind)?,
+            None => vec![TokenKind::Normal; n],
+        };
+        let algorithm = algorithm(metadata, n)?;
+        let id = |name: &str| {
+            let key = format!("tokenizer.ggml.{name}_token_id");
+            match metadata.u32(&key)? {
+                Some(id) if id as usize >= n => {
+                    Err(invalid(&key, format!("expected an id below the vocabulary's {n}, found {id}")))
+                }
+                id => Ok(id),
+            }
+        };
+        // llama.cpp's defaults for SentencePiece; for BPE it takes 11 for both ends, which fits no family read here.
+        let defaults = match algorithm {
+            Algorithm::SentencePiece { .. } => [Some(1), Some(2), Some(0)],
+            Algorithm::Bpe { .. } => [None; 3],
+        }
+        .map(|id: Option<u32>| id.filter(|id| (*id as usize) < n));
+        let special = SpecialTokens {
+            bos: id("bos")?.or(defaults[0]),
+            eos: id("eos")?.or(defaults[1]),
+            unknown: id("unknown")?.or(defaults[2]),
+            padding: id("padding")?,
+            end_of_turn: id("eot")?,
+        };
+        Ok(Vocabulary {
+            algorithm,
+            tokens,
+            kinds,
+            special,
+            add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
+            add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,
+            chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+        })
+    }
+}
+
+fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
+    match metadata.str(MODEL)?.ok_or_else(|| metadata.missing(MODEL))? {
+        "gpt2" => Ok(Algorithm::Bpe {
+            // llama.cpp's name where a file says nothing
+            pre: metadata.str("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
+            merges: metadata
+                .str_array("tokenizer.ggml.merges")?
+                .ok_or_else(|| metadata.missing("tokenizer.ggml.merges"))?
+                .map(str::to_owned)
+                .collect(),
+        }),
+        "llama" => {
+            let key = "tokenizer.ggml.scores";
+            let array = metadata.array(key)?.ok_or_else(|| metadata.missing(key))?;
+            Ok(Algorithm::SentencePiece {
+                scores: list(array, n_tokens, key, "a finite f32", |v| match v {
+                    Value::F32(x) if x.is_finite() => Some(*x),
+                    _ => None,
+                })?,
+                add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
+            })
+        }
+        other => {
+            let message = format!(
+                "expected gpt2 (byte-level BPE) or llama (SentencePiece), found {:?}, which ptplus does not tokenize",
+                shorten(other)
+            );
+            Err(Error::new(Code::TokenizerUnsupported, message).field(MODEL))
+        }
+    }
+}
+
+/// Every element of an array that has to have `n`.
+fn list<T>(array: &Array, n: usize, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+    if array.len() != n {
+        return Err(invalid(key, format!("expected one element for each of {n} tokens, found {}", array.len())));
+    }
+    let element = |(i, v): (usize, Value)| {
+        read(&v).ok_or_else(|| invalid(key, format!("token {i}: expected {expected}, found {v}")))
+    };
+    array.iter().enumerate().map(element).collect()
+}
+
+fn kind(value: &Value) -> Option<TokenKind> {
+    Some(match value.as_u64()? {
+        1 => TokenKind::Normal,
+        2 => TokenKind::Unknown,
+        3 => TokenKind::Control,
+        4 => TokenKind::UserDefined,
+        5 => TokenKind::Unused,
+        6 => TokenKind::Byte,
+        _ => return None,
+    })
+}
+
+fn invalid(key: &str, message: String) -> Error {
+    Error::new(Code::TokenizerInvalid, message).field(key)
+}

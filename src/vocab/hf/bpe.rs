@@ -1,0 +1,169 @@
+//! `tokenizer.json` with byte pair encoding: over bytes (GPT-2, Llama 3, Qwen), or over characters as SentencePiece does
+//! it (Llama 2, Mistral), then read as SentencePiece.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::special::Settings;
+use super::{Draft, added, hole, invalid, merges, pre_tokenizer, token_id, unsupported};
+use crate::error::{Error, Result};
+use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
+
+pub(super) fn read(
+    file: &Path,
+    json: &Value,
+    n_tokens: usize,
+    settings: &Settings,
+    pre: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<Draft> {
+    let at = |field: &str, e: Error| e.file(file).field(field);
+    let model = json["model"].as_object().ok_or_else(|| at("model", invalid("expected an object")))?;
+    check_model(model).map_err(|(field, e)| at(field, e))?;
+    let vocab = model.get("vocab").and_then(Value::as_object);
+    let vocab = vocab.ok_or_else(|| at("model.vocab", invalid("expected an object of tokens")))?;
+    let merges = merges::read(&model["merges"]).map_err(|e| at("model.merges", e))?;
+    let (tokens, mut kinds) = tokens(vocab, n_tokens, settings).map_err(|e| at("model.vocab", e))?;
+
+    let algorithm = if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
+        let add_space_prefix = space_prefix(json).map_err(|e| at("normalizer", e))?;
+        if json["pre_tokenizer"]["type"] == "Metaspace" && add_space_prefix {
+            notes.push("the folder's tokenizer puts no space before text that begins with one; llama.cpp does".into());
+        }
+        for (token, kind) in tokens.iter().zip(&mut kinds) {
+            if *kind == TokenKind::Normal && is_byte(token) {
+                *kind = TokenKind::Byte;
+            }
+        }
+        let scores = merges::scores(&tokens, &kinds, &merges).map_err(|e| at("model.merges", e))?;
+        Algorithm::SentencePiece { scores, add_space_prefix: settings.add_prefix_space.unwrap_or(add_space_prefix) }
+    } else {
+        let ignore_merges = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
+        let pre = match pre {
+            Some(stated) => stated.to_owned(),
+            None => {
+                check_normalizer(&json["normalizer"], notes).map_err(|e| at("normalizer", e))?;
+                let known = pre_tokenizer::name(&json["pre_tokenizer"], ignore_merges);
+                known.map(str::to_owned).ok_or_else(|| {
+                    let message = format!(
+                        "expected a pre-tokenizer that is known to be one of llama.cpp's ({}), found another (or another ignore_merges); --tokenizer-pre NAME states it, --no-tokenizer leaves the tokenizer out",
+                        pre_tokenizer::known_names()
+                    );
+                    at("pre_tokenizer", unsupported(message))
+                })?
+            }
+        };
+        Algorithm::Bpe { pre, merges: merges.iter().map(|(a, b)| format!("{a} {b}")).collect() }
+    };
+    let unknown = model.get("unk_token").and_then(Value::as_str);
+    let unknown = unknown.and_then(|t| tokens.iter().position(|x| x == t)).map(|id| id as u32);
+    Ok(Draft { algorithm, tokens, kinds, special: SpecialTokens { unknown, ..SpecialTokens::default() } })
+}
+
+/// Errors with the field at fault: what llama.cpp's tokenizers do not do.
+fn check_model(model: &Map<String, Value>) -> Result<(), (&'static str, Error)> {
+    match model.get("type").and_then(Value::as_str) {
+        Some("BPE") => {}
+        found => {
+            let found = found.map_or("none".to_owned(), |t| format!("{t:?}"));
+            return Err((
+                "model.type",
+                unsupported(format!("expected BPE, found {found}; --no-tokenizer leaves the tokenizer out")),
+            ));
+        }
+    }
+    if model.get("dropout").and_then(Value::as_f64).is_some_and(|p| p != 0.0) {
+        return Err(("model.dropout", unsupported("expected null: dropout makes tokens random")));
+    }
+    for field in ["continuing_subword_prefix", "end_of_word_suffix"] {
+        if model.get(field).and_then(Value::as_str).is_some_and(|s| !s.is_empty()) {
+            return Err((field, unsupported("expected none, which llama.cpp does not know")));
+        }
+    }
+    Ok(())
+}
+
+/// Tokens and kinds by number: those of the model, the added ones over them, holes between.
+fn tokens(vocab: &Map<String, Value>, n_tokens: usize, settings: &Settings) -> Result<(Vec<String>, Vec<TokenKind>)> {
+    let mut by_id: Vec<Option<(String, TokenKind)>> = vec![None; n_tokens];
+    for (token, id) in vocab {
+        let slot = &mut by_id[token_id(id, n_tokens)?];
+        if let Some((other, _)) = slot {
+            return Err(invalid(format!("expected one token of number {id}, found {other:?} and {token:?}")));
+        }
+        *slot = Some((token.clone(), TokenKind::Normal));
+    }
+    for (&id, t) in &settings.added_tokens {
+        let slot = by_id.get_mut(id).ok_or_else(|| {
+            invalid(format!(
+                "expected numbers below {n_tokens}, the rows of the embedding, found {id} for {:?}",
+                t.content
+            ))
+        })?;
+        if let Some((other, _)) = slot.as_ref().filter(|(other, _)| *other != t.content) {
+            return Err(invalid(format!("expected one token of number {id}, found {other:?} and {:?}", t.content)));
+        }
+        let (kind, text) = added(&t.content, t.is_special);
+        *slot = Some((text, kind));
+    }
+    let filled = by_id.into_iter().enumerate();
+    Ok(filled.map(|(id, slot)| slot.unwrap_or_else(|| (hole(id), TokenKind::Unused))).unzip())
+}
+
+/// `<0x00>` to `<0xFF>`
+pub(super) fn is_byte(token: &str) -> bool {
+    let digits = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
+    digits.is_some_and(|d| d.len() == 2 && d.chars().all(|c| c.is_ascii_digit() || ('A'..='F').contains(&c)))
+}
+
+/// llama.cpp normalizes nothing before byte-level merges.
+fn check_normalizer(normalizer: &Value, notes: &mut Vec<String>) -> Result<()> {
+    match normalizer["type"].as_str() {
+        None if normalizer.is_null() => Ok(()),
+        Some("NFC") => {
+            notes.push("the folder's tokenizer brings text into Unicode form NFC first; llama.cpp does not".into());
+            Ok(())
+        }
+        found => Err(unsupported(format!(
+            "expected none or NFC, found {}; --tokenizer-pre NAME accepts it, --no-tokenizer leaves the tokenizer out",
+            found.unwrap_or("no type")
+        ))),
+    }
+}
+
+/// Whether SentencePiece's space is put before the text: by the normalizer (`Prepend`), or by `Metaspace`.
+fn space_prefix(json: &Value) -> Result<bool> {
+    let normalizer = &json["normalizer"];
+    let steps: Vec<&Value> = match normalizer["normalizers"].as_array() {
+        Some(steps) => steps.iter().collect(),
+        None if normalizer.is_null() => Vec::new(),
+        None => vec![normalizer],
+    };
+    let mut prefix = false;
+    for step in steps {
+        match step["type"].as_str() {
+            Some("Prepend") if step["prepend"] == "▁" => prefix = true,
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {}
+            found => {
+                let found = found.unwrap_or("no type");
+                return Err(unsupported(format!("expected \"▁\" for spaces and before the text, found {found}")));
+            }
+        }
+    }
+    let pre = &json["pre_tokenizer"];
+    match pre["type"].as_str() {
+        None if pre.is_null() => Ok(prefix),
+        Some("Metaspace") if pre["replacement"] == "▁" && pre["split"] == false => {
+            match pre["prepend_scheme"].as_str() {
+                Some("first" | "always") => Ok(true),
+                Some("never") => Ok(prefix),
+                _ => Err(unsupported("expected prepend_scheme first, always or never in Metaspace")),
+            }
+        }
+        found => {
+            let found = found.unwrap_or("no type");
+            Err(unsupported(format!("expected no pre-tokenizer, or Metaspace that does not split, found {found}")))
+        }
+    }
+}

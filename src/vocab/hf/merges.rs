@@ -1,0 +1,79 @@
+//! The pairs of byte pair encoding, and what they say about SentencePiece's scores.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+use super::{invalid, unsupported};
+use crate::error::Result;
+use crate::vocab::TokenKind;
+
+/// Longest token whose splits are looked at, in bytes: trying all of them costs the square of it. Real ones have at most
+/// some 100.
+const MAX_TOKEN_BYTES: usize = 256;
+
+/// `["a b", ...]` or `[["a", "b"], ...]`. A space inside a token, which the strings of GGUF have no place for, becomes the
+/// character that stands for a space among the byte-level ones, as in llama.cpp's converter.
+pub(super) fn read(merges: &Value) -> Result<Vec<(String, String)>> {
+    let list = merges.as_array().ok_or_else(|| invalid("expected a list of pairs"))?;
+    let wrong = |i: usize| {
+        invalid(format!(
+            "expected two tokens in pair {i}, found {}",
+            crate::format::names::shorten(&list[i].to_string())
+        ))
+    };
+    let whole = |s: &str| (!s.is_empty()).then(|| s.replace(' ', "Ġ"));
+    list.iter()
+        .enumerate()
+        .map(|(i, pair)| {
+            let (a, b) = match pair {
+                Value::String(text) => text.split_once(' '),
+                Value::Array(two) => match &two[..] {
+                    [Value::String(a), Value::String(b)] => Some((a.as_str(), b.as_str())),
+                    _ => None,
+                },
+                _ => None,
+            }
+            .ok_or_else(|| wrong(i))?;
+            whole(a).zip(whole(b)).ok_or_else(|| wrong(i))
+        })
+        .collect()
+}
+
+/// Scores by which SentencePiece merges as `merges` says: minus the place in the list at which a token is made.
+///
+/// That is the same tokenizer if all pairs that make one token are neighbours in the list, and if the list has every
+/// pair of tokens that make a token; converters of SentencePiece models write such lists. Errors:
+/// [`Code::TokenizerUnsupported`](crate::error::Code::TokenizerUnsupported) for others.
+pub(super) fn scores(tokens: &[String], kinds: &[TokenKind], merges: &[(String, String)]) -> Result<Vec<f32>> {
+    let mut places: HashMap<String, usize> = HashMap::new();
+    let mut last = String::new();
+    for (i, (a, b)) in merges.iter().enumerate() {
+        let made = format!("{a}{b}");
+        if made != last && places.insert(made.clone(), i).is_some() {
+            return Err(unsupported(format!("expected all pairs that make {made:?} side by side, found them apart")));
+        }
+        last = made;
+    }
+    let merged: HashSet<(&str, &str)> = merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let mergeable = || tokens.iter().zip(kinds).filter(|(_, k)| **k == TokenKind::Normal).map(|(t, _)| t.as_str());
+    let normal: HashSet<&str> = mergeable().collect();
+    for token in mergeable() {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(unsupported(format!(
+                "expected tokens of at most {MAX_TOKEN_BYTES} bytes, found {}",
+                token.len()
+            )));
+        }
+        for (at, _) in token.char_indices().skip(1) {
+            let pair = token.split_at(at);
+            if normal.contains(pair.0) && normal.contains(pair.1) && !merged.contains(&pair) {
+                let message = format!(
+                    "expected every pair of tokens that make a token, as in SentencePiece, found none of {pair:?}"
+                );
+                return Err(unsupported(message));
+            }
+        }
+    }
+    Ok(tokens.iter().map(|t| places.get(t).map_or(0.0, |i| -(*i as f32))).collect())
+}

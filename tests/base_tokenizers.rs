@@ -1,0 +1,256 @@
+//! The tokenizer of a Hugging Face folder in the GGUF: key by key what gguf-py makes of the same folder
+//! (`fixtures/tokenizers/make.py`), and a refusal where llama.cpp would split text otherwise.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::{exit, fixtures, json, ptplus, stderr};
+use ptplus::format::gguf::{self, Value};
+use serde_json::json as value;
+
+fn converted(folder: &Path, to: &Path, extra: &[&str]) -> BTreeMap<String, Value> {
+    let mut args = vec!["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), to.as_os_str(), "-f".as_ref()];
+    args.extend(extra.iter().map(std::ffi::OsStr::new));
+    let out = ptplus(args);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    keys(to)
+}
+
+fn keys(file: &Path) -> BTreeMap<String, Value> {
+    let file = gguf::open(file).unwrap();
+    let tokenizer = file.metadata.iter().filter(|(k, _)| k.starts_with("tokenizer."));
+    tokenizer.map(|(k, v)| (k.to_owned(), v.clone())).collect()
+}
+
+fn tokenizers() -> PathBuf {
+    fixtures().join("tokenizers")
+}
+
+/// A copy of a fixture's folder, to be changed.
+fn copy(name: &str, to: &Path) -> PathBuf {
+    let folder = to.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for entry in std::fs::read_dir(tokenizers().join(name)).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    folder
+}
+
+fn edit(file: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut json = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(file, json.to_string()).unwrap();
+}
+
+#[test]
+fn the_keys_are_those_that_gguf_py_writes() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in ["smollm", "llama3", "qwen2", "sentencepiece"] {
+        let ours = converted(&tokenizers().join(name), &temp.path().join("out.gguf"), &[]);
+        let mut expected = keys(&tokenizers().join(name).join("expected.gguf"));
+        // For encoders alone.
+        expected.remove("tokenizer.ggml.add_sep_token");
+        for (key, found) in &ours {
+            // What gguf-py leaves to llama.cpp's defaults is stated all the same.
+            let by_default = match (name, key.strip_prefix("tokenizer.ggml.").unwrap_or_default()) {
+                (_, "add_bos_token" | "add_eos_token") => Some(Value::Bool(false)),
+                ("sentencepiece", "add_space_prefix") => Some(Value::Bool(true)),
+                ("sentencepiece", "unknown_token_id") => Some(Value::U32(0)),
+                ("sentencepiece", "bos_token_id") => Some(Value::U32(1)),
+                ("sentencepiece", "eos_token_id") => Some(Value::U32(2)),
+                _ => None,
+            };
+            assert_eq!(Some(found), expected.get(key).or(by_default.as_ref()), "{name} {key}");
+        }
+        assert!(expected.keys().all(|k| ours.contains_key(k)), "{name}: {:?} {:?}", expected.keys(), ours.keys());
+    }
+}
+
+#[test]
+fn scores_from_merges_order_the_tokens_as_sentence_piece_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let original = converted(&tokenizers().join("sentencepiece"), &temp.path().join("a.gguf"), &[]);
+    let from_json = converted(&tokenizers().join("sentencepiece-json"), &temp.path().join("b.gguf"), &[]);
+    let list = |keys: &BTreeMap<String, Value>, name: &str| match &keys[&format!("tokenizer.ggml.{name}")] {
+        Value::Array(a) => a.iter().collect::<Vec<_>>(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(list(&original, "tokens"), list(&from_json, "tokens"));
+    let (a, b) = (list(&original, "scores"), list(&from_json, "scores"));
+    let tokens = list(&original, "tokens");
+    let merged: Vec<usize> = (0..a.len())
+        .filter(|i| {
+            matches!(&tokens[*i], Value::String(t) if t.chars().count() > 1)
+                && matches!(b[*i], Value::F32(s) if s < 0.0)
+        })
+        .collect();
+    assert!(merged.len() > 50, "{}", merged.len());
+    let by = |scores: &[Value]| {
+        let mut order = merged.clone();
+        order.sort_by(|i, j| match (&scores[*j], &scores[*i]) {
+            (Value::F32(x), Value::F32(y)) => x.total_cmp(y),
+            _ => unreachable!(),
+        });
+        order
+    };
+    assert_eq!(by(&a), by(&b));
+}
+
+/// A `tokenizer.json` from what a GGUF file has, as the model's authors have it, and back.
+#[test]
+fn smollm2s_vocabulary_comes_back_from_a_tokenizer_json() {
+    let Some(fetched) = common::smollm2() else { return };
+    let temp = tempfile::tempdir().unwrap();
+    let original = keys(&fetched);
+    let strings = |name: &str| match &original[&format!("tokenizer.ggml.{name}")] {
+        Value::Array(a) => a.strs().unwrap().map(str::to_owned).collect::<Vec<_>>(),
+        other => panic!("{other}"),
+    };
+    let kinds = match &original["tokenizer.ggml.token_type"] {
+        Value::Array(a) => a.iter().collect::<Vec<_>>(),
+        other => panic!("{other}"),
+    };
+    let tokens = strings("tokens");
+    let added: Vec<_> = (tokens.iter().zip(&kinds).enumerate())
+        .filter(|(_, (_, kind))| **kind == Value::I32(3))
+        .map(|(id, (t, _))| value!({"id": id, "content": t, "special": true, "normalized": false}))
+        .collect();
+    let vocab: serde_json::Map<_, _> = tokens.iter().enumerate().map(|(id, t)| (t.clone(), id.into())).collect();
+    let merges: Vec<_> = strings("merges").iter().map(|m| value!(m.split_once(' ').unwrap())).collect();
+    let tokenizer = value!({
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Digits", "individual_digits": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}]},
+        "post_processor": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
+    });
+    let folder = copy("smollm", temp.path());
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::remove_file(folder.join("chat_template.jinja")).unwrap();
+    let template = match &original["tokenizer.chat_template"] {
+        Value::String(text) => text.clone(),
+        other => panic!("{other}"),
+    };
+    let config = value!({"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>",
+        "pad_token": "<|im_end|>", "chat_template": template});
+    std::fs::write(folder.join("tokenizer_config.json"), config.to_string()).unwrap();
+    edit(&folder.join("config.json"), |c| c["vocab_size"] = tokens.len().into());
+    let weights = ptplus::format::safetensors::open(&folder.join("model.safetensors")).unwrap();
+    grow_embedding(&weights, tokens.len(), &folder.join("grown.safetensors"));
+    std::fs::rename(folder.join("grown.safetensors"), folder.join("model.safetensors")).unwrap();
+
+    let mut ours = converted(&folder, &temp.path().join("out.gguf"), &[]);
+    // Not in this file; no end token is added either way.
+    assert_eq!(ours.remove("tokenizer.ggml.add_eos_token"), Some(Value::Bool(false)));
+    let mut original = original.clone();
+    // Meant for SentencePiece; llama.cpp has it so for byte-level encoding without being told.
+    assert_eq!(original.remove("tokenizer.ggml.add_space_prefix"), Some(Value::Bool(false)));
+    assert_eq!(ours, original);
+}
+
+fn grow_embedding(weights: &ptplus::format::safetensors::Safetensors, rows: usize, to: &Path) {
+    use ptplus::format::TensorSpec;
+    let spec = |t: &ptplus::format::StoredTensor| {
+        let mut shape = t.shape.clone();
+        if t.name.contains("embed") {
+            shape[0] = rows;
+        }
+        TensorSpec { name: t.name.clone(), dtype: t.dtype, shape }
+    };
+    let specs: Vec<TensorSpec> = weights.tensors.iter().map(spec).collect();
+    let plan = ptplus::format::safetensors::plan(&BTreeMap::new(), &specs).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    std::fs::write(to, bytes).unwrap();
+}
+
+#[test]
+fn what_llama_cpp_would_split_otherwise_is_refused_unless_stated_or_left_out() {
+    let temp = tempfile::tempdir().unwrap();
+    let out = temp.path().join("out.gguf");
+    type Change = fn(&mut serde_json::Value);
+    let changes: [(&str, &str, Change, &str); 12] = [
+        (
+            "qwen2",
+            "pre_tokenizer",
+            |t| t["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s+".into(),
+            "tokenizer-unsupported",
+        ),
+        ("smollm", "pre_tokenizer", |t| t["pre_tokenizer"] = serde_json::Value::Null, "tokenizer-unsupported"),
+        ("qwen2", "normalizer", |t| t["normalizer"]["type"] = "NFKC".into(), "tokenizer-unsupported"),
+        ("llama3", "model.type", |t| t["model"]["type"] = "Unigram".into(), "tokenizer-unsupported"),
+        ("llama3", "model.dropout", |t| t["model"]["dropout"] = 0.1.into(), "tokenizer-unsupported"),
+        (
+            "llama3",
+            "post_processor",
+            |t| t["post_processor"]["processors"][1]["single"][0]["SpecialToken"]["id"] = "<|im_start|>".into(),
+            "tokenizer-unsupported",
+        ),
+        (
+            "sentencepiece-json",
+            "normalizer",
+            |t| t["normalizer"] = value!({"type": "Lowercase"}),
+            "tokenizer-unsupported",
+        ),
+        (
+            "sentencepiece-json",
+            "model.merges",
+            |t| drop(t["model"]["merges"].as_array_mut().unwrap().remove(3)),
+            "tokenizer-unsupported",
+        ),
+        ("smollm", "model.vocab", |t| t["model"]["vocab"]["x1"] = 7.into(), "tokenizer-invalid"),
+        ("smollm", "model.vocab", |t| t["model"]["vocab"]["x1"] = 7_000_000.into(), "tokenizer-invalid"),
+        ("smollm", "model.vocab", |t| t["added_tokens"][0]["content"] = "other".into(), "tokenizer-invalid"),
+        ("smollm", "model.merges", |t| t["model"]["merges"][5] = value!(["a"]), "tokenizer-invalid"),
+    ];
+    for (name, field, change, code) in changes {
+        let folder = copy(name, temp.path());
+        edit(&folder.join("tokenizer.json"), change);
+        let (status, report) = json(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+        assert_eq!(report["error"]["code"].as_str(), Some(code), "{name} {field}: {report}");
+        assert_eq!(report["error"]["field"].as_str(), Some(field), "{report}");
+        assert_eq!(status, if code == "tokenizer-invalid" { 3 } else { 7 });
+        assert!(!out.exists());
+        let keys = converted(&folder, &temp.path().join("without.gguf"), &["--no-tokenizer"]);
+        assert_eq!(keys.into_iter().collect::<Vec<_>>(), [("tokenizer.ggml.model".to_owned(), "none".into())]);
+    }
+    let folder = copy("qwen2", temp.path());
+    edit(&folder.join("tokenizer.json"), changes[0].2);
+    let keys = converted(&folder, &out, &["--tokenizer-pre", "qwen2"]);
+    assert_eq!(keys["tokenizer.ggml.pre"], "qwen2".into());
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("sentencepiece", temp.path());
+    let out = temp.path().join("out.gguf");
+    for (file, bytes) in [
+        ("tokenizer.model", std::fs::read(folder.join("tokenizer.model")).unwrap()[..100].to_vec()),
+        ("tokenizer.model", b"\x0a\xff\xff\xff\xff\x0f".to_vec()),
+        ("tokenizer_config.json", value!({"eos_token": "<|nowhere|>"}).to_string().into_bytes()),
+        ("tokenizer_config.json", value!({"added_tokens_decoder": {"484": {"content": "x"}}}).to_string().into_bytes()),
+        (
+            "tokenizer_config.json",
+            value!({"added_tokens_decoder": {"3": {"content": "</s>"}}}).to_string().into_bytes(),
+        ),
+        ("added_tokens.json", value!({"x": -1}).to_string().into_bytes()),
+    ] {
+        let before = std::fs::read(folder.join(file)).ok();
+        std::fs::write(folder.join(file), &bytes).unwrap();
+        let (status, report) = json(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+        assert_eq!((status, report["error"]["code"].as_str()), (3, Some("tokenizer-invalid")), "{file}: {report}");
+        match before {
+            Some(before) => std::fs::write(folder.join(file), before).unwrap(),
+            None => std::fs::remove_file(folder.join(file)).unwrap(),
+        }
+    }
+    let out = ptplus(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+}

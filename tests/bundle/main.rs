@@ -1,0 +1,11 @@
+//! Bundles: what they hold, that every change is noticed, that they appear whole or not at all.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bases;
+mod commands;
+mod damage;
+mod deaths;
+mod flips;
+mod minisign;

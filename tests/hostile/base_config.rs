@@ -1,0 +1,308 @@
+//! `config.json` of a base model, beside right weights: one block, two heads of length 2, a vocabulary of 3.
+
+use ptplus::base::BaseModel;
+use ptplus::error::{Code, Result};
+
+use crate::case::{Case, accepted, refused};
+use crate::safetensors;
+
+pub fn read(config: Vec<u8>) -> Result<()> {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join("config.json"), config).expect("a file");
+    std::fs::write(dir.path().join("model.safetensors"), weights()).expect("a file");
+    BaseModel::open(dir.path()).map(drop)
+}
+
+fn weights() -> Vec<u8> {
+    let layer = "model.layers.0";
+    let tensors: [(String, &[usize]); 12] = [
+        ("model.embed_tokens.weight".into(), &[3, 4]),
+        (format!("{layer}.input_layernorm.weight"), &[4]),
+        (format!("{layer}.self_attn.q_proj.weight"), &[4, 4]),
+        (format!("{layer}.self_attn.k_proj.weight"), &[2, 4]),
+        (format!("{layer}.self_attn.v_proj.weight"), &[2, 4]),
+        (format!("{layer}.self_attn.o_proj.weight"), &[4, 4]),
+        (format!("{layer}.post_attention_layernorm.weight"), &[4]),
+        (format!("{layer}.mlp.gate_proj.weight"), &[6, 4]),
+        (format!("{layer}.mlp.up_proj.weight"), &[6, 4]),
+        (format!("{layer}.mlp.down_proj.weight"), &[4, 6]),
+        ("model.norm.weight".into(), &[4]),
+        ("lm_head.weight".into(), &[3, 4]),
+    ];
+    let mut end = 0;
+    let mut entries = Vec::new();
+    for (name, shape) in tensors {
+        let begin = end;
+        end += 4 * shape.iter().product::<usize>();
+        entries.push(format!("\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{begin},{end}]}}"));
+    }
+    safetensors::file(&format!("{{{}}}", entries.join(",")), end)
+}
+
+const RIGHT: [(&str, &str); 12] = [
+    ("architectures", r#"["LlamaForCausalLM"]"#),
+    ("model_type", r#""llama""#),
+    ("hidden_size", "4"),
+    ("intermediate_size", "6"),
+    ("num_hidden_layers", "1"),
+    ("num_attention_heads", "2"),
+    ("num_key_value_heads", "1"),
+    ("head_dim", "2"),
+    ("vocab_size", "3"),
+    ("rms_norm_eps", "1e-5"),
+    ("hidden_act", r#""silu""#),
+    ("max_position_embeddings", "64"),
+];
+
+/// The right configuration with `key` as this text; `None` leaves it out.
+fn with(key: &str, value: Option<&str>) -> String {
+    let mut fields: Vec<(&str, &str)> = RIGHT.to_vec();
+    fields.retain(|(k, _)| *k != key);
+    fields.extend(value.map(|v| (key, v)));
+    let fields: Vec<String> = fields.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+pub fn cases() -> Vec<Case> {
+    [documents(), sizes(), numbers(), computation(), rope(), code()].into_iter().flatten().collect()
+}
+
+fn documents() -> Vec<Case> {
+    use Code::*;
+    let right = with("", None);
+    vec![
+        accepted("a right configuration", right.as_str()),
+        accepted("a byte order mark", format!("\u{feff}{right}")),
+        accepted("unknown keys", with("x", Some(r#"{"y":[1,null]}"#))),
+        refused("no byte", "", JsonSyntax),
+        refused("a list", "[]", ConfigField),
+        refused("null", "null", ConfigField),
+        refused("cut short", &right[..right.len() - 1], JsonSyntax),
+        refused("larger than a megabyte", format!("{right}{}", " ".repeat(1 << 20)), JsonTooLarge),
+        refused("a key twice", right.replacen('{', "{\"vocab_size\":3,", 1), JsonDuplicateKey),
+        refused("an empty object", "{}", BaseArchitecture),
+        refused("model_type null", with("model_type", Some("null")), BaseArchitecture),
+        refused("model_type as number", with("model_type", Some("1")), ConfigField),
+        refused("model_type as list", with("model_type", Some(r#"["llama"]"#)), ConfigField),
+        refused("model_type unknown", with("model_type", Some(r#""mamba""#)), BaseArchitecture),
+        refused("model_type in upper case", with("model_type", Some(r#""LLAMA""#)), BaseArchitecture),
+        refused("model_type with an escape", with("model_type", Some(r#""llama\u001b[31m""#)), BaseArchitecture),
+        refused(
+            "model_type of 900 kB",
+            with("model_type", Some(&format!("\"{}\"", "x".repeat(900_000)))),
+            BaseArchitecture,
+        ),
+    ]
+}
+
+fn sizes() -> Vec<Case> {
+    use Code::*;
+    let mut cases = Vec::new();
+    let keys = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+    ];
+    for key in keys {
+        for value in [
+            "0",
+            "-1",
+            "1.5",
+            "2.0",
+            "true",
+            "\"2\"",
+            "[2]",
+            "4294967296",
+            "18446744073709551615",
+            "18446744073709551616",
+        ] {
+            cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigField));
+        }
+        cases.push(refused(format!("{key} 1e400"), with(key, Some("1e400")), JsonSyntax));
+    }
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
+        cases.push(refused(format!("{key} null"), with(key, Some("null")), ConfigField));
+    }
+    cases.extend([
+        refused("KV heads that do not divide the heads", with("num_key_value_heads", Some("3")), ConfigField),
+        refused("KV heads null, where the file has one", with("num_key_value_heads", Some("null")), BaseTensor),
+        refused("an odd head length", with("head_dim", Some("3")), ConfigField),
+        refused(
+            "hidden size that heads do not divide",
+            with("head_dim", None).replace("\"hidden_size\":4", "\"hidden_size\":5"),
+            ConfigField,
+        ),
+        refused("2,001 layers", with("num_hidden_layers", Some("2001")), ConfigField),
+        refused("2,000 layers that are not there", with("num_hidden_layers", Some("2000")), BaseTensor),
+        refused("a larger vocabulary than the embedding's", with("vocab_size", Some("4")), BaseTensor),
+        refused("a smaller vocabulary than the embedding's", with("vocab_size", Some("2")), BaseTensor),
+        accepted("head length derived", with("head_dim", None)),
+    ]);
+    cases
+}
+
+fn numbers() -> Vec<Case> {
+    use Code::*;
+    let mut cases = Vec::new();
+    for value in ["-1e-5", "1", "1e300", "null", "\"1e-5\"", "true"] {
+        cases.push(refused(format!("rms_norm_eps {value}"), with("rms_norm_eps", Some(value)), ConfigField));
+    }
+    for value in ["0", "-1", "1e39", "1e-39", "null", "\"1\"", "[1]", "true"] {
+        cases.push(refused(format!("rope_theta {value}"), with("rope_theta", Some(value)), ConfigField));
+    }
+    for key in ["rms_norm_eps", "rope_theta", "x"] {
+        for value in ["NaN", "Infinity", "-Infinity", "1e400"] {
+            cases.push(refused(format!("{key} {value}"), with(key, Some(value)), JsonSyntax));
+        }
+    }
+    cases.extend([
+        accepted("rms_norm_eps 0", with("rms_norm_eps", Some("0"))),
+        accepted("rms_norm_eps left out", with("rms_norm_eps", None)),
+    ]);
+    cases
+}
+
+/// What would change the numbers, and is not computed here.
+fn computation() -> Vec<Case> {
+    use Code::*;
+    let mut cases = Vec::new();
+    for act in ["gelu", "relu", "SiLU", "", "os.system", "gelu_pytorch_tanh"] {
+        cases.push(refused(
+            format!("hidden_act {act:?}"),
+            with("hidden_act", Some(&format!("\"{act}\""))),
+            ConfigUnsupported,
+        ));
+    }
+    for (key, value, code) in [
+        ("hidden_act", "null", ConfigField),
+        ("hidden_act", "1", ConfigField),
+        ("pretraining_tp", "2", ConfigUnsupported),
+        ("pretraining_tp", "\"2\"", ConfigField),
+        ("quantization_config", r#"{"quant_method":"gptq"}"#, ConfigUnsupported),
+        ("quantization_config", "1", ConfigUnsupported),
+        ("num_experts", "8", ConfigUnsupported),
+        ("num_local_experts", "8", ConfigUnsupported),
+        ("n_routed_experts", "8", ConfigUnsupported),
+        ("num_experts", "-1", ConfigField),
+        ("partial_rotary_factor", "0.5", ConfigUnsupported),
+        ("partial_rotary_factor", "true", ConfigField),
+        ("tie_word_embeddings", "1", ConfigField),
+        ("tie_word_embeddings", "\"yes\"", ConfigField),
+        ("attention_bias", "\"no\"", ConfigField),
+        ("attention_bias", "true", BaseTensor),
+        ("mlp_bias", "true", BaseTensor),
+        ("layer_types", r#"["sliding_attention"]"#, ConfigUnsupported),
+        ("layer_types", r#"["linear_attention"]"#, ConfigUnsupported),
+        ("layer_types", r#"["full_attention","full_attention"]"#, ConfigField),
+        ("layer_types", "[]", ConfigField),
+        ("layer_types", "[1]", ConfigField),
+        ("layer_types", "\"full_attention\"", ConfigField),
+    ] {
+        cases.push(refused(format!("{key} {value}"), with(key, Some(value)), code));
+    }
+    for (key, value) in [
+        ("hidden_act", r#""swish""#),
+        ("pretraining_tp", "1"),
+        ("quantization_config", "null"),
+        ("num_experts", "0"),
+        ("partial_rotary_factor", "1.0"),
+        ("layer_types", r#"["full_attention"]"#),
+    ] {
+        cases.push(accepted(format!("{key} {value}"), with(key, Some(value))));
+    }
+    let mistral = |value: &str| with("sliding_window", Some(value)).replace("\"llama\"", "\"mistral\"");
+    for value in ["0", "-1", "1.5", "\"8\""] {
+        cases.push(refused(format!("sliding_window {value}"), mistral(value), ConfigField));
+    }
+    cases.push(accepted("sliding_window null", mistral("null")));
+    cases.push(accepted("sliding_window 8", mistral("8")));
+    cases
+}
+
+fn rope() -> Vec<Case> {
+    use Code::*;
+    let llama3 = |changed: &str, value: &str| {
+        let fields = [
+            ("rope_type", "\"llama3\""),
+            ("factor", "8.0"),
+            ("low_freq_factor", "1.0"),
+            ("high_freq_factor", "4.0"),
+            ("original_max_position_embeddings", "64"),
+        ];
+        let fields: Vec<String> =
+            fields.iter().map(|(k, v)| format!("\"{k}\":{}", if *k == changed { value } else { v })).collect();
+        with("rope_scaling", Some(&format!("{{{}}}", fields.join(","))))
+    };
+    let mut cases = vec![
+        accepted("rope llama3", llama3("", "")),
+        refused("rope low factor above high", llama3("low_freq_factor", "5"), ConfigField),
+    ];
+    for field in ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"] {
+        for value in ["0", "-1", "null", "\"1\"", "{}"] {
+            let nested = value == "{}";
+            // An object stands for one set of parameters per kind of layer.
+            if field == "original_max_position_embeddings" && value == "null" {
+                continue; // then max_position_embeddings counts
+            }
+            cases.push(refused(
+                format!("rope {field} {value}"),
+                llama3(field, value),
+                if nested { ConfigUnsupported } else { ConfigField },
+            ));
+        }
+    }
+    for (value, code) in [
+        (r#"{"rope_type":"yarn","factor":2}"#, ConfigUnsupported),
+        (r#"{"rope_type":"dynamic","factor":2}"#, ConfigUnsupported),
+        (r#"{"rope_type":"longrope"}"#, ConfigUnsupported),
+        (r#"{"rope_type":"evil.module"}"#, ConfigUnsupported),
+        (r#"{"rope_type":null}"#, ConfigField),
+        (r#"{"rope_type":1}"#, ConfigField),
+        (r#"{"rope_type":"linear"}"#, ConfigField),
+        (r#"{"rope_type":"linear","factor":0}"#, ConfigField),
+        (r#"{"rope_type":"linear","factor":-2}"#, ConfigField),
+        (r#"{"rope_type":"linear","factor":1e400}"#, JsonSyntax),
+        (r#"{"rope_type":"default","rope_theta":0}"#, ConfigField),
+        (r#"{"full_attention":{"rope_type":"default"}}"#, ConfigUnsupported),
+        ("[]", ConfigField),
+        ("1", ConfigField),
+    ] {
+        cases.push(refused(format!("rope_scaling {value}"), with("rope_scaling", Some(value)), code));
+        cases.push(refused(format!("rope_parameters {value}"), with("rope_parameters", Some(value)), code));
+    }
+    let both = with("rope_theta", Some("5")).replacen('{', r#"{"rope_parameters":{"rope_theta":7},"#, 1);
+    cases.push(refused("two values of rope_theta", both, ConfigField));
+    cases
+}
+
+/// Fields that name code: never imported. Code that would compute something else is refused, the rest does not matter.
+fn code() -> Vec<Case> {
+    use Code::*;
+    let auto_map = |value: &str| with("auto_map", Some(value));
+    vec![
+        accepted(
+            "auto_map of configuration and tokenizer",
+            auto_map(r#"{"AutoConfig":"c.C","AutoTokenizer":["t.T",null]}"#),
+        ),
+        accepted("auto_map null", auto_map("null")),
+        accepted("auto_map empty", auto_map("{}")),
+        refused(
+            "auto_map of the model",
+            auto_map(r#"{"AutoModelForCausalLM":"modeling_evil.Evil"}"#),
+            ConfigUnsupported,
+        ),
+        refused(
+            "auto_map of the bare model",
+            auto_map(r#"{"AutoConfig":"c.C","AutoModel":"modeling_evil.Evil"}"#),
+            ConfigUnsupported,
+        ),
+        refused("auto_map as string", auto_map(r#""modeling_evil.Evil""#), ConfigField),
+        accepted("custom_pipelines", with("custom_pipelines", Some(r#"{"p":{"impl":"evil.P"}}"#))),
+        accepted("_name_or_path of a file", with("_name_or_path", Some(r#""/etc/passwd""#))),
+        accepted("torch_dtype unknown", with("torch_dtype", Some(r#""__import__""#))),
+    ]
+}

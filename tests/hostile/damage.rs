@@ -1,0 +1,130 @@
+//! Right files damaged: at every place by a byte, cut at every place, and at random. Whatever becomes of them, no reader
+//! panics, and what it accepts hangs together (`fuzz/entry.rs` says what that means for each format).
+
+use std::time::{Duration, Instant};
+
+use crate::seeds;
+
+#[path = "../../fuzz/entry.rs"]
+pub mod entry;
+use crate::pickle::assembler;
+
+/// What may become of a byte: in a small file anything, in a larger one (the time grows with the square) each of its bits
+/// turned, all of them, and two values that begin and end things in most formats.
+fn changes(byte: u8, file_len: usize) -> impl Iterator<Item = u8> {
+    let all = file_len < 120;
+    (0..=255).filter(move |&new| {
+        let one_bit = (new ^ byte).count_ones() == 1;
+        new != byte && (all || one_bit || new == !byte || new == b'{' || new == b'.')
+    })
+}
+
+#[test]
+fn every_truncation_and_every_changed_byte_of_ten_seeds_is_survived() {
+    for (target, read) in entry::TARGETS {
+        let seeds = seeds::of(target);
+        assert!(seeds.len() >= 10, "{target} has {} seeds", seeds.len());
+        let (mut n_accepted, mut n_refused) = (0, 0);
+        for (i, seed) in seeds.into_iter().enumerate() {
+            assert!(read(&seed), "{target}: seed {i} is right");
+            for len in 0..seed.len() {
+                read(&seed[..len]);
+            }
+            let mut file = seed.clone();
+            for at in 0..seed.len() {
+                for new in changes(seed[at], seed.len()) {
+                    file[at] = new;
+                    *(if read(&file) { &mut n_accepted } else { &mut n_refused }) += 1;
+                }
+                file[at] = seed[at];
+            }
+        }
+        assert!(n_accepted > 100 && n_refused > 100, "{target}: {n_accepted} accepted, {n_refused} refused");
+    }
+}
+
+/// Each target for `PTPLUS_FUZZ_SECONDS` (default a quarter); `PTPLUS_FUZZ_SEED` for other files. Prints its figures.
+#[test]
+fn random_damage_is_survived() {
+    let variable = |name: &str| std::env::var(name).ok().map(|v| v.parse::<f64>().expect("a number"));
+    let time = Duration::from_secs_f64(variable("PTPLUS_FUZZ_SECONDS").unwrap_or(0.25));
+    for (target, read) in entry::TARGETS {
+        let mut mutator = Mutator::new(variable("PTPLUS_FUZZ_SEED").unwrap_or(1.0) as u64);
+        let mut corpus = seeds::of(target);
+        let (start, mut n_files, mut n_accepted) = (Instant::now(), 0_u64, 0_u64);
+        while start.elapsed() < time {
+            let file = mutator.damaged(&corpus);
+            n_files += 1;
+            if read(&file) {
+                n_accepted += 1;
+                // What was accepted is a new start, so that damage adds up.
+                if file.len() < 4096 && n_accepted.is_multiple_of(16) && corpus.len() < 512 {
+                    corpus.push(file);
+                }
+            }
+        }
+        println!("{target}: {n_files} files in {:.1} s, {n_accepted} accepted", start.elapsed().as_secs_f64());
+        assert!(n_accepted > 0, "{target}");
+    }
+}
+
+/// Damages files; the same seed gives the same files.
+pub struct Mutator(u64);
+
+/// Values that lengths, counts and offsets are compared with.
+const EDGES: [u64; 12] = [0, 1, 2, 31, 32, 33, 255, 1 << 16, u32::MAX as u64, i64::MAX as u64, 1 << 63, u64::MAX];
+
+impl Mutator {
+    pub fn new(seed: u64) -> Self {
+        Mutator(seed)
+    }
+
+    /// splitmix64
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+
+    /// A file of `corpus` with one to four faults.
+    pub fn damaged(&mut self, corpus: &[Vec<u8>]) -> Vec<u8> {
+        let pick = self.below(corpus.len());
+        let mut file = corpus[pick].clone();
+        for _ in 0..=self.below(4) {
+            self.damage(&mut file, corpus);
+        }
+        file
+    }
+
+    fn damage(&mut self, file: &mut Vec<u8>, corpus: &[Vec<u8>]) {
+        let at = self.below(file.len());
+        let end = (at + 1 + self.below(16)).min(file.len());
+        match self.below(8) {
+            0 | 1 if !file.is_empty() => file[at] ^= 1 << self.below(8),
+            2 if !file.is_empty() => file[at] = self.next() as u8,
+            3 => {
+                let edge = EDGES[self.below(EDGES.len())].to_le_bytes();
+                let width = [1, 2, 4, 8][self.below(4)];
+                let end = (at + width).min(file.len());
+                file[at..end].copy_from_slice(&edge[..end - at]);
+            }
+            4 => drop(file.drain(at..end)),
+            5 => {
+                let again = file[at..end].to_vec();
+                file.splice(at..at, again);
+            }
+            6 => file.truncate(at),
+            _ => {
+                let other = &corpus[self.below(corpus.len())];
+                let from = self.below(other.len());
+                let part = &other[from..(from + 1 + self.below(32)).min(other.len())];
+                file.splice(at..end, part.iter().copied());
+            }
+        }
+    }
+}

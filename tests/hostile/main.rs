@@ -1,0 +1,78 @@
+//! Files made to break a reader: one named case for each rule and for each side of each boundary, built byte by byte.
+//!
+//! ```sh
+//! cargo test --test hostile                                      # debug
+//! cargo test --release --test hostile                            # release, overflow checks on
+//! cargo test --no-default-features --test hostile                # the readers alone
+//! PTPLUS_SHOW=1 cargo test --test hostile cases -- --nocapture   # every case: code, time, memory
+//! ```
+//!
+//! Each case asserts the stable error code, one short line of message that names the file, less than 2 s of computing
+//! and less than 256 MiB; or that the file is accepted and hangs together.
+
+mod adapter;
+mod base_config;
+mod base_gguf;
+mod case;
+mod damage;
+#[cfg(feature = "llama-cpp")]
+mod differential;
+mod gguf;
+mod gguf_adapter;
+mod gguf_file;
+mod index;
+mod json;
+mod layout;
+mod names;
+mod pickle;
+#[cfg(feature = "runner")]
+mod probe;
+mod safetensors;
+mod seeds;
+#[cfg(all(feature = "cli", feature = "runner"))]
+mod tool;
+mod valid;
+
+use case::{Case, Read};
+
+/// Every table: what it is about, its cases, and the reader that meets them.
+fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
+    vec![
+        ("gguf", gguf::cases(), gguf::read),
+        ("gguf, large", gguf::large(), gguf::read),
+        ("gguf adapter", gguf_adapter::cases(), gguf_adapter::read),
+        ("gguf base", base_gguf::cases(), base_gguf::read),
+        ("safetensors", safetensors::cases(), safetensors::read),
+        ("safetensors, large", safetensors::large(), safetensors::read),
+        ("safetensors index", index::cases(), index::read),
+        ("json", json::cases(), json::read),
+        ("adapter_config.json", adapter::cases(), adapter::read),
+        ("config.json", base_config::cases(), base_config::read),
+        ("layout", layout::cases(), layout::read),
+        ("names", names::cases(), names::read),
+        #[cfg(feature = "runner")]
+        ("probe", probe::cases(), probe::read),
+        // Manifest and tar of a bundle belong here once there is a reader for them.
+    ]
+}
+
+#[test]
+fn cases_are_refused_by_their_code_or_read() {
+    let _turn = case::alone();
+    let failures: Vec<String> =
+        tables().into_iter().flat_map(|(name, cases, read)| case::check(name, cases, read)).collect();
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+#[test]
+fn every_case_has_a_name_of_its_own() {
+    let _turn = case::alone();
+    let mut names: Vec<String> = tables()
+        .iter()
+        .flat_map(|(table, cases, _)| cases.iter().map(move |c| format!("{table}: {}", c.name)))
+        .collect();
+    names.sort();
+    let twice: Vec<_> = names.windows(2).filter(|w| w[0] == w[1]).map(|w| &w[0]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    assert!(names.len() >= 400, "{} cases", names.len());
+}

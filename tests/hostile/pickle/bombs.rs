@@ -1,0 +1,133 @@
+//! Small files that ask for much: each is refused within 2 s and 256 MiB, or read within them.
+
+use ptplus::error::Code;
+
+use crate::case::{MEMORY_MIB, TIME, alone, measured};
+use crate::pickle::assembler::*;
+
+/// `prefix`, `body` until there are `n_bytes`, `suffix`.
+struct Recipe {
+    prefix: Vec<u8>,
+    body: Vec<u8>,
+    n_bytes: usize,
+    suffix: Vec<u8>,
+}
+
+impl Recipe {
+    fn pickle(&self) -> Vec<u8> {
+        let mut p = Vec::with_capacity(self.n_bytes + self.prefix.len() + self.body.len() + self.suffix.len() + 2);
+        p.extend([0x80, 2]);
+        p.extend(&self.prefix);
+        while p.len() < self.n_bytes {
+            p.extend(&self.body);
+        }
+        p.extend(&self.suffix);
+        p
+    }
+}
+
+fn repeated(prefix: &[u8], body: &[u8], n_bytes: usize, suffix: &[u8]) -> Recipe {
+    Recipe { prefix: prefix.to_vec(), body: body.to_vec(), n_bytes, suffix: suffix.to_vec() }
+}
+
+fn once(parts: &[Vec<u8>]) -> Recipe {
+    repeated(&parts.concat(), b"", 0, b".")
+}
+
+/// `n` times `N` in a tuple, in memo 0 and off the stack.
+fn big_tuple(n: usize) -> Vec<u8> {
+    [b"(".to_vec(), b"N".repeat(n), b"tq\x000".to_vec()].concat()
+}
+
+/// The same in a list.
+fn big_list(n: usize) -> Vec<u8> {
+    [b"](".to_vec(), b"N".repeat(n), b"eq\x000".to_vec()].concat()
+}
+
+/// A text of `n` bytes in memo 1 and off the stack.
+fn big_text(n: usize) -> Vec<u8> {
+    [b"X".to_vec(), (n as u32).to_le_bytes().to_vec(), b"a".repeat(n), b"q\x010".to_vec()].concat()
+}
+
+const MB: usize = 1_000_000;
+
+/// Name, bomb, and the code it is refused with; what is merely large is accepted.
+type Row = (&'static str, Recipe, Option<Code>);
+
+fn containers() -> Vec<Row> {
+    let limit = Some(Code::PickleLimit);
+    let batch = [&b"("[..], &b"N".repeat(1000), b"e"].concat();
+    let doubling = |levels| once(&[b"]q\x000".to_vec(), b"](h\0h\0eq\x000".repeat(levels), b"h\0".to_vec()]);
+    let levels = once(&[b"]".repeat(900_000), b"a".repeat(899_999)]);
+    let keys = [b"(".to_vec(), big_text(512)].concat();
+    vec![
+        ("lists", repeated(b"", b"]", 5 * MB, b"."), limit),
+        ("tuples, popped", repeated(b"", b")0", 8 * MB, b"N."), limit),
+        ("values on the stack", repeated(b"", b"N", 5 * MB, b"."), limit),
+        ("opcodes", repeated(b"", b"N0", 9 * MB, b"N."), limit),
+        ("marks", repeated(b"", b"(", 5 * MB, b"."), limit),
+        ("one long list", repeated(b"]", &batch, 5 * MB, b"."), limit),
+        ("a list just short enough", repeated(b"]", &batch, 3_900_000, b"."), None),
+        ("lists of one", repeated(b"", b"]Na", 5 * MB, b"."), limit),
+        ("dictionaries of one", repeated(b"N", b"}K\x01Ns", 20 * MB, b"."), limit),
+        ("memo", repeated(b"N", b"\x94", 5 * MB, b"."), limit),
+        ("the memo's end", repeated(b"N", b"r\x3f\x42\x0f\0", 25 * MB, b"."), limit),
+        ("a pickle of 40 MB", repeated(b"", &big_text(MB), 40 * MB, b"N."), limit),
+        ("a pickle of 30 MB", repeated(b"", &big_text(MB), 30 * MB, b"N."), None),
+        ("levels", levels, limit),
+        ("levels of tuples", once(&[b"N".to_vec(), b"\x85".repeat(900_000)]), limit),
+        ("doubling 30 times", doubling(30), limit),
+        ("doubling 500 times", doubling(500), limit),
+        ("long keys", repeated(&big_text(513), b"}h\x01Ns0", 5 * MB, b"N."), limit),
+        ("many keys of 512 bytes", repeated(&keys, b"}(h\x01NNNu", 4_500_000, b"t."), None),
+        ("states", repeated(b"}q\x010", b"h\x01h\x01b0", 20 * MB, b"N."), limit),
+    ]
+}
+
+fn calls() -> Vec<Row> {
+    let (limit, wrong) = (Some(Code::PickleLimit), Some(Code::PickleStructure));
+    let then = |value: Vec<u8>, global: &[u8]| [&value[..], global, b"q\x020"].concat();
+    let device = then(big_text(MB), b"ctorch\ndevice\n");
+    let set = then(big_list(900_000), b"cbuiltins\nset\n");
+    let pairs = then(big_list(900_000), b"ccollections\nOrderedDict\n");
+    let arguments = then(big_tuple(900_000), b"ctorch\nSize\n");
+    let spelled_out = Pickle::new().tensor(0, &[6], &[1]).op(b"0").0[2..].to_vec();
+    let ones = Pickle::new().storage("FloatStorage", "0", 6).int(0).ints(&[1; 16]).ints(&[1; 16]).0[2..].to_vec();
+    let shared = [&b"ctorch._utils\n_rebuild_tensor_v2\nq\x020("[..], &ones, b"\x89}tq\x030"].concat();
+    let in_memo = [&spelled_out[..spelled_out.len() - 1], b"q\x050]("].concat();
+    vec![
+        ("devices of a long name", repeated(&device, b"h\x02h\x01K\x01\x86R0", 20 * MB, b"N."), limit),
+        ("globals of a long name", repeated(&big_text(MB), b"h\x01h\x01\x93", 20 * MB, b"N."), limit),
+        ("sets of a long list", repeated(&set, b"h\x02h\0\x85R0", 20 * MB, b"N."), limit),
+        ("dictionaries of a long list", repeated(&pairs, b"h\x02h\0\x85R0", 20 * MB, b"N."), wrong),
+        ("a call with a long tuple", repeated(&arguments, b"h\x02h\0R0", 20 * MB, b"N."), limit),
+        ("a long tuple as a persistent id", repeated(&arguments, b"h\0Q0", 20 * MB, b"N."), wrong),
+        ("tensors of 16 dimensions", repeated(&shared, b"h\x02h\x03R0", 25 * MB, b"N."), limit),
+        ("60,000 tensors spelled out", repeated(b"", &spelled_out, 18 * MB, b"N."), None),
+        ("one tensor a million times", repeated(&in_memo, b"h\x05", 2 * MB, b"e."), limit),
+    ]
+}
+
+fn check(rows: Vec<Row>) -> Vec<String> {
+    let mut failures = Vec::new();
+    for (name, bomb, expected) in rows {
+        let file = archive(&bomb.pickle());
+        let cost = measured(|| read(file).err().map(|e| e.code()));
+        let (found, took, peak) = (cost.result, cost.time, cost.memory_mib);
+        if std::env::var_os("PTPLUS_SHOW").is_some() {
+            println!("{name}: {found:?}, {took:?}, {peak} MiB");
+        }
+        if found != expected || took > TIME || peak > MEMORY_MIB {
+            failures.push(format!("{name}: expected {expected:?}, found {found:?} after {took:?} with {peak} MiB"));
+        }
+    }
+    failures
+}
+
+/// One test, because memory is measured for the whole process.
+#[test]
+fn bombs_are_refused_in_time_and_memory() {
+    let _turn = alone();
+    let failures = [check(containers()), check(calls())].concat();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}

@@ -1,0 +1,9 @@
+//! PyTorch checkpoints: what is right is read as PyTorch reads it, what is wrong is refused, nothing is executed.
+
+mod archives;
+pub mod assembler;
+mod bombs;
+mod bytes;
+mod legacy;
+mod programs;
+mod torch;

@@ -1,0 +1,413 @@
+//! Wrong pickles inside right archives: each is refused for its own reason.
+
+use ptplus::error::Code;
+
+use crate::pickle::assembler::*;
+
+fn rows(rows: Vec<(&'static str, Vec<u8>, Code)>) -> Vec<(&'static str, Vec<u8>, Code)> {
+    rows.into_iter().map(|(name, pickle, code)| (name, archive(&pickle), code)).collect()
+}
+
+#[test]
+fn a_right_pickle_is_accepted() {
+    let checkpoint = read(archive(&good_pickle())).unwrap();
+    let expected = vec![("w".to_owned(), "F32", vec![2, 3], elements())];
+    assert_eq!(contents(&checkpoint), expected);
+}
+
+#[test]
+fn globals_outside_the_list_are_named_and_never_run() {
+    let globals = [
+        ("os", "system"),
+        ("posix", "system"),
+        ("nt", "system"),
+        ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("__builtin__", "eval"),
+        ("builtins", "getattr"),
+        ("builtins", "print"),
+        ("subprocess", "Popen"),
+        ("importlib", "import_module"),
+        ("pickle", "loads"),
+        ("torch", "load"),
+        ("torch.hub", "load"),
+        ("torch._utils", "_rebuild_tensor"),
+        ("torch._utils", "_rebuild_tensor_v3"),
+        ("torch._utils", "_rebuild_qtensor"),
+        ("torch._utils", "_rebuild_sparse_tensor"),
+        ("torch._utils", "_rebuild_wrapper_subclass"),
+        ("torch._tensor", "_rebuild_from_type_v2"),
+        ("torch.storage", "UntypedStorage"),
+        ("torch.jit._pickle", "restore_type_tag"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.core.multiarray", "scalar"),
+        ("argparse", "Namespace"),
+        ("copyreg", "_reconstructor"),
+        ("collections", "defaultdict"),
+        ("torch", "EvilStorage"),
+        ("torch.FloatStorage", ""),
+        ("", ""),
+        ("collections.OrderedDict", "__init__"),
+        ("__main__", "Model"),
+        ("os\u{202e}", "metsys\u{1b}[31m"),
+    ];
+    for (module, name) in globals {
+        let marker = std::env::temp_dir().join(format!("ptplus-pickle-{}", std::process::id()));
+        let argument = format!("touch {}", marker.display());
+        let by_line = Pickle::new().global(module, name).text(&argument).op(b"\x85R").stop();
+        let by_stack = Pickle(vec![0x80, 4]).text(module).text(name).op(b"\x93").text(&argument).op(b"\x85R").stop();
+        let never_called = dict_of(|p| p.global(module, name));
+        for pickle in [by_line, by_stack, never_called] {
+            let e = read(archive(&pickle)).expect_err(name);
+            assert_eq!((e.code(), e.kind().exit_code()), (Code::PickleGlobal, 3), "{module}.{name}");
+            assert!(e.message().contains(&format!("{module}.{name} ")), "{e}");
+            assert!(e.to_string().chars().all(|c| !c.is_control()), "{e:?}");
+        }
+        assert!(!marker.exists());
+    }
+}
+
+#[test]
+fn globals_on_the_list_do_only_what_they_are_for() {
+    let call = |module: &str, name: &str, args: &[u8]| Pickle::new().global(module, name).op(args).op(b"R").stop();
+    check_codes(rows(vec![
+        ("OrderedDict of a number", call("collections", "OrderedDict", b"K\x01\x85"), Code::PickleStructure),
+        ("OrderedDict of short pairs", call("collections", "OrderedDict", b"]]K\x01aa\x85"), Code::PickleStructure),
+        ("set of a number", call("builtins", "set", b"K\x01\x85"), Code::PickleStructure),
+        ("Size of a list", call("torch", "Size", b"]\x85"), Code::PickleStructure),
+        ("device of a number", call("torch", "device", b"K\x01\x85"), Code::PickleStructure),
+        ("storage class called", call("torch", "FloatStorage", b"K\x05\x85"), Code::PickleStructure),
+        ("parameter of a number", call("torch._utils", "_rebuild_parameter", b"K\x05\x89N\x87"), Code::PickleStructure),
+        ("arguments that are a list", call("collections", "OrderedDict", b"]"), Code::PickleStructure),
+        ("a constant called", call("torch", "float32", b")"), Code::PickleStructure),
+        ("a text called", Pickle::new().text("os.system").op(b")R").stop(), Code::PickleStructure),
+        ("a class as a value", dict_of(|p| p.global("torch", "FloatStorage")), Code::PickleStructure),
+        ("a function as a value", dict_of(|p| p.global("torch._utils", "_rebuild_tensor_v2")), Code::PickleStructure),
+        ("a storage as a value", dict_of(|p| p.storage("FloatStorage", "0", 6)), Code::PickleStructure),
+        ("state of a list", dict_of(|p| p.op(b"]}b")), Code::PickleStructure),
+        ("state that is no dictionary", dict_of(|p| p.op(b"}]b")), Code::PickleStructure),
+        (
+            "a tensor in the state of a dictionary",
+            dict_of(|p| p.no_hooks().op(b"}").text("_metadata").tensor(0, &[6], &[1]).op(b"sb")),
+            Code::PickleStructure,
+        ),
+        ("complex numbers", dict_of(|p| p.storage("ComplexFloatStorage", "0", 3)), Code::PickleUnsupported),
+    ]));
+}
+
+#[test]
+fn tensors_that_cannot_be_rebuilt_are_named() {
+    let cases: &[(&str, i32, &[i32], &[i32])] = &[
+        ("one row too many", 0, &[3, 3], &[3, 1]),
+        ("offset by one", 1, &[2, 3], &[3, 1]),
+        ("stride too long", 0, &[2, 3], &[4, 1]),
+        ("negative size", 0, &[-2, 3], &[3, 1]),
+        ("negative stride", 0, &[2, 3], &[3, -1]),
+        ("negative offset", -1, &[2, 3], &[3, 1]),
+        ("more sizes than strides", 0, &[2, 3], &[3]),
+        ("more strides than sizes", 0, &[6], &[6, 1]),
+        ("a product that overflows", 0, &[i32::MAX, i32::MAX, i32::MAX, 4], &[0, 0, 0, 0]),
+        ("an empty one whose product overflows", 0, &[0, i32::MAX, i32::MAX, i32::MAX], &[1, 1, 1, 1]),
+        ("an empty one outside", 7, &[0], &[1]),
+        ("one element expanded to 8 GiB", 0, &[i32::MAX], &[0]),
+    ];
+    for &(name, offset, shape, strides) in cases {
+        let pickle = Pickle::new().op(b"}").text("model").op(b"}").text("w").tensor(offset, shape, strides).op(b"ss");
+        let e = read(archive(&pickle.stop())).expect_err(name);
+        assert_eq!(e.code(), Code::PickleTensor, "{name}: {e}");
+        // What the numbers alone show is noticed before the tensor has a name; then the offset says where.
+        let by_name = e.field_name() == Some("model.w");
+        assert!(by_name || e.offset().is_some_and(|o| o > 0), "{name}: {e}");
+        let known_late = !name.starts_with("negative") && !name.starts_with("more");
+        assert_eq!(by_name, known_late, "{name}: {e}");
+    }
+}
+
+#[test]
+fn tensors_at_the_edge_of_their_storage_are_accepted() {
+    let cases: &[(i32, &[i32], &[i32])] = &[
+        (0, &[6], &[1]),
+        (5, &[1], &[1]),
+        (5, &[], &[]),
+        (6, &[0], &[1]),
+        (0, &[0, 7], &[7, 1]),
+        (0, &[3, 2], &[1, 3]),
+        (0, &[1, 6], &[i32::MAX, 1]),
+        (5, &[1000], &[0]),
+        (1, &[3], &[2]),
+        (0, &[1; 16], &[1; 16]),
+    ];
+    for &(offset, shape, strides) in cases {
+        let pickle = dict_of(|p| p.tensor(offset, shape, strides));
+        let checkpoint = read(archive(&pickle)).unwrap_or_else(|e| panic!("{offset} {shape:?} {strides:?}: {e}"));
+        let expected: Vec<u8> = indices(offset, shape, strides).flat_map(|i| (i as f32 + 1.0).to_le_bytes()).collect();
+        assert_eq!(contents(&checkpoint)[0].3, expected, "{offset} {shape:?} {strides:?}");
+    }
+}
+
+/// The storage's index of each element, in row-major order.
+fn indices(offset: i32, shape: &[i32], strides: &[i32]) -> impl Iterator<Item = i64> {
+    let n: i64 = shape.iter().map(|&d| i64::from(d)).product();
+    let axes: Vec<(i64, i64)> = shape.iter().zip(strides).map(|(&d, &s)| (d.into(), s.into())).collect();
+    (0..n).map(move |mut flat| {
+        axes.iter().rev().fold(i64::from(offset), |at, &(len, stride)| {
+            let index = flat % len;
+            flat /= len;
+            at + index * stride
+        })
+    })
+}
+
+#[test]
+fn arguments_of_a_tensor_are_checked_one_by_one() {
+    let rebuild = |args: &dyn Fn(Pickle) -> Pickle| {
+        dict_of(|p| args(p.global("torch._utils", "_rebuild_tensor_v2").op(b"(")).op(b"tR"))
+    };
+    let storage = |p: Pickle| p.storage("FloatStorage", "0", 6);
+    let right = |p: Pickle| storage(p).int(0).ints(&[6]).ints(&[1]).op(b"\x89").no_hooks();
+    let wrong = Code::PickleStructure;
+    let mut table = vec![
+        ("none", rebuild(&|p| p), wrong),
+        ("only a storage", rebuild(&|p| storage(p)), wrong),
+        ("one short", rebuild(&|p| storage(p).int(0).ints(&[6]).ints(&[1]).op(b"\x89")), wrong),
+        ("no storage", rebuild(&|p| p.int(0).int(0).ints(&[6]).ints(&[1]).op(b"\x89").no_hooks()), wrong),
+        ("sizes in a list", rebuild(&|p| storage(p).int(0).op(b"]").ints(&[1]).op(b"\x89").no_hooks()), wrong),
+        (
+            "sizes that are texts",
+            rebuild(&|p| storage(p).int(0).text("6").op(b"\x85").ints(&[1]).op(b"\x89").no_hooks()),
+            wrong,
+        ),
+        (
+            "a float as offset",
+            rebuild(&|p| storage(p).op(b"G\0\0\0\0\0\0\0\0").ints(&[6]).ints(&[1]).op(b"\x89").no_hooks()),
+            wrong,
+        ),
+        ("a number as requires_grad", rebuild(&|p| storage(p).int(0).ints(&[6]).ints(&[1]).int(0).no_hooks()), wrong),
+        ("hooks", rebuild(&|p| storage(p).int(0).ints(&[6]).ints(&[1]).op(b"\x89").op(b"}K\x01K\x02s")), wrong),
+        ("one too many", rebuild(&|p| right(p).op(b"}").int(1)), Code::PickleTensor),
+        ("negated", rebuild(&|p| right(p).op(b"}").text("neg").op(b"\x88s")), Code::PickleTensor),
+        ("far too many", rebuild(&|p| (0..20).fold(right(p), |p, _| p.int(1))), Code::PickleLimit),
+        ("17 dimensions", dict_of(|p| p.tensor(0, &[1; 17], &[1; 17])), Code::PickleLimit),
+    ];
+    for (name, id, code) in [
+        ("a persistent id that is a text", Pickle::new().text("storage").op(b"Q"), wrong),
+        ("a short one", Pickle::new().text("storage").op(b"\x85Q"), wrong),
+        (
+            "of a module",
+            Pickle::new()
+                .op(b"(")
+                .text("module")
+                .global("torch", "FloatStorage")
+                .text("0")
+                .text("cpu")
+                .int(6)
+                .op(b"tQ"),
+            wrong,
+        ),
+        (
+            "with a class by name",
+            Pickle::new().op(b"(").text("storage").text("FloatStorage").text("0").text("cpu").int(6).op(b"tQ"),
+            wrong,
+        ),
+        (
+            "with a number as key",
+            Pickle::new().op(b"(").text("storage").global("torch", "FloatStorage").int(0).text("cpu").int(6).op(b"tQ"),
+            wrong,
+        ),
+        (
+            "of a legacy file",
+            Pickle::new()
+                .op(b"(")
+                .text("storage")
+                .global("torch", "FloatStorage")
+                .text("0")
+                .text("cpu")
+                .int(6)
+                .op(b"NtQ"),
+            wrong,
+        ),
+        (
+            "with a view",
+            Pickle::new()
+                .op(b"(")
+                .text("storage")
+                .global("torch", "FloatStorage")
+                .text("0")
+                .text("cpu")
+                .int(6)
+                .ints(&[1, 2, 3])
+                .op(b"tQ"),
+            wrong,
+        ),
+        ("with a negative size", Pickle::new().storage("FloatStorage", "0", -6), Code::PickleStorage),
+        ("with a long key", Pickle::new().storage("FloatStorage", &"0".repeat(256), 6), Code::PickleLimit),
+    ] {
+        table.push((name, id.stop(), code));
+    }
+    for (name, class, key, n) in [
+        ("missing", "FloatStorage", "1", 6),
+        ("a path", "FloatStorage", "../version", 6),
+        ("another size", "FloatStorage", "0", 5),
+        ("another element type", "DoubleStorage", "0", 6),
+    ] {
+        let pickle = dict_of(|p| {
+            let p = p.global("torch._utils", "_rebuild_tensor_v2").op(b"(").storage(class, key, n);
+            p.int(0).ints(&[1]).ints(&[1]).op(b"\x89").no_hooks().op(b"tR")
+        });
+        table.push((name, pickle, Code::PickleStorage));
+    }
+    let twice = dict_of(|p| p.op(b"(").tensor(0, &[6], &[1]).storage("IntStorage", "0", 6).op(b"t"));
+    table.push(("one storage of two types", twice, Code::PickleStorage));
+    check_codes(rows(table));
+}
+
+#[test]
+fn operations_that_do_not_fit_are_refused() {
+    let p = Pickle::new;
+    let (wrong, cut) = (Code::PickleStructure, Code::PickleTruncated);
+    check_codes(rows(vec![
+        ("nothing", Vec::new(), cut),
+        ("only PROTO", vec![0x80], cut),
+        ("no STOP", p().op(b"}").0, cut),
+        ("STOP with nothing", p().stop(), wrong),
+        ("STOP with two values", p().op(b"NN").stop(), wrong),
+        ("STOP with an open MARK", p().op(b"N(N").stop(), wrong),
+        ("bytes after STOP", p().op(b"}.N").0, wrong),
+        ("TUPLE without MARK", p().op(b"Nt").stop(), wrong),
+        ("TUPLE3 of two", p().op(b"NN\x87").stop(), wrong),
+        ("TUPLE1 across a MARK", p().op(b"N(\x85").stop(), wrong),
+        ("POP of nothing", p().op(b"0").stop(), wrong),
+        ("POP across a MARK", p().op(b"N(0").stop(), wrong),
+        ("POP_MARK without MARK", p().op(b"1").stop(), wrong),
+        ("DUP of nothing", p().op(b"2").stop(), wrong),
+        ("APPEND to a dictionary", p().op(b"}Na").stop(), wrong),
+        ("APPEND to nothing", p().op(b"Na").stop(), wrong),
+        ("APPENDS to a tuple", p().op(b")(Ne").stop(), wrong),
+        ("ADDITEMS to a list", p().op(b"](N\x90").stop(), wrong),
+        ("APPENDS to a set", p().op(b"\x8f(Ne").stop(), wrong),
+        ("SETITEM on a list", p().op(b"]NNs").stop(), wrong),
+        ("SETITEMS of three", p().op(b"}(NNNu").stop(), wrong),
+        ("DICT of one", p().op(b"(Nd").stop(), wrong),
+        ("a list as key", p().op(b"}]Ns").stop(), wrong),
+        ("a dictionary as key", p().op(b"}}Ns").stop(), wrong),
+        ("REDUCE of nothing", p().op(b"R").stop(), wrong),
+        ("REDUCE of None", p().op(b"N)R").stop(), wrong),
+        ("BUILD of nothing", p().op(b"b").stop(), wrong),
+        ("BINPERSID of nothing", p().op(b"Q").stop(), wrong),
+        ("STACK_GLOBAL of numbers", p().op(b"K\x01K\x02\x93").stop(), wrong),
+        ("BINGET of what was never put", p().op(b"h\x07").stop(), wrong),
+        ("BINPUT of nothing", p().op(b"q\0").stop(), wrong),
+        ("MEMOIZE across a MARK", p().op(b"N(\x94").stop(), wrong),
+        ("text that is not UTF-8", p().op(b"X\x02\0\0\0\xff\xfe").stop(), wrong),
+        ("a Python 2 str that is not UTF-8", p().op(b"U\x02\xff\xfe").stop(), wrong),
+        ("text longer than the pickle", p().op(b"X\xff\xff\0\0a").stop(), cut),
+        ("text of 2^63 bytes", p().op(b"\x8d\0\0\0\0\0\0\0\x80a").stop(), cut),
+        ("text of 2^64 - 1 bytes", p().op(b"\x8d\xff\xff\xff\xff\xff\xff\xff\xffa").stop(), cut),
+        ("bytes of 4 GiB", p().op(b"B\xff\xff\xff\xffa").stop(), cut),
+        ("a bytearray of 2^62 bytes", p().op(b"\x96\0\0\0\0\0\0\0\x40a").stop(), cut),
+        ("a number of 2 GiB", p().op(b"\x8b\xff\xff\xff\x7fa").stop(), cut),
+        ("a number of -1 bytes", p().op(b"\x8b\xff\xff\xff\xffa").stop(), cut),
+        ("a number of 65 bytes", p().op(b"\x8a\x41").op(&[1; 65]).stop(), Code::PickleLimit),
+        ("a frame longer than the pickle", p().op(b"\x95\xff\0\0\0\0\0\0\0N").stop(), cut),
+        ("a frame of 2^64 - 1", p().op(b"\x95\xff\xff\xff\xff\xff\xff\xff\xffN").stop(), cut),
+        ("a frame in a frame", p().op(b"\x95\x0a\0\0\0\0\0\0\0\x95\0\0\0\0\0\0\0\0N").stop(), wrong),
+        ("a frame that ends inside a text", p().op(b"\x95\x06\0\0\0\0\0\0\0X\x02\0\0\0ab").stop(), wrong),
+        ("a frame that ends after STOP", p().op(b"\x95\x03\0\0\0\0\0\0\0N.N").0, wrong),
+        ("a global without its end", p().op(b"ctorch\nFloat").0, cut),
+        ("a global's name of 129 bytes", p().global("torch", &"x".repeat(129)).stop(), Code::PickleLimit),
+        ("memo entry 2^32 - 1", p().op(b"Nr\xff\xff\xff\xff").stop(), Code::PickleLimit),
+        ("memo entry 1,000,000", p().op(b"Nr\x40\x42\x0f\0").stop(), Code::PickleLimit),
+        ("a list in itself", p().op(b"]q\0h\0a").stop(), wrong),
+        ("a list in itself, twice removed", p().op(b"]q\0]h\0aa").stop(), wrong),
+        ("a dictionary in itself", p().op(b"}q\0K\x01h\0s").stop(), wrong),
+        ("a tuple in its own list", p().op(b"]q\0h\0\x85a").stop(), wrong),
+        ("a key twice", p().op(b"}").text("a").op(b"N").op(b"s").text("a").op(b"Ns").stop(), Code::NameDuplicate),
+        ("a key as number and as truth", p().op(b"}K\x01Ns\x88Ns").stop(), Code::NameDuplicate),
+        ("a key of 513 bytes", p().op(b"}").text(&"k".repeat(513)).op(b"Ns").stop(), Code::PickleLimit),
+        ("33 levels", p().op(&b"]".repeat(33)).op(&b"a".repeat(32)).stop(), Code::PickleLimit),
+        ("1001 marks", p().op(&b"(".repeat(1001)).stop(), Code::PickleLimit),
+    ]));
+}
+
+#[test]
+fn names_of_tensors_obey_the_rule_for_names() {
+    let long = "n".repeat(256);
+    for name in ["", "a\0b", "a\nb", "../up", "a/../b", "/root", "\\root", "C:\\x", &long] {
+        let named = Pickle::new().op(b"}").text(name).tensor(0, &[6], &[1]).op(b"s").stop();
+        assert_eq!(code(name, archive(&named)), Code::NameInvalid, "{name:?}");
+        let outer = Pickle::new().op(b"}").text(name).op(b"}").text("w").tensor(0, &[6], &[1]).op(b"ss").stop();
+        assert_eq!(code(name, archive(&outer)), Code::NameInvalid, "{name:?} outside");
+        let plain = Pickle::new().op(b"}").text(name).op(b"Ns").stop();
+        assert!(read(archive(&plain)).is_ok(), "a key that leads to no tensor is data: {name:?}");
+    }
+    let longest = "n".repeat(255);
+    for name in [&longest, "тензор", "a b", "a..b", "base_model.model.layers.0.M"] {
+        let named = Pickle::new().op(b"}").text(name).tensor(0, &[6], &[1]).op(b"s").stop();
+        assert!(read(archive(&named)).is_ok(), "{name:?}");
+    }
+}
+
+#[test]
+fn values_just_inside_the_limits_are_accepted() {
+    let p = Pickle::new;
+    for (name, pickle) in [
+        ("32 levels", p().op(&b"]".repeat(32)).op(&b"a".repeat(31)).stop()),
+        ("999,999 in the memo", p().op(b"Nr\x3f\x42\x0f\0").stop()),
+        ("a number of 64 bytes", p().op(b"\x8a\x40").op(&[1; 64]).stop()),
+        ("a key of 512 bytes", p().op(b"}").text(&"k".repeat(512)).op(b"Ns").stop()),
+        ("no key twice across types", p().op(b"}K\x01Ns").text("1").op(b"NsNNs").stop()),
+        ("a Python 2 str", p().op(b"U\x02\xc3\xa4").stop()),
+        ("a frame and what follows it", p().op(b"\x95\x01\0\0\0\0\0\0\0NN\x86").stop()),
+        ("two frames", p().op(b"\x95\x01\0\0\0\0\0\0\0N\x95\x02\0\0\0\0\0\0\x000").op(b"N").stop()),
+        ("POP_MARK", p().op(b"N(NN1").stop()),
+        ("DUP", p().op(b"N2\x86").stop()),
+        ("a shared list", p().op(b"]q\0h\0\x86").stop()),
+    ] {
+        read(archive(&pickle)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+#[test]
+fn every_opcode_is_read_or_refused_by_name() {
+    // What each accepted opcode needs is in the tests above; here: no byte is passed over in silence.
+    let refused: &[(&[u8], &str)] = &[
+        (b"F1.5\n", "FLOAT"),
+        (b"I5\n", "INT"),
+        (b"L5L\n", "LONG"),
+        (b"P5\n", "PERSID"),
+        (b"S'a'\n", "STRING"),
+        (b"Va\n", "UNICODE"),
+        (b"g0\n", "GET"),
+        (b"p0\n", "PUT"),
+        (b"(ios\nsystem\n", "INST"),
+        (b"(ctorch\nSize\no", "OBJ"),
+        (b"ctorch\nSize\n)\x81", "NEWOBJ"),
+        (b"ctorch\nSize\n)}\x92", "NEWOBJ_EX"),
+        (b"\x82\x01", "EXT1"),
+        (b"\x83\x01\0", "EXT2"),
+        (b"\x84\x01\0\0\0", "EXT4"),
+        (b"\x97", "NEXT_BUFFER"),
+        (b"N\x98", "READONLY_BUFFER"),
+    ];
+    for (ops, name) in refused {
+        let e = read(archive(&Pickle::new().op(ops).stop())).expect_err(name);
+        assert_eq!(e.code(), Code::PickleOpcode, "{e}");
+        assert!(e.message().contains(&format!("opcode {name} ")), "{e}");
+        assert!(e.offset().is_some());
+    }
+    let known = b"(.012FIJKLMNPQRSTUVXabcd}eghijl]opqrst)uGBC";
+    let unknown = (0u8..=255).filter(|b| !known.contains(b) && !(0x80..=0x98).contains(b));
+    let mut n = 0;
+    for byte in unknown {
+        let e = read(archive(&Pickle::new().op(&[byte]).stop())).expect_err("unknown");
+        assert_eq!(e.code(), Code::PickleOpcode, "0x{byte:02x}: {e}");
+        n += 1;
+    }
+    assert_eq!(n, 256 - 43 - 25, "CPython 3.12 has 68 opcodes");
+    for protocol in [0, 1, 6, 255] {
+        assert_eq!(code("protocol", archive(&[0x80, protocol, b'}', b'.'])), Code::PickleOpcode);
+    }
+    assert_eq!(code("no PROTO", archive(b"}.")), Code::PickleOpcode);
+    assert_eq!(code("PROTO twice", archive(b"\x80\x02\x80\x02}.")), Code::PickleOpcode);
+}

@@ -1,0 +1,12 @@
+//! Adapters inside the real llama.cpp.
+#![cfg(feature = "llama-cpp")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod agreement;
+mod contexts;
+mod engine;
+mod programs;
+mod refusals;
+mod variants;

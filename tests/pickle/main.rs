@@ -1,9 +1,0 @@
-//! PyTorch checkpoints: what is right is read as PyTorch reads it, what is wrong is refused, nothing is executed.
-
-mod archives;
-mod assembler;
-mod bombs;
-mod bytes;
-mod legacy;
-mod programs;
-mod torch;

@@ -1,0 +1,163 @@
+//! The HTML report, opened in a real browser: it must load, lay out at phone and desktop width in light and dark, and
+//! leave the console empty. Prints SKIPPED where there is no Chromium.
+#![cfg(feature = "report")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{exit, model, ptplus, stderr};
+
+fn chromium() -> Option<&'static str> {
+    ["chromium", "chromium-browser", "google-chrome", "chrome"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success()))
+}
+
+/// The page as the browser sees it, and what it logged.
+struct Opened {
+    dom: String,
+    console: Vec<String>,
+}
+
+fn open(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
+    let profile = tempfile::tempdir().unwrap();
+    let mut command = Command::new(browser);
+    command
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .args(["--enable-logging=stderr", "--v=0", "--virtual-time-budget=2000", "--timeout=20000"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("--window-size={width},900"))
+        // Blink's enum: 0 dark, 1 light.
+        .arg(format!("--blink-settings=preferredColorScheme={}", if dark { 0 } else { 1 }))
+        .arg("--dump-dom")
+        .arg(format!("file://{}", page.display()));
+    let out = command.output().unwrap();
+    let log = String::from_utf8_lossy(&out.stderr).into_owned();
+    let console = log.lines().filter(|l| l.contains("CONSOLE")).map(str::to_owned).collect();
+    Opened { dom: String::from_utf8_lossy(&out.stdout).into_owned(), console }
+}
+
+/// `page` in a frame of its own size, with a script that measures it and logs what is wrong. The report itself has no script.
+fn measured(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
+    let html = std::fs::read_to_string(page).unwrap();
+    // The same page with the policy lifted and a probe at its end.
+    let policy = html.find("<meta http-equiv").unwrap();
+    let end = policy + html[policy..].find('>').unwrap() + 1;
+    let probe = "<script>
+        const narrow = matchMedia('(max-width: 40rem)').matches;
+        const shown = [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width > 0);
+        const wrong = [];
+        if (document.documentElement.scrollWidth > innerWidth) wrong.push('wider than the window');
+        if (shown.some(s => s.classList.contains(narrow ? 'wide' : 'narrow'))) wrong.push('the wrong drawings');
+        if (shown.length * 2 != document.querySelectorAll('svg').length) wrong.push('drawings shown: ' + shown.length);
+        for (const s of shown) for (const t of s.querySelectorAll('text')) {
+            const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();
+            if (a.left < b.left - 1 || a.right > b.right + 1 || a.bottom > b.bottom + 1) wrong.push('cut: ' + t.textContent.trim());
+        }
+        const lum = c => { const v = c.match(/[0-9.]+/g).slice(0, 3).map(x => x / 255).map(x => x <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4); return .2126 * v[0] + .7152 * v[1] + .0722 * v[2]; };
+        const paper = lum(getComputedStyle(document.body).backgroundColor);
+        const contrast = c => { const l = lum(c); return (Math.max(l, paper) + .05) / (Math.min(l, paper) + .05); };
+        for (const e of document.querySelectorAll('p, h1, h2, dd, dt, td, th, caption, summary, .key')) if (contrast(getComputedStyle(e).color) < 4.5) wrong.push('faint: ' + e.tagName);
+        for (const s of shown) for (const e of s.querySelectorAll('text')) if (contrast(getComputedStyle(e).fill) < 4.5) wrong.push('faint text in a plot');
+        for (const s of shown) for (const e of s.querySelectorAll('circle, polygon')) if (contrast(getComputedStyle(e).fill) < 3) wrong.push('faint mark');
+        document.title = 'measured ' + innerWidth + ' ' + (paper < .5 ? 'dark' : 'light') + ': ' + (wrong.join('; ') || 'all well');
+        </script>";
+    let copy = page.with_extension(format!("{width}-{dark}.html"));
+    std::fs::write(
+        &copy,
+        format!("{}{}", &html[..policy], &html[end..]).replace("</body>", &format!("{probe}</body>")),
+    )
+    .unwrap();
+    open(browser, &copy, width, dark)
+}
+
+fn reports(folder: &Path) -> Vec<PathBuf> {
+    let m = model("llama-gqa");
+    let path = |name: &str| m.join(name).into_os_string();
+    let report = |name: &str| folder.join(name);
+    let quantized = folder.join("q8.gguf");
+    let out = ptplus([
+        "quantize".into(),
+        path("adapter"),
+        "-o".into(),
+        quantized.clone().into_os_string(),
+        "q8_0".into(),
+        "--base".into(),
+        path("base"),
+        "--report".into(),
+        report("quantize.html").into_os_string(),
+    ]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    for (name, adapter, reference, code) in [
+        ("pass.html", path("adapter"), ("--probe", path("probe.safetensors")), 0),
+        ("quantized.html", quantized.into_os_string(), ("--against", path("adapter")), 0),
+        // Another model's adapter of the same sizes does not exist; another activation does.
+        ("fail.html", path("adapter"), ("--probe", path("probe.safetensors")), 5),
+    ] {
+        let mut args = vec!["verify".into(), adapter, "--base".into(), path("base")];
+        args.extend([reference.0.into(), reference.1]);
+        args.extend(["--report".into(), report(name).into_os_string()]);
+        if code == 5 {
+            args.extend(["--tolerance".into(), "max_abs=1e-12".into()]);
+        }
+        let out = ptplus(args);
+        assert_eq!(exit(&out), code, "{name}: {}", stderr(&out));
+    }
+    ["quantize.html", "pass.html", "quantized.html", "fail.html"].map(report).to_vec()
+}
+
+#[test]
+fn a_browser_shows_every_report_without_a_complaint() {
+    let dir = tempfile::tempdir().unwrap();
+    let pages = reports(dir.path());
+    for page in &pages {
+        let html = std::fs::read_to_string(page).unwrap();
+        let word = if page.ends_with("fail.html") { "</span> FAIL" } else { "</span> " };
+        assert!(html.contains(word), "{}", page.display());
+        for remote in ["http:", "https:", "src=", "@import", "url("] {
+            let bare = html.replace("http://www.w3.org/2000/svg", "");
+            assert!(!bare.contains(remote), "{}: {remote}", page.display());
+        }
+        assert!(!html.contains(dir.path().to_str().unwrap()), "{}: names the folder", page.display());
+        assert!(!html.contains("NaN"), "{}", page.display());
+    }
+    let Some(browser) = chromium() else {
+        eprintln!("SKIPPED: no Chromium");
+        return;
+    };
+    for page in &pages {
+        let opened = open(browser, page, 1200, false);
+        assert!(opened.dom.contains("<main>"), "{}", page.display());
+        assert_eq!(opened.console, Vec::<String>::new(), "{}", page.display());
+        for (width, dark) in [(1200, false), (1200, true), (500, false), (500, true)] {
+            let opened = measured(browser, page, width, dark);
+            let title = opened.dom.split_once("<title>").unwrap().1.split_once("</title>").unwrap().0.to_owned();
+            let scheme = if dark { "dark" } else { "light" };
+            assert_eq!(title, format!("measured {width} {scheme}: all well"), "{}", page.display());
+            assert_eq!(opened.console, Vec::<String>::new(), "{}", page.display());
+        }
+    }
+}
+
+#[test]
+fn a_report_never_replaces_what_exists_or_is_being_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    let page = dir.path().join("r.html");
+    std::fs::write(&page, "mine").unwrap();
+    let verify = |page: &Path, more: &[&str]| {
+        let mut args = vec!["verify".to_owned(), m.join("adapter").display().to_string()];
+        args.extend(["--against".to_owned(), m.join("adapter").display().to_string()]);
+        args.extend(["--report".to_owned(), page.display().to_string()]);
+        args.extend(more.iter().map(|s| s.to_string()));
+        ptplus(args)
+    };
+    assert_eq!(exit(&verify(&page, &[])), 2);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), "mine");
+    assert_eq!(exit(&verify(&page, &["--force"])), 0);
+    assert!(std::fs::read_to_string(&page).unwrap().contains("PASS"));
+    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["r.html"]);
+}

@@ -1,0 +1,136 @@
+//! What helps people at the terminal: versions, completions, manual pages, hints.
+
+mod common;
+
+use std::process::Command;
+
+use common::{exit, json, model, ptplus, stderr, stdout};
+
+#[test]
+fn the_version_says_what_was_built_and_what_it_writes() {
+    let short = stdout(&ptplus(["-V"]));
+    assert_eq!(short.trim(), format!("ptplus {}", env!("CARGO_PKG_VERSION")));
+    let long = stdout(&ptplus(["--version"]));
+    let lines: Vec<&str> = long.lines().collect();
+    assert_eq!(lines[0], short.trim());
+    for (line, start) in lines[1..].iter().zip(["commit ", "features cli ", "GGUF 3", "ggml quantization 2"]) {
+        assert!(line.starts_with(start), "{long}");
+    }
+    // What the version claims is what a file says.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("a.gguf");
+    let adapter = model("llama-mha").join("adapter");
+    let args = [
+        "quantize".as_ref(),
+        adapter.as_os_str(),
+        "q8_0".as_ref(),
+        "--arch".as_ref(),
+        "llama".as_ref(),
+        "-o".as_ref(),
+        out.as_os_str(),
+    ];
+    assert_eq!(exit(&ptplus(args)), 0);
+    let bytes = std::fs::read(&out).unwrap();
+    assert_eq!(bytes[4..8], 3u32.to_le_bytes());
+    let (_, inspected) = json(["inspect".as_ref(), out.as_os_str()]);
+    assert_eq!(inspected["metadata"]["general.quantization_version"], 2);
+}
+
+#[test]
+fn completions_are_scripts_that_the_shells_accept() {
+    for shell in ["bash", "zsh", "fish"] {
+        let out = ptplus(["completions", shell]);
+        assert_eq!(exit(&out), 0, "{shell}");
+        let script = stdout(&out);
+        assert!(script.contains("verify") && script.contains("--report") | script.contains("report"), "{shell}");
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("script");
+        std::fs::write(&file, &script).unwrap();
+        match Command::new(shell).arg("-n").arg(&file).output() {
+            Ok(checked) => assert!(checked.status.success(), "{shell}: {}", stderr(&checked)),
+            Err(_) => eprintln!("SKIPPED: no {shell}"),
+        }
+    }
+    assert_eq!(exit(&ptplus(["completions", "tcsh"])), 2);
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("share/man/man1");
+    let (code, document) = json(["man".as_ref(), folder.as_os_str()]);
+    assert_eq!(code, 0);
+    let pages = document["pages"].as_array().unwrap();
+    for name in ["ptplus", "ptplus-convert", "ptplus-verify", "ptplus-man"] {
+        let page = format!("{name}.1");
+        assert!(pages.iter().any(|p| *p == page), "{page}");
+        let text = std::fs::read_to_string(folder.join(&page)).unwrap();
+        assert!(text.contains(".TH") && text.contains("Example"), "{page}");
+    }
+    assert_eq!(exit(&ptplus(["man".as_ref(), folder.as_os_str()])), 2, "existing pages stay");
+    assert_eq!(exit(&ptplus(["man".as_ref(), folder.as_os_str(), "--force".as_ref()])), 0);
+}
+
+#[test]
+fn a_name_that_is_nearly_right_is_suggested() {
+    let m = model("llama-mha");
+    let wrong = m.join("adaptr");
+    let out = ptplus(["inspect".as_ref(), wrong.as_os_str()]);
+    assert_eq!(exit(&out), 1);
+    let hint = format!("did you mean {}?", m.join("adapter").display());
+    assert!(stderr(&out).contains(&format!("hint: {hint}")), "{}", stderr(&out));
+    let (_, document) = json(["inspect".as_ref(), wrong.as_os_str()]);
+    assert_eq!(document["error"]["hints"][0], hint);
+
+    let adapter = m.join("adapter").display().to_string();
+    for (args, hint) in [
+        (["convert", &adapter, "-o", "x", "--feature-map", "elu+1"], "did you mean elu?"),
+        (["quantize", &adapter, "-o", "x.gguf", "q5_O", "--dry-run"], "did you mean Q5_0?"),
+        (["convert", &adapter, "-o", "x.gguf", "--outtype", "bf-16"], "did you mean BF16?"),
+    ] {
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 2);
+        assert!(stderr(&out).contains(hint), "{args:?}: {}", stderr(&out));
+    }
+}
+
+#[test]
+fn a_wrong_base_leads_to_the_right_one() {
+    let adapter = model("llama-mha").join("adapter");
+    let base = model("qwen2").join("base");
+    for command in ["validate", "verify"] {
+        let mut args = vec![command.as_ref(), adapter.as_os_str(), "--base".as_ref(), base.as_os_str()];
+        if command == "verify" {
+            args.extend(["--against".as_ref(), adapter.as_os_str()]);
+        }
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 4, "{}", stderr(&out));
+        assert!(
+            stderr(&out).contains(
+                "this base has layers 2, heads 4, kv heads 2; the adapter layers 3, heads 3, kv heads 3: is it for "
+            ),
+            "{}",
+            stderr(&out)
+        );
+    }
+}
+
+#[test]
+fn two_devices_are_compared_by_one_command() {
+    let m = model("llama-pre-rope");
+    let (adapter, base) = (m.join("adapter"), m.join("base"));
+    let verify = |more: &[&str]| {
+        let mut args = vec!["verify".to_owned(), adapter.display().to_string()];
+        args.extend(["--base".to_owned(), base.display().to_string()]);
+        args.extend(more.iter().map(|s| (*s).to_owned()));
+        json(args)
+    };
+    let (code, document) = verify(&["--against-device", "cpu", "--rows", "1", "--length", "9"]);
+    assert_eq!(code, 0, "{document}");
+    assert_eq!(document["metrics"]["n_positions"], 9);
+    assert_eq!(document["metrics"]["max_abs"], 0.0, "the same device computes the same");
+    assert!(document["found_effect"].as_f64().unwrap() > 0.0);
+    assert_eq!(verify(&["--against-device", "tpu"]).0, 2);
+    #[cfg(not(feature = "cuda"))]
+    assert_eq!(verify(&["--against-device", "cpu", "--device", "cuda"]).0, 7);
+}
