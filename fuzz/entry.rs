@@ -2,6 +2,7 @@
 //!
 //! Used by the targets in `fuzz_targets` and by `tests/hostile`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::base::BaseConfig;
@@ -10,13 +11,15 @@ use ptplus::format::gguf::{self, Value};
 use ptplus::format::{FilePlan, StoredTensor, TensorSpec, json, pickle, safetensors};
 use ptplus::import::mapping::Mapping;
 use ptplus::import::stated::Stated;
-use ptplus::tensor::shape;
+use ptplus::package::manifest::{self, Manifest};
+use ptplus::package::tar::{self, Strictness};
+use ptplus::tensor::{Bytes, shape};
 
 /// A reader and its checks; says whether the data was accepted.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every format by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("zip", zip),
@@ -24,7 +27,8 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("config", config),
     ("json", json),
     ("layout", layout),
-    // The manifest of a bundle, and its tar, belong here once there is a reader for them.
+    ("manifest", manifest),
+    ("tar", archive),
 ];
 
 /// Whether it was accepted; an error must print as one short line.
@@ -129,6 +133,65 @@ pub fn layout(data: &[u8]) -> bool {
         let _ = accepted(mapping.read(name));
     }
     true
+}
+
+/// The manifest of a bundle.
+pub fn manifest(data: &[u8]) -> bool {
+    let Some(manifest) = accepted(Manifest::parse(data)) else { return false };
+    check_manifest(data, &manifest);
+    true
+}
+
+/// Paths stay inside the bundle and differ; a manifest with a digest of itself is what we would write.
+pub fn check_manifest(text: &[u8], manifest: &Manifest) {
+    for (path, file) in &manifest.files {
+        check_path(path);
+        assert!(manifest::is_sha256(&file.sha256));
+    }
+    if text.len() > 1 << 16 {
+        // At a limit, the fields that we would add go beyond it.
+        return;
+    }
+    let written = manifest::write(&manifest.files, manifest.document.clone());
+    let again = Manifest::parse(&written).unwrap();
+    assert!(again.has_self_digest && again.files == manifest.files);
+    let by_us = manifest.document.get("tool") == again.document.get("tool");
+    assert!(!(manifest.has_self_digest && by_us) || written == text);
+}
+
+/// The archive of a bundle, read as `check` and as `unpack` read it; accepted if the first does.
+pub fn archive(data: &[u8]) -> bool {
+    [Strictness::Unpack, Strictness::Exact].map(|strictness| {
+        let (files, findings) = tar::read("x.tar", &data.to_vec().into(), strictness);
+        findings.iter().for_each(|f| check_line(&f.line()));
+        if findings.is_empty() {
+            check_archive(data, &files, strictness);
+        }
+        findings.is_empty()
+    })[1]
+}
+
+/// Paths stay inside the bundle; what was read exactly is what we would write.
+pub fn check_archive(data: &[u8], files: &BTreeMap<String, Bytes>, strictness: Strictness) {
+    files.keys().for_each(|path| check_path(path));
+    assert!(files.values().map(|content| content.len()).sum::<usize>() <= data.len());
+    if strictness == Strictness::Exact {
+        let sizes: Vec<(&str, u64)> = files.iter().map(|(path, c)| (path.as_str(), c.len() as u64)).collect();
+        let (placed, len) = tar::plan(&sizes).unwrap();
+        let mut written = vec![0; len as usize];
+        for (p, content) in placed.iter().zip(files.values()) {
+            let at = p.header_offset as usize;
+            written[at..][..p.header.len()].copy_from_slice(&p.header);
+            written[at + p.header.len()..][..content.len()].copy_from_slice(content);
+        }
+        assert_eq!(written, data);
+    }
+}
+
+fn check_path(path: &str) {
+    let parts: Vec<_> = Path::new(path).components().collect();
+    let stays = parts.iter().all(|part| matches!(part, std::path::Component::Normal(_)));
+    assert!(!parts.is_empty() && stays && !path.contains('\\'), "{path:?}");
 }
 
 fn specs(tensors: &[StoredTensor]) -> Vec<TensorSpec> {

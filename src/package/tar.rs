@@ -121,7 +121,8 @@ impl Reader<'_> {
             return None;
         }
         let header = Header::from_byte_slice(block);
-        let raw = String::from_utf8_lossy(&header.path_bytes()).into_owned();
+        let path_bytes = header.path_bytes();
+        let raw = String::from_utf8_lossy(&path_bytes).into_owned();
         let place = if raw.is_empty() { self.name.to_owned() } else { raw.clone() };
         if self.files.len() >= BUNDLE_FILES {
             self.fault(self.name, &format!("at most {BUNDLE_FILES} files"), "more");
@@ -150,6 +151,11 @@ impl Reader<'_> {
             Strictness::Exact => raw.as_str(),
             Strictness::Unpack => raw.strip_prefix("./").unwrap_or(&raw),
         };
+        if std::str::from_utf8(&path_bytes).is_err() {
+            // Read with substitutes, it would be unpacked under a name that the archive does not hold.
+            self.findings.push(Finding::new(Code::BundlePath, place, "a name in UTF-8", "another"));
+            return Some(next);
+        }
         match header.entry_type() {
             EntryType::Regular => self.file(path, header, block, offset, start..end),
             EntryType::Directory if self.strictness == Strictness::Unpack => self.folder(path, header, offset),

@@ -43,6 +43,20 @@ fn every_truncation_and_every_changed_byte_of_ten_seeds_is_survived() {
     }
 }
 
+/// Writes the seeds as files, for coverage-guided fuzzing to start from: `PTPLUS_CORPUS=fuzz/corpus`.
+#[test]
+#[ignore = "writes files"]
+fn seeds_are_written() {
+    let root = std::env::var_os("PTPLUS_CORPUS").expect("PTPLUS_CORPUS names a folder");
+    for (target, _) in entry::TARGETS {
+        let folder = std::path::Path::new(&root).join(target);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (i, seed) in seeds::of(target).into_iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{i:02}")), seed).expect("a file");
+        }
+    }
+}
+
 /// Each target for `PTPLUS_FUZZ_SECONDS` (default a quarter); `PTPLUS_FUZZ_SEED` for other files. Prints its figures.
 #[test]
 fn random_damage_is_survived() {

@@ -11,6 +11,7 @@
 //! and less than 256 MiB; or that the file is accepted and hangs together.
 
 mod adapter;
+mod archive;
 mod base_config;
 mod base_gguf;
 mod case;
@@ -23,6 +24,7 @@ mod gguf_file;
 mod index;
 mod json;
 mod layout;
+mod manifest;
 mod names;
 mod pickle;
 #[cfg(feature = "runner")]
@@ -52,7 +54,9 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         ("names", names::cases(), names::read),
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
-        // Manifest and tar of a bundle belong here once there is a reader for them.
+        ("manifest", manifest::cases(), manifest::read),
+        ("archive", archive::cases(), archive::read),
+        ("archive to unpack", archive::foreign_cases(), archive::read_foreign),
     ]
 }
 

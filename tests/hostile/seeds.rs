@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::pickle::assembler::{Pickle, archive, dict_of, good_pickle};
-use crate::{base_gguf, gguf_adapter, gguf_file, layout, safetensors};
+use crate::pickle::assembler::{self, Pickle, dict_of, good_pickle};
+use crate::{archive, base_gguf, gguf_adapter, gguf_file, layout, manifest, safetensors};
 
 /// The seeds of a target of [`crate::damage::entry::TARGETS`].
 pub fn of(target: &str) -> Vec<Vec<u8>> {
@@ -17,7 +17,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "zip" => {
             let files =
                 small_files("pickle/torch-2.15.0", ".pt").into_iter().chain(small_files("pickle/torch-2.4.1", ".pt"));
-            files.take(12).chain([archive(&good_pickle())]).collect()
+            files.take(12).chain([assembler::archive(&good_pickle())]).collect()
         }
         "pickle" => pickles(),
         "config" => {
@@ -33,6 +33,8 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             all
         }
         "layout" => layout::right_files(),
+        "manifest" => manifest::right_files(),
+        "tar" => archive::right_files(),
         other => panic!("no seeds for {other}"),
     }
 }
