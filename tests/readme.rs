@@ -1,4 +1,4 @@
-//! The console blocks of the README and of the pages in `docs` are what the tool prints. Measured figures differ in their
+//! The console blocks of the README and of the pages in `docs` are what the tool prints, and the commands of `sh` blocks succeed. Measured figures differ in their
 //! last digits from processor to processor, so numbers with an exponent and long decimals compare as equal; everything
 //! else must match.
 //! `PTPLUS_WRITE_DOCS=1 cargo test --test readme` writes the real output into the pages.
@@ -160,6 +160,32 @@ fn the_pages_show_what_the_tool_prints() {
     }
     assert!(n_commands >= 1);
     assert!(std::env::var_os("PTPLUS_WRITE_DOCS").is_some() || wrong.is_empty(), "{wrong}");
+}
+
+/// Commands of `sh` blocks show no output; they must succeed all the same. Without a GPU, they do on the CPU.
+#[test]
+fn commands_without_output_succeed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut run_here = Vec::new();
+    for page in pages() {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let blocks = text.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
+        for line in blocks.flat_map(str::lines) {
+            let arguments = match line.strip_prefix("cargo ") {
+                // What runs this test, and what installs the program.
+                Some("test" | "install --path . --features cuda") => continue,
+                Some(rest) => rest.strip_prefix("run --release -- "),
+                None => line.strip_prefix("ptplus "),
+            };
+            let arguments = arguments.unwrap_or_else(|| panic!("{}: no rule to run {line:?}", page.display()));
+            let arguments = if cfg!(feature = "cuda") { arguments.into() } else { arguments.replace("cuda", "cpu") };
+            let out =
+                Command::new(env!("CARGO_BIN_EXE_ptplus")).args(words(&arguments)).current_dir(root).output().unwrap();
+            assert!(out.status.success(), "{}: {line}\n{}", page.display(), common::stderr(&out));
+            run_here.push(line.to_owned());
+        }
+    }
+    assert!(run_here.iter().any(|line| line == "cargo run --release -- demo"), "{run_here:?}");
 }
 
 /// Every page and file that a page links to exists.

@@ -105,7 +105,16 @@ fn reports(folder: &Path) -> Vec<PathBuf> {
         let out = ptplus(args);
         assert_eq!(exit(&out), code, "{name}: {}", stderr(&out));
     }
-    ["quantize.html", "pass.html", "quantized.html", "fail.html"].map(report).to_vec()
+    for (name, command, output) in [("convert.html", "convert", "a.gguf"), ("pack.html", "pack", "bundle")] {
+        let mut args = vec![command.into(), path("adapter"), "--base".into(), path("base")];
+        args.extend(["--probe".into(), path("probe.safetensors"), "-o".into(), folder.join(output).into()]);
+        args.extend(["--report".into(), report(name).into_os_string()]);
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
+    }
+    // The page is beside the bundle, not in it: a bundle holds what its manifest lists.
+    assert_eq!(exit(&ptplus(["check".into(), folder.join("bundle").into_os_string()])), 0);
+    ["quantize.html", "pass.html", "quantized.html", "fail.html", "convert.html", "pack.html"].map(report).to_vec()
 }
 
 #[test]

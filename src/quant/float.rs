@@ -73,9 +73,12 @@ pub fn f64_to_f32(value: f64) -> f32 {
 mod tests {
     use super::*;
 
+    /// Miri, which looks at memory and not at values, takes a sample.
+    const STEP: usize = if cfg!(miri) { 997 } else { 1 };
+
     #[test]
     fn every_f16_becomes_the_value_that_another_implementation_gives_and_comes_back() {
-        for bits in 0..=u16::MAX {
+        for bits in (0..=u16::MAX).step_by(STEP) {
             let reference = half::f16::from_bits(bits);
             let value = f16_to_f32(bits);
             if reference.is_nan() {
@@ -93,14 +96,14 @@ mod tests {
 
     #[test]
     fn rounding_agrees_with_another_implementation_around_every_border() {
-        for bits in 0..0x7BFFu16 {
+        for bits in (0..0x7BFFu16).step_by(STEP) {
             let (low, high) = (f16_to_f32(bits), f16_to_f32(bits + 1));
             let middle = ((f64::from(low) + f64::from(high)) / 2.0) as f32;
             for value in [middle, middle.next_down(), middle.next_up(), high.next_down(), -middle, -middle.next_up()] {
                 assert_eq!(f32_to_f16(value), half::f16::from_f32_const(value).to_bits(), "{value:e}");
             }
         }
-        for upper in 0..0x7F80u32 {
+        for upper in (0..0x7F80u32).step_by(STEP) {
             for lower in [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF] {
                 let value = f32::from_bits(upper << 16 | lower);
                 assert_eq!(f32_to_bf16(value), half::bf16::from_f32(value).to_bits(), "{value:e}");
