@@ -280,6 +280,31 @@ mod tests {
     }
 
     #[test]
+    fn every_stated_size_counts() {
+        let base = BaseModel::open(&model("llama-gqa").join("base")).unwrap();
+        let changes: [fn(&mut crate::base::BaseConfig); 11] = [
+            |c| c.n_layers += 1,
+            |c| c.n_heads *= 2,
+            |c| c.n_kv_heads *= 2,
+            |c| c.head_dim += 2,
+            |c| c.value_head_dim += 2,
+            |c| c.hidden_size += 1,
+            |c| c.intermediate_size += 1,
+            |c| c.rms_eps *= 2.0,
+            |c| c.rope.theta *= 2.0,
+            |c| c.biases.query_key_value ^= true,
+            |c| c.query_key_norm ^= true,
+        ];
+        let mut digests: BTreeSet<String> = [config_digest(&base)].into();
+        for change in changes {
+            let mut other = base.clone();
+            change(&mut other.config);
+            digests.insert(config_digest(&other));
+        }
+        assert_eq!(digests.len(), 1 + changes.len());
+    }
+
+    #[test]
     fn layers_count() {
         assert_ne!(of(model("llama-mha").join("base"), &[0]), of(model("llama-mha").join("base"), &[1]));
     }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use ptplus::base::BaseModel;
+use ptplus::base::fingerprint::Fingerprint;
 use serde_json::Value;
 
 use crate::commands::{pack, text};
@@ -15,6 +17,33 @@ fn changed_base(name: &str, tensor: &str, folder: &Path) {
     let mut tensors = read_safetensors(&from.join("model.safetensors"));
     tensors.get_mut(tensor).unwrap().values[7] += 1e-3;
     write_safetensors(&folder.join("model.safetensors"), &tensors);
+}
+
+#[test]
+fn every_row_of_the_query_projection_counts_in_every_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let print = |file: &Path| Fingerprint::of(&BaseModel::open(file).unwrap(), [0, 2]).unwrap().to_string();
+    for dtype in ["f32", "f16", "bf16", "q8_0", "q4_0"] {
+        let file = dir.path().join(format!("{dtype}.gguf"));
+        let base = text(&model("llama-gqa").join("base"));
+        let out = ptplus(["convert", &base, "-o", &text(&file), "--outtype", dtype]);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        let before = print(&file);
+        let opened = ptplus::format::gguf::open(&file).unwrap();
+        let query = opened.tensors.iter().find(|t| t.name == "blk.2.attn_q.weight").unwrap();
+        let (start, n_rows) = (query.file_offset as usize, query.shape[0]);
+        let row_bytes = query.bytes.len() / n_rows;
+        let original = std::fs::read(&file).unwrap();
+        drop(opened);
+        for row in [0, 1, n_rows / 2, n_rows - 1] {
+            // The byte before the last: of an element's mantissa, or of two elements of a block.
+            let mut changed = original.clone();
+            changed[start + (row + 1) * row_bytes - 2] ^= 1;
+            let other = dir.path().join("changed.gguf");
+            std::fs::write(&other, changed).unwrap();
+            assert_ne!(print(&other), before, "{dtype}, row {row}");
+        }
+    }
 }
 
 fn state(document: &Value) -> &str {
