@@ -30,8 +30,8 @@ impl Rng {
     }
 }
 
-/// Elements of one kind of input: 64 blocks of the largest format; two in Miri, which is some thousand times slower.
-pub const N: usize = if cfg!(miri) { 2 * 256 } else { 64 * 256 };
+/// Elements of one kind of input: 64 blocks of the largest format; one in Miri, which is some thousand times slower.
+pub const N: usize = if cfg!(miri) { 256 } else { 64 * 256 };
 
 /// Every kind of input; each is there because it takes another way through some quantizer.
 pub const KINDS: &[&str] = &[
