@@ -11,6 +11,7 @@ use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
+use crate::format::names::shorten;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{Imported, Origin, ledger::Ledger};
 use crate::quant;
@@ -154,6 +155,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
     }
     against_itself(&adapter, &mut findings);
+    own_fields(&adapter, &mut findings);
     if let Some(base) = base {
         against_base(&adapter, &origin, base, &mut findings);
     }
@@ -171,6 +173,18 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         let hints = base.and_then(|b| other_base(&adapter, b)).into_iter().collect();
         Err(Rejected { findings, notes, hints })
     }
+}
+
+/// What the tool itself has written into the configuration: damage there must not switch a check off.
+fn own_fields(adapter: &Adapter, findings: &mut Vec<Finding>) {
+    let extra = &adapter.config.extra;
+    let mut check = |field: &str, expected: &str, holds: fn(&str) -> bool| {
+        if let Some(value) = extra.get(field).filter(|v| !v.as_str().is_some_and(holds)) {
+            findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
+        }
+    };
+    check(WIDENED_FROM, "the name of a type", |text| DType::parse(text).is_some());
+    check(BASE_FINGERPRINT, "the fingerprint of a base", fingerprint::is_well_formed);
 }
 
 fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
@@ -304,7 +318,7 @@ fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: 
             ));
         }
         // A GGUF base does not say which of the families that share an architecture it is.
-        (Some(stated), None) if gguf_architecture_of(stated).is_some_and(|a| a != architecture) => {
+        (Some(stated), None) if gguf_architecture_of(stated) != Some(architecture) => {
             findings.push(Finding::new(
                 Code::AdapterMismatch,
                 "base_model_type",
@@ -328,26 +342,33 @@ fn non_finite(adapter: &Adapter) -> Vec<Finding> {
             let found = first_non_finite(t);
             t.release();
             let (index, value) = found?;
-            Some(Finding::new(
-                Code::NonFinite,
-                Adapter::canonical_name(i, role),
-                "finite values",
-                format!("{value} at {index:?}"),
-            ))
+            let (code, expected) = match value.is_finite() {
+                true => (Code::CastOverflow, "values that F32 can hold"),
+                false => (Code::NonFinite, "finite values"),
+            };
+            Some(Finding::new(code, Adapter::canonical_name(i, role), expected, format!("{value} at {index:?}")))
         })
         .collect()
 }
 
 /// Index (in canonical axes) and value of the first NaN or Inf.
 fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
-    let clean = |bytes: &[u8]| cast::first_non_finite(t.dtype(), bytes).is_none();
+    let first_bad = |bytes: &[u8]| match t.dtype() {
+        // Everything computes in F32.
+        DType::F64 => {
+            let (elements, _) = bytes.as_chunks::<8>();
+            elements.iter().position(|b| !(f64::from_le_bytes(*b) as f32).is_finite())
+        }
+        other => cast::first_non_finite(other, bytes),
+    };
+    let clean = |bytes: &[u8]| first_bad(bytes).is_none();
     // Most tensors are clean: look at the bytes where they lie. Only for a bad one put the axes in order.
     let is_whole = t.stored_parts().map(<[u8]>::len).sum::<usize>() == t.len_bytes();
     if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
         return None;
     }
     let bytes = t.to_bytes();
-    let flat = cast::first_non_finite(t.dtype(), &bytes)?;
+    let flat = first_bad(&bytes)?;
     let size = t.dtype().block_bytes();
     let element = &bytes[flat * size..][..size];
     let value = match t.dtype() {

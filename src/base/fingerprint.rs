@@ -24,6 +24,8 @@ use crate::quant;
 use crate::tensor::DType;
 
 const SCHEME: &str = "ptplus-base/1";
+/// What all versions begin with.
+const ANY_SCHEME: &str = "ptplus-base/";
 const OTHER_CONFIG: &str = "its architecture, sizes or constants are others";
 
 /// How much of a base is read for a comparison.
@@ -109,6 +111,12 @@ impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{SCHEME} config={} query={} type={}", self.config, self.query, join(&self.types))
     }
+}
+
+/// Whether a text is a fingerprint of this version, or of one to come.
+pub fn is_well_formed(text: &str) -> bool {
+    let is_other_version = text.starts_with(ANY_SCHEME) && text.split(' ').next() != Some(SCHEME);
+    is_other_version || Fingerprint::parse(text).is_some()
 }
 
 /// Whether `base` is the one that the text `stated` is the fingerprint of, for an adapter of these layers.

@@ -201,6 +201,9 @@ fn refuse_what_changes_the_computation(keys: &Keys) -> Result<()> {
             return Err(keys.unsupported(name, format!("expected {neutral}, found {x}")));
         }
     }
+    if keys.metadata.bool(&keys.key("attention.causal"))? == Some(false) {
+        return Err(keys.unsupported("attention.causal", "expected causal attention, found false"));
+    }
     for name in ["attention.sliding_window_pattern", "rope.dimension_sections"] {
         if keys.metadata.get(&keys.key(name)).is_some() {
             return Err(keys.unsupported(name, "expected no such key: this is not computed here"));

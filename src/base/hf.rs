@@ -243,6 +243,10 @@ fn llama3(fields: &Fields, p: &Fields) -> Result<RopeScaling> {
     }
     let name = "original_max_position_embeddings";
     let original_max_positions = match (fields.count(name)?.value(), p.count(name)?.value()) {
+        (Some(a), Some(b)) if a != b => {
+            // Releases of transformers differ in which one they take.
+            return Err(p.invalid(name, format!("expected {a}, as outside of the RoPE parameters, found {b}")));
+        }
         (Some(n), _) | (None, Some(n)) => n,
         (None, None) => fields.count("max_position_embeddings")?.value().ok_or_else(|| {
             p.invalid(name, "expected a whole number, found neither this nor max_position_embeddings")

@@ -9,7 +9,7 @@ use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Kind, Result, escape};
 use crate::package::check::{Checked, Signature, check};
-use crate::package::{Container, signature};
+use crate::package::{Container, claims, signature};
 use crate::pipeline::read_adapter;
 
 #[derive(clap::Args)]
@@ -33,14 +33,20 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let bundle = Container::open(&a.bundle)?;
-    let checked = check(&bundle, key.as_ref());
+    let mut checked = check(&bundle, key.as_ref());
     let mut identity = None;
-    if let Some(base) = base.as_ref().filter(|_| checked.pass()) {
-        // What is inside must also be an adapter, and fit.
-        let adapter = read_adapter(&a.bundle, Some(base))?;
-        identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
-    } else if checked.pass() {
-        read_adapter(&a.bundle, None)?;
+    if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
+        // What is inside must also be an adapter, fit, and be the one that the manifest describes.
+        let adapter = read_adapter(&a.bundle, base.as_ref())?;
+        checked.findings = claims::compare(manifest, &adapter);
+        if let Some(base) = base.as_ref().filter(|_| checked.pass()) {
+            identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
+            if identity.is_none() {
+                checked.notes.push(
+                    "the adapter does not say which base it was made for: that it is this one is not known".into(),
+                );
+            }
+        }
     }
     let status = if checked.pass() { Status::Ok } else { Status::Failed };
     let document = json!({

@@ -90,7 +90,7 @@ fn metadata(
     put("general.name", base.adapter_name().as_str().into());
     put("general.file_type", Value::U32(file_type(adapter, tensors)));
     if tensors.iter().any(|t| t.dtype.is_quantized()) {
-        put("general.quantization_version", Value::U32(2));
+        put(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
     if let Some(name) = &base.name {
         put("general.base_model.count", Value::U32(1));

@@ -29,7 +29,11 @@ impl OutType {
         }
         match Mix::parse(text) {
             Some(mix) => Ok(OutType::Mix(mix)),
-            None => parse_dtype(text).map(OutType::As),
+            None => parse_dtype(text).map(OutType::As).map_err(|e| {
+                // Q2_K is a type too.
+                let mixes: Vec<_> = Mix::ALL.iter().filter(|m| **m != Mix::Q2_K).map(|m| m.name()).collect();
+                Error::new(e.code(), format!("{}; a base model also takes {}", e.message(), mixes.join(" ")))
+            }),
         }
     }
 }
@@ -68,7 +72,13 @@ impl Override {
         let wrong = |message: String| Error::new(Code::Usage, message).field("--tensor-type");
         let (pattern, dtype) =
             text.rsplit_once('=').ok_or_else(|| wrong(format!("expected REGEX=TYPE, found {text:?}")))?;
-        let pattern = Regex::new(pattern).map_err(|e| wrong(format!("expected a regular expression, found {e}")))?;
+        let pattern = Regex::new(pattern).map_err(|e| {
+            // The lines before the last point at the place in the pattern.
+            let text = e.to_string();
+            let reason = text.lines().rfind(|l| !l.trim().is_empty()).unwrap_or_default();
+            let reason = reason.trim().trim_start_matches("error: ");
+            wrong(format!("expected a regular expression, found {pattern:?}: {reason}"))
+        })?;
         Ok(Override { pattern, dtype: parse_dtype(dtype).map_err(|e| e.field("--tensor-type"))? })
     }
 

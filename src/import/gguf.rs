@@ -11,10 +11,11 @@ use super::stated::{BASE_FINGERPRINT, Stated};
 use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
-use crate::base::BaseModel;
+use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf, Metadata};
+use crate::format::names::shorten;
 use crate::format::{json, limits};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
@@ -69,7 +70,8 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     if !is_adapter(meta)? {
         let found = match (meta.str("general.type")?, meta.str("adapter.type")?) {
             (Some("adapter"), Some(other)) => format!("an adapter of type {other:?}"),
-            (kind, _) => format!("general.type {kind:?}"),
+            (Some(kind), _) => format!("a file of general.type {kind:?}"),
+            (None, _) => "a file that states no general.type".to_owned(),
         };
         return Err(Error::new(
             Code::AdapterKind,
@@ -93,8 +95,15 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let mut findings = Vec::new();
     let mut pieces = Pieces::new();
     let mut ledger = Ledger::default();
+    check_quantization_version(file)?;
     for t in &file.tensors {
         let tensor = t.lazy()?;
+        if let Some((_, Role::FeatureBias | Role::Normalizer)) = names::parse_tensor_name(&t.name)
+            && t.dtype != DType::F32
+        {
+            let expected = "F32, as biases and normalisers are in every GGUF file";
+            findings.push(Finding::new(Code::AdapterShape, &t.name, expected, t.dtype));
+        }
         let fate = match names::parse_tensor_name(&t.name) {
             Some((layer, role)) => {
                 pieces.insert((layer, role), canonical_axes(role, tensor.clone()));
@@ -141,6 +150,27 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         &mut findings,
     );
     config.layers_to_transform = stated_layers(meta)?;
+    assemble::check_stated_layers(
+        config.layers_to_transform.as_ref(),
+        config.geometry.n_layers,
+        &layers,
+        &mut findings,
+    );
+    if let Some(stated) = config.base_model_type.as_deref()
+        && gguf_architecture_of(stated).is_some_and(|a| a != architecture)
+    {
+        let expected = format!("a model type of architecture {architecture:?}");
+        findings.push(Finding::new(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}")));
+    }
+    let recorded_dtypes = recorded_dtypes(meta)?;
+    // They loosen the limits of a verification, so they must be about this adapter.
+    let is_ours = |name: &str| {
+        layers.iter().any(|(&i, layer)| layer.tensors().any(|(role, _)| Adapter::canonical_name(i, role) == name))
+    };
+    if let Some(name) = recorded_dtypes.keys().find(|name| !is_ours(name)) {
+        let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
+        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_DTYPES));
+    }
     Ok(Imported {
         adapter: Adapter { config, layers },
         ledger,
@@ -151,7 +181,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             layout: "GGUF".into(),
             gguf_architecture: Some(architecture),
             row_order: order,
-            recorded_dtypes: recorded_dtypes(meta)?,
+            recorded_dtypes,
             recorded_source_sha256: meta.str(names::SOURCE_SHA256)?.map(str::to_owned),
             config_digest_text,
         },
@@ -269,6 +299,21 @@ fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
     }
     let stated = Stated::from_json(Value::Object(config))?;
     Ok((stated, size("value_length")?))
+}
+
+/// Blocks mean what version 2 of ggml's formats says; version 1 packed some of them otherwise.
+fn check_quantization_version(file: &Gguf) -> Result<()> {
+    if !file.tensors.iter().any(|t| t.dtype.is_quantized()) {
+        return Ok(());
+    }
+    match file.metadata.u32(gguf::QUANTIZATION_VERSION)? {
+        Some(2) => Ok(()),
+        found => {
+            let found = found.map_or("none".to_owned(), |v| v.to_string());
+            let message = format!("expected 2 in a file with quantized tensors, found {found}");
+            Err(Error::new(Code::ConfigUnsupported, message).field(gguf::QUANTIZATION_VERSION))
+        }
+    }
 }
 
 fn layer_list(meta: &Metadata) -> Result<Vec<u32>> {

@@ -105,7 +105,11 @@ fn open_bundle(path: &Path) -> Result<Source> {
     }
     let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
     if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
-        return gguf::parse(&place(ADAPTER_FILE), bytes).map(Source::Gguf);
+        if bundle.files.contains_key(WEIGHTS_FILE) {
+            let message = format!("expected one adapter in the bundle, found {ADAPTER_FILE} and {WEIGHTS_FILE}");
+            return Err(Error::new(Code::BundleExtra, message).file(path));
+        }
+        return gguf::parse_whole(&place(ADAPTER_FILE), bytes).map(Source::Gguf);
     }
     let (Some(weights), Some(config)) = (bundle.files.get(WEIGHTS_FILE), bundle.files.get(CONFIG_FILE)) else {
         let message =
@@ -123,7 +127,8 @@ fn open_bundle(path: &Path) -> Result<Source> {
 ///
 /// Errors: [`Code::AdapterKind`] where there is none, or where several could be meant.
 pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
-    if let Some(known) = [INDEX_FILE, WEIGHTS_FILE, PICKLE_FILE].iter().map(|f| dir.join(f)).find(|p| p.is_file()) {
+    // The whole file first, as for bases: an index beside it is a leftover of something else.
+    if let Some(known) = [WEIGHTS_FILE, INDEX_FILE, PICKLE_FILE].iter().map(|f| dir.join(f)).find(|p| p.is_file()) {
         return Ok(known);
     }
     let io = |e| Error::io(dir, "cannot list the folder", e);

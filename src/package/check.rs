@@ -132,8 +132,14 @@ pub fn file_sha256(bytes: &Bytes) -> String {
 
 fn check_signature(bundle: &Container, text: &Bytes, trusted: Option<&PublicKey>, out: &mut Checked) {
     let fault = |code, found: String| Finding::new(code, SIGNATURE_FILE, "a valid signature of the manifest", found);
-    let stated = out.manifest.as_ref().and_then(|m| m.document.get("signature")).and_then(|s| s.get("public_key"));
-    let stated = stated.and_then(Value::as_str).map(str::to_owned);
+    let stated = out.manifest.as_ref().and_then(|m| m.document.get("signature")).cloned();
+    let key = stated.as_ref().and_then(|s| s.get("public_key")).and_then(Value::as_str).map(str::to_owned);
+    if key.is_none()
+        && let Some(other) = stated.filter(|s| !s.is_null())
+    {
+        out.findings.push(fault(Code::SignatureInvalid, format!("a manifest that names no key: {other}")));
+    }
+    let stated = key;
     let Some(bytes) = bundle.files.get(SIGNATURE_FILE) else {
         if trusted.is_some() {
             out.findings.push(fault(Code::SignatureMissing, "none".into()));

@@ -18,7 +18,7 @@ use crate::import::source::{self, Source};
 use crate::import::{self, Options};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
-use crate::validate;
+use crate::validate::{self, Validated};
 
 /// Names the definitions of the digests.
 const CANONICAL_SCHEME: &str = "ptplus-adapter/1";
@@ -79,8 +79,12 @@ fn hash(role: Role, t: &LazyTensor) -> Hashed {
         bytes.resize(part.len_bytes(), 0);
         part.gather(&mut bytes);
         stored.update(&bytes);
-        if has_two && let Ok(wide) = cast::to_f32(part.dtype(), &bytes) {
-            values.update(bytemuck::cast_slice(&wide));
+        if has_two {
+            match cast::to_f32(part.dtype(), &bytes) {
+                Ok(wide) => values.update(bytemuck::cast_slice(&wide)),
+                // Values beyond F32, which validation refuses: all the same no element may be left out.
+                Err(_) => values.update(&bytes),
+            }
         }
     }
     t.release();
@@ -162,8 +166,14 @@ fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
     opened.map_err(|e| e.file(path))
 }
 
+/// Of each tensor of an adapter, as its file has it.
+pub fn of_tensors(adapter: &Validated) -> Vec<TensorDigest> {
+    let consumed: Vec<_> = adapter.ledger.consumed().filter_map(|e| Some((&e.name, e.tensor.as_ref()?))).collect();
+    consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t)).collect()
+}
+
 /// One tensor's bytes as the file has them.
-pub(super) fn tensor_digest(name: &str, t: &LazyTensor) -> TensorDigest {
+fn tensor_digest(name: &str, t: &LazyTensor) -> TensorDigest {
     let mut hasher = Sha256::new();
     with_bytes(t, |bytes| hasher.update(bytes));
     t.release();

@@ -10,6 +10,7 @@
 #[cfg(feature = "runner")]
 mod card;
 pub mod check;
+pub mod claims;
 pub mod container;
 #[cfg(feature = "runner")]
 pub mod diff;

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
 use super::check::file_sha256;
-use super::digest::{AdapterDigest, tensor_digest};
+use super::digest::{AdapterDigest, of_tensors};
 use super::manifest::{self, FileEntry};
 use super::naming::download_name;
 use super::signature::Signer;
@@ -17,7 +17,6 @@ use super::{ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, r
 use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
-use crate::digest::TensorDigest;
 use crate::error::{Code, Error, Result};
 use crate::export::types::OutType;
 use crate::format::mmap::map_file;
@@ -130,7 +129,9 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let (source, _) =
         pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
     let identity = source.confirm_base(base, crate::base::fingerprint::Depth::Weights, convert.base_mismatch)?;
-    let made = make_adapter(convert, &source, place.work())?;
+    // A file that does not name this base is written anew, so that the bundle's own copy does.
+    let names_base = matches!(identity, Some(Identity::Same | Identity::CannotTell(_)));
+    let made = make_adapter(convert, &source, place.work(), names_base)?;
     let adapter = pipeline::read_adapter(&place.work().join(made.weights_file), Some(base))?;
     let (report, reference) = match made.proof {
         Some(report) => (report, "what PyTorch computed"),
@@ -174,7 +175,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     more.insert("notes".into(), json!(notes));
     more.insert("reports".into(), texts.keys().filter(|k| k.starts_with("reports/")).map(String::as_str).collect());
     more.insert("source".into(), describe_source(&source, made.converted.as_ref()));
-    more.insert("tensors".into(), json!(tensor_digests(&adapter)));
+    more.insert("tensors".into(), json!(of_tensors(&adapter)));
     if let Some(key) = &public_key {
         more.insert("signature".into(), json!({ "public_key": key }));
     }
@@ -211,12 +212,12 @@ struct Made {
     proof: Option<Report>,
 }
 
-fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path) -> Result<Made> {
+fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path, names_base: bool) -> Result<Made> {
     let (files, weights_file) = match convert.format {
         Format::Gguf => (vec![ADAPTER_FILE], ADAPTER_FILE),
         Format::Safetensors => (vec![WEIGHTS_FILE, CONFIG_FILE], WEIGHTS_FILE),
     };
-    if let Some(file) = as_it_is(&convert, source) {
+    if let Some(file) = as_it_is(&convert, source).filter(|_| names_base) {
         let bytes = gguf_bytes(convert.adapter, file)?;
         let out = OutputFile::create(&work.join(ADAPTER_FILE), Overwrite::Never, &[])?;
         write_in_steps(&out, 0, &bytes)?;
@@ -356,11 +357,6 @@ fn describe_source(source: &Validated, converted: Option<&Converted>) -> Value {
         "layout": source.origin.layout,
         "sha256": converted.and_then(|c| c.source_sha256.clone()).or_else(|| source.origin.recorded_source_sha256.clone()),
     })
-}
-
-fn tensor_digests(adapter: &Validated) -> Vec<TensorDigest> {
-    let consumed: Vec<_> = adapter.ledger.consumed().filter_map(|e| Some((&e.name, e.tensor.as_ref()?))).collect();
-    consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t)).collect()
 }
 
 /// Writes what is missing and puts the bundle in its place.

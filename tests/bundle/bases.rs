@@ -10,7 +10,7 @@ use crate::commands::{pack, text};
 use crate::common::{exit, json, model, ptplus, read_safetensors, stderr, write_safetensors};
 
 /// A copy of a fixture's base with one value of one tensor changed.
-fn changed_base(name: &str, tensor: &str, folder: &Path) {
+pub fn changed_base(name: &str, tensor: &str, folder: &Path) {
     std::fs::create_dir(folder).unwrap();
     let from = model(name).join("base");
     std::fs::copy(from.join("config.json"), folder.join("config.json")).unwrap();

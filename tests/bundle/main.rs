@@ -4,6 +4,7 @@
 mod common;
 
 mod bases;
+mod claims;
 mod commands;
 mod damage;
 mod deaths;

@@ -248,7 +248,7 @@ pub fn cases() -> Vec<Case> {
 pub fn foreign_cases() -> Vec<Case> {
     let mut cases = common();
     cases.push(large("zeros without end", || vec![0; 64 << 20], None));
-    cases.extend(foreign(|name, file| accepted(name, file)));
+    cases.extend(foreign(accepted));
     let folder = |path: &str| one(path, |h| h.set_entry_type(EntryType::Directory));
     cases.extend([
         refused("folder outside", folder("../d/"), Code::BundlePath),

@@ -5,12 +5,11 @@ use crate::base::{BaseModel, RopeScaling};
 use crate::error::{Code, Error, Result};
 use crate::export::file_type;
 use crate::format::TensorSpec;
-use crate::format::gguf::{Metadata, Value};
+use crate::format::gguf::{self, Metadata, Value};
 use crate::tensor::DType;
 use crate::vocab::{Vocabulary, to_gguf};
 
 pub(super) const FILE_TYPE: &str = "general.file_type";
-pub(super) const QUANTIZATION_VERSION: &str = "general.quantization_version";
 
 pub(super) fn of_folder(
     base: &BaseModel,
@@ -28,7 +27,7 @@ pub(super) fn of_folder(
     m.insert("general.size_label", size_label(specs));
     m.insert(FILE_TYPE, Value::U32(file_type.unwrap_or_else(|| file_type::of(commonest(specs)))));
     if specs.iter().any(|t| t.dtype.is_quantized()) {
-        m.insert(QUANTIZATION_VERSION, Value::U32(2));
+        m.insert(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
     let key = |field: &str| format!("{architecture}.{field}");
     for (field, n) in [

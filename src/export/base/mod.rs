@@ -164,8 +164,8 @@ fn carried_over(metadata: &Metadata, file_type: Option<u32>, specs: &[TensorSpec
     if let Some(n) = file_type {
         m.insert(metadata::FILE_TYPE, Value::U32(n));
     }
-    if specs.iter().any(|t| t.dtype.is_quantized()) && m.get(metadata::QUANTIZATION_VERSION).is_none() {
-        m.insert(metadata::QUANTIZATION_VERSION, Value::U32(2));
+    if specs.iter().any(|t| t.dtype.is_quantized()) && m.get(gguf::QUANTIZATION_VERSION).is_none() {
+        m.insert(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
     m
 }

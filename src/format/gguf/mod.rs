@@ -77,6 +77,9 @@ pub fn open(path: &Path) -> Result<Gguf> {
     }
 }
 
+/// The key that says which version of ggml's block formats the tensors are in; 2 today.
+pub const QUANTIZATION_VERSION: &str = "general.quantization_version";
+
 /// Whether these are the first bytes of a GGUF file, of any version and byte order.
 pub fn is_gguf(start: &[u8]) -> bool {
     start.starts_with(MAGIC)
@@ -87,6 +90,15 @@ pub fn is_gguf(start: &[u8]) -> bool {
 /// Errors: as [`open`].
 pub fn parse(path: &Path, bytes: &Bytes) -> Result<Gguf> {
     read::parse(path, bytes).map_err(|e| e.file(path))
+}
+
+/// [`parse`] of a file that has to be whole: one part of a split model is refused.
+///
+/// Errors: as [`open`].
+pub fn parse_whole(path: &Path, bytes: &Bytes) -> Result<Gguf> {
+    let gguf = parse(path, bytes)?;
+    split::refuse_lone_part(&gguf)?;
+    Ok(gguf)
 }
 
 fn open_one(path: &Path) -> Result<Gguf> {

@@ -220,14 +220,28 @@ fn sync_all(folder: &Path, files: &[String]) -> Result<()> {
     folders.iter().try_for_each(|f| sync_folder(f))
 }
 
+/// The folders between `target` and a file below it; a link among them would lead out.
+fn create_folders_below(target: &Path, relative: &Path) -> std::io::Result<()> {
+    let parents: Vec<&Path> = relative.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
+    for folder in parents.into_iter().rev().map(|p| target.join(p)) {
+        match std::fs::symlink_metadata(&folder) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => {
+                let message = format!("{} is no folder", folder.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, message));
+            }
+            Err(_) => std::fs::create_dir(&folder)?,
+        }
+    }
+    Ok(())
+}
+
 /// Moves files one by one. Without force nothing is replaced, and a failure takes back what was moved.
 fn move_files(staged: &Path, target: &Path, files: &[String], overwrite: Overwrite) -> std::io::Result<()> {
     let mut moved = Vec::new();
     let result = files.iter().try_for_each(|relative| {
         let to = target.join(relative);
-        if let Some(parent) = to.parent() {
-            std::fs::create_dir_all(parent)?;
-        }
+        create_folders_below(target, Path::new(relative))?;
         rename_file(&staged.join(relative), &to, overwrite)?;
         moved.push(to);
         Ok(())

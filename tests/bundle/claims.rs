@@ -1,0 +1,121 @@
+//! What a manifest says of the adapter beside the hashes of its files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ptplus::package::check::file_sha256;
+use ptplus::package::manifest::{self, FileEntry};
+use ptplus::tensor::Bytes;
+use serde_json::{Value, json as object};
+
+use crate::commands::{pack, text};
+use crate::common::{exit, json, model, ptplus, stderr};
+
+/// Writes the manifest of a folder anew, its hashes right, after `change`.
+fn reseal(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let path = folder.join("manifest.json");
+    let mut document: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut document);
+    let files = document["files"].as_array().unwrap().iter().map(|f| {
+        let name = f["path"].as_str().unwrap().to_owned();
+        let bytes = std::fs::read(folder.join(&name)).unwrap();
+        (name, FileEntry { size: bytes.len() as u64, sha256: file_sha256(&Bytes::from(bytes)) })
+    });
+    let files: BTreeMap<String, FileEntry> = files.collect();
+    let text = manifest::write(&files, document.as_object().unwrap().clone());
+    std::fs::write(path, text).unwrap();
+}
+
+/// Exit code and places of the findings of `check`.
+fn checked(folder: &Path) -> (i32, Vec<String>) {
+    let (code, document) = json(["check", &text(folder)]);
+    let places = document["findings"].as_array().into_iter().flatten();
+    (code, places.map(|f| f["place"].as_str().unwrap().to_owned()).collect())
+}
+
+#[test]
+fn a_resealed_manifest_must_still_be_true_of_the_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("b");
+    pack("llama-gqa", &folder, &[]);
+    reseal(&folder, |_| {});
+    assert_eq!(checked(&folder), (0, vec![]));
+    let original = std::fs::read(folder.join("manifest.json")).unwrap();
+    for (field, value) in [
+        ("/base/fingerprint", object!("ptplus-base/2 another")),
+        ("/adapter/digest/canonical", object!("0")),
+        ("/tensors", object!([])),
+    ] {
+        reseal(&folder, |d| *d.pointer_mut(field).unwrap() = value);
+        let (code, places) = checked(&folder);
+        assert_eq!((code, places.len()), (6, 1), "{field}: {places:?}");
+        std::fs::write(folder.join("manifest.json"), &original).unwrap();
+    }
+    reseal(&folder, |d| d["signature"] = object!({ "public_key": 5 }));
+    assert_eq!(checked(&folder), (6, vec!["manifest.json.minisig".into()]));
+    std::fs::write(folder.join("manifest.json"), &original).unwrap();
+
+    // Another adapter of the same form in its place.
+    let file = folder.join("adapter.gguf");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.len() - 100;
+    bytes[at] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+    reseal(&folder, |_| {});
+    assert_eq!(checked(&folder).0, 6);
+}
+
+#[test]
+fn the_adapter_in_a_bundle_names_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name));
+    let m = model("llama-gqa");
+    let ok = |args: &[&str]| {
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 0, "{args:?}: {}", stderr(&out));
+    };
+    let (base, adapter, probe) = (text(&m.join("base")), text(&m.join("adapter")), text(&m.join("probe.safetensors")));
+    // Converted without a base, so without its fingerprint.
+    ok(&["convert", &adapter, "-o", &path("arch.gguf"), "--arch", "llama"]);
+    ok(&["pack", &path("arch.gguf"), "-o", &path("arch.tar"), "--base", &base, "--probe", &probe]);
+    ok(&["check", &path("arch.tar"), "--base", &base]);
+    let other = dir.path().join("other");
+    crate::bases::changed_base("llama-gqa", "model.layers.2.self_attn.q_proj.weight", &other);
+    assert_eq!(exit(&ptplus(["check", &path("arch.tar"), "--base", &text(&other)])), 4);
+
+    ok(&["convert", &adapter, "-o", &path("named.gguf"), "--base", &base]);
+    ok(&["pack", &path("named.gguf"), "-o", &path("b"), "--base", &text(&other), "--ignore-base-mismatch"]);
+    let document: Value = serde_json::from_slice(&std::fs::read(path("b/manifest.json")).unwrap()).unwrap();
+    assert_eq!(document["base"]["mismatch_ignored"], true, "{document}");
+}
+
+#[test]
+fn a_bundle_holds_one_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("b");
+    pack("llama-gqa", &folder, &[]);
+    std::fs::copy(
+        model("llama-gqa").join("adapter/adapter_model.safetensors"),
+        folder.join("adapter_model.safetensors"),
+    )
+    .unwrap();
+    reseal(&folder, |d| {
+        let files = d["files"].as_array_mut().unwrap();
+        files.push(object!({ "path": "adapter_model.safetensors", "size": 0, "sha256": "" }));
+    });
+    assert_eq!(checked(&folder).0, 6);
+}
+
+#[test]
+fn unpacking_does_not_follow_links_out_of_its_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    pack("llama-gqa", &path("b.tar"), &[]);
+    std::fs::create_dir(path("elsewhere")).unwrap();
+    std::fs::create_dir(path("target")).unwrap();
+    std::os::unix::fs::symlink(path("elsewhere"), path("target/reports")).unwrap();
+    std::fs::write(path("target/other"), "mine").unwrap();
+    let out = ptplus(["unpack", &text(&path("b.tar")), "-o", &text(&path("target")), "--force"]);
+    assert_ne!(exit(&out), 0, "{}", stderr(&out));
+    assert_eq!(std::fs::read_dir(path("elsewhere")).unwrap().count(), 0);
+}

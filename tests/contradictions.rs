@@ -1,0 +1,202 @@
+//! Files that are well formed and contradict themselves or each other: each used to be taken at its word somewhere.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{exit, json, model, ptplus, stderr};
+use ptplus::format::TensorSpec;
+use ptplus::format::gguf::{self, Metadata};
+use ptplus::tensor::DType;
+use serde_json::{Value, json as object};
+
+const MODEL: &str = "llama-gqa"; // adapts layers 0 and 2 of 3
+
+struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    fn new() -> Scratch {
+        Scratch(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The fixture's adapter as GGUF.
+    fn adapter(&self, more: &[&str]) -> String {
+        let out = self.path("adapter.gguf");
+        ok(&[&["convert", &of("adapter"), "-o", &out, "--base", &of("base"), "--force"], more].concat());
+        out
+    }
+
+    /// A copy with other metadata, and other tensors' types where `dtype` says so.
+    fn changed(&self, from: &str, change: impl FnOnce(&mut Metadata)) -> String {
+        let file = gguf::open(Path::new(from)).unwrap();
+        let mut metadata = file.metadata.clone();
+        change(&mut metadata);
+        let spec = |t: &ptplus::format::StoredTensor| TensorSpec {
+            name: t.name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+        };
+        let plan = gguf::plan(&metadata, &file.tensors.iter().map(spec).collect::<Vec<_>>()).unwrap();
+        let mut bytes = plan.header.clone();
+        bytes.resize(plan.len_bytes as usize, 0);
+        for (p, t) in plan.tensors.iter().zip(&file.tensors) {
+            bytes[p.file_offset as usize..][..t.bytes.len()].copy_from_slice(&t.bytes);
+        }
+        let out = self.path("changed.gguf");
+        std::fs::write(&out, bytes).unwrap();
+        out
+    }
+}
+
+fn of(part: &str) -> String {
+    model(MODEL).join(part).to_str().unwrap().to_owned()
+}
+
+fn ok(args: &[&str]) {
+    let out = ptplus(args);
+    assert_eq!(exit(&out), 0, "{args:?}: {}", stderr(&out));
+}
+
+/// `validate` refuses it with this code.
+fn refused(adapter: &str, code: &str) {
+    let (exit, report) = json(["validate", adapter, "--base", &of("base")]);
+    let text = report.to_string();
+    assert!(exit != 0 && text.contains(&format!("\"{code}\"")), "{code}: exit {exit}, {text}");
+}
+
+fn source_config(m: &mut Metadata, field: &str, value: Value) {
+    let key = "ptplus.source_config";
+    let mut config: Value = serde_json::from_str(m.str(key).unwrap().unwrap()).unwrap();
+    config[field] = value;
+    m.insert(key, config.to_string().as_str());
+}
+
+#[test]
+fn what_a_gguf_adapter_records_must_be_about_it() {
+    let s = Scratch::new();
+    let adapter = s.adapter(&[]);
+    let with = |change: &dyn Fn(&mut Metadata)| s.changed(&adapter, |m| change(m));
+    ok(&["validate", &with(&|_| {}), "--base", &of("base")]);
+    // Recorded types loosen the limits of `verify`.
+    refused(&with(&|m| m.insert("ptplus.source_dtypes", r#"{"nonsense":"BF16"}"#)), "config-field");
+    refused(&with(&|m| source_config(m, "ptplus_widened_from", "banana".into())), "config-field");
+    for (layers, code) in
+        [(object!([0, 1]), "adapter-missing"), (object!([0]), "adapter-left-over"), (Value::Null, "adapter-missing")]
+    {
+        refused(&with(&|m| source_config(m, "layers_to_transform", layers.clone())), code);
+    }
+    refused(&with(&|m| source_config(m, "base_model_type", "qwen2".into())), "adapter-mismatch");
+    // A fingerprint that cannot be read must not switch the check of the base off; one of another version may.
+    let print =
+        gguf::open(Path::new(&adapter)).unwrap().metadata.str("ptplus.base_fingerprint").unwrap().unwrap().to_owned();
+    for bad in ["", &print[..print.len() - 5], &print[1..]] {
+        refused(&with(&|m| m.insert("ptplus.base_fingerprint", bad)), "config-field");
+    }
+    ok(&["validate", &with(&|m| m.insert("ptplus.base_fingerprint", "ptplus-base/2 x=1")), "--base", &of("base")]);
+
+    let quantized = s.adapter(&["--outtype", "q8_0"]);
+    let key = "general.quantization_version";
+    refused(&s.changed(&quantized, |m| m.insert(key, gguf::Value::U32(1))), "config-unsupported");
+    refused(&s.changed(&quantized, |m| drop(m.remove(key))), "config-unsupported");
+}
+
+#[test]
+fn a_base_type_that_nobody_knows_fits_no_base() {
+    let s = Scratch::new();
+    let folder = PathBuf::from(s.path("a"));
+    let mut adapter = common::RawAdapter::fixture(MODEL);
+    adapter.config["base_model_type"] = "banana".into();
+    adapter.write(&folder);
+    for base in ["base", "base.gguf"] {
+        let (code, report) = json(["validate", folder.to_str().unwrap(), "--base", &of(base)]);
+        assert_eq!(code, 4, "{base}: {report}");
+    }
+}
+
+#[test]
+fn values_beyond_f32_are_refused_before_anything_else_reads_them() {
+    let s = Scratch::new();
+    let file = model(MODEL).join("adapter/adapter_model.safetensors");
+    let from = std::fs::read(file).unwrap();
+    let st = ptplus::format::safetensors::parse(Path::new("x"), &from.into()).unwrap();
+    let folder = s.path("wide");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(of("adapter/adapter_config.json"), format!("{folder}/adapter_config.json")).unwrap();
+    let specs: Vec<TensorSpec> = st
+        .tensors
+        .iter()
+        .map(|t| TensorSpec { name: t.name.clone(), dtype: DType::F64, shape: t.shape.clone() })
+        .collect();
+    let plan = ptplus::format::safetensors::plan(&st.metadata, &specs).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    bytes[plan.tensors[0].file_offset as usize..][..8].copy_from_slice(&1e300f64.to_le_bytes());
+    std::fs::write(format!("{folder}/adapter_model.safetensors"), bytes).unwrap();
+    for args in [
+        vec!["validate", &folder],
+        vec!["hash", &folder],
+        vec!["verify", &folder, "--base", &of("base"), "--against", &of("adapter")],
+    ] {
+        let out = ptplus(&args);
+        let said = common::stdout(&out) + &stderr(&out);
+        assert_eq!(exit(&out), 3, "{args:?}: {said}");
+        assert!(said.contains("cast-overflow") && said.contains("layers.0.memory"), "{said}");
+    }
+}
+
+#[test]
+fn biases_and_normalisers_of_a_gguf_file_are_f32() {
+    let s = Scratch::new();
+    let m = model("mistral-swa");
+    let (adapter, base) = (m.join("adapter"), m.join("base"));
+    let out = s.path("n.gguf");
+    ok(&["convert", adapter.to_str().unwrap(), "-o", &out, "--base", base.to_str().unwrap()]);
+    let file = gguf::open(Path::new(&out)).unwrap();
+    let is_normalizer = |name: &str| name.contains("normalizer");
+    assert!(file.tensors.iter().any(|t| is_normalizer(&t.name)));
+    let halved = |t: &ptplus::format::StoredTensor| if is_normalizer(&t.name) { DType::F16 } else { t.dtype };
+    let specs: Vec<TensorSpec> = file
+        .tensors
+        .iter()
+        .map(|t| TensorSpec { name: t.name.clone(), dtype: halved(t), shape: t.shape.clone() })
+        .collect();
+    let plan = gguf::plan(&file.metadata, &specs).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    let changed = s.path("h.gguf");
+    std::fs::write(&changed, bytes).unwrap();
+    let (code, report) = json(["validate", &changed, "--base", base.to_str().unwrap()]);
+    assert!(code != 0 && report.to_string().contains("adapter-shape"), "{report}");
+}
+
+#[test]
+fn the_whole_file_comes_before_an_index_that_was_left_beside_it() {
+    let s = Scratch::new();
+    let adapter = s.adapter(&[]);
+    let folder = s.path("old");
+    std::fs::create_dir(&folder).unwrap();
+    let mut other = common::RawAdapter::fixture(MODEL);
+    other.change("memory", |t| common::Tensor {
+        shape: t.shape.clone(),
+        values: t.values.iter().map(|v| v * 2.0).collect(),
+    });
+    other.write(Path::new(&folder));
+    std::fs::rename(format!("{folder}/adapter_model.safetensors"), format!("{folder}/s.safetensors")).unwrap();
+    let map = object!({ "weight_map": other.tensors.keys().map(|k| (k.clone(), object!("s.safetensors"))).collect::<serde_json::Map<_, _>>() });
+    std::fs::write(format!("{folder}/adapter_model.safetensors.index.json"), map.to_string()).unwrap();
+    ok(&["convert", &adapter, "-o", &folder, "--base", &of("base"), "--force"]);
+    ok(&["verify", &folder, "--base", &of("base"), "--probe", &of("probe.safetensors")]);
+}
+
+#[test]
+fn bases_that_compute_something_else_are_refused() {
+    let s = Scratch::new();
+    let bidirectional = s.changed(&of("base.gguf"), |m| m.insert("llama.attention.causal", gguf::Value::Bool(false)));
+    let out = ptplus(["inspect", &bidirectional]);
+    let validated = ptplus(["validate", &of("adapter"), "--base", &bidirectional]);
+    assert_eq!(exit(&validated), 7, "{} {}", stderr(&out), stderr(&validated));
+}
