@@ -8,8 +8,10 @@ use crate::error::{Code, Error, Result};
 use crate::format::elf::{self, Definition, Dynamic};
 use crate::format::mmap::map_file;
 
-/// What the preload library wraps.
-const WRAPPED: &str = "llama_init_from_model";
+/// What the preload library wraps. Made at run time, so that this program does not hold the name that it looks for.
+pub(crate) fn wrapped() -> String {
+    std::hint::black_box("llama-init-from-model").replace('-', "_")
+}
 
 /// How a program has llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -48,6 +50,7 @@ pub struct Diagnosis {
 /// Errors: [`Code::NotFound`], [`Code::Io`]; [`Code::Elf`] for a broken file.
 pub fn diagnose(program: &Path) -> Result<Diagnosis> {
     let bytes = map_file(program)?;
+    let wrapped = wrapped();
     let found = |linking: Linking, dynamic: Dynamic, called_from: Option<String>| Diagnosis {
         program: program.to_owned(),
         linking,
@@ -58,20 +61,20 @@ pub fn diagnose(program: &Path) -> Result<Diagnosis> {
     if bytes.starts_with(b"#!") {
         return Ok(found(Linking::Script, Dynamic::default(), None));
     }
-    let dynamic = match elf::dynamic(&bytes, WRAPPED) {
+    let dynamic = match elf::dynamic(&bytes, &wrapped) {
         Ok(dynamic) => dynamic,
         Err(e) if e.code() == Code::ElfKind => return Ok(found(Linking::Foreign, Dynamic::default(), None)),
         Err(e) => return Err(e.file(program)),
     };
-    if dynamic.symbol(WRAPPED) == Some(Definition::Imported) {
+    if dynamic.symbol(&wrapped) == Some(Definition::Imported) {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         return Ok(found(Linking::Dynamic, dynamic, Some(name)));
     }
-    if let Some(library) = calling_library(program, &dynamic)? {
+    if let Some(library) = calling_library(program, &dynamic, &wrapped)? {
         return Ok(found(Linking::Dynamic, dynamic, Some(library)));
     }
     // The name is in llama.cpp's own messages, so it is there in a stripped program too.
-    let linking = if contains(&bytes, WRAPPED.as_bytes()) { Linking::Static } else { Linking::None };
+    let linking = if contains(&bytes, wrapped.as_bytes()) { Linking::Static } else { Linking::None };
     Ok(found(linking, dynamic, None))
 }
 
@@ -93,7 +96,7 @@ fn advice(linking: Linking) -> &'static str {
 
 /// The first library beside the program or on its search path that calls llama.cpp: newer llama.cpp programs are a few
 /// lines around one.
-fn calling_library(program: &Path, dynamic: &Dynamic) -> Result<Option<String>> {
+fn calling_library(program: &Path, dynamic: &Dynamic, wrapped: &str) -> Result<Option<String>> {
     let origin = program.canonicalize().map_err(|e| Error::io(program, "cannot find its folder", e))?;
     let origin = origin.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
     let expanded = dynamic
@@ -104,8 +107,8 @@ fn calling_library(program: &Path, dynamic: &Dynamic) -> Result<Option<String>> 
     let folders: Vec<PathBuf> = expanded.filter(|p| p.is_absolute()).chain([PathBuf::from(&origin)]).collect();
     for name in dynamic.needed.iter().filter(|n| !n.contains('/')) {
         let Some(path) = folders.iter().map(|f| f.join(name)).find(|p| p.is_file()) else { continue };
-        let Ok(library) = map_file(&path).and_then(|bytes| elf::dynamic(&bytes, WRAPPED)) else { continue };
-        if library.symbol(WRAPPED) == Some(Definition::Imported) {
+        let Ok(library) = map_file(&path).and_then(|bytes| elf::dynamic(&bytes, wrapped)) else { continue };
+        if library.symbol(wrapped) == Some(Definition::Imported) {
             return Ok(Some(name.clone()));
         }
     }
@@ -148,5 +151,7 @@ mod tests {
         assert_eq!(kind(b"\x7fELF\x02\x01\x01").unwrap_err().code(), Code::Elf);
         assert_eq!(diagnose(&temp.path().join("none")).unwrap_err().code(), Code::NotFound);
         assert_eq!(diagnose(Path::new("/bin/sh")).unwrap().linking, Linking::None);
+        #[cfg(not(feature = "llama-cpp"))]
+        assert_eq!(diagnose(&std::env::current_exe().unwrap()).unwrap().linking, Linking::None, "the name itself");
     }
 }

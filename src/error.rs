@@ -80,7 +80,7 @@ codes! {
     Io "io" Io "The operating system refused a file operation.";
     NotFound "not-found" Io "A file or folder does not exist.";
     NotAFile "not-a-file" Io "A folder, pipe or device stands where a regular file is needed.";
-    Interrupted "interrupted" Io "The command was interrupted; nothing was written.";
+    Interrupted "interrupted" Io "The command was interrupted; no unfinished output was kept (the tool exits with 130).";
     Usage "usage" Usage "The command line asks for something that makes no sense.";
     OutputExists "output-exists" Usage "The output exists and --force was not given.";
     OutputIsInput "output-is-input" Usage "The output would replace a file that is being read.";

@@ -181,11 +181,26 @@ fn commands_without_output_succeed() {
             let arguments = if cfg!(feature = "cuda") { arguments.into() } else { arguments.replace("cuda", "cpu") };
             let out =
                 Command::new(env!("CARGO_BIN_EXE_ptplus")).args(words(&arguments)).current_dir(root).output().unwrap();
-            assert!(out.status.success(), "{}: {line}\n{}", page.display(), common::stderr(&out));
+            // Without a GPU both devices are the CPU, and nothing is compared.
+            let is_alone = line.contains("--against-device") && cfg!(not(feature = "cuda"));
+            let expected = if is_alone { 7 } else { 0 };
+            assert_eq!(common::exit(&out), expected, "{}: {line}\n{}", page.display(), common::stderr(&out));
             run_here.push(line.to_owned());
         }
     }
     assert!(run_here.iter().any(|line| line == "cargo run --release -- demo"), "{run_here:?}");
+}
+
+#[test]
+fn the_demo_is_one_document_with_json() {
+    let (code, document) = common::json(["demo"]);
+    assert_eq!((code, document["status"].as_str()), (0, Some("ok")), "{document}");
+    let steps = document["steps"].as_array().unwrap();
+    assert_eq!(steps.len(), 5);
+    for step in steps {
+        assert_eq!((step["exit_code"].as_u64(), step["result"]["status"].as_str()), (Some(0), Some("ok")), "{step}");
+        assert!(step["title"].as_str().is_some_and(|t| !t.is_empty()), "{step}");
+    }
 }
 
 /// Every page and file that a page links to exists.

@@ -170,3 +170,37 @@ fn a_report_never_replaces_what_exists_or_is_being_read() {
     let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["r.html"]);
 }
+
+#[test]
+fn force_replaces_nothing_that_the_command_reads_or_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    let (base, out) = (dir.path().join("base"), dir.path().join("out.gguf"));
+    std::fs::create_dir(&base).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(m.join("base").join(name), base.join(name)).unwrap();
+    }
+    let text = |path: &Path| path.display().to_string();
+    let refused = |command: &str, report: &Path, more: &[String]| {
+        let mut args = vec![command.to_owned(), text(&m.join("adapter")), "--base".into(), text(&base)];
+        args.extend_from_slice(more);
+        args.extend(["--report".into(), text(report), "--force".into()]);
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 2, "{command}: {}", stderr(&out));
+        assert!(stderr(&out).contains("[output-is-input]"), "{command}: {}", stderr(&out));
+    };
+    let convert = ["-o".to_owned(), text(&out)];
+    refused("convert", &out, &convert);
+    assert!(!out.exists(), "refused before the work");
+    std::fs::write(&out, "mine").unwrap();
+    refused("convert", &dir.path().join("base/../out.gguf"), &convert);
+    assert_eq!(std::fs::read(&out).unwrap(), b"mine");
+    refused("convert", &dir.path().join("folder/r.html"), &["-o".to_owned(), text(&dir.path().join("folder"))]);
+    refused("convert", &base.join("config.json"), &convert);
+
+    let weights = base.join("model.safetensors");
+    refused("verify", &weights, &["--against".to_owned(), text(&m.join("adapter"))]);
+    for name in ["config.json", "model.safetensors"] {
+        assert!(std::fs::read(base.join(name)).unwrap() == std::fs::read(m.join("base").join(name)).unwrap(), "{name}");
+    }
+}

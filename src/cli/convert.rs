@@ -52,7 +52,7 @@ pub struct Arguments {
 pub struct Job {
     /// Adapter (canonical folder, safetensors file, GGUF) or base model (Hugging Face folder, GGUF)
     #[arg(required_unless_present = "list_types")]
-    adapter: Option<PathBuf>,
+    pub adapter: Option<PathBuf>,
     /// Where to write: a GGUF file or a folder
     #[arg(short, long, visible_alias = "outfile", value_name = "OUT", required_unless_present = "list_types")]
     pub output: Option<PathBuf>,
@@ -170,7 +170,11 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
     let report_file = super::report::create(
         a.report.as_deref(),
         a.force,
-        &[a.adapter.as_ref(), a.output.as_ref(), a.base.as_ref(), a.probe.as_ref()],
+        &super::report::Others {
+            inputs: &[Some(adapter), a.base.as_deref(), a.probe.as_deref(), prepared.reading.layout.as_deref()],
+            bases: &[prepared.base.as_ref()],
+            output: Some(output),
+        },
     )?;
     let done = prepared.convert(adapter, output, ui, Effort::Alone)?;
     ui.result(Status::Ok, json!(done), &text(&done, adapter))?;

@@ -1,9 +1,11 @@
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use clap::Parser as _;
+use serde_json::{Value, json};
 
-use super::ui::Ui;
-use super::{Cli, dispatch};
+use super::ui::{Status, Ui};
+use super::{Cli, Global, dispatch};
 use crate::error::{Code, Error, Result};
 
 #[derive(clap::Args)]
@@ -38,7 +40,7 @@ const STEPS: [(&str, &str); 4] = [
     ("Convert it back and compare tensor by tensor", "ptplus convert adapter.gguf -o back"),
 ];
 
-pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+pub fn run(a: &Arguments, global: Global, ui: &Ui) -> Result<u8> {
     let temporary =
         tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
     let folder = match &a.folder {
@@ -58,7 +60,11 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     std::env::set_current_dir(folder).map_err(|e| Error::io(folder, "cannot enter", e))?;
     let last = ("", "ptplus verify back --against adapter");
-    for (what, command) in STEPS.into_iter().chain([last]) {
+    let steps = STEPS.into_iter().chain([last]);
+    if global.json {
+        return document(steps, a.folder.as_deref(), global.quiet, ui);
+    }
+    for (what, command) in steps {
         if !what.is_empty() {
             ui.heading(&format!("\n# {what}\n"))?;
         }
@@ -81,6 +87,46 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         ui.note(&format!("the files are in {}", folder.display()));
     }
     Ok(0)
+}
+
+/// The steps as processes of their own, since each prints a document, and the demo prints one.
+fn document(
+    steps: impl Iterator<Item = (&'static str, &'static str)>,
+    folder: Option<&Path>,
+    quiet: bool,
+    ui: &Ui,
+) -> Result<u8> {
+    let cannot_start = |e| Error::io(Path::new("ptplus"), "cannot start itself", e);
+    let program = std::env::current_exe().map_err(cannot_start)?;
+    let mut done = Vec::new();
+    let mut title = "";
+    let mut exit = 0;
+    for (what, command) in steps {
+        // A command without a title belongs to the one before it.
+        title = if what.is_empty() { title } else { what };
+        let out = Command::new(&program)
+            .args(command.split(' ').skip(1))
+            .arg("--json")
+            .args(quiet.then_some("--quiet"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(cannot_start)?;
+        exit = out.status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+        done.push(json!({
+            "title": title,
+            "command": command,
+            "status": if exit == 0 { "ok" } else { "failed" },
+            "exit_code": exit,
+            "result": serde_json::from_slice::<Value>(&out.stdout).unwrap_or(Value::Null),
+        }));
+        if exit != 0 {
+            break;
+        }
+    }
+    let folder = folder.map(|f| f.to_string_lossy());
+    ui.result(if exit == 0 { Status::Ok } else { Status::Failed }, json!({ "folder": folder, "steps": done }), "")?;
+    Ok(exit)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::ui::{Status, Ui};
-use crate::doctor::{Diagnosis, Linking, diagnose};
+use crate::doctor::{Diagnosis, Linking, diagnose, wrapped};
 use crate::error::{Kind, Result, escape};
 
 #[derive(clap::Args)]
@@ -25,12 +25,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
 
 fn text(d: &Diagnosis) -> String {
     let mut out = String::new();
-    let linking = match d.linking {
-        Linking::Dynamic => "llama.cpp is a shared library",
-        Linking::Static => "llama.cpp is linked statically",
-        Linking::None => "no llama.cpp",
-        Linking::Script => "a script",
-        Linking::Foreign => "no 64-bit Linux program",
+    let linking: String = match d.linking {
+        Linking::Dynamic => "llama.cpp is a shared library".into(),
+        Linking::Static => format!("names {}: linked statically, or opened by name", wrapped()),
+        Linking::None => "no llama.cpp".into(),
+        Linking::Script => "a script".into(),
+        Linking::Foreign => "no 64-bit Linux program".into(),
     };
     let _ = writeln!(out, "{}: {linking}", escape(&d.program.to_string_lossy()));
     if !d.needs.is_empty() {

@@ -187,7 +187,7 @@ fn dispatch(cli: Cli) -> Result<u8> {
         Command::Hash(a) => hash::run(&a, &ui),
         Command::Diff(a) => diff::run(&a, &ui),
         Command::Keygen(a) => keygen::run(&a, &ui),
-        Command::Demo(a) => demo::run(&a, &ui),
+        Command::Demo(a) => demo::run(&a, cli.global, &ui),
         Command::Completions(a) => completions::run(&a, &ui),
         Command::Man(a) => man::run(&a, &ui),
         Command::Doctor(a) => doctor::run(&a, &ui),
@@ -205,7 +205,7 @@ fn watch_signals() {
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             crate::format::output::discard_all();
-            eprintln!("ptplus: interrupted; nothing was written [{}]", Code::Interrupted.slug());
+            eprintln!("ptplus: interrupted; no unfinished output was kept [{}]", Code::Interrupted.slug());
             std::process::exit(SIGNAL_BASE + signal);
         }
     });

@@ -102,8 +102,22 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = BaseModel::open(&a.base)?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     #[cfg(feature = "report")]
-    let report_file =
-        super::report::create(a.report.as_deref(), a.force, &[Some(&a.adapter), Some(&a.base), a.probe.as_ref()])?;
+    let report_file = super::report::create(
+        a.report.as_deref(),
+        a.force,
+        &super::report::Others {
+            inputs: &[
+                Some(a.adapter.as_path()),
+                Some(a.base.as_path()),
+                a.probe.as_deref(),
+                reading.layout.as_deref(),
+                a.sign.as_deref(),
+                a.password.file(),
+            ],
+            bases: &[Some(&base)],
+            output: Some(&a.output),
+        },
+    )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
     let options = verify::Options { device: &device, tolerance, progress: &steps };
     let prove =
@@ -174,10 +188,15 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
 fn text(a: &Arguments, p: &Packed) -> String {
     let mut out = String::new();
     let v = &p.verification;
+    // A GGUF file that was packed as it is: without PyTorch's answer there was only itself to hold it against.
+    let is_itself = a.probe.is_none() && !p.files.contains_key("reports/conversion.json");
+    let what = match is_itself {
+        true => "has an effect; compared with its source, the same file".to_owned(),
+        false => format!("verified against {}", p.reference),
+    };
     let _ = writeln!(
         out,
-        "verified against {}: max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
-        p.reference,
+        "{what}: max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
         v.metrics.max_abs,
         v.limits.max_abs.unwrap_or(f64::NAN),
         v.metrics.mean_kl,

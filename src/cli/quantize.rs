@@ -2,6 +2,8 @@ use super::convert::{self, Job};
 use super::ui::Ui;
 use super::{types, usage};
 use crate::error::Result;
+use crate::export::types::OutType;
+use crate::inspect::is_base;
 use crate::pipeline::Format;
 
 #[derive(clap::Args)]
@@ -20,8 +22,15 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.job.types.list_types {
         return types::list(ui);
     }
-    if a.job.output.as_ref().is_some_and(|o| o.extension().is_none_or(|e| e != "gguf")) {
-        return Err(usage("--output", format!("expected a name that ends in .gguf, found {:?}", a.job.output)));
+    if let Some(output) = a.job.output.as_ref().filter(|o| o.extension().is_none_or(|e| e != "gguf")) {
+        return Err(usage("--output", format!("expected a name that ends in .gguf, found {output:?}")));
     }
-    convert::run_job(&a.job, a.job.types.rules("TYPE", a.dtype.as_deref().unwrap_or("keep"))?, Format::Gguf, ui)
+    let types = a.job.types.rules("TYPE", a.dtype.as_deref().unwrap_or("keep"))?;
+    // Refused later too, but there the type is known as --outtype only.
+    if let (OutType::Mix(mix), Some(adapter)) = (types.default, &a.job.adapter)
+        && !is_base(adapter)?
+    {
+        return Err(usage("TYPE", format!("expected a type, since mixes are for base models, found {mix}")));
+    }
+    convert::run_job(&a.job, types, Format::Gguf, ui)
 }

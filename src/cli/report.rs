@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::ui::Ui;
-use crate::error::{Result, escape};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result, escape};
 use crate::format::output::Overwrite;
 use crate::report::ReportFile;
 
@@ -13,11 +14,50 @@ pub struct Pending {
     path: PathBuf,
 }
 
-pub fn create(path: Option<&Path>, force: bool, inputs: &[Option<&PathBuf>]) -> Result<Option<Pending>> {
+/// What a command reads and writes, none of which its report may replace.
+pub struct Others<'a> {
+    /// Files and folders.
+    pub inputs: &'a [Option<&'a Path>],
+    /// Bases, which may lie in several files.
+    pub bases: &'a [Option<&'a BaseModel>],
+    /// The command's own output.
+    pub output: Option<&'a Path>,
+}
+
+/// Errors: those of [`ReportFile::create`]; [`Code::OutputIsInput`] where the report would replace one of `others`, also
+/// with `force`.
+pub fn create(path: Option<&Path>, force: bool, others: &Others<'_>) -> Result<Option<Pending>> {
     let Some(path) = path else { return Ok(None) };
-    let inputs: Vec<&Path> = inputs.iter().flatten().map(|p| p.as_path()).collect();
+    // By name, since the output need not exist yet.
+    if let Some(output) = others.output
+        && resolved(path).starts_with(resolved(output))
+    {
+        let message = format!("the report would lie in the place of the output {}", output.display());
+        return Err(Error::new(Code::OutputIsInput, message).file(path));
+    }
+    let mut files: Vec<PathBuf> = others.inputs.iter().flatten().chain(&others.output).flat_map(|p| files(p)).collect();
+    files.extend(others.bases.iter().flatten().flat_map(|base| base.files()));
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let overwrite = if force { Overwrite::Force } else { Overwrite::Never };
-    Ok(Some(Pending { file: ReportFile::create(path, overwrite, &inputs)?, path: path.to_owned() }))
+    Ok(Some(Pending { file: ReportFile::create(path, overwrite, &files)?, path: path.to_owned() }))
+}
+
+/// `path`, and what lies directly in it if it is a folder.
+fn files(path: &Path) -> Vec<PathBuf> {
+    let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
+    [path.to_owned()].into_iter().chain(inside).collect()
+}
+
+/// The path without links and detours, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => resolved(Path::new(".")).join(name),
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.to_owned(),
+    }
 }
 
 impl Pending {

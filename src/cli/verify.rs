@@ -10,9 +10,9 @@ use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
-use crate::error::{Kind, Result, escape};
+use crate::error::{Code, Error, Kind, Result, escape};
 use crate::pipeline::{Proof, read_adapter, read_adapter_settling};
-use crate::runner::DeviceChoice;
+use crate::runner::{Device, DeviceChoice};
 use crate::validate::Validated;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{self, TensorReport};
@@ -86,25 +86,46 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.engine == EngineChoice::LlamaCpp && a.base.is_none() {
         return Err(usage("--engine", "expected --base beside it, found none: without a base no model runs"));
     }
-    let other_device = a.against_device.as_deref().map(|d| d.parse::<DeviceChoice>()?.open()).transpose()?;
+    let other_choice = a.against_device.as_deref().map(str::parse::<DeviceChoice>).transpose()?;
+    let other_device = other_choice.map(DeviceChoice::open).transpose()?;
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
     let prompts = prompts(a)?;
-    let device = a.device.parse::<DeviceChoice>()?.open()?;
+    let choice = a.device.parse::<DeviceChoice>()?;
+    let device = choice.open()?;
+    // llama.cpp beside the runner is a comparison, wherever both compute.
+    if let (Some(other_choice), Some(other)) = (other_choice, &other_device)
+        && a.engine == EngineChoice::Candle
+        && settled(other_choice, other) == settled(choice, &device)
+    {
+        let message = format!("expected two devices, found {} twice: it agrees with itself", settled(choice, &device));
+        return Err(Error::new(Code::NothingCompared, message).field("--against-device"));
+    }
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let reading = a.reading.options()?;
     #[cfg(feature = "report")]
     let report_file = super::report::create(
         a.report.as_deref(),
         a.force,
-        &[Some(&a.adapter), a.base.as_ref(), a.probe.as_ref(), a.against.as_ref()],
+        &super::report::Others {
+            inputs: &[
+                Some(a.adapter.as_path()),
+                a.base.as_deref(),
+                a.probe.as_deref(),
+                a.against.as_deref(),
+                a.against_base.as_deref(),
+                reading.layout.as_deref(),
+            ],
+            bases: &[base.as_ref(), against_base.as_ref()],
+            output: None,
+        },
     )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
     let options = Options { device: &device, tolerance, progress: &steps };
     let proof =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
-    let (adapter, conventions) =
-        read_adapter_settling(&a.adapter, &a.reading.options()?, base.as_ref(), proof.as_ref())?;
+    let (adapter, conventions) = read_adapter_settling(&a.adapter, &reading, base.as_ref(), proof.as_ref())?;
     conventions.iter().for_each(|s| ui.note(&s.line()));
     let other = a.against.as_deref().map(|p| read_adapter(p, against_base.as_ref().or(base.as_ref()))).transpose()?;
     adapter.notes.iter().for_each(|n| ui.note(n));
@@ -198,6 +219,15 @@ fn compute(
             let _ = ui;
             Err(super::engine::not_built_in())
         }
+    }
+}
+
+/// What `choice` came to: `auto` is the first GPU or the CPU.
+fn settled(choice: DeviceChoice, opened: &Device) -> DeviceChoice {
+    match choice {
+        DeviceChoice::Auto if opened.name() == "cuda" => DeviceChoice::Cuda(0),
+        DeviceChoice::Auto => DeviceChoice::Cpu,
+        choice => choice,
     }
 }
 
