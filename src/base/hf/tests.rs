@@ -211,3 +211,16 @@ fn what_is_wrong_or_not_computed_is_refused_with_its_field() {
         assert_eq!((e.code(), e.field_name()), (code, Some(field)), "{changes}: {e}");
     }
 }
+
+#[test]
+fn positions_that_llama3_was_scaled_from_are_stated_once() {
+    let stated = |outer: Value| {
+        let parameters = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
+        changed("llama", json!({"rope_parameters": parameters, "original_max_position_embeddings": outer}))
+    };
+    stated(json!(64)).unwrap();
+    stated(json!("absent")).unwrap();
+    // Releases of transformers differ in which of two they take.
+    assert!(stated(json!(128)).unwrap_err().to_string().contains("original_max_position_embeddings"));
+}
