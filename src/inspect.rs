@@ -139,6 +139,43 @@ pub fn is_base(path: &Path) -> Result<bool> {
     Ok(file.metadata.str("general.type").map_err(|e| e.file(path))?.is_none_or(|kind| kind == "model"))
 }
 
+/// What a path looks like, told from names and headers alone: enough for a hint, never for a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lies {
+    /// An adapter, or a bundle of one.
+    Adapter,
+    /// A base model.
+    Base,
+    /// PyTorch's answer: see [`crate::verify::probe`].
+    Probe,
+}
+
+/// What seems to lie at `path`; `None` for anything else, a broken file included.
+pub fn lies_at(path: &Path) -> Option<Lies> {
+    if path.is_dir() {
+        if is_adapter_folder(path) || crate::package::container::is_bundle(path) {
+            return Some(Lies::Adapter);
+        }
+        return is_base(path).unwrap_or(false).then_some(Lies::Base);
+    }
+    let bytes = crate::format::mmap::map_file(path).ok()?;
+    if gguf::is_gguf(&bytes) {
+        let file = gguf::open(path).ok()?;
+        return match import::is_gguf_adapter(&file.metadata).ok()? {
+            true => Some(Lies::Adapter),
+            false => is_base(path).unwrap_or(false).then_some(Lies::Base),
+        };
+    }
+    if safetensors::is_safetensors(&bytes) {
+        let file = safetensors::open(path).ok()?;
+        let has = |name: &str| file.tensors.iter().any(|t| t.name == name);
+        if has("input_ids") && has("logits") {
+            return Some(Lies::Probe);
+        }
+    }
+    import::open(path, &Options::default(), None).is_ok().then_some(Lies::Adapter)
+}
+
 fn is_adapter_folder(path: &Path) -> bool {
     [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file())
 }

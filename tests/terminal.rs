@@ -137,3 +137,68 @@ fn two_devices_are_compared_by_one_command() {
     #[cfg(not(feature = "cuda"))]
     assert_eq!(verify(&["--against-device", "cpu", "--device", "cuda"]).0, 7);
 }
+
+#[test]
+fn swapped_arguments_and_folders_around_them_are_told() {
+    let m = model("llama-gqa");
+    let at = |name: &str| m.join(name).display().to_string();
+    let (adapter, base, probe) = (at("adapter"), at("base"), at("probe.safetensors"));
+    let parent = m.display().to_string();
+    for (args, hint) in [
+        (
+            vec!["validate", &base, "--base", &adapter],
+            format!("{base} is a base model and {adapter} an adapter: swapped?"),
+        ),
+        (vec!["validate", &adapter, "--base", &parent], format!("did you mean {base}?")),
+        (vec!["inspect", &at("nothing")], String::new()),
+        (
+            vec!["verify", &adapter, "--base", &base, "--probe", &base],
+            format!("{base} is a base model; --probe takes a probe, PyTorch's answer"),
+        ),
+        (vec!["validate", &probe], format!("{probe} is a probe, PyTorch's answer; ADAPTER takes an adapter")),
+        (
+            vec!["convert", &base, "--base", &adapter, "-o", "x.gguf"],
+            format!("{base} is a base model and {adapter} an adapter: swapped?"),
+        ),
+    ] {
+        let out = ptplus(&args);
+        assert_ne!(exit(&out), 0, "{args:?}");
+        let shown: Vec<String> =
+            stderr(&out).lines().filter_map(|l| Some(l.strip_prefix("hint: ")?.to_owned())).collect();
+        let expected: Vec<String> = [hint].into_iter().filter(|h| !h.is_empty()).collect();
+        assert_eq!(shown, expected, "{args:?}: {}", stderr(&out));
+        let (_, document) = json(&args);
+        assert_eq!(document["error"]["hints"], serde_json::json!(expected), "{args:?}");
+    }
+}
+
+/// `-o typo.ggfu` once wrote a folder of that name.
+#[test]
+fn an_output_that_nearly_ends_in_gguf_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = model("llama-mha").join("adapter");
+    for (name, code) in [
+        ("a.ggfu", 2),
+        ("a.guf", 2),
+        ("a.GGUF", 2),
+        ("a.tar", 2),
+        ("a.pt", 2),
+        ("a-v1.5", 0),
+        ("a.f16", 0),
+        ("plain", 0),
+    ] {
+        let out = dir.path().join(name);
+        let done = ptplus(["convert".as_ref(), adapter.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+        assert_eq!((exit(&done), out.exists()), (code, code == 0), "{name}: {}", stderr(&done));
+    }
+    let out = dir.path().join("b.ggfu");
+    let args = [
+        "convert".as_ref(),
+        adapter.as_os_str(),
+        "--to".as_ref(),
+        "safetensors".as_ref(),
+        "-o".as_ref(),
+        out.as_os_str(),
+    ];
+    assert_eq!(exit(&ptplus(args)), 0, "--to says what is meant");
+}

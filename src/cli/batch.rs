@@ -8,6 +8,8 @@ use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::convert::{Effort, Prepared};
+use super::hints::Given;
+use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::error::{Code, Error, Kind, Result, escape};
@@ -37,7 +39,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     let n_done = AtomicUsize::new(0);
     let convert = |task: &Task| {
         let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
-        ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, false);
+        ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, Unit::Adapters);
         // A line as soon as there is one, whole: several threads print.
         ui.batch_line(document(task, &outcome), &line(task, &outcome))?;
         Ok(outcome.err().map(|e| e.kind()))
@@ -152,7 +154,7 @@ fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Ta
 fn document(task: &Task, outcome: &Result<Converted>) -> (Status, Value) {
     let (status, mut document) = match outcome {
         Ok(done) => (Status::Ok, json!(done)),
-        Err(e) => (Status::Failed, ui::error_fields(e)),
+        Err(e) => (Status::Failed, ui::error_fields(e, &Given::default())),
     };
     document["adapter"] = task.adapter.to_string_lossy().into();
     (status, document)

@@ -6,9 +6,11 @@ use serde_json::json;
 
 use super::base_check::{self, BaseCheck};
 use super::command;
+use super::progress::Unit;
 use super::reading::Reading;
+use super::table;
 use super::types::{self, TypeArguments};
-use super::ui::{self, Status, Ui};
+use super::ui::{Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
@@ -132,7 +134,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         Some(To::Gguf) => Format::Gguf,
         Some(To::Safetensors) => Format::Safetensors,
         None if output.extension().is_some_and(|e| e == "gguf") => Format::Gguf,
-        None => Format::Safetensors,
+        None => {
+            folder_name(output)?;
+            Format::Safetensors
+        }
     };
     if format == Format::Safetensors && output.extension().is_some_and(|e| e == "safetensors" || e == "gguf") {
         return Err(usage(
@@ -153,6 +158,20 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format)?, ui);
     }
     run_job(&a.job, types, format, ui)
+}
+
+/// A name that nearly ends in .gguf, or as other files of models do, would silently become a folder.
+fn folder_name(output: &Path) -> Result<()> {
+    const OF_FILES: [&str; 8] = ["bin", "ckpt", "ggml", "json", "pt", "pth", "tar", "zip"];
+    let Some(ending) = output.extension().and_then(|e| e.to_str()).map(str::to_lowercase) else { return Ok(()) };
+    let is_near = ending.len() > 2 && strsim::damerau_levenshtein(&ending, "gguf") <= 2;
+    if !is_near && !OF_FILES.contains(&&*ending) {
+        return Ok(());
+    }
+    let message = format!(
+        "expected a name that ends in .gguf, or that of a folder for safetensors, found {output:?}: --to says which is meant"
+    );
+    Err(usage("--output", message))
 }
 
 pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8> {
@@ -218,7 +237,7 @@ fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Form
         overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
         overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
         dry_run: a.dry_run,
-        progress: &|done, total| ui.progress(done, total, true),
+        progress: &|done, total| ui.progress(done, total, Unit::Bytes),
     })?;
     ui.result(Status::Ok, json!(done), &text(&done, base))?;
     done.notes.iter().for_each(|n| ui.note(n));
@@ -281,7 +300,7 @@ impl<'a> Prepared<'a> {
         let a = self.job;
         let steps = |done: usize, total: usize| {
             if effort == Effort::Alone {
-                ui.progress(done as u64, total as u64, false);
+                ui.progress(done as u64, total as u64, Unit::Steps);
             }
         };
         let prove = self.probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof {
@@ -319,7 +338,7 @@ impl<'a> Prepared<'a> {
             prove,
             progress: &|done, total| {
                 if effort == Effort::Alone {
-                    ui.progress(done, total, true);
+                    ui.progress(done, total, Unit::Bytes);
                 }
             },
         })
@@ -367,7 +386,7 @@ fn text(c: &Converted, adapter: &Path) -> String {
                 ]
             })
             .collect();
-        out.push_str(&ui::table(&["tensor", "type", "shape", "offset", "bytes"], &rows));
+        out.push_str(&table::table(&["tensor", "type", "shape", "offset", "bytes"], &rows));
     } else if is_lossy {
         out.push_str(&losses(c));
     }
@@ -452,5 +471,5 @@ fn losses(c: &Converted) -> String {
             ])
         })
         .collect();
-    ui::table(&["tensor", "type", "bytes", "RMSE", "max |d|", "relative", "cosine"], &rows)
+    table::table(&["tensor", "type", "bytes", "RMSE", "max |d|", "relative", "cosine"], &rows)
 }

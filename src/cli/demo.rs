@@ -70,7 +70,8 @@ pub fn run(a: &Arguments, global: Global, ui: &Ui) -> Result<u8> {
         }
         ui.heading(&format!("$ {command}\n"))?;
         let cli = Cli::try_parse_from(command.split(' ')).map_err(|e| Error::new(Code::Usage, e.to_string()))?;
-        let code = dispatch(cli)?;
+        let step = Ui::new(cli.command.name(), false, global.quiet, global.verbose);
+        let code = dispatch(cli, &step)?;
         if code != 0 {
             return Ok(code);
         }

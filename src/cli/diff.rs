@@ -3,7 +3,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::ui::{self, Status, Ui};
+use super::table;
+use super::ui::{Status, Ui};
 use crate::error::{Kind, Result, escape};
 use crate::package::diff::{Difference, MetadataDifference, TensorDifference, diff};
 use crate::pipeline::read_adapter;
@@ -38,7 +39,7 @@ fn text(a: &Arguments, d: &Difference, verbose: bool) -> String {
     let shown: Vec<&TensorDifference> = d.tensors.iter().filter(|t| verbose || !t.is_same()).collect();
     if !shown.is_empty() {
         let rows: Vec<Vec<String>> = shown.iter().map(|t| row(t)).collect();
-        out.push_str(&ui::table(
+        out.push_str(&table::table(
             &["tensor", "type", "shape", "differ", "max |d|", "RMSE", "relative", "cosine"],
             &rows,
         ));

@@ -2,14 +2,97 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Code, Error, escape};
+use crate::error::{Code, Error, Kind, escape};
+use crate::inspect::{Lies, lies_at};
 
 /// Entries of a folder that are looked at for a similar name.
 const MAX_ENTRIES: usize = 10_000;
+/// Entries of a folder that are opened to see what they are.
+const MAX_INSIDE: usize = 32;
+
+/// The paths that a command line gives, each with the part that it is to play.
+#[derive(Debug, Clone, Default)]
+pub struct Given(Vec<(Lies, PathBuf)>);
+
+impl Given {
+    /// From the arguments of a subcommand: `ADAPTER`, `--base` and `--probe`, wherever the command has them.
+    pub fn of(matches: &clap::ArgMatches) -> Given {
+        let parts = [("adapter", Lies::Adapter), ("base", Lies::Base), ("probe", Lies::Probe)];
+        let first = |id: &str| Some(PathBuf::from(matches.try_get_raw(id).ok()??.next()?));
+        Given(parts.into_iter().filter_map(|(id, part)| Some((part, first(id)?))).collect())
+    }
+
+    fn path(&self, part: Lies) -> Option<&Path> {
+        self.0.iter().find(|(p, _)| *p == part).map(|(_, path)| path.as_path())
+    }
+
+    /// What was given in a part that it cannot play.
+    fn mistaken(&self) -> Vec<String> {
+        let shown = |path: &Path| escape(&path.to_string_lossy());
+        if let (Some(adapter), Some(base)) = (self.path(Lies::Adapter), self.path(Lies::Base))
+            && (lies_at(adapter), lies_at(base)) == (Some(Lies::Base), Some(Lies::Adapter))
+        {
+            let line = format!("{} is a base model and {} an adapter: swapped?", shown(adapter), shown(base));
+            return vec![line];
+        }
+        let mut out = Vec::new();
+        for (part, path) in self.0.iter().filter(|(_, path)| path.exists()) {
+            match lies_at(path) {
+                Some(found) if found != *part => {
+                    let (found, place) = (what(found), place(*part));
+                    out.push(format!("{} is {found}; {place} takes {}", shown(path), what(*part)));
+                }
+                Some(_) => {}
+                None => out.extend(inside(path, *part).map(|p| format!("did you mean {}?", shown(&p)))),
+            }
+        }
+        out
+    }
+}
+
+fn what(part: Lies) -> &'static str {
+    match part {
+        Lies::Adapter => "an adapter",
+        Lies::Base => "a base model",
+        Lies::Probe => "a probe, PyTorch's answer",
+    }
+}
+
+fn place(part: Lies) -> &'static str {
+    match part {
+        Lies::Adapter => "ADAPTER",
+        Lies::Base => "--base",
+        Lies::Probe => "--probe",
+    }
+}
+
+/// The one entry of a folder that can play the part; none where several can.
+fn inside(folder: &Path, part: Lies) -> Option<PathBuf> {
+    let mut found = entries(folder).filter(|path| lies_at(path) == Some(part));
+    let first = found.next()?;
+    // A base often lies there twice, as a folder and as GGUF: then the folder.
+    let others: Vec<PathBuf> = found.collect();
+    let all: Vec<&PathBuf> = std::iter::once(&first).chain(&others).filter(|p| p.is_dir()).collect();
+    match (&all[..], others.is_empty()) {
+        (_, true) => Some(first),
+        ([one], _) => Some((*one).clone()),
+        _ => None,
+    }
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().take(MAX_INSIDE).flatten().map(|e| e.path())
+}
 
 /// Lines to show below `e`.
-pub fn hints(e: &Error) -> Vec<String> {
+pub fn hints(e: &Error, given: &Given) -> Vec<String> {
+    // Numbers that differ, hashes that do not hold: the paths were the right ones.
+    if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
+        return Vec::new();
+    }
+    let mistaken = given.mistaken();
     match (e.code(), e.path()) {
+        _ if !mistaken.is_empty() => mistaken,
         (Code::NotFound, Some(path)) => similar_path(path).into_iter().collect(),
         _ => Vec::new(),
     }
@@ -53,6 +136,31 @@ mod tests {
         ] {
             assert_eq!(closest(word, names.into_iter()), expected, "{word}");
         }
+    }
+
+    #[test]
+    fn paths_in_the_wrong_part_are_told() {
+        let m = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
+        let given = |list: &[(Lies, &str)]| Given(list.iter().map(|(part, p)| (*part, m.join(p))).collect());
+        let line = |list: &[(Lies, &str)]| given(list).mistaken().join("; ").replace(&m.display().to_string(), "M");
+        use Lies::*;
+        assert_eq!(line(&[(Adapter, "adapter"), (Base, "base"), (Probe, "probe.safetensors")]), "");
+        assert_eq!(
+            line(&[(Adapter, "base"), (Base, "adapter")]),
+            "M/base is a base model and M/adapter an adapter: swapped?"
+        );
+        assert_eq!(line(&[(Adapter, "base.gguf")]), "M/base.gguf is a base model; ADAPTER takes an adapter");
+        assert_eq!(line(&[(Base, "adapter")]), "M/adapter is an adapter; --base takes a base model");
+        assert_eq!(line(&[(Probe, "base")]), "M/base is a base model; --probe takes a probe, PyTorch's answer");
+        assert_eq!(
+            line(&[(Adapter, "probe.safetensors")]),
+            "M/probe.safetensors is a probe, PyTorch's answer; ADAPTER takes an adapter"
+        );
+        assert_eq!(
+            line(&[(Adapter, ""), (Base, ""), (Probe, "")]),
+            "did you mean M/adapter?; did you mean M/base?; did you mean M/probe.safetensors?"
+        );
+        assert_eq!(line(&[(Base, "nowhere")]), "");
     }
 
     #[test]

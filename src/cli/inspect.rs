@@ -2,6 +2,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::reading::Reading;
+use super::table;
 use super::ui::{self, Status, Ui};
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
@@ -112,7 +113,7 @@ fn text(i: &Inspection, verbose: bool) -> String {
             })
             .collect();
         let header = ["name", "type", "shape", "size", "what it is"];
-        out.push_str(&ui::table(&header[..if with_role { 5 } else { 4 }], &rows));
+        out.push_str(&table::table(&header[..if with_role { 5 } else { 4 }], &rows));
     }
     for f in &i.findings {
         let _ = writeln!(out, "\nfinding: {}", f.line());

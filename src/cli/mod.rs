@@ -19,12 +19,14 @@ mod keygen;
 mod man;
 mod pack;
 mod password;
+mod progress;
 mod quantize;
 mod reading;
 #[cfg(feature = "report")]
 mod report;
 #[cfg(feature = "generate")]
 mod run;
+mod table;
 mod types;
 mod ui;
 mod unpack;
@@ -33,7 +35,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::error::{Code, Error, Result};
 use ui::Ui;
@@ -146,8 +148,9 @@ impl Command {
 
 /// Runs the tool.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let parsed = Cli::command().try_get_matches().and_then(|m| Ok((Cli::from_arg_matches(&m)?, m)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
         Err(e) => {
             // Help and version are results, and go to stdout with exit code 0; the rest is a usage error.
             let _ = e.print();
@@ -160,8 +163,9 @@ pub fn main() -> ExitCode {
         }
     };
     watch_signals();
-    let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose);
-    match dispatch(cli) {
+    let given = matches.subcommand().map(|(_, m)| hints::Given::of(m)).unwrap_or_default();
+    let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose).with_given(given);
+    match dispatch(cli, &ui) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             ui.error(&e);
@@ -171,26 +175,25 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs one command; the result is its exit code.
-fn dispatch(cli: Cli) -> Result<u8> {
-    let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose);
+fn dispatch(cli: Cli, ui: &Ui) -> Result<u8> {
     match cli.command {
-        Command::Inspect(a) => inspect::run(&a, &ui),
-        Command::Validate(a) => validate::run(&a, &ui),
-        Command::Convert(a) => convert::run(&a, &ui),
-        Command::Quantize(a) => quantize::run(&a, &ui),
-        Command::Verify(a) => verify::run(&a, &ui),
+        Command::Inspect(a) => inspect::run(&a, ui),
+        Command::Validate(a) => validate::run(&a, ui),
+        Command::Convert(a) => convert::run(&a, ui),
+        Command::Quantize(a) => quantize::run(&a, ui),
+        Command::Verify(a) => verify::run(&a, ui),
         #[cfg(feature = "generate")]
-        Command::Run(a) => run::run(&a, &ui),
-        Command::Pack(a) => pack::run(&a, &ui),
-        Command::Check(a) => check::run(&a, &ui),
-        Command::Unpack(a) => unpack::run(&a, &ui),
-        Command::Hash(a) => hash::run(&a, &ui),
-        Command::Diff(a) => diff::run(&a, &ui),
-        Command::Keygen(a) => keygen::run(&a, &ui),
-        Command::Demo(a) => demo::run(&a, cli.global, &ui),
-        Command::Completions(a) => completions::run(&a, &ui),
-        Command::Man(a) => man::run(&a, &ui),
-        Command::Doctor(a) => doctor::run(&a, &ui),
+        Command::Run(a) => run::run(&a, ui),
+        Command::Pack(a) => pack::run(&a, ui),
+        Command::Check(a) => check::run(&a, ui),
+        Command::Unpack(a) => unpack::run(&a, ui),
+        Command::Hash(a) => hash::run(&a, ui),
+        Command::Diff(a) => diff::run(&a, ui),
+        Command::Keygen(a) => keygen::run(&a, ui),
+        Command::Demo(a) => demo::run(&a, cli.global, ui),
+        Command::Completions(a) => completions::run(&a, ui),
+        Command::Man(a) => man::run(&a, ui),
+        Command::Doctor(a) => doctor::run(&a, ui),
     }
 }
 
@@ -227,7 +230,6 @@ fn usage(flag: &str, message: impl Into<String>) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn every_command_has_examples_that_parse() {

@@ -6,6 +6,7 @@ use serde_json::json;
 
 use super::base_check::{self, BaseCheck};
 use super::password::PasswordArguments;
+use super::progress::Unit;
 use super::reading::Reading;
 use super::types::TypeArguments;
 use super::ui::{Status, Ui};
@@ -118,7 +119,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             output: Some(&a.output),
         },
     )?;
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
     let options = verify::Options { device: &device, tolerance, progress: &steps };
     let prove =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
@@ -148,7 +149,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             command: Some(&command),
             dry_run: false,
             prove,
-            progress: &|done, total| ui.progress(done, total, true),
+            progress: &|done, total| ui.progress(done, total, Unit::Bytes),
         },
         is_tar: is_called_tar(&a.output),
         options,

@@ -3,7 +3,8 @@
 use clap::ValueEnum;
 
 use super::hints::closest;
-use super::ui::{self, Status, Ui};
+use super::table;
+use super::ui::{Status, Ui};
 use super::usage;
 use crate::error::Result;
 use crate::export::types::{OnUnfit, OutType, Override, TypeRules, writable};
@@ -107,7 +108,7 @@ pub fn list(ui: &Ui) -> Result<u8> {
             ]
         })
         .collect();
-    let text = ui::table(&["type", "ggml number", "elements in a block", "bits per element"], &rows);
+    let text = table::table(&["type", "ggml number", "elements in a block", "bits per element"], &rows);
     ui.result(Status::Ok, serde_json::json!({ "types": document }), &text)?;
     Ok(0)
 }

@@ -1,15 +1,12 @@
 //! Where output goes and how it looks: stdout for results, stderr for the rest; colour only where it helps.
 
 use std::error::Error as _;
-use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Map, Value, json};
 
-use super::hints::hints;
+use super::hints::{Given, hints};
+use super::progress::{Progress, Unit};
 use crate::error::{Code, Error, Result, escape};
 
 /// Version of the JSON documents; it grows when a field changes its meaning or goes away.
@@ -21,13 +18,10 @@ pub struct Ui {
     json: bool,
     quiet: bool,
     verbose: bool,
-    bar: Mutex<Option<ProgressBar>>,
-    /// When the first step was reported.
-    started: OnceLock<Instant>,
+    progress: Progress,
+    /// For hints below errors.
+    given: Given,
 }
-
-/// What takes less time than this shows no progress: it would only flicker.
-const SHOW_AFTER: Duration = Duration::from_secs(1);
 
 /// Whether the command found what it should.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +32,12 @@ pub enum Status {
 
 impl Ui {
     pub fn new(command: &'static str, json: bool, quiet: bool, verbose: bool) -> Self {
-        Ui { command, json, quiet, verbose, bar: Mutex::new(None), started: OnceLock::new() }
+        Ui { command, json, quiet, verbose, progress: Progress::new(!json && !quiet), given: Given::default() }
+    }
+
+    /// With the paths of the command line, for hints below errors.
+    pub fn with_given(self, given: Given) -> Self {
+        Ui { given, ..self }
     }
 
     pub fn is_verbose(&self) -> bool {
@@ -49,7 +48,7 @@ impl Ui {
     ///
     /// Errors: [`Code::Io`] where stdout cannot be written; a reader that closes the pipe early (`| head`) is none.
     pub fn result(&self, status: Status, document: Value, text: &str) -> Result<()> {
-        self.clear_progress();
+        self.progress.clear();
         if !self.json {
             return write_stdout(text);
         }
@@ -62,7 +61,6 @@ impl Ui {
     /// Prints one of many results, whole and on a line of its own: `document` with `--json`, else `text`; a failure's text
     /// goes to stderr. Called from any thread. Errors: as [`result`](Self::result).
     pub fn batch_line(&self, (status, document): (Status, Value), text: &str) -> Result<()> {
-        let bar = self.bar();
         let print = || match (self.json, status) {
             (true, _) => write_stdout(&format!("{}\n", Value::Object(self.envelope(status, document)))),
             (false, Status::Ok) if self.quiet => Ok(()),
@@ -72,15 +70,12 @@ impl Ui {
                 Ok(())
             }
         };
-        match &*bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+        self.progress.suspend(print)
     }
 
     /// Prints what became of all. Errors: as [`result`](Self::result).
     pub fn batch_end(&self, status: Status, document: Value, text: &str) -> Result<()> {
-        self.clear_progress();
+        self.progress.clear();
         if self.json {
             return write_stdout(&format!("{}\n", Value::Object(self.envelope(status, document))));
         }
@@ -106,17 +101,17 @@ impl Ui {
     /// A line for people, on stderr.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            self.clear_progress();
+            self.progress.clear();
             eprintln!("{}: {}", paint_stderr("note", "36"), escape(text));
         }
     }
 
     /// Reports an error: one line, the causes with `-v`, and the document with `--json`.
     pub fn error(&self, e: &Error) {
-        self.clear_progress();
+        self.progress.clear();
         eprintln!("{}: {e}", paint_stderr("error", "31;1"));
         e.detail_lines().iter().for_each(|line| eprintln!("  {}", escape(line)));
-        hints(e).iter().for_each(|line| eprintln!("{}: {line}", paint_stderr("hint", "36")));
+        hints(e, &self.given).iter().for_each(|line| eprintln!("{}: {line}", paint_stderr("hint", "36")));
         if self.verbose {
             let mut cause = e.source();
             while let Some(c) = cause {
@@ -132,47 +127,17 @@ impl Ui {
     /// The document of a command that failed.
     pub fn error_document(&self, e: &Error) {
         // The error itself is what matters, and it is on stderr.
-        let _ = self.result(Status::Failed, error_fields(e), "");
+        let _ = self.result(Status::Failed, error_fields(e, &self.given), "");
     }
 
-    /// Shows progress on a terminal; elsewhere nothing. Called from any thread.
-    pub fn progress(&self, done: u64, total: u64, unit_is_bytes: bool) {
-        if self.quiet || self.json || !std::io::stderr().is_terminal() {
-            return;
-        }
-        let started = *self.started.get_or_init(Instant::now);
-        let mut slot = self.bar();
-        if slot.is_none() && started.elapsed() < SHOW_AFTER {
-            return;
-        }
-        let bar = slot.get_or_insert_with(|| {
-            let template = if unit_is_bytes {
-                "{bar:30} {percent} % {bytes}/{total_bytes} {bytes_per_sec} {eta} left"
-            } else {
-                "{bar:30} {percent} % {pos}/{len} {per_sec} {eta} left"
-            };
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
-                .with_elapsed(started.elapsed())
-                .with_style(style)
-        });
-        bar.set_length(total);
-        bar.set_position(done);
-    }
-
-    fn bar(&self) -> MutexGuard<'_, Option<ProgressBar>> {
-        self.bar.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn clear_progress(&self) {
-        if let Some(bar) = self.bar().take() {
-            bar.finish_and_clear();
-        }
+    /// Shows how far the work is, on a terminal; see [`Progress::report`].
+    pub fn progress(&self, done: u64, total: u64, unit: Unit) {
+        self.progress.report(done, total, unit);
     }
 }
 
 /// An error as a document.
-pub fn error_fields(e: &Error) -> Value {
+pub fn error_fields(e: &Error, given: &Given) -> Value {
     json!({ "error": {
         "code": e.code().slug(),
         "exit_code": e.kind().exit_code(),
@@ -181,7 +146,7 @@ pub fn error_fields(e: &Error) -> Value {
         "offset": e.offset(),
         "message": e.message(),
         "details": e.detail_lines(),
-        "hints": hints(e),
+        "hints": hints(e, given),
     }})
 }
 
@@ -209,68 +174,6 @@ pub fn verdict(pass: bool) -> String {
     if colour_wanted(std::io::stdout().is_terminal()) { format!("\x1b[{ansi}m{word}\x1b[0m") } else { word.to_owned() }
 }
 
-/// Left-aligned columns, two spaces apart, within the width of the terminal if stdout is one. Cells come escaped.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
-    table_within(header, rows, terminal.map(|(width, _)| width.0.into()))
-}
-
-/// The narrowest that a column is cut to.
-const MIN_COLUMN: usize = 8;
-
-/// Takes from the widest column until the table fits; what does not even fit so is left to the terminal to wrap.
-fn narrowed(widths: &mut [usize], total: usize) {
-    let spaces = 2 + 2 * widths.len().saturating_sub(1);
-    while widths.iter().sum::<usize>() + spaces > total {
-        match widths.iter_mut().max() {
-            Some(widest) if *widest > MIN_COLUMN => *widest -= 1,
-            _ => return,
-        }
-    }
-}
-
-/// The start and the end of a cell that is too wide: names differ at either.
-fn cut(cell: &str, width: usize) -> String {
-    let n = cell.chars().count();
-    if n <= width {
-        return cell.to_owned();
-    }
-    let tail = (width - 1) / 2;
-    let head = width - 1 - tail;
-    cell.chars().take(head).chain(['\u{2026}']).chain(cell.chars().skip(n - tail)).collect()
-}
-
-fn table_within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String {
-    let n = header.len();
-    let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
-        for (w, cell) in widths.iter_mut().zip(row) {
-            *w = (*w).max(cell.chars().count());
-        }
-    }
-    if let Some(total) = total {
-        narrowed(&mut widths, total);
-    }
-    let mut out = String::new();
-    let mut line = |cells: &mut dyn Iterator<Item = &str>| {
-        let mut text = String::from(" ");
-        for (i, (cell, w)) in cells.zip(&widths).enumerate() {
-            let cell = cut(cell, *w);
-            text.push(' ');
-            text.push_str(&cell);
-            if i + 1 < n {
-                text.extend(std::iter::repeat_n(' ', w + 1 - cell.chars().count()));
-            }
-        }
-        let _ = writeln!(out, "{}", text.trim_end());
-    };
-    line(&mut header.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
-    }
-    out
-}
-
 /// `4.4 MB`, decimal units as disks and `ls -h --si` count.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -281,24 +184,4 @@ pub fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_table_fits_the_width_and_keeps_both_ends_of_names() {
-        let rows =
-            vec![vec!["blk.12.attn_prefix_memory.weight".to_owned(), "f32 -> q5_0".to_owned(), "4.5e-2".to_owned()]];
-        let header = ["tensor", "type", "relative"];
-        let wide = table_within(&header, &rows, None);
-        assert!(wide.contains("blk.12.attn_prefix_memory.weight"));
-        assert_eq!(table_within(&header, &rows, Some(80)), wide);
-        let narrow = table_within(&header, &rows, Some(40));
-        assert!(narrow.lines().all(|l| l.chars().count() <= 40), "{narrow}");
-        assert!(narrow.contains("blk.") && narrow.contains("eight") && narrow.contains("4.5e-2"), "{narrow}");
-        let tiny = table_within(&header, &rows, Some(3));
-        assert!(tiny.lines().all(|l| l.chars().count() <= 2 + 2 * 2 + 3 * MIN_COLUMN), "{tiny}");
-    }
 }

@@ -5,7 +5,9 @@ use serde_json::{Value, json};
 
 use super::base_check::{self, BaseCheck};
 use super::engine::EngineChoice;
+use super::progress::Unit;
 use super::reading::Reading;
+use super::table;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
@@ -121,7 +123,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             output: None,
         },
     )?;
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, false);
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
     let options = Options { device: &device, tolerance, progress: &steps };
     let proof =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
@@ -270,7 +272,7 @@ fn text(r: &Report, engines: &Value, a: &Arguments, verbose: bool) -> String {
         "{} positions compared, limits of {}, effect of the adapter {:.3e} (reference {:.3e})",
         m.n_positions, r.tolerance, r.found_effect, r.effect
     );
-    out.push_str(&ui::table(&["figure", "found", "limit"], &rows));
+    out.push_str(&table::table(&["figure", "found", "limit"], &rows));
     for (name, m) in engines["metrics"].as_object().into_iter().flatten() {
         let figure = |key: &str| m[key].as_f64().unwrap_or(f64::NAN);
         let _ = writeln!(
@@ -299,7 +301,7 @@ fn text(r: &Report, engines: &Value, a: &Arguments, verbose: bool) -> String {
                 .iter()
                 .map(|l| vec![l.layer.to_string(), shown(l.q_max_abs), shown(l.term_max_abs), shown(l.term_size)])
                 .collect();
-            out.push_str(&ui::table(&["layer", "max |dq|", "max |dterm|", "max |term|"], &rows));
+            out.push_str(&table::table(&["layer", "max |dq|", "max |dterm|", "max |term|"], &rows));
         } else if let Some(l) = worst {
             let _ = writeln!(
                 out,
