@@ -29,6 +29,23 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in the order of their exit codes.
+    pub const ALL: &'static [Kind] =
+        &[Kind::Io, Kind::Usage, Kind::Corrupt, Kind::Mismatch, Kind::Differs, Kind::Integrity, Kind::Unsupported];
+
+    /// One sentence for people.
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Kind::Io => "Something outside the data: a missing file, a full disk.",
+            Kind::Usage => "The command was asked for wrongly.",
+            Kind::Corrupt => "Corrupt or hostile input, NaN or Inf in an adapter.",
+            Kind::Mismatch => "The adapter does not fit the base; missing or left-over adapter weights.",
+            Kind::Differs => "Numbers differ, or the adapter has no effect.",
+            Kind::Integrity => "A hash or a signature does not hold.",
+            Kind::Unsupported => "Not supported, or undecided between several readings.",
+        }
+    }
+
     /// The exit code of the command-line tool.
     pub fn exit_code(self) -> u8 {
         match self {
@@ -212,6 +229,7 @@ struct Inner {
     offset: Option<u64>,
     message: String,
     details: Vec<String>,
+    hints: Vec<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -225,6 +243,7 @@ impl Error {
             offset: None,
             message: shortened(message.into(), MESSAGE_CHARS),
             details: Vec::new(),
+            hints: Vec::new(),
             source: None,
         }))
     }
@@ -262,6 +281,17 @@ impl Error {
     /// See [`details`](Self::details).
     pub fn detail_lines(&self) -> &[String] {
         &self.0.details
+    }
+
+    /// Lines about what may be meant or the matter.
+    pub fn hints(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.0.hints.extend(lines);
+        self
+    }
+
+    /// See [`hints`](Self::hints).
+    pub fn hint_lines(&self) -> &[String] {
+        &self.0.hints
     }
 
     /// Keeps the cause, printed with `-v`.

@@ -129,7 +129,7 @@ impl Rejected {
         let more = if n > 1 { format!(" (and {} more; see `ptplus validate`)", n - 1) } else { String::new() };
         Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found))
             .field(first.place)
-            .details(self.hints)
+            .hints(self.hints)
     }
 }
 
@@ -262,12 +262,18 @@ fn other_base(adapter: &Adapter, base: &BaseModel) -> Option<String> {
     };
     let stated = |key: &str| adapter.config.extra.get(key)?.as_str().filter(|s| !s.is_empty());
     let whose = match (stated("base_model_name_or_path"), &adapter.config.base_model_type) {
-        // A trainer's absolute path: its last part is the name.
-        (Some(path), _) => path.trim_end_matches('/').rsplit('/').next().unwrap_or(path).to_owned(),
-        (None, Some(family)) => format!("another {family} model"),
-        (None, None) => "another model".to_owned(),
+        (Some(path), _) if name_in(path).is_some() => name_in(path).unwrap_or_default().to_owned(),
+        (_, Some(family)) => format!("another {family} model"),
+        _ => "another model".to_owned(),
     };
     Some(format!("this base has {}; the adapter {}: is it for {whose}?", list(|d| d.1), list(|d| d.2)))
+}
+
+/// The last part of a trainer's path, unless it names no model.
+fn name_in(path: &str) -> Option<&str> {
+    const SAY_NOTHING: [&str; 7] = ["base", "base.gguf", "model", "models", "final", "hf", "weights"];
+    let last = path.trim_end_matches('/').rsplit('/').next()?;
+    (!last.is_empty() && !last.starts_with("checkpoint") && !SAY_NOTHING.contains(&last)).then_some(last)
 }
 
 fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Vec<Finding>) {

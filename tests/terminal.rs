@@ -65,7 +65,7 @@ fn every_command_has_a_manual_page() {
         let page = format!("{name}.1");
         assert!(pages.iter().any(|p| *p == page), "{page}");
         let text = std::fs::read_to_string(folder.join(&page)).unwrap();
-        assert!(text.contains(".TH") && text.contains("Example"), "{page}");
+        assert!(text.contains(".TH") && text.contains(".SH EXAMPLES"), "{page}");
     }
     assert_eq!(exit(&ptplus(["man".as_ref(), folder.as_os_str()])), 2, "existing pages stay");
     assert_eq!(exit(&ptplus(["man".as_ref(), folder.as_os_str(), "--force".as_ref()])), 0);
@@ -201,4 +201,69 @@ fn an_output_that_nearly_ends_in_gguf_is_refused() {
         out.as_os_str(),
     ];
     assert_eq!(exit(&ptplus(args)), 0, "--to says what is meant");
+}
+
+#[test]
+fn habits_of_other_tools_lead_to_the_right_flag() {
+    let adapter = model("llama-mha").join("adapter").display().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("x.gguf").display().to_string();
+    for (args, code, text) in [
+        // llama-quantize takes its output so.
+        (vec!["quantize", &adapter, "q8_0", &out, "-o", &out], 2, format!("expected -o {out} for the output")),
+        (vec!["quantize", "q8_0", &adapter, "-o", &out], 2, "swapped?".to_owned()),
+        (vec!["pack", &adapter, "--base", &adapter, "-o", "b.tar.gz"], 2, "expected a name that ends in .tar".into()),
+        (vec!["pack", &adapter, "--base", &adapter, "-o", "b.zip"], 2, "expected a name that ends in .tar".into()),
+        (vec!["inspect", "~/nothing"], 1, "the shell did not expand ~".into()),
+    ] {
+        let done = ptplus(&args);
+        assert_eq!(exit(&done), code, "{args:?}: {}", stderr(&done));
+        assert!(stderr(&done).contains(&text), "{args:?}: {}", stderr(&done));
+    }
+}
+
+#[test]
+fn a_command_line_that_cannot_be_read_is_a_document_of_its_command() {
+    let (code, document) = json(["verify", "--no-such-flag"]);
+    assert_eq!((code, &document["command"], &document["error"]["code"]), (2, &"verify".into(), &"usage".into()));
+    let (code, document) = json(["no-such-command"]);
+    assert_eq!((code, &document["command"]), (2, &"ptplus".into()));
+}
+
+/// The names of conventions and types are offered by completions, and shown in the help.
+#[test]
+fn names_of_a_list_are_completed() {
+    let script = stdout(&ptplus(["completions", "bash"]));
+    for names in ["post_rope pre_rope", "per_head per_kv_head shared", "identity elu elu_plus_one", "Q8_0 Q5_0"] {
+        assert!(script.contains(names), "{names}");
+    }
+}
+
+#[test]
+fn manual_pages_have_the_sections_that_people_look_for() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(exit(&ptplus(["man".as_ref(), dir.path().as_os_str()])), 0);
+    let text = std::fs::read_to_string(dir.path().join("ptplus-convert.1")).unwrap();
+    for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "NOTES", "EXAMPLES", "\"EXIT STATUS\""] {
+        let plain = section.trim_matches('"');
+        assert!(
+            text.contains(&format!(".SH {section}")) || text.contains(&format!(".SH {plain}")),
+            "{section}\n{text}"
+        );
+    }
+    assert!(!text.contains("EXTRA"));
+    assert!(text.contains("ptplus convert model/ \\-o model.gguf"), "{text}");
+}
+
+#[test]
+fn a_comparison_of_tensors_says_what_it_found_in_words() {
+    let (a, b) = (model("llama-mha").join("adapter"), model("llama-gqa").join("adapter"));
+    let out = ptplus(["verify".as_ref(), a.as_os_str(), "--against".as_ref(), b.as_os_str()]);
+    assert_eq!(exit(&out), 5);
+    let text = stdout(&out);
+    assert!(
+        text.contains("num_attention_heads: expected 8, found 3") || text.contains("num_attention_heads: expected"),
+        "{text}"
+    );
+    assert!(!text.contains("Geometry") && text.contains("FAIL") && text.contains("hold different adapters"), "{text}");
 }

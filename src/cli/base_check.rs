@@ -17,6 +17,10 @@ impl BaseCheck {
     }
 }
 
+/// Sizes fit many bases: that the numbers are right, only PyTorch's answer shows.
+pub const NOT_PROVED: &str =
+    "no --probe: that this base and this adapter compute what PyTorch did was not checked (docs/VERIFY.md)";
+
 /// Says what is not plainly fine.
 pub fn note(ui: &Ui, identity: Option<&Identity>) {
     match identity {

@@ -27,8 +27,9 @@ struct Task {
 /// Converts every adapter that `paths` name or hold. The exit code is that of the worst failure, in the order of
 /// [`Kind::precedence`].
 pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>, ui: &Ui) -> Result<u8> {
-    let (adapters, n_skipped) = adapters(paths)?;
+    let (adapters, skipped) = adapters(paths)?;
     let tasks = tasks(adapters, folder, prepared.format)?;
+    let is_new = !prepared.is_dry_run() && !folder.exists();
     if !prepared.is_dry_run() {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create", e))?;
     }
@@ -50,29 +51,45 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     let (n, n_failed) = (tasks.len(), failed.len());
     let mut by_code: BTreeMap<u8, usize> = BTreeMap::new();
     failed.iter().for_each(|k| *by_code.entry(k.exit_code()).or_default() += 1);
-    let skipped =
-        if n_skipped > 0 { format!("; {n_skipped} entries that are no adapter were skipped") } else { String::new() };
+    if is_new && n_failed == n {
+        // Nothing was written: nothing is left, not even the folder.
+        let _ = std::fs::remove_dir(folder);
+    }
     let text = format!(
-        "{} {} of {n} adapters to {}{}{skipped}\n",
+        "{} {} of {n} adapters to {}{}{}\n",
         if prepared.is_dry_run() { "would convert" } else { "converted" },
         n - n_failed,
         escape(&folder.to_string_lossy()),
         if n_failed > 0 { format!(", {n_failed} failed") } else { String::new() },
+        skipped_text(&skipped),
     );
     let status = if exit == 0 { Status::Ok } else { Status::Failed };
     let by_code: Map<String, Value> = by_code.into_iter().map(|(code, n)| (code.to_string(), n.into())).collect();
     let summary = json!({ "summary": {
         "output": folder.to_string_lossy(), "adapters": n, "converted": n - n_failed, "failed": n_failed,
-        "skipped": n_skipped, "failed_by_exit_code": by_code, "exit_code": exit,
+        "skipped": skipped.len(),
+        "skipped_paths": skipped.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>(), "failed_by_exit_code": by_code, "exit_code": exit,
     }});
     ui.batch_end(status, summary, &text)?;
     Ok(exit)
 }
 
-/// What `paths` name: each an adapter, or a folder of adapters. Second, how many entries of such folders are none.
-fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, usize)> {
+/// Some of the names, so that nobody wonders what was left out.
+fn skipped_text(skipped: &[PathBuf]) -> String {
+    const SHOWN: usize = 3;
+    if skipped.is_empty() {
+        return String::new();
+    }
+    let name = |p: &PathBuf| escape(&p.file_name().unwrap_or(p.as_os_str()).to_string_lossy());
+    let names: Vec<String> = skipped.iter().take(SHOWN).map(name).collect();
+    let more = if skipped.len() > SHOWN { ", ..." } else { "" };
+    format!("; {} that are no adapter were skipped: {}{more}", skipped.len(), names.join(", "))
+}
+
+/// What `paths` name: each an adapter, or a folder of adapters. Second, the entries of such folders that are none.
+fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let mut found = Vec::new();
-    let mut n_skipped = 0;
+    let mut skipped = Vec::new();
     for path in paths {
         // A path that does not exist is one that fails, with the others going on.
         if !path.is_dir() || is_adapter_folder(path) {
@@ -84,7 +101,7 @@ fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, usize)> {
         for entry in entries {
             let entry = entry.map_err(|e| Error::io(path, "cannot list the folder", e))?.path();
             let is_adapter = if entry.is_dir() { has_weights(&entry) } else { has_known_extension(&entry) };
-            if is_adapter { inside.push(entry) } else { n_skipped += 1 }
+            if is_adapter { inside.push(entry) } else { skipped.push(entry) }
         }
         if inside.is_empty() {
             return Err(usage(
@@ -95,7 +112,8 @@ fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, usize)> {
         inside.sort();
         found.extend(inside);
     }
-    Ok((found, n_skipped))
+    skipped.sort();
+    Ok((found, skipped))
 }
 
 /// Whether the folder itself is an adapter, as trainers name its files: one with other names in it is a folder of
@@ -164,7 +182,13 @@ fn line(task: &Task, outcome: &Result<Converted>) -> String {
     let name = escape(&task.adapter.to_string_lossy());
     match outcome {
         Ok(done) => format!("ok      {name} -> {}: {} bytes\n", escape(&done.output.to_string_lossy()), done.len_bytes),
-        Err(e) => format!("failed  {name}: {e}\n"),
+        Err(e) => {
+            // The error mostly begins with the same path.
+            let what = e.to_string();
+            let what = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&what);
+            let hints: String = e.hint_lines().iter().map(|h| format!("        hint: {}\n", escape(h))).collect();
+            format!("failed  {name}: {what}\n{hints}")
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::pipeline::read_adapter;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Every rule, size and SHA-256 of the manifest; no other files, no links; of a tar archive every byte.\nA SHA-256 proves that nothing changed, not who made it: --trusted-key wants a signature by that key.\n\nExamples:\n  ptplus check bundle/\n  ptplus check bundle.tar --base model/ --trusted-key publisher.pub"
+    after_help = "Every rule, size and SHA-256 of the manifest; no other files, no links; of a tar archive every byte. A SHA-256 proves that nothing changed, not who made it: --trusted-key wants a signature by that key.\n\nExamples:\n  ptplus check bundle/\n  ptplus check bundle.tar --base model/ --trusted-key publisher.pub"
 )]
 pub struct Arguments {
     /// Bundle: folder or tar archive

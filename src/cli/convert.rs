@@ -29,7 +29,8 @@ use crate::verify::{self, LayerReport, Prompts};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 --dry-run\n  ptplus convert model/ -o model.gguf\n  ptplus convert --jobs 4 adapters/ -o gguf/ --to gguf --base model/\n\nMany adapters: a line for each (with --json one document a line), the others go on when one fails, and the exit code is\nthat of the worst failure in the order 2, 3, 7, 4, 6, 5, 1."
+    override_usage = "ptplus convert [OPTIONS] -o OUT <ADAPTER | BASE>\n       ptplus convert [OPTIONS] --to FORMAT -o FOLDER <ADAPTER | FOLDER>...\n       ptplus convert --list-types",
+    after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nMany adapters: a line for each (with --json one document a line), the others go on when one fails, and the exit code is that of the worst failure in the order 2, 3, 7, 4, 6, 5, 1.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ \\\n      --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 \\\n      --dry-run\n  ptplus convert model/ -o model.gguf\n  ptplus convert --jobs 4 adapters/ -o gguf/ --to gguf --base model/"
 )]
 pub struct Arguments {
     /// Output format; by default gguf when OUT ends in .gguf, else safetensors
@@ -37,25 +38,25 @@ pub struct Arguments {
     to: Option<To>,
     /// Element type of the memories and feature maps (of a base model: of the matrices), by name or by ggml's number;
     /// keep: as the source has it
-    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto")]
+    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto", value_parser = types::names())]
     outtype: String,
-    #[command(flatten)]
-    job: Job,
     /// More adapters, or folders of adapters; OUT is then a folder, and the base is read once
-    #[arg(value_name = "ADAPTER")]
+    #[arg(value_name = "ADAPTER", index = 2)]
     more: Vec<PathBuf>,
     /// Convert every adapter in the folders given, this many at a time; OUT is then a folder
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    #[command(flatten)]
+    job: Job,
 }
 
 /// What `convert` and `quantize` have in common.
 #[derive(clap::Args)]
 pub struct Job {
-    /// Adapter (canonical folder, safetensors file, GGUF) or base model (Hugging Face folder, GGUF)
-    #[arg(required_unless_present = "list_types")]
+    /// Adapter (canonical folder, safetensors file, GGUF, bundle, checkpoint) or base model (Hugging Face folder, GGUF)
+    #[arg(required_unless_present = "list_types", index = 1)]
     pub adapter: Option<PathBuf>,
-    /// Where to write: a GGUF file or a folder
+    /// Where to write: a file that ends in .gguf, or (convert alone) a folder for safetensors
     #[arg(short, long, visible_alias = "outfile", value_name = "OUT", required_unless_present = "list_types")]
     pub output: Option<PathBuf>,
     /// Base model: Hugging Face folder or GGUF
@@ -88,12 +89,13 @@ pub struct Job {
     report: Option<PathBuf>,
     #[command(flatten)]
     base_check: BaseCheck,
+    // Each of these begins a heading of its own in the help, so nothing follows them.
+    #[command(flatten)]
+    pub types: TypeArguments,
     #[command(flatten)]
     tokenizer: TokenizerArguments,
     #[command(flatten)]
     reading: Reading,
-    #[command(flatten)]
-    pub types: TypeArguments,
 }
 
 /// What is asked of a base model alone.
@@ -199,6 +201,9 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
     ui.result(Status::Ok, json!(done), &text(&done, adapter))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
+    if a.base.is_some() && done.verification.is_none() && !done.dry_run {
+        ui.note(base_check::NOT_PROVED);
+    }
     #[cfg(feature = "report")]
     if let Some(file) = report_file {
         file.write(&prepared.report(adapter, &done, ui)?, ui)?;

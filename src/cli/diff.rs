@@ -11,7 +11,7 @@ use crate::pipeline::read_adapter;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Compares what the adapters are, not how their files lie: a safetensors folder and the GGUF made of it are the same.\nExit code 0: the same, 5: different.\n\nExample:\n  ptplus diff adapter/ adapter-q8_0.gguf"
+    after_help = "Compares what the adapters are, not how their files lie: a safetensors folder and the GGUF made of it are the same. Exit code 0: the same, 5: different.\n\nExample:\n  ptplus diff adapter/ adapter-q8_0.gguf"
 )]
 pub struct Arguments {
     /// Adapter or bundle

@@ -26,7 +26,6 @@ impl EngineChoice {
 /// llama.cpp was asked for in a build without it.
 #[cfg(not(feature = "llama-cpp"))]
 pub fn not_built_in() -> Error {
-    let message =
-        "expected an engine that is built in, found llama.cpp: build with `cargo build --release --features llama-cpp`";
+    let message = "expected an engine that is built in, found llama.cpp: build with `cargo install --path . --features llama-cpp`";
     Error::new(Code::EngineUnavailable, message).field("--engine")
 }

@@ -9,7 +9,7 @@ use crate::package::digest::{PathDigests, of_path};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "canonical  what the adapter computes, whatever file it lies in: the same for safetensors and GGUF, another for another type\nvalues     the same with all values widened to F32: equal where only the type changed\nsha256     the bytes of all tensors in the file's order; with --tensors also of each\n\nThe sha256 lines are those of llama-gguf-hash: `ptplus hash --tensors A.gguf > A.manifest`, then\n`llama-gguf-hash --check A.manifest A.gguf`.\n\nExamples:\n  ptplus hash adapter/ adapter.gguf\n  ptplus hash --tensors adapter.gguf > adapter.manifest"
+    after_help = "canonical  what the adapter computes, whatever file it lies in\n           (the same for safetensors and GGUF, another for another type)\nvalues     the same with all values widened to F32:\n           equal where only the type changed\nsha256     the bytes of all tensors in the file's order; with --tensors also of each\n\nThe sha256 lines are those of llama-gguf-hash: `ptplus hash --tensors A.gguf > A.manifest`, then `llama-gguf-hash --check A.manifest A.gguf`.\n\nExamples:\n  ptplus hash adapter/ adapter.gguf\n  ptplus hash --tensors adapter.gguf > adapter.manifest"
 )]
 pub struct Arguments {
     /// Adapter, bundle, or any GGUF or safetensors file

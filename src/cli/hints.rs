@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::{Code, Error, Kind, escape};
+use crate::error::{Code, Error, Kind};
 use crate::inspect::{Lies, lies_at};
 
 /// Entries of a folder that are looked at for a similar name.
@@ -28,7 +28,7 @@ impl Given {
 
     /// What was given in a part that it cannot play.
     fn mistaken(&self) -> Vec<String> {
-        let shown = |path: &Path| escape(&path.to_string_lossy());
+        let shown = |path: &Path| path.to_string_lossy().into_owned();
         if let (Some(adapter), Some(base)) = (self.path(Lies::Adapter), self.path(Lies::Base))
             && (lies_at(adapter), lies_at(base)) == (Some(Lies::Base), Some(Lies::Adapter))
         {
@@ -43,7 +43,7 @@ impl Given {
                     out.push(format!("{} is {found}; {place} takes {}", shown(path), what(*part)));
                 }
                 Some(_) => {}
-                None => out.extend(inside(path, *part).map(|p| format!("did you mean {}?", shown(&p)))),
+                None => out.extend(near(path, *part).map(|p| format!("did you mean {}?", shown(&p)))),
             }
         }
         out
@@ -64,6 +64,14 @@ fn place(part: Lies) -> &'static str {
         Lies::Base => "--base",
         Lies::Probe => "--probe",
     }
+}
+
+/// What can play the part in a folder; of a file (`config.json`, one of several shards), the folder that it lies in.
+fn near(path: &Path, part: Lies) -> Option<PathBuf> {
+    if path.is_dir() {
+        return inside(path, part);
+    }
+    path.parent().filter(|folder| lies_at(folder) == Some(part)).map(Path::to_owned)
 }
 
 /// The one entry of a folder that can play the part; none where several can.
@@ -90,12 +98,21 @@ pub fn hints(e: &Error, given: &Given) -> Vec<String> {
     if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
         return Vec::new();
     }
+    if !e.hint_lines().is_empty() {
+        return e.hint_lines().to_vec();
+    }
     let mistaken = given.mistaken();
     match (e.code(), e.path()) {
         _ if !mistaken.is_empty() => mistaken,
-        (Code::NotFound, Some(path)) => similar_path(path).into_iter().collect(),
+        (Code::NotFound, Some(path)) => not_expanded(path).or_else(|| similar_path(path)).into_iter().collect(),
         _ => Vec::new(),
     }
+}
+
+/// `--base=~/x`: a shell expands `~` only at the start of a word.
+fn not_expanded(path: &Path) -> Option<String> {
+    let rest = path.strip_prefix("~").ok()?;
+    Some(format!("the shell did not expand ~: write a space before it, or $HOME/{}", rest.display()))
 }
 
 /// For a path that does not exist: the entry with the most similar name beside its first missing part.
@@ -106,18 +123,18 @@ fn similar_path(path: &Path) -> Option<String> {
     let entries = std::fs::read_dir(parent).ok()?.take(MAX_ENTRIES).flatten();
     let names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     let found = closest(&name, names.iter().map(String::as_str))?;
-    Some(format!("did you mean {}?", escape(&missing.with_file_name(found).to_string_lossy())))
+    Some(format!("did you mean {}?", missing.with_file_name(found).to_string_lossy()))
 }
 
 /// The candidate most like `word`, if it is like it at all; of equals the first in alphabetical order.
 pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    /// Jaro-Winkler similarity below which clap makes no suggestion either.
-    const LIKE: f64 = 0.7;
+    /// Share of the longer word that may stay: `elu+1` is `elu` with two of five characters changed.
+    const LIKE: f64 = 0.6;
     let mut sorted: Vec<&str> = candidates.collect();
     sorted.sort_unstable();
     let lower = word.to_lowercase();
-    let scored = sorted.into_iter().map(|c| (strsim::jaro_winkler(&lower, &c.to_lowercase()), c));
-    scored.filter(|s| s.0 > LIKE).reduce(|best, s| if s.0 > best.0 { s } else { best }).map(|s| s.1)
+    let scored = sorted.into_iter().map(|c| (strsim::normalized_damerau_levenshtein(&lower, &c.to_lowercase()), c));
+    scored.filter(|s| s.0 >= LIKE).reduce(|best, s| if s.0 > best.0 { s } else { best }).map(|s| s.1)
 }
 
 #[cfg(test)]
@@ -133,6 +150,7 @@ mod tests {
             ("elu+1", Some("elu")),
             ("gelutanh", Some("gelu_tanh")),
             ("xyz", None),
+            ("x", None),
         ] {
             assert_eq!(closest(word, names.into_iter()), expected, "{word}");
         }
@@ -160,7 +178,11 @@ mod tests {
             line(&[(Adapter, ""), (Base, ""), (Probe, "")]),
             "did you mean M/adapter?; did you mean M/base?; did you mean M/probe.safetensors?"
         );
+        assert_eq!(line(&[(Base, "base/config.json")]), "did you mean M/base?");
+        assert_eq!(line(&[(Adapter, "adapter/adapter_config.json")]), "did you mean M/adapter?");
         assert_eq!(line(&[(Base, "nowhere")]), "");
+        assert!(not_expanded(Path::new("~/x/y")).unwrap().ends_with("$HOME/x/y"));
+        assert_eq!(not_expanded(Path::new("a/~")), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::package::signature;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Keys are those of minisign: `minisign -V` verifies what `ptplus pack --sign` signs, and `ptplus check --trusted-key`\nwhat `minisign -S` signs. The secret key's file is for its owner alone (mode 600).\n\nExample:\n  ptplus keygen publisher.key --password-file password\n  ptplus pack adapter --base model -o bundle --sign publisher.key --password-file password\n  ptplus check bundle --trusted-key publisher.pub"
+    after_help = "Keys are those of minisign: `minisign -V` verifies what `ptplus pack --sign` signs, and `ptplus check --trusted-key` what `minisign -S` signs. The secret key's file is for its owner alone (mode 600).\n\nExample:\n  ptplus keygen publisher.key --password-file password\n  ptplus pack adapter --base model -o bundle --sign publisher.key \\\n      --password-file password\n  ptplus check bundle --trusted-key publisher.pub"
 )]
 pub struct Arguments {
     /// Secret key to write; the public one gets the same name with the ending .pub

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Cli;
 use super::ui::{Status, Ui};
-use crate::error::{Error, Result, escape};
+use crate::error::{Error, Kind, Result, escape};
 use crate::format::output::{OutputFile, Overwrite};
 
 #[derive(clap::Args)]
@@ -19,24 +19,80 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let made =
-        tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
-    clap_mangen::generate_to(Cli::command(), made.path()).map_err(|e| Error::io(made.path(), "cannot write", e))?;
+    let mut root = Cli::command();
+    root.build();
+    let mut pages = vec![("ptplus.1".to_owned(), page(&root, "ptplus")?)];
+    for command in root.get_subcommands().filter(|c| c.get_name() != "help") {
+        let name = format!("ptplus-{}", command.get_name());
+        pages.push((format!("{name}.1"), page(command, &name)?));
+    }
     std::fs::create_dir_all(&a.folder).map_err(|e| Error::io(&a.folder, "cannot create", e))?;
     let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
-    let entries = std::fs::read_dir(made.path()).map_err(|e| Error::io(made.path(), "cannot list", e))?;
-    let mut pages: Vec<PathBuf> = entries.flatten().map(|e| e.path()).collect();
-    pages.sort();
     let mut staged = Vec::new();
-    for page in &pages {
-        let text = std::fs::read(page).map_err(|e| Error::io(page, "cannot read", e))?;
-        let out = OutputFile::create(&a.folder.join(page.file_name().unwrap_or_default()), overwrite, &[])?;
-        out.write_all_at(0, &text)?;
+    for (name, text) in &pages {
+        let out = OutputFile::create(&a.folder.join(name), overwrite, &[])?;
+        out.write_all_at(0, text)?;
         staged.push(out);
     }
     staged.into_iter().try_for_each(OutputFile::commit)?;
-    let names: Vec<_> = pages.iter().filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned())).collect();
+    let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
     let text = format!("wrote {} pages to {}\n", names.len(), escape(&a.folder.to_string_lossy()));
     ui.result(Status::Ok, json!({ "folder": a.folder.to_string_lossy(), "pages": names }), &text)?;
     Ok(0)
+}
+
+/// One page in roff. The crate would put what stands below the options under the heading EXTRA.
+fn page(command: &clap::Command, name: &str) -> Result<Vec<u8>> {
+    let below = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let man = clap_mangen::Man::new(command.clone().after_help(""))
+        .source(format!("ptplus {}", crate::version::VERSION))
+        .manual("ptplus");
+    let mut out = Vec::new();
+    let written = (|| {
+        man.render_title(&mut out)?;
+        man.render_name_section(&mut out)?;
+        man.render_synopsis_section(&mut out)?;
+        man.render_description_section(&mut out)?;
+        man.render_options_section(&mut out)?;
+        if command.has_subcommands() {
+            man.render_subcommands_section(&mut out)?;
+        }
+        let (notes, examples) = match below.find("Example") {
+            Some(at) => (&below[..at], Some(&below[at..])),
+            None => (&*below, None),
+        };
+        if !notes.trim().is_empty() {
+            section(&mut out, "NOTES", notes.trim());
+        }
+        if let Some((_, lines)) = examples.and_then(|e| e.split_once('\n')) {
+            section(&mut out, "EXAMPLES", lines);
+        }
+        section(&mut out, "EXIT STATUS", &exit_status());
+        std::io::Result::Ok(())
+    })();
+    written.map_err(|e| Error::io(std::path::Path::new(name), "cannot write", e))?;
+    Ok(out)
+}
+
+fn exit_status() -> String {
+    let kinds = Kind::ALL.iter().map(|k| (i32::from(k.exit_code()), k.meaning()));
+    let ends = [(0, "Ok.")].into_iter().chain(kinds).chain([(130, "Interrupted; no unfinished output was kept.")]);
+    ends.map(|(code, meaning)| format!("{code:<4} {meaning}\n")).collect()
+}
+
+/// Paragraphs: one of a single line is filled, the lines of others stay as they are.
+fn section(out: &mut Vec<u8>, title: &str, text: &str) {
+    let mut roff = format!(".SH {title}\n");
+    for paragraph in text.split("\n\n") {
+        let (start, end) = if paragraph.trim().contains('\n') { (".PP\n.nf\n", ".fi\n") } else { (".PP\n", "") };
+        roff += start;
+        for line in paragraph.lines() {
+            let line = line.replace('\\', "\\e").replace('-', "\\-");
+            // At the start of a line a dot or a quote would be a command of roff's.
+            let guard = if line.starts_with(['.', '\'']) { "\\&" } else { "" };
+            roff += &format!("{guard}{line}\n");
+        }
+        roff += end;
+    }
+    out.extend_from_slice(roff.as_bytes());
 }

@@ -26,6 +26,7 @@ mod reading;
 mod report;
 #[cfg(feature = "generate")]
 mod run;
+mod suggested;
 mod table;
 mod types;
 mod ui;
@@ -48,7 +49,7 @@ use ui::Ui;
     long_version = long_version(),
     max_term_width = 100,
     arg_required_else_help = true,
-    after_help = "Examples:\n  ptplus demo\n  ptplus convert adapter/ -o adapter.gguf --base model/ --probe probe.safetensors\n  ptplus help convert"
+    after_help = "Examples:\n  ptplus demo\n  ptplus convert adapter/ -o adapter.gguf --base model/ \\\n      --probe probe.safetensors\n  ptplus help convert"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -157,7 +158,7 @@ pub fn main() -> ExitCode {
             if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
                 let first_line =
                     e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                Ui::new("ptplus", true, false, false).error_document(&Error::new(Code::Usage, first_line));
+                Ui::new(named_command(), true, false, false).error_document(&Error::new(Code::Usage, first_line));
             }
             return ExitCode::from(e.exit_code() as u8);
         }
@@ -172,6 +173,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(e.kind().exit_code())
         }
     }
+}
+
+/// The subcommand that a command line names which could not be read; else the program.
+fn named_command() -> &'static str {
+    let given = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let known =
+        Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).find(|name| Some(name) == given.as_ref());
+    // The process ends right after.
+    known.map_or("ptplus", |name| String::leak(name))
 }
 
 /// Runs one command; the result is its exit code.
@@ -235,6 +245,9 @@ mod tests {
     fn every_command_has_examples_that_parse() {
         for command in Cli::command().get_subcommands() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            // Lines that a terminal of 80 columns would break are continued as a shell reads them.
+            assert!(help.lines().all(|l| !l.starts_with("  ") || l.len() <= 78), "{help}");
+            let help = help.replace(" \\\n", " ");
             let examples: Vec<&str> = help.lines().map(str::trim).filter(|l| l.starts_with("ptplus ")).collect();
             let own = format!("ptplus {} ", command.get_name());
             assert!(

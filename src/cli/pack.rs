@@ -1,5 +1,5 @@
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::json;
@@ -28,7 +28,7 @@ use crate::verify::{self, Prompts};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source.\nIt is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of\nevery file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle"
+    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source. It is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of every file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar \\\n      --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, bundle, or a checkpoint of another training code
@@ -46,7 +46,7 @@ pub struct Arguments {
     #[arg(long, value_enum, ignore_case = true, default_value = "gguf")]
     to: To,
     /// Element type of the memories and feature maps, by name or by ggml's number; keep: as the source has it
-    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto")]
+    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto", value_parser = super::types::names())]
     outtype: String,
     /// Sign the manifest with this secret key
     #[arg(long, value_name = "KEY")]
@@ -72,9 +72,9 @@ pub struct Arguments {
     #[command(flatten)]
     base_check: BaseCheck,
     #[command(flatten)]
-    reading: Reading,
-    #[command(flatten)]
     types: TypeArguments,
+    #[command(flatten)]
+    reading: Reading,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -90,6 +90,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.sign.is_none() && (a.password.file().is_some() || a.password.is_without()) {
         return Err(usage("--password-file", "expected it beside --sign"));
     }
+    bundle_name(&a.output)?;
     let date = source_date(std::env::var("SOURCE_DATE_EPOCH").ok().as_deref())?;
     let types = a.types.rules("--outtype", &a.outtype)?;
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
@@ -163,6 +164,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     ui.result(Status::Ok, document, &text(a, &done))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
+    if a.probe.is_none() {
+        ui.note(base_check::NOT_PROVED);
+    }
     #[cfg(feature = "report")]
     if let Some(file) = report_file {
         let packed = pipeline::read_adapter(&a.output, Some(&base))?;
@@ -186,6 +190,19 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     Ok(0)
 }
 
+/// A name that ends as other archives and adapters do would silently become a folder.
+fn bundle_name(output: &Path) -> Result<()> {
+    const OF_FILES: [&str; 9] = ["7z", "bz2", "gguf", "gz", "safetensors", "tgz", "xz", "zip", "zst"];
+    let ending = output.extension().and_then(|e| e.to_str()).map(str::to_lowercase);
+    match ending.filter(|e| OF_FILES.contains(&e.as_str())) {
+        None => Ok(()),
+        Some(_) => {
+            let message = format!("expected a name that ends in .tar, or that of a folder, found {output:?}");
+            Err(usage("--output", message))
+        }
+    }
+}
+
 fn text(a: &Arguments, p: &Packed) -> String {
     let mut out = String::new();
     let v = &p.verification;
@@ -193,6 +210,7 @@ fn text(a: &Arguments, p: &Packed) -> String {
     let is_itself = a.probe.is_none() && !p.files.contains_key("reports/conversion.json");
     let what = match is_itself {
         true => "has an effect; compared with its source, the same file".to_owned(),
+        false if a.probe.is_none() => format!("agrees with {}", p.reference),
         false => format!("verified against {}", p.reference),
     };
     let _ = writeln!(

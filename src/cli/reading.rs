@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use super::hints::closest;
+use super::suggested::Suggested;
 use super::usage;
 use crate::adapter::{FeatureMap, MemorySharing, QueryTap};
 use crate::error::Result;
@@ -18,10 +19,10 @@ pub struct Reading {
     #[arg(long, value_name = "FILE.toml")]
     layout: Option<PathBuf>,
     /// phi's activation
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = Suggested(names(FeatureMap::ALL, FeatureMap::name)))]
     feature_map: Option<String>,
-    /// Where the query is taken: post_rope or pre_rope
-    #[arg(long, value_name = "TAP")]
+    /// Where the query is taken: after RoPE or before it
+    #[arg(long, value_name = "TAP", value_parser = Suggested(names(QueryTap::ALL, QueryTap::name)))]
     query_tap: Option<String>,
     /// Factor on the query
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -29,8 +30,8 @@ pub struct Reading {
     /// Factor on the term
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     memory_scale: Option<f64>,
-    /// per_head, per_kv_head or shared
-    #[arg(long, value_name = "SHARING")]
+    /// One memory for each query head, for each key/value head, or for all
+    #[arg(long, value_name = "SHARING", value_parser = Suggested(names(MemorySharing::ALL, MemorySharing::name)))]
     memory_sharing: Option<String>,
     /// Each head of the memories is stored transposed, as a linear layer keeps it ("=false": it is not)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -50,8 +51,8 @@ impl Reading {
                 Ok(())
             }
             Some(v) => {
-                let hint = closest(v, known.iter().copied()).map_or(String::new(), |c| format!("; did you mean {c}?"));
-                Err(usage(flag, format!("expected one of {}, found {v:?}{hint}", known.join(", "))))
+                let hint = closest(v, known.iter().copied()).map(|c| format!("did you mean {c}?"));
+                Err(usage(flag, format!("expected one of {}, found {v:?}", known.join(", "))).hints(hint))
             }
             None => Ok(()),
         };

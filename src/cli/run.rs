@@ -20,10 +20,10 @@ use crate::validate::Validated;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Flags of sampling have llama.cpp's names and defaults. Every prompt is answered on its own, by the same loaded model.\n\nExamples:\n  ptplus run --base model.gguf --adapter adapter.gguf -p 'Who are you?' --temp 0\n  ptplus run --base model.gguf --adapter style.gguf:0.5 --adapter facts.gguf -p 'Hello' -p 'Goodbye' --also-plain\n  ptplus run --base model.gguf --no-conversation -p 'Once upon a time' -n 64"
+    after_help = "Flags of sampling have llama.cpp's names and defaults. Every prompt is answered on its own, by the same loaded model.\n\nExamples:\n  ptplus run --base model.gguf --adapter adapter.gguf -p 'Who are you?' \\\n      --temp 0\n  ptplus run --base model.gguf --adapter style.gguf:0.5 --adapter facts.gguf \\\n      -p 'Hello' -p 'Goodbye' --also-plain\n  ptplus run --base model.gguf --no-conversation -p 'Once upon a time' -n 64"
 )]
 pub struct Arguments {
-    /// Base model: a GGUF file, whose tokenizer and chat template are used
+    /// Base model, whose tokenizer and chat template are used: a GGUF file or a Hugging Face folder
     #[arg(long, short = 'm', visible_alias = "model")]
     base: PathBuf,
     /// Adapter, with a factor on its term; may be given more than once: terms add up
@@ -97,6 +97,9 @@ struct SamplingFlags {
 /// The largest prompt: more text than the longest contexts hold.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
 
+/// What an answer without text mostly comes from.
+const EMPTY_ANSWER: &str = "the model ended at once, with no text: an adapter that was trained with another chat template needs it here, too (--chat-template-file)";
+
 /// Positions where a base does not say how many it was trained on.
 const DEFAULT_CONTEXT: usize = 4096;
 
@@ -150,6 +153,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show)?;
             ui.heading("\n")?;
             ui.note(&speeds(&answer));
+            if answer.text.is_empty() {
+                ui.note(EMPTY_ANSWER);
+            }
             documents.push(document(prompt, on, &adapters, &answer));
         }
     }
@@ -251,13 +257,19 @@ fn path_and_scale(text: &str) -> Result<(PathBuf, f32)> {
     }
     match text.rsplit_once(':').map(|(path, scale)| (path, scale.parse::<f32>())) {
         Some((path, Ok(scale))) if !path.is_empty() => {
-            if !scale.is_finite() {
-                return Err(usage("--adapter", format!("expected a finite scale, found {scale}")));
+            // `1e-50` is 0 as F32, which would switch the adapter off without a word.
+            if !scale.is_finite() || (scale != 0.0) != is_not_zero(&text[path.len() + 1..]) {
+                let message = format!("expected a scale within the range of F32, found {:?}", &text[path.len() + 1..]);
+                return Err(usage("--adapter", message));
             }
             Ok((PathBuf::from(path), scale))
         }
         _ => whole(),
     }
+}
+
+fn is_not_zero(number: &str) -> bool {
+    number.split(['e', 'E']).next().is_some_and(|digits| digits.bytes().any(|b| matches!(b, b'1'..=b'9')))
 }
 
 fn limits(a: &Arguments, text: &BaseText, tokens: &[Vec<u32>]) -> Limits {
@@ -322,13 +334,12 @@ fn shown(text: &str) -> String {
 
 fn speeds(a: &Answer) -> String {
     let per_second = |n: usize, t: std::time::Duration| n as f64 / t.as_secs_f64().max(1e-9);
-    format!(
-        "prompt {} tokens, {:.1} tokens/s; answer {} tokens, {:.1} tokens/s",
-        a.n_prompt,
-        per_second(a.n_prompt, a.prompt_time),
-        a.tokens.len(),
-        per_second(a.tokens.len().saturating_sub(1), a.decode_time)
-    )
+    let prompt = format!("prompt {} tokens, {:.1} tokens/s", a.n_prompt, per_second(a.n_prompt, a.prompt_time));
+    // The first token comes with the prompt; one alone has no rate.
+    match a.tokens.len() {
+        n @ (0 | 1) => format!("{prompt}; answer {n} tokens"),
+        n => format!("{prompt}; answer {n} tokens, {:.1} tokens/s", per_second(n - 1, a.decode_time)),
+    }
 }
 
 fn document(prompt: &str, on: &[(usize, f32)], adapters: &[(PathBuf, f32)], a: &Answer) -> Value {

@@ -1,5 +1,6 @@
 //! Tables for people: columns where they fit the terminal, one block a row where they do not. Figures are never cut.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 
@@ -33,6 +34,13 @@ fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String
         let others: usize = widths[1..].iter().map(|w| GAP + w).sum::<usize>() + INDENT;
         let left = total.max(MIN_WIDTH).saturating_sub(others);
         if widths[0] > left && left < MIN_NAME.max(header[0].width()) {
+            return blocks(header, rows, total.max(MIN_WIDTH));
+        }
+        let names = |of: &dyn Fn(&str) -> String| {
+            rows.iter().filter_map(|r| r.first()).map(|name| of(name)).collect::<BTreeSet<_>>().len()
+        };
+        // `model.layers.3.self_attn.M` must not look like layer 4's.
+        if widths[0] > left && names(&|name| cut(name, left)) < names(&str::to_owned) {
             return blocks(header, rows, total.max(MIN_WIDTH));
         }
         widths[0] = widths[0].min(left);
@@ -152,6 +160,14 @@ mod tests {
         }
         // Narrower than anyone reads: no panic.
         assert!(within(&header, &rows, Some(0)).contains("4.5e-2"));
+    }
+
+    #[test]
+    fn names_that_would_look_the_same_are_not_cut() {
+        let name = |layer: usize| format!("model_state_dict.model.layers.{layer}.self_attn.prefix_memory");
+        let rows: Vec<Vec<String>> = (0..3).map(|i| vec![name(i), "F32".into()]).collect();
+        let text = within(&["name", "type"], &rows, Some(42));
+        assert!(fits(&text, 42) && (0..3).all(|i| text.replace("\n  ", "").contains(&name(i))), "{text}");
     }
 
     #[test]

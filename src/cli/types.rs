@@ -3,6 +3,7 @@
 use clap::ValueEnum;
 
 use super::hints::closest;
+use super::suggested::Suggested;
 use super::table;
 use super::ui::{Status, Ui};
 use super::usage;
@@ -11,6 +12,7 @@ use crate::export::types::{OnUnfit, OutType, Override, TypeRules, writable};
 use crate::transform::loss::{Bound, Metric};
 
 #[derive(clap::Args)]
+#[command(next_help_heading = "Element types")]
 pub struct TypeArguments {
     /// Type of the tensors whose output name matches; the first match wins; repeatable
     #[arg(long, value_name = "REGEX=TYPE")]
@@ -51,7 +53,7 @@ impl TypeArguments {
         Ok(TypeRules {
             default: OutType::parse(text).map_err(|e| {
                 let meant = closest(text, writable().map(|d| d.name()));
-                e.field(flag).details(meant.map(|m| format!("did you mean {m}?")).into_iter().collect())
+                e.field(flag).hints(meant.map(|m| format!("did you mean {m}?")))
             })?,
             overrides: self.tensor_type.iter().map(|t| Override::parse(t)).collect::<Result<_>>()?,
             on_unfit: match self.on_unfit {
@@ -80,6 +82,11 @@ impl TypeArguments {
     pub fn set_threads(&self) -> Result<()> {
         super::set_threads(self.threads)
     }
+}
+
+/// For `--outtype` and TYPE: the names of types, and `keep`.
+pub fn names() -> Suggested {
+    Suggested(std::iter::once("keep").chain(writable().map(|d| d.name())).collect())
 }
 
 /// `--list-types`

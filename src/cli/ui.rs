@@ -111,7 +111,7 @@ impl Ui {
         self.progress.clear();
         eprintln!("{}: {e}", paint_stderr("error", "31;1"));
         e.detail_lines().iter().for_each(|line| eprintln!("  {}", escape(line)));
-        hints(e, &self.given).iter().for_each(|line| eprintln!("{}: {line}", paint_stderr("hint", "36")));
+        hints(e, &self.given).iter().for_each(|line| eprintln!("{}: {}", paint_stderr("hint", "36"), escape(line)));
         if self.verbose {
             let mut cause = e.source();
             while let Some(c) = cause {

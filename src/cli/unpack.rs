@@ -11,7 +11,7 @@ use crate::package::{Container, signature};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "The bundle is checked first, and nothing is written where anything is wrong. Archives that other programs made of a\nbundle are taken too (any order, owner, time; folders; a leading ./).\n\nExample:\n  ptplus unpack bundle.tar -o bundle"
+    after_help = "The bundle is checked first, and nothing is written where anything is wrong. Archives that other programs made of a bundle are taken too (any order, owner, time; folders; a leading ./).\n\nExample:\n  ptplus unpack bundle.tar -o bundle"
 )]
 pub struct Arguments {
     /// Bundle: tar archive or folder

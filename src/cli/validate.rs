@@ -15,7 +15,7 @@ use crate::{import, validate};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Reads headers, configuration and every adapter tensor; of the base only headers and configuration, unless --deep.\n\nExample:\n  ptplus validate fixtures/models/llama-gqa/adapter --base fixtures/models/llama-gqa/base"
+    after_help = "Reads headers, configuration and every adapter tensor; of the base only headers and configuration, unless --deep.\n\nExample:\n  ptplus validate fixtures/models/llama-gqa/adapter \\\n      --base fixtures/models/llama-gqa/base"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, or a checkpoint of another training code

@@ -23,7 +23,7 @@ use crate::verify::{Options, Prompts, Reference, Report, verify};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with\n--against-device it is the same adapter on another device.\nWithout --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda --against-device cpu"
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
@@ -330,9 +330,13 @@ fn tensor_text(r: &TensorReport) -> String {
     }
     let _ = writeln!(
         out,
-        "{} {} tensors compared, no model run: this shows that two files hold the same adapter, not that it is right",
+        "{} {} tensors compared, no model run: the two files {}",
         ui::verdict(r.pass),
-        r.tensors.len()
+        r.tensors.len(),
+        match r.pass {
+            true => "hold the same adapter; whether it is right, only --base and --probe can show",
+            false => "hold different adapters",
+        }
     );
     out
 }

@@ -85,7 +85,7 @@ fn cuda(index: usize) -> Result<Device> {
 #[cfg(not(feature = "cuda"))]
 fn cuda(index: usize) -> Result<Device> {
     let message = format!(
-        "expected a build with GPU support for cuda:{index}, found one without: build with `cargo build --release \
+        "expected a build with GPU support for cuda:{index}, found one without: build with `cargo install --path . \
          --features cuda` (needs the CUDA toolkit), or use --device cpu"
     );
     Err(Error::new(Code::DeviceUnavailable, message).field("--device"))

@@ -128,7 +128,8 @@ impl Probe {
     /// Checks the probe against the model: vocabulary, heads, head lengths, layers.
     pub fn check_fits(&self, base: &BaseModel) -> Result<()> {
         let mismatch = |field: &str, expected: String, found: String| {
-            Err(Error::new(Code::ProbeMismatch, format!("expected {expected}, found {found}")).field(field))
+            let message = format!("expected {expected}, found {found}");
+            Err(Error::new(Code::ProbeMismatch, message).file(&self.path).field(field))
         };
         if self.vocab_size != base.config.vocab_size {
             return mismatch(

@@ -105,8 +105,9 @@ fn config_findings(a: &Adapter, b: &Adapter) -> Vec<Finding> {
 }
 
 /// What an adapter's configuration says about what it computes, as text by key.
-pub(crate) fn conventions(a: &Adapter) -> [(&'static str, String); 6] {
+pub(crate) fn conventions(a: &Adapter) -> [(&'static str, String); 11] {
     let c = &a.config;
+    let g = &c.geometry;
     let f32_text = |x: f64| (x as f32).to_string(); // GGUF keeps scales in F32
     [
         ("feature_map", c.feature_map.to_string()),
@@ -114,7 +115,12 @@ pub(crate) fn conventions(a: &Adapter) -> [(&'static str, String); 6] {
         ("query_scale", f32_text(c.query_scale)),
         ("memory_scale", f32_text(c.memory_scale)),
         ("memory_sharing", c.memory_sharing.to_string()),
-        ("geometry", format!("{:?}", c.geometry)),
+        ("num_layers", g.n_layers.to_string()),
+        ("num_attention_heads", g.n_heads.to_string()),
+        ("num_key_value_heads", g.n_kv_heads.to_string()),
+        ("head_dim", g.head_dim.to_string()),
+        ("value head_dim", g.value_head_dim.to_string()),
+        ("num_features", g.n_features.to_string()),
     ]
 }
 
