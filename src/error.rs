@@ -373,14 +373,17 @@ fn shortened(mut text: String, max_chars: usize) -> String {
     text
 }
 
+/// Characters that show nothing, or reorder what is shown.
+pub(crate) fn is_hidden(c: char) -> bool {
+    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
 /// Text from a file, made safe for a terminal: control characters, line breaks and the invisible characters that
 /// reorder a line (bidirectional overrides) become escapes.
 pub fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        let hidden =
-            matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || hidden { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() || is_hidden(c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }

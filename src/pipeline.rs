@@ -17,6 +17,7 @@ use crate::export::{self, Known, Plan, Written};
 use crate::format::output::{OutputFile, OutputFolder, Overwrite};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::{self, Opened, Options};
+use crate::package::container;
 use crate::runner::Device;
 use crate::search::{self, Settlement};
 use crate::tensor::{DType, LazyTensor};
@@ -275,6 +276,11 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             written
         }
         Format::Safetensors => {
+            if container::is_bundle(job.output) {
+                let message =
+                    "the output is a bundle, which would not be whole any more; `ptplus pack` makes a new one";
+                return Err(Error::new(Code::OutputExists, message).file(job.output));
+            }
             let folder = OutputFolder::create(job.output, job.overwrite, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
             let written = export::write_tensors(&plan, Known::Validated(&source), &weights, job.overflow, &step)?;

@@ -5,9 +5,11 @@ use serde_json::json;
 use super::ui::{Status, Ui};
 use crate::error::{Result, escape};
 use crate::format::output::{OutputFolder, Overwrite};
+use crate::import::read_bundle;
 use crate::package::check::check;
 use crate::package::tar::Strictness;
-use crate::package::{Container, signature};
+use crate::package::{Container, claims, signature};
+use crate::validate;
 
 #[derive(clap::Args)]
 #[command(
@@ -33,6 +35,13 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let checked = check(&bundle, key.as_ref());
     if let Some(e) = checked.to_error() {
         return Err(e.file(&a.bundle));
+    }
+    // What is inside must also be an adapter, and the one that the manifest describes.
+    let imported = read_bundle(&bundle)?;
+    let adapter = validate::check(imported, None).map_err(|r| r.into_error().file(&a.bundle))?;
+    let claims = checked.manifest.as_ref().map(|m| claims::compare(m, &adapter)).unwrap_or_default();
+    if let Some(first) = claims.first() {
+        return Err(first.to_error().file(&a.bundle));
     }
     let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
     let folder = OutputFolder::create(&a.output, overwrite, &[&a.bundle])?;

@@ -19,6 +19,7 @@ use crate::adapter::{Adapter, RowOrder};
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::finding::Finding;
+use crate::package::Container;
 pub use candidates::{Candidate, Candidates, Conventions};
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};
@@ -95,7 +96,12 @@ pub enum Opened {
 /// [`Code::AdapterKind`]: crate::error::Code::AdapterKind
 /// [`Code::ConventionContradiction`]: crate::error::Code::ConventionContradiction
 pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
-    match source::open(path)? {
+    open_source(path, source::open(path)?, options, base)
+}
+
+/// [`open`], of a source that is open.
+fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
+    match source {
         Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
         Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),
     }
@@ -118,7 +124,16 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 ///
 /// [`Code::ConventionOpen`]: crate::error::Code::ConventionOpen
 pub fn read(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
-    match open(path, options, base)? {
+    settled(open(path, options, base)?, base)
+}
+
+/// The adapter in a bundle that was checked. Errors: as [`read`].
+pub fn read_bundle(bundle: &Container) -> Result<Imported> {
+    settled(open_source(&bundle.path, source::of_bundle(bundle)?, &Options::default(), None)?, None)
+}
+
+fn settled(opened: Opened, base: Option<&BaseModel>) -> Result<Imported> {
+    match opened {
         Opened::Adapter(imported) => Ok(*imported),
         Opened::Draft(draft) => draft.into_imported(base),
     }

@@ -103,6 +103,12 @@ fn open_bundle(path: &Path) -> Result<Source> {
     if let Some(e) = check::check(&bundle, None).to_error() {
         return Err(e.file(path));
     }
+    of_bundle(&bundle)
+}
+
+/// The adapter in a bundle that was checked. Errors: those of the formats; where there is none, or two.
+pub fn of_bundle(bundle: &Container) -> Result<Source> {
+    let path = bundle.path.as_path();
     let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
     if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
         if bundle.files.contains_key(WEIGHTS_FILE) {

@@ -100,10 +100,14 @@ impl Container {
     }
 }
 
-/// Whether a bundle lies at `path`: a folder whose `manifest.json` says so, or a tar archive.
+/// Whether a bundle lies at `path`: a folder with a `manifest.json` that is not plainly another program's, or a tar
+/// archive.
 pub fn is_bundle(path: &Path) -> bool {
     if path.is_dir() {
-        return map_file(&path.join(MANIFEST_FILE)).is_ok_and(|bytes| manifest::claims_schema(&bytes));
+        let manifest = path.join(MANIFEST_FILE);
+        // A link, a pipe or a file that cannot be read: `check` says what is wrong with it.
+        return std::fs::symlink_metadata(&manifest).is_ok()
+            && map_file(&manifest).map_or(true, |bytes| manifest::may_be_of_bundle(&bytes));
     }
     path.is_file() && (is_called_tar(path) || map_file(path).is_ok_and(|bytes| tar::is_tar(&bytes)))
 }

@@ -17,6 +17,8 @@ use crate::format::limits::{BUNDLE_FILES, MANIFEST_BYTES};
 
 /// Value of `schema`.
 pub const SCHEMA: &str = "ptplus-bundle/1";
+/// What the schemas of all versions begin with.
+const SCHEMA_FAMILY: &str = "ptplus-bundle/";
 const HASH: &str = "sha256";
 const SELF_DIGEST: &str = "self_sha256";
 const TOOL: &str = "ptplus";
@@ -54,12 +56,28 @@ pub fn write(files: &BTreeMap<String, FileEntry>, more: Map<String, Value>) -> V
     canonical_text(&Value::Object(document)).into_bytes()
 }
 
-/// Whether a `manifest.json` is meant to be a bundle's. Two marks are looked for, so that damage to one does not turn a
-/// bundle into a folder that nobody checks.
-pub fn claims_schema(text: &[u8]) -> bool {
+/// Whether a text has a mark of a bundle's manifest, be it damaged otherwise.
+pub fn is_marked(text: &[u8]) -> bool {
     let text = &text[..text.len().min(MANIFEST_BYTES)];
     let holds = |mark: &str| text.windows(mark.len()).any(|w| w == mark.as_bytes());
-    holds("ptplus-bundle/") || holds(SELF_DIGEST)
+    holds(SCHEMA_FAMILY) || holds(SELF_DIGEST)
+}
+
+/// Whether a `manifest.json` may be meant to be a bundle's. Whatever could be read as one is: damage to a mark, or a
+/// spelling of it that JSON allows, must not turn a bundle into a folder that nobody checks.
+pub fn may_be_of_bundle(text: &[u8]) -> bool {
+    if text.len() > MANIFEST_BYTES || is_marked(text) {
+        return true;
+    }
+    match json::parse(text) {
+        Ok(Value::Object(m)) => {
+            let schema = m.get("schema").and_then(Value::as_str);
+            schema.is_some_and(|s| s.starts_with(SCHEMA_FAMILY)) || m.contains_key(SELF_DIGEST)
+        }
+        // Another program's.
+        Ok(_) => false,
+        Err(_) => true,
+    }
 }
 
 impl Manifest {
@@ -200,6 +218,27 @@ mod tests {
             let mut bad = text.clone();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(Manifest::parse(&bad).is_err(), "bit {bit}: {}", String::from_utf8_lossy(&bad));
+        }
+    }
+
+    #[test]
+    fn only_a_manifest_that_is_plainly_another_programs_is_none_of_ours() {
+        for ours in [
+            r#"{"schema": "ptplus-bundle/1"}"#,
+            r#"{"schema":"ptplus-bundl\u0065/1"}"#,
+            r#"{"self\u005fsha256": ""}"#,
+            r#"{"schema": "ptplus-bundlf/1", "self_sha256": ""}"#,
+            r#"{"schema": "#,
+            "",
+            "not JSON",
+        ] {
+            assert!(may_be_of_bundle(ours.as_bytes()), "{ours}");
+        }
+        assert!(may_be_of_bundle(" ".repeat(MANIFEST_BYTES + 1).as_bytes()));
+        for other in
+            ["{}", "[]", r#"{"schema": "https://example.org/manifest", "files": []}"#, r#"{"manifest_version": 3}"#]
+        {
+            assert!(!may_be_of_bundle(other.as_bytes()), "{other}");
         }
     }
 

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
 use super::check::file_sha256;
+use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::manifest::{self, FileEntry};
 use super::naming::download_name;
@@ -103,7 +104,7 @@ impl Place {
 /// Files of nobody knows whom are not replaced together with an old bundle.
 fn replace_only_a_bundle(folder: &Path) -> Result<()> {
     let old = Container::open(folder)?;
-    let is_bundle = old.files.get(MANIFEST_FILE).is_some_and(|text| manifest::claims_schema(text));
+    let is_bundle = old.files.get(MANIFEST_FILE).is_some_and(|text| manifest::is_marked(text));
     if old.files.is_empty() && old.findings.is_empty() || is_bundle {
         return Ok(());
     }
@@ -169,7 +170,9 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
 
     let entries = entries(place.work(), &made.files, &texts)?;
     let mut more = Map::new();
-    more.insert("adapter".into(), describe_adapter(&adapter, &digest, &name));
+    let mut described = claims::of_adapter(&adapter, &digest);
+    described.insert("download_name".into(), name.clone().into());
+    more.insert("adapter".into(), described.into());
     more.insert("base".into(), describe_base(&adapter, base, &base_name)?);
     more.insert("command".into(), command.into());
     more.insert("notes".into(), json!(notes));
@@ -310,31 +313,6 @@ fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Re
         (path, entry)
     };
     Ok(all.into_par_iter().map(entry).collect::<Vec<_>>().into_iter().collect())
-}
-
-fn describe_adapter(adapter: &Validated, digest: &AdapterDigest, name: &str) -> Value {
-    let a = adapter.adapter();
-    let (c, g) = (&a.config, &a.config.geometry);
-    let extra = |key: &str| c.extra.get(key).cloned().unwrap_or(Value::Null);
-    json!({
-        "type": "prefix_tuning_plus",
-        "digest": digest,
-        "download_name": name,
-        "feature_map": c.feature_map.name(),
-        "query_tap": c.query_tap.name(),
-        "query_scale": c.query_scale,
-        "memory_scale": c.memory_scale,
-        "memory_sharing": c.memory_sharing.name(),
-        "num_layers": g.n_layers,
-        "layers": a.layers.keys().collect::<Vec<_>>(),
-        "num_attention_heads": g.n_heads,
-        "num_key_value_heads": g.n_kv_heads,
-        "head_dim": g.head_dim,
-        "num_features": g.n_features,
-        "gguf_architecture": adapter.origin.gguf_architecture,
-        "row_order": adapter.origin.row_order.name(),
-        "conventions_settled_by": extra(crate::import::RECORD_KEY),
-    })
 }
 
 fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {

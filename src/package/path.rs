@@ -1,9 +1,10 @@
 //! The rule for paths inside a bundle, the same in a manifest, in a folder and in a tar archive.
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::names::{check_name, shorten};
 
-/// Refuses what [`check_name`] refuses, backslashes, and empty, `.` and `..` parts.
+/// Refuses what [`check_name`] refuses, backslashes, empty, `.` and `..` parts, names that Windows cannot have, and
+/// characters that no one sees.
 ///
 /// Errors: [`Code::BundlePath`].
 pub fn check_path(path: &str) -> Result<()> {
@@ -13,9 +14,31 @@ pub fn check_path(path: &str) -> Result<()> {
         Ok(()) if path.split('/').any(|part| matches!(part, "" | "." | "..")) => {
             "the path has an empty part, \".\" or \"..\"".to_owned()
         }
-        Ok(()) => return Ok(()),
+        Ok(()) => match path.split('/').find_map(not_portable) {
+            Some(fault) => fault.to_owned(),
+            None => return Ok(()),
+        },
     };
     Err(Error::new(Code::BundlePath, fault).field(shorten(path)))
+}
+
+/// Why a part of a path cannot exist on every system. Source: "Naming Files, Paths, and Namespaces" in Microsoft's
+/// documentation of Win32.
+fn not_portable(part: &str) -> Option<&'static str> {
+    const DEVICES: [&str; 4] = ["con", "prn", "aux", "nul"];
+    let stem = part.split('.').next().unwrap_or(part).trim_end().to_lowercase();
+    let is_port = matches!(stem.as_bytes(), [b'c', b'o', b'm', b'0'..=b'9'] | [b'l', b'p', b't', b'0'..=b'9']);
+    if DEVICES.contains(&stem.as_str()) || is_port {
+        Some("the path has the name of a device of Windows")
+    } else if part.ends_with(['.', ' ']) {
+        Some("a part of the path ends in a dot or a space, which Windows drops")
+    } else if part.contains(['<', '>', ':', '"', '|', '?', '*']) {
+        Some("the path holds a character that Windows forbids")
+    } else if part.chars().any(is_hidden) {
+        Some("the path holds an invisible character")
+    } else {
+        None
+    }
 }
 
 /// The first pair of paths that cannot both exist everywhere: equal when case is ignored, or one a folder of the other.
@@ -38,10 +61,32 @@ mod tests {
 
     #[test]
     fn paths_at_each_boundary() {
-        for good in ["a", "reports/a.json", "a..b", "a b", ".hidden", "ä/ö"] {
+        for good in ["a", "reports/a.json", "a..b", "a b", ".hidden", "ä/ö", "console", "com", "com10"] {
             assert!(check_path(good).is_ok(), "{good:?}");
         }
-        for bad in ["", "/a", "a/", "a//b", "./a", "a/.", "../a", "a/../b", "a\\b", "a\nb", "C:/a", &"n".repeat(256)] {
+        for bad in [
+            "",
+            "/a",
+            "a/",
+            "a//b",
+            "./a",
+            "a/.",
+            "../a",
+            "a/../b",
+            "a\\b",
+            "a\nb",
+            "C:/a",
+            "CON",
+            "nul.txt",
+            "a/com1.json",
+            "a.",
+            "b /c",
+            "a:b",
+            "a*",
+            "a\u{202e}b",
+            "\u{feff}a",
+            &"n".repeat(256),
+        ] {
             assert_eq!(check_path(bad).unwrap_err().code(), Code::BundlePath, "{bad:?}");
         }
     }

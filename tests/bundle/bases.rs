@@ -82,7 +82,7 @@ fn another_base_of_the_same_shapes_is_refused_and_ignoring_that_is_recorded() {
     }
     let other = text(&path("adapted"));
     let probe = text(&m.join("probe.safetensors"));
-    let never = text(&path("never.gguf"));
+    let never = text(&path("never"));
     for args in [
         vec!["verify", &adapter, "--base", &other, "--probe", &probe],
         vec!["check", &bundle, "--base", &other],

@@ -51,6 +51,24 @@ fn a_resealed_manifest_must_still_be_true_of_the_adapter() {
         assert_eq!((code, places.len()), (6, 1), "{field}: {places:?}");
         std::fs::write(folder.join("manifest.json"), &original).unwrap();
     }
+    // What describes the adapter in words, and files that are not there.
+    for (field, value) in [
+        ("/adapter/feature_map", object!("relu")),
+        ("/adapter/num_attention_heads", object!(99)),
+        ("/adapter/query_scale", object!(2.0)),
+        ("/adapter", object!(5)),
+        ("/base/architecture", object!("qwen2")),
+        ("/reports", object!(["reports/none.json"])),
+        ("/reports", object!("reports")),
+    ] {
+        reseal(&folder, |d| *d.pointer_mut(field).unwrap() = value.clone());
+        let (code, places) = checked(&folder);
+        assert_eq!((code, places.len()), (6, 1), "{field} {value}: {places:?}");
+        let out = dir.path().join("unpacked");
+        assert_eq!(exit(&ptplus(["unpack", &text(&folder), "-o", &text(&out)])), 6, "{field} {value}");
+        assert!(!out.exists());
+        std::fs::write(folder.join("manifest.json"), &original).unwrap();
+    }
     reseal(&folder, |d| d["signature"] = object!({ "public_key": 5 }));
     assert_eq!(checked(&folder), (6, vec!["manifest.json.minisig".into()]));
     std::fs::write(folder.join("manifest.json"), &original).unwrap();
@@ -87,6 +105,52 @@ fn the_adapter_in_a_bundle_names_its_base() {
     ok(&["pack", &path("named.gguf"), "-o", &path("b"), "--base", &text(&other), "--ignore-base-mismatch"]);
     let document: Value = serde_json::from_slice(&std::fs::read(path("b/manifest.json")).unwrap()).unwrap();
     assert_eq!(document["base"]["mismatch_ignored"], true, "{document}");
+}
+
+/// However a manifest spells what it is, and whatever stands in its place: what `check` refuses, nobody reads.
+#[test]
+fn a_damaged_manifest_does_not_make_a_bundle_an_unchecked_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("b");
+    pack("llama-gqa", &folder, &[]);
+    let path = folder.join("manifest.json");
+    let files = std::fs::read_to_string(&path).unwrap();
+    let sha = &files[files.find("\"sha256\": \"").unwrap() + 11..][..64];
+    // Another name for the schema, no digest of itself, a wrong hash.
+    let disguised = files
+        .replace("ptplus-bundle/1", "ptplus-bundl\\u0065/1")
+        .replace(sha, &"0".repeat(64))
+        .replace("self_sha256", "self")
+        .replace("\"name\": \"ptplus\"", "\"name\": \"x\"");
+    let read = |command: &str| exit(&ptplus([command, &text(&folder)]));
+    let place = |content: Option<&str>| {
+        let _ = std::fs::remove_file(&path);
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::os::unix::fs::symlink("nowhere", &path).unwrap(),
+        }
+    };
+    for content in [Some(&*disguised), Some(&*format!("{}{files}", " ".repeat(5 << 20))), Some("{"), None] {
+        place(content);
+        for command in ["check", "inspect", "validate", "hash"] {
+            assert_eq!(read(command), 6, "{command}: {:?}", content.map(|c| c.len()));
+        }
+    }
+    // Another program's manifest beside an adapter is none of ours.
+    place(Some("{\"manifest_version\": 3}"));
+    std::fs::remove_dir_all(folder.join("reports")).unwrap();
+    assert_eq!(read("validate"), 0);
+}
+
+#[test]
+fn converting_into_a_bundle_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("b");
+    pack("llama-gqa", &folder, &[]);
+    let adapter = text(&model("llama-gqa").join("adapter"));
+    let out = ptplus(["convert", &adapter, "-o", &text(&folder), "--force"]);
+    assert_eq!(exit(&out), 2, "{}", stderr(&out));
+    assert_eq!(checked(&folder), (0, vec![]));
 }
 
 #[test]
