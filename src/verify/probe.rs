@@ -78,6 +78,7 @@ impl Probe {
                 format!("{:?}", logits.shape),
             ));
         }
+        check_padding(&file.tensors, batch, length)?;
         let base_logits = find("base_logits").cloned();
         if let Some(t) = &base_logits
             && dims::<3>(t, DType::F32)? != [b, n_positions, vocab_size]
@@ -140,8 +141,9 @@ impl Probe {
         }
         for tap in &self.taps {
             if tap.layer >= base.config.n_layers {
+                let name = tap.q.as_ref().or(tap.term.as_ref()).map_or("q", |t| t.name.as_str());
                 return mismatch(
-                    &format!("q.{}", tap.layer),
+                    name,
                     format!("a layer below {}", base.config.n_layers),
                     format!("layer {}", tap.layer),
                 );
@@ -199,6 +201,34 @@ impl Probe {
         let row_bytes = self.vocab_size * 4;
         floats(&t.bytes[(batch * self.positions.len() + p) * row_bytes..][..row_bytes])
     }
+}
+
+/// Trainers save these beside the ids. Rows are unpadded and positions count from 0: what says otherwise was computed
+/// otherwise.
+///
+/// Errors: [`Code::ProbeInvalid`].
+fn check_padding(tensors: &[StoredTensor], batch: usize, length: usize) -> Result<()> {
+    for t in tensors {
+        let expected: fn(usize) -> i64 = match &*t.name {
+            "attention_mask" => |_| 1,
+            "position_ids" | "cache_position" => |position| position as i64,
+            _ => continue,
+        };
+        if t.shape != [batch, length] && t.shape != [1, length] && t.shape != [length] {
+            return Err(invalid(&t.name, format!("shape [{batch}, {length}]"), format!("{:?}", t.shape)));
+        }
+        let values: Vec<i64> = match t.dtype {
+            DType::I64 => t.bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+            DType::I32 => t.bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+            DType::BOOL => t.bytes.iter().map(|b| i64::from(*b)).collect(),
+            other => return Err(invalid(&t.name, "I64, I32 or BOOL", other)),
+        };
+        if let Some(i) = (0..values.len()).find(|i| values[*i] != expected(i % length)) {
+            let wanted = format!("{}, as in rows without padding that begin at position 0", expected(i % length));
+            return Err(invalid(&t.name, wanted, format!("{} at element {i}", values[i])));
+        }
+    }
+    Ok(())
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
