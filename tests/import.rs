@@ -316,3 +316,37 @@ fn shards_are_one_checkpoint() {
     let config: Value = serde_json::from_slice(&std::fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
     assert_eq!(config.get("ptplus_conventions"), None, "nothing had to be settled");
 }
+
+/// `--transpose-memory` in `adapter_config.json`: heeded, held against the flag, and not carried into an output whose
+/// memories lie otherwise.
+#[test]
+fn a_configuration_says_that_memories_are_transposed() {
+    let temp = tempfile::tempdir().unwrap();
+    let source = foreign("llama-mha", "linear-transposed");
+    let config: serde_json::Value = {
+        let canonical = model("llama-mha").join("adapter/adapter_config.json");
+        let mut all: serde_json::Value = serde_json::from_slice(&std::fs::read(canonical).unwrap()).unwrap();
+        all["transpose_memory"] = true.into();
+        all
+    };
+    let folder = temp.path().join("source");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(source.join("adapter_model.safetensors"), folder.join("adapter_model.safetensors")).unwrap();
+    let write =
+        |config: &serde_json::Value| std::fs::write(folder.join("adapter_config.json"), config.to_string()).unwrap();
+    write(&config);
+    let out = temp.path().join("out");
+    let done = import(&folder, &out, None, &[]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    // The fixture is stored in BF16.
+    assert!(distance(&RawAdapter::read(&out), &RawAdapter::fixture("llama-mha")) < 1.0 / 256.0);
+    assert!(RawAdapter::read(&out).config.get("transpose_memory").is_none());
+    assert_eq!(exit(&import(&folder, &temp.path().join("b"), None, &["--transpose-memory=false"])), 2);
+    assert_eq!(exit(&import(&folder, &temp.path().join("c"), None, &["--transpose-memory"])), 0);
+    for wrong in [serde_json::json!(1), serde_json::json!("yes")] {
+        let mut other = config.clone();
+        other["transpose_memory"] = wrong;
+        write(&other);
+        assert_eq!(exit(&import(&folder, &temp.path().join("d"), None, &[])), 3);
+    }
+}

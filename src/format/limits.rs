@@ -96,6 +96,10 @@ pub const LAYOUT_PATTERN_BYTES: usize = 4096;
 /// crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB.
 pub const LAYOUT_COMPILED_BYTES: usize = 256 << 10;
 
+/// Bytes of all tensor names times patterns of a layout file. Ten patterns on the 50,000 names of a large checkpoint,
+/// 60 bytes each, are 30 MB; a compiled pattern of the largest size takes some 10 ns for a byte.
+pub const LAYOUT_WORK_BYTES: usize = 64 << 20;
+
 /// Levels of tables and lists in one line of a layout file. Its own lines have two; a constant may be a list of tables.
 pub const LAYOUT_DEPTH: usize = 16;
 

@@ -4,7 +4,7 @@
 //!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -111,7 +111,14 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         Some(p) => e.file(p),
         None => e,
     };
-    let stated = Stated::from_json(Value::Object(config.clone())).map_err(|e| {
+    let transpose_memory = transposition(&config, options.transpose_memory).map_err(|e| match &config_path {
+        Some(p) => e.file(p),
+        None => e,
+    })?;
+    // It says how this file lies, not what the adapter is: an output in the canonical layout must not say it again.
+    let mut about_adapter = config.clone();
+    about_adapter.shift_remove(TRANSPOSE_MEMORY);
+    let stated = Stated::from_json(Value::Object(about_adapter)).map_err(|e| {
         let who = e.field_name().and_then(|f| settled.get(f)).and_then(Value::as_str);
         if who == Some("layout file") { of_layout(e) } else { e }
     })?;
@@ -125,16 +132,16 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         path: path.to_owned(),
         config_path,
         layout: String::new(),
-        transpose_memory: options.transpose_memory,
+        transpose_memory,
         parts: Vec::new(),
         stacked_layers: None,
     };
-    if draft.transpose_memory.is_some() {
+    if options.transpose_memory.is_some() {
         draft.settled.insert("transpose_memory".into(), "flag".into());
     }
     draft
         .classify(source.tensors, mapping.as_ref(), base)
-        .map_err(|e| if e.code() == Code::LayoutFile { of_layout(e) } else { e })?;
+        .map_err(|e| if matches!(e.code(), Code::LayoutFile | Code::LayoutSyntax) { of_layout(e) } else { e })?;
     draft.stacked_layers = draft.layers_of_stack(base);
     draft.enter_parts();
     draft.layout = match (&mapping, draft.parts.iter().all(|p| Adapter::is_canonical_name(&p.name))) {
@@ -145,6 +152,31 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
     Ok(draft)
 }
 
+/// Key of `adapter_config.json` for `--transpose-memory`.
+const TRANSPOSE_MEMORY: &str = "transpose_memory";
+
+/// What configuration and flag say about the orientation of the memories. Errors: [`Code::ConfigField`];
+/// [`Code::ConventionContradiction`].
+fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Option<bool>> {
+    let stated = match config.get(TRANSPOSE_MEMORY) {
+        None | Some(Value::Null) => None,
+        Some(Value::Bool(b)) => Some(*b),
+        Some(other) => {
+            return Err(
+                Error::new(Code::ConfigField, format!("expected true or false, found {other}")).field(TRANSPOSE_MEMORY)
+            );
+        }
+    };
+    match (stated, flag) {
+        (Some(a), Some(b)) if a != b => {
+            let message =
+                format!("expected {a}, as adapter_config.json says, found {b} in the flag: state one of them");
+            Err(Error::new(Code::ConventionContradiction, message).field("--transpose-memory"))
+        }
+        _ => Ok(stated.or(flag)),
+    }
+}
+
 impl Draft {
     /// Finds every tensor's meaning. Bytes are touched (checksums) for the adapter's parts alone.
     fn classify(
@@ -153,8 +185,10 @@ impl Draft {
         mapping: Option<&Mapping>,
         base: Option<&BaseModel>,
     ) -> Result<()> {
-        let base_names: std::collections::HashSet<&str> =
-            base.into_iter().flat_map(|b| b.tensors()).map(|t| t.name.as_str()).collect();
+        if let Some(m) = mapping {
+            m.check_work(tensors.iter().map(|t| t.name.len()).sum())?;
+        }
+        let base_names: HashSet<&str> = base.into_iter().flat_map(|b| b.tensors()).map(|t| t.name.as_str()).collect();
         let mut suffixes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
@@ -251,16 +285,21 @@ impl Draft {
         // Plain names count; without any, `default`, PEFT's own. The others are left over.
         let default = Some("default".to_owned());
         let kept = if suffixes.contains_key(&None) { None } else { default };
-        let mut drop: Vec<usize> =
+        let dropped: HashSet<usize> =
             suffixes.iter().filter(|(s, _)| **s != kept).flat_map(|(_, parts)| parts.iter().copied()).collect();
-        drop.sort_unstable();
-        for &i in drop.iter().rev() {
-            let part = self.parts.remove(i);
-            let entries = &mut self.ledger.entries;
-            if let Some(k) = entries.iter().position(|e| e.name == part.name) {
-                (entries[k].fate, entries[k].tensor) = (Fate::LeftOver, None);
-                unknown.push((k, true));
+        let mut names = HashSet::new();
+        let mut i = 0;
+        self.parts.retain(|part| {
+            let is_dropped = dropped.contains(&i);
+            i += 1;
+            if is_dropped {
+                names.insert(part.name.clone());
             }
+            !is_dropped
+        });
+        for (k, entry) in self.ledger.entries.iter_mut().enumerate().filter(|(_, e)| names.contains(&e.name)) {
+            (entry.fate, entry.tensor) = (Fate::LeftOver, None);
+            unknown.push((k, true));
         }
         unknown.sort_unstable();
     }
@@ -277,9 +316,11 @@ impl Draft {
 
     fn enter_parts(&mut self) {
         let Some(list) = &self.stacked_layers else { return };
-        for p in self.parts.iter().filter(|p| p.layer.is_none()) {
-            if let Some(e) = self.ledger.entries.iter_mut().find(|e| e.name == p.name) {
-                e.fate = Fate::Consumed { layers: list.clone(), role: p.role };
+        let stacked = self.parts.iter().filter(|p| p.layer.is_none());
+        let roles: HashMap<&str, Role> = stacked.map(|p| (p.name.as_str(), p.role)).collect();
+        for e in &mut self.ledger.entries {
+            if let Some(role) = roles.get(e.name.as_str()) {
+                e.fate = Fate::Consumed { layers: list.clone(), role: *role };
             }
         }
     }

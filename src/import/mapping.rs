@@ -128,6 +128,21 @@ impl Mapping {
         })
     }
 
+    /// Refuses more matching than a layout needs, before it is begun; `names_bytes` are those of all names together.
+    ///
+    /// Errors: [`Code::LayoutSyntax`].
+    pub fn check_work(&self, names_bytes: usize) -> Result<()> {
+        let work = names_bytes.saturating_mul(self.rules.len() + self.ignore.len());
+        if work > LAYOUT_WORK_BYTES {
+            let n = self.rules.len() + self.ignore.len();
+            let message = format!(
+                "expected at most {LAYOUT_WORK_BYTES} bytes to match (names times patterns), found {names_bytes} of names times {n} patterns"
+            );
+            return Err(broken(message));
+        }
+        Ok(())
+    }
+
     /// What the file says about `name`; `None` for nothing, which leaves the name to the rules.
     ///
     /// Errors: [`Code::LayoutFile`] where two entries match, or the number in a name is none.

@@ -21,6 +21,7 @@ mod differential;
 mod gguf;
 mod gguf_adapter;
 mod gguf_file;
+mod import;
 mod index;
 mod json;
 mod layout;
@@ -51,6 +52,8 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         ("adapter_config.json", adapter::cases(), adapter::read),
         ("config.json", base_config::cases(), base_config::read),
         ("layout", layout::cases(), layout::read),
+        ("import", import::cases(), import::read),
+        ("import with a layout", import::cases_with_layout(), import::read_with_layout),
         ("names", names::cases(), names::read),
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
