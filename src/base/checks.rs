@@ -29,8 +29,11 @@ impl BaseModel {
         files.into_iter().collect()
     }
 
-    /// NaN and Inf in the weights that the forward pass uses. Reads all of them.
-    pub fn non_finite_weights(&self) -> Result<Vec<Finding>> {
+    /// NaN and Inf in the weights that the forward pass uses. Reads all of them, calling `progress` with the bytes read
+    /// and those of all tensors.
+    pub fn non_finite_weights(&self, progress: &dyn Fn(u64, u64)) -> Result<Vec<Finding>> {
+        let total = self.tensors().map(|t| t.bytes.len() as u64).sum();
+        let mut done = 0;
         let mut findings = Vec::new();
         for weight in Weight::all(self.config.n_layers) {
             let Some(t) = self.tensor(weight) else { continue };
@@ -51,6 +54,8 @@ impl BaseModel {
             } else {
                 findings.extend(first_bad(&t.name, &self.vector(weight)?, 0));
             }
+            done += t.bytes.len() as u64;
+            progress(done, total);
         }
         Ok(findings)
     }

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::base_check::{self, BaseCheck};
+use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Kind, Result, escape};
-use crate::package::check::{Checked, Signature, check};
+use crate::package::check::{Checked, Signature, check_reporting};
 use crate::package::{Container, claims, signature};
 use crate::pipeline::read_adapter;
 
@@ -33,7 +34,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let bundle = Container::open(&a.bundle)?;
-    let mut checked = check(&bundle, key.as_ref());
+    let mut checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
         // What is inside must also be an adapter, fit, and be the one that the manifest describes.

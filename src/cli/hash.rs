@@ -3,9 +3,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::progress::Unit;
 use super::ui::{Status, Ui};
 use crate::error::{Result, escape};
-use crate::package::digest::{PathDigests, of_path};
+use crate::package::digest::{PathDigests, of_path_reporting};
 
 #[derive(clap::Args)]
 #[command(
@@ -21,7 +22,11 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let digests = a.paths.iter().map(|p| of_path(p)).collect::<Result<Vec<_>>>()?;
+    let digests = a
+        .paths
+        .iter()
+        .map(|p| of_path_reporting(p, &|done, total| ui.progress(done, total, Unit::Bytes)))
+        .collect::<Result<Vec<_>>>()?;
     let text: String = digests.iter().map(|d| lines(d, a.tensors)).collect();
     ui.result(Status::Ok, json!({ "digests": digests }), &text)?;
     digests.iter().filter_map(|d| d.note.as_ref()).for_each(|n| ui.note(n));

@@ -18,6 +18,8 @@ pub enum Unit {
     Bytes,
     /// Steps of a computation: a layer, a block of the output matrix, a trial.
     Steps,
+    /// Tokens of a prompt.
+    Tokens,
     /// Adapters of a batch.
     Adapters,
 }
@@ -118,6 +120,7 @@ fn message(clock: &Clock, total: u64, unit: Unit, now: Instant) -> String {
     let mut out = match unit {
         Unit::Bytes => format!("{percent} %  {} of {}", bytes(done), bytes(total)),
         Unit::Steps => format!("{percent} %  step {done} of {total}"),
+        Unit::Tokens => format!("{percent} %  {done} of {total} tokens"),
         Unit::Adapters => format!("{percent} %  {done} of {total} adapters"),
     };
     if let Some(rate) = clock.rate(now) {

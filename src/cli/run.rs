@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::base_check::{self, BaseCheck};
 use super::engine::EngineChoice;
+use super::progress::Unit;
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
@@ -150,7 +151,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             }
             engine.switch_adapters(on)?;
             let show = &mut |text: &str| ui.heading(&shown(text));
-            let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show)?;
+            let progress = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Tokens);
+            let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show, &progress)?;
             ui.heading("\n")?;
             ui.note(&speeds(&answer));
             if answer.text.is_empty() {

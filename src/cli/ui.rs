@@ -95,6 +95,7 @@ impl Ui {
 
     /// Text between the results of several steps, on stdout.
     pub fn heading(&self, text: &str) -> Result<()> {
+        self.progress.clear();
         if self.json { Ok(()) } else { write_stdout(text) }
     }
 

@@ -2,11 +2,12 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::progress::Unit;
 use super::ui::{Status, Ui};
 use crate::error::{Result, escape};
 use crate::format::output::{OutputFolder, Overwrite};
 use crate::import::read_bundle;
-use crate::package::check::check;
+use crate::package::check::check_reporting;
 use crate::package::tar::Strictness;
 use crate::package::{Container, claims, signature};
 use crate::validate;
@@ -32,7 +33,7 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let bundle = Container::open_as(&a.bundle, Strictness::Unpack)?;
-    let checked = check(&bundle, key.as_ref());
+    let checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     if let Some(e) = checked.to_error() {
         return Err(e.file(&a.bundle));
     }

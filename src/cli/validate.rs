@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::base_check::{self, BaseCheck};
+use super::progress::Unit;
 use super::reading::Reading;
 use super::ui::{Status, Ui};
 use crate::base::BaseModel;
@@ -60,7 +61,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         }
     };
     if let Some(base) = base.as_ref().filter(|_| a.deep) {
-        let bad = base.non_finite_weights()?;
+        let bad = base.non_finite_weights(&|done, total| ui.progress(done, total, Unit::Bytes))?;
         if !bad.is_empty() {
             exit = crate::error::Kind::Corrupt.exit_code();
         }

@@ -79,7 +79,11 @@ pub struct Answer {
     pub decode_time: Duration,
 }
 
-/// Answers `prompt` from the beginning of a sequence, handing out text as it comes.
+/// Tokens of a prompt that are computed between two reports of progress.
+const PIECE: usize = 256;
+
+/// Answers `prompt` from the beginning of a sequence, handing out text as it comes; `progress` is called with tokens of
+/// the prompt that are done and all of them.
 ///
 /// Errors: [`Code::ContextFull`] for a prompt that leaves no room; [`Code::Usage`] for an empty one; those of the engine,
 /// of [`Sampler::choose`] and of `show`.
@@ -90,6 +94,7 @@ pub fn answer(
     sampling: Sampling,
     limits: Limits,
     show: &mut dyn FnMut(&str) -> Result<()>,
+    progress: &dyn Fn(usize, usize),
 ) -> Result<Answer> {
     if prompt.is_empty() {
         return Err(Error::new(Code::Usage, "expected a prompt of at least one token, found none"));
@@ -115,7 +120,12 @@ pub fn answer(
     };
     engine.clear()?;
     let start = Instant::now();
-    let mut logits = engine.append(prompt)?;
+    let mut logits = Vec::new();
+    for (i, piece) in prompt.chunks(PIECE).enumerate() {
+        progress(i * PIECE, prompt.len());
+        logits = engine.append(piece)?;
+    }
+    progress(prompt.len(), prompt.len());
     answer.prompt_time = start.elapsed();
     let start = Instant::now();
     while limits.n_predict.is_none_or(|n| answer.tokens.len() < n) {

@@ -1,6 +1,7 @@
 //! Whether a bundle is whole: every rule, every size, every hash, the signature. Every finding at once.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -67,6 +68,15 @@ impl Checked {
 
 /// Checks a bundle; with `trusted`, a signature by that key is required.
 pub fn check(bundle: &Container, trusted: Option<&PublicKey>) -> Checked {
+    check_reporting(bundle, trusted, &|_, _| {})
+}
+
+/// [`check`], calling `progress` with the bytes hashed and those of all files, from any thread.
+pub fn check_reporting(
+    bundle: &Container,
+    trusted: Option<&PublicKey>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Checked {
     let mut out =
         Checked { findings: bundle.findings.clone(), manifest: None, signature: Signature::None, notes: Vec::new() };
     let Some(text) = bundle.files.get(MANIFEST_FILE) else {
@@ -75,7 +85,7 @@ pub fn check(bundle: &Container, trusted: Option<&PublicKey>) -> Checked {
     };
     match Manifest::parse(text) {
         Ok(manifest) => {
-            out.findings.extend(compare_files(bundle, &manifest));
+            out.findings.extend(compare_files(bundle, &manifest, progress));
             if !manifest.has_self_digest {
                 out.notes.push(
                     "the manifest has no self_sha256: that it was not changed itself, only a signature can tell".into(),
@@ -92,24 +102,27 @@ pub fn check(bundle: &Container, trusted: Option<&PublicKey>) -> Checked {
     out
 }
 
-fn compare_files(bundle: &Container, manifest: &Manifest) -> Vec<Finding> {
+fn compare_files(bundle: &Container, manifest: &Manifest, progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Finding> {
+    let total = bundle.files.values().map(|bytes| bytes.len() as u64).sum();
+    let done = AtomicU64::new(0);
+    let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
     let own = [MANIFEST_FILE, SIGNATURE_FILE];
     let paths: BTreeSet<&str> = bundle.files.keys().chain(manifest.files.keys()).map(String::as_str).collect();
     let paths: Vec<&str> = paths.into_iter().filter(|p| !own.contains(p)).collect();
     let compare = |path: &&str| match (bundle.files.get(*path), manifest.files.get(*path)) {
-        (Some(bytes), Some(entry)) => compare_file(path, bytes, entry),
+        (Some(bytes), Some(entry)) => compare_file(path, bytes, entry, &step),
         (None, _) => Some(Finding::new(Code::BundleMissing, *path, "this file", "none")),
         (_, None) => Some(Finding::new(Code::BundleExtra, *path, "only files of the manifest", "another file")),
     };
     paths.par_iter().filter_map(compare).collect()
 }
 
-fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry) -> Option<Finding> {
+fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry, step: &dyn Fn(u64)) -> Option<Finding> {
     if bytes.len() as u64 != entry.size {
         let (expected, found) = (format!("{} bytes", entry.size), format!("{} bytes", bytes.len()));
         return Some(Finding::new(Code::BundleChanged, path, expected, found));
     }
-    let found = file_sha256(bytes);
+    let found = sha256_in_steps(bytes, step);
     (found != entry.sha256).then(|| {
         Finding::new(Code::BundleChanged, path, format!("SHA-256 {}", entry.sha256), format!("SHA-256 {found}"))
     })
@@ -117,12 +130,18 @@ fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry) -> Option<Finding>
 
 /// SHA-256 of a file's bytes; pages of a memory map leave the process again on the way.
 pub fn file_sha256(bytes: &Bytes) -> String {
+    sha256_in_steps(bytes, &|_| {})
+}
+
+/// [`file_sha256`], calling `step` with the bytes of each step.
+fn sha256_in_steps(bytes: &Bytes, step: &dyn Fn(u64)) -> String {
     // Large enough that giving pages back costs nothing, small enough that a large file never fills the memory.
     const STEP: usize = 16 << 20;
     let mut hasher = Sha256::new();
     for start in (0..bytes.len()).step_by(STEP) {
         let part = bytes.slice(start..bytes.len().min(start + STEP)).expect("a range within the bytes");
         hasher.update(&*part);
+        step(part.len() as u64);
         if bytes.len() > STEP {
             part.release();
         }

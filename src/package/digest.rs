@@ -5,6 +5,7 @@
 //! that differ only there are seen to. `docs/BUNDLE.md` has the exact texts that are hashed.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
@@ -39,8 +40,13 @@ pub struct AdapterDigest {
 impl AdapterDigest {
     /// Reads every tensor once.
     pub fn of(adapter: &Adapter) -> AdapterDigest {
+        Self::in_steps(adapter, &|_| {})
+    }
+
+    /// [`of`](Self::of), calling `step` with the bytes read, from any thread.
+    fn in_steps(adapter: &Adapter, step: &(dyn Fn(u64) + Sync)) -> AdapterDigest {
         let tensors: Vec<_> = adapter.tensors().collect();
-        let hashed: Vec<Hashed> = tensors.par_iter().map(|(_, role, t)| hash(*role, t)).collect();
+        let hashed: Vec<Hashed> = tensors.par_iter().map(|(_, role, t)| hash(*role, t, step)).collect();
         let config = config_text(adapter);
         let mut canonical = Sha256::new();
         let mut values = Sha256::new();
@@ -63,7 +69,7 @@ struct Hashed {
     values: String,
 }
 
-fn hash(role: Role, t: &LazyTensor) -> Hashed {
+fn hash(role: Role, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
     // Biases and normalisers are F32 in every GGUF file, so their type says nothing about the adapter.
     let dtype = match role {
         Role::FeatureBias | Role::Normalizer => DType::F32,
@@ -79,6 +85,7 @@ fn hash(role: Role, t: &LazyTensor) -> Hashed {
         bytes.resize(part.len_bytes(), 0);
         part.gather(&mut bytes);
         stored.update(&bytes);
+        done(bytes.len() as u64);
         if has_two {
             match cast::to_f32(part.dtype(), &bytes) {
                 Ok(wide) => values.update(bytemuck::cast_slice(&wide)),
@@ -132,30 +139,41 @@ pub struct PathDigests {
 ///
 /// Errors: those of the formats; of an adapter, the deciding finding of its validation.
 pub fn of_path(path: &Path) -> Result<PathDigests> {
+    of_path_reporting(path, &|_, _| {})
+}
+
+/// [`of_path`], calling `progress` with the bytes hashed and those to hash in all, from any thread.
+///
+/// Errors: as there.
+pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<PathDigests> {
     let tensors = stored_tensors(path)?;
-    let whole = || {
-        let mut all = Sha256::new();
-        for (_, t) in &tensors {
-            with_bytes(t, |bytes| all.update(bytes));
-        }
-        hex(&all.finalize())
-    };
-    let each = || tensors.par_iter().map(|(name, t)| tensor_digest(name, t)).collect::<Vec<_>>();
-    let (sha256, digests) = rayon::join(whole, each);
-    let (adapter, note) = match adapter_digest(path) {
-        Ok(digest) => (Some(digest), None),
+    let (adapter, note) = match adapter_of(path) {
+        Ok(adapter) => (Some(adapter), None),
         Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
             (None, Some(format!("no digest of an adapter: {}", e.message())))
         }
         Err(e) => return Err(e),
     };
+    let len = |t: &LazyTensor| t.stored_bytes().map_or(t.len_bytes(), <[u8]>::len) as u64;
+    // Each tensor, all of them in a row, and what the adapter computes.
+    let of_adapter: u64 = adapter.iter().flat_map(|a| a.adapter().tensors()).map(|(.., t)| t.len_bytes() as u64).sum();
+    let total = tensors.iter().map(|(_, t)| 2 * len(t)).sum::<u64>() + of_adapter;
+    let done = AtomicU64::new(0);
+    let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
+    let whole = || {
+        let mut all = Sha256::new();
+        tensors.iter().for_each(|(_, t)| update(&mut all, t, &step));
+        hex(&all.finalize())
+    };
+    let each = || tensors.par_iter().map(|(name, t)| tensor_digest(name, t, &step)).collect::<Vec<_>>();
+    let (sha256, digests) = rayon::join(whole, each);
+    let adapter = adapter.map(|a| AdapterDigest::in_steps(a.adapter(), &step));
     Ok(PathDigests { path: path.to_owned(), tensors: digests, sha256, adapter, note })
 }
 
-fn adapter_digest(path: &Path) -> Result<AdapterDigest> {
+fn adapter_of(path: &Path) -> Result<Validated> {
     let imported = import::read(path, &Options::default(), None)?;
-    let valid = validate::check(imported, None).map_err(|r| r.into_error().file(path))?;
-    Ok(AdapterDigest::of(valid.adapter()))
+    validate::check(imported, None).map_err(|r| r.into_error().file(path))
 }
 
 fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
@@ -169,13 +187,13 @@ fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
 /// Of each tensor of an adapter, as its file has it.
 pub fn of_tensors(adapter: &Validated) -> Vec<TensorDigest> {
     let consumed: Vec<_> = adapter.ledger.consumed().filter_map(|e| Some((&e.name, e.tensor.as_ref()?))).collect();
-    consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t)).collect()
+    consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t, &|_| {})).collect()
 }
 
 /// One tensor's bytes as the file has them.
-fn tensor_digest(name: &str, t: &LazyTensor) -> TensorDigest {
+fn tensor_digest(name: &str, t: &LazyTensor, step: &(dyn Fn(u64) + Sync)) -> TensorDigest {
     let mut hasher = Sha256::new();
-    with_bytes(t, |bytes| hasher.update(bytes));
+    update(&mut hasher, t, step);
     t.release();
     TensorDigest {
         name: name.to_owned(),
@@ -185,9 +203,16 @@ fn tensor_digest(name: &str, t: &LazyTensor) -> TensorDigest {
     }
 }
 
-fn with_bytes(t: &LazyTensor, f: impl FnOnce(&[u8])) {
+/// Hashes the bytes as the file has them.
+fn update(hasher: &mut Sha256, t: &LazyTensor, step: &(dyn Fn(u64) + Sync)) {
+    let mut add = |bytes: &[u8]| {
+        for part in bytes.chunks(STEP_BYTES) {
+            hasher.update(part);
+            step(part.len() as u64);
+        }
+    };
     match t.stored_bytes() {
-        Some(bytes) => f(bytes),
-        None => f(&t.to_bytes()),
+        Some(bytes) => add(bytes),
+        None => add(&t.to_bytes()),
     }
 }
