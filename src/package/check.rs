@@ -167,7 +167,7 @@ fn check_signature(bundle: &Container, text: &Bytes, trusted: Option<&PublicKey>
         }
         return;
     };
-    let named = stated.map(|text| PublicKey::from_base64(&text).map_err(|e| e.to_string())).transpose();
+    let named = stated.map(|text| PublicKey::from_base64(&text).map_err(|e| e.message().to_owned())).transpose();
     let named = match named {
         Ok(key) => key,
         Err(e) => {
@@ -176,7 +176,7 @@ fn check_signature(bundle: &Container, text: &Bytes, trusted: Option<&PublicKey>
         }
     };
     let verdict = match trusted.or(named.as_ref()) {
-        Some(key) => signature::verify(key, bytes, text).map(|()| Some(signature::key_id(key))),
+        Some(key) => signature::verify(key, bytes, text).map(|()| Some(key.id())),
         None => signature::parse(bytes).map(|_| None),
     };
     out.signature = match verdict {

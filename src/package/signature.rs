@@ -20,7 +20,32 @@ use minisign::{KeyPair, PError, PublicKeyBox, SecretKey, SecretKeyBox, Signature
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
 
-pub use minisign::PublicKey;
+/// A public key of minisign's format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicKey(minisign::PublicKey);
+
+impl PublicKey {
+    /// Reads the line of base64 in a public key's file.
+    ///
+    /// Errors: [`Code::KeyInvalid`], also for a key of another algorithm than Ed25519.
+    pub fn from_base64(text: &str) -> Result<PublicKey> {
+        let invalid = |why: String| Error::new(Code::KeyInvalid, format!("expected a public key, {why}"));
+        let key = minisign::PublicKey::from_base64(text).map_err(|e| invalid(format!("found none: {e}")))?;
+        if !key.to_bytes().starts_with(b"Ed") {
+            return Err(invalid("found one of another algorithm".into()));
+        }
+        Ok(PublicKey(key))
+    }
+
+    /// The number that minisign shows for the key: 16 hexadecimal digits.
+    pub fn id(&self) -> String {
+        self.0.keynum().iter().rev().map(|b| format!("{b:02X}")).collect()
+    }
+
+    fn of(secret: &SecretKey, path: &Path) -> Result<PublicKey> {
+        minisign::PublicKey::from_secret_key(secret).map(PublicKey).map_err(|e| unusable(path, e))
+    }
+}
 
 const UNTRUSTED_COMMENT: &str = "signature from ptplus secret key";
 /// What ptplus, minisign and rsign write in the first line.
@@ -83,7 +108,7 @@ impl Signer {
     pub fn open(path: &Path, protection: Protection) -> Result<Signer> {
         let text = read_text(path)?;
         if let Some(secret) = plain_key_of_minisign(&text) {
-            return Ok(Signer { public: PublicKey::from_secret_key(&secret).map_err(|e| unusable(path, e))?, secret });
+            return Ok(Signer { public: PublicKey::of(&secret, path)?, secret });
         }
         let key = SecretKeyBox::from(text);
         let plain = key.clone().into_unencrypted_secret_key();
@@ -102,13 +127,13 @@ impl Signer {
                 key.into_secret_key(password).map_err(|e| Error::new(Code::KeyPassword, e.to_string()).file(path))?
             }
         };
-        let public = PublicKey::from_secret_key(&secret).map_err(|e| unusable(path, e))?;
+        let public = PublicKey::of(&secret, path)?;
         Ok(Signer { secret, public })
     }
 
     /// The public key that belongs to it, as `minisign -P` takes it.
     pub fn public_base64(&self) -> String {
-        self.public.to_base64()
+        self.public.0.to_base64()
     }
 
     /// The text of a signature file for `data`, the same every time, and verified once before it is given out.
@@ -140,7 +165,8 @@ fn base64(bytes: impl AsRef<[u8]>) -> String {
 }
 
 fn unusable(path: &Path, e: PError) -> Error {
-    Error::new(Code::KeyInvalid, format!("expected a secret key, found none: {e}")).file(path)
+    let message = "expected a secret key of minisign's format (ptplus keygen makes one), found another file";
+    Error::new(Code::KeyInvalid, message).file(path).caused_by(e)
 }
 
 /// A key that `minisign -G -W` made. It leaves the checksum of a key without password empty, which the crate takes for
@@ -159,22 +185,12 @@ fn plain_key_of_minisign(text: &str) -> Option<SecretKey> {
 pub fn public_key(text_or_path: &str) -> Result<PublicKey> {
     let path = Path::new(text_or_path);
     let invalid = |why: String| Error::new(Code::KeyInvalid, format!("expected a public key, {why}")).file(path);
-    let key = match PublicKey::from_base64(text_or_path) {
-        Ok(key) => key,
-        Err(_) => {
-            PublicKeyBox::from(read_text(path)?).into_public_key().map_err(|e| invalid(format!("found none: {e}")))?
-        }
-    };
-    if !key.to_bytes().starts_with(b"Ed") {
-        return Err(invalid("found one of another algorithm".into()));
+    if minisign::PublicKey::from_base64(text_or_path).is_ok() {
+        return PublicKey::from_base64(text_or_path).map_err(|e| e.file(path));
     }
-    Ok(key)
-}
-
-/// The number that minisign shows for a key.
-pub fn key_id(key: &PublicKey) -> String {
-    let id = key.keynum().iter().rev().map(|b| format!("{b:02X}"));
-    id.collect()
+    let of_file = PublicKeyBox::from(read_text(path)?).into_public_key();
+    let key = of_file.map_err(|e| invalid(format!("found none: {e}")))?;
+    PublicKey::from_base64(&key.to_base64()).map_err(|e| e.file(path))
 }
 
 /// Whether `signature`, a signature file, is `key`'s over `data`, byte for byte as the format says.
@@ -182,11 +198,11 @@ pub fn key_id(key: &PublicKey) -> String {
 /// Errors: [`Code::SignatureInvalid`].
 pub fn verify(key: &PublicKey, signature: &[u8], data: &[u8]) -> Result<()> {
     let parsed = parse(signature)?;
-    minisign::verify(key, &parsed, Cursor::new(data), true, false, false).map_err(|e| invalid(e.to_string()))
+    minisign::verify(&key.0, &parsed, Cursor::new(data), true, false, false).map_err(|e| invalid(e.to_string()))
 }
 
 /// Reads a signature file. Errors: [`Code::SignatureInvalid`] for one that differs from its own normal form.
-pub fn parse(signature: &[u8]) -> Result<SignatureBox> {
+pub(super) fn parse(signature: &[u8]) -> Result<SignatureBox> {
     if signature.len() > MAX_FILE_BYTES {
         return Err(invalid(format!("expected at most {MAX_FILE_BYTES} bytes, found {}", signature.len())));
     }
