@@ -167,12 +167,30 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
             t.n_elements()
         ));
     }
+    notes.extend(not_read(&ledger));
     if findings.is_empty() {
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
         let hints = base.and_then(|b| other_base(&adapter, b)).into_iter().collect();
         Err(Rejected { findings, notes, hints })
     }
+}
+
+/// Beside the weights of a whole model, names that nothing knows are mostly the model's; one may still be a gate of the
+/// adapter's, so they are named.
+fn not_read(ledger: &Ledger) -> Option<String> {
+    const SHOWN: usize = 3;
+    let names: Vec<&str> = ledger.left_over().map(|e| e.name.as_str()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| shorten(name)).collect();
+    let more = if names.len() > SHOWN { ", ..." } else { "" };
+    Some(format!(
+        "{} tensors beside the model's are known by no rule and were not read: {}{more}; a layout file can say what they are",
+        names.len(),
+        shown.join(", ")
+    ))
 }
 
 /// What the tool itself has written into the configuration: damage there must not switch a check off.

@@ -350,3 +350,23 @@ fn a_configuration_says_that_memories_are_transposed() {
         assert_eq!(exit(&import(&folder, &temp.path().join("d"), None, &[])), 3);
     }
 }
+
+/// `layers.0.gate` beside a whole model may be the model's, or change what the adapter computes: it is named.
+#[test]
+fn what_no_rule_knows_beside_a_whole_model_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut adapter = RawAdapter::fixture("llama-mha");
+    let any = adapter.tensors.values().next().unwrap().clone();
+    for name in ["lm_head.weight", "layers.0.gate"] {
+        adapter.tensors.insert(name.into(), any.clone());
+    }
+    adapter.write(temp.path());
+    let done = import(temp.path(), &temp.path().join("out"), None, &[]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    assert!(
+        stderr(&done)
+            .contains("note: 1 tensors beside the model's are known by no rule and were not read: layers.0.gate"),
+        "{}",
+        stderr(&done)
+    );
+}

@@ -4,16 +4,18 @@
 //!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
 //! ```
 
+mod orientation;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::assemble::{self, Pieces};
-use super::axes::{Axes, Axis, Sizes};
+use super::axes::{Axes, Axis};
 use super::ledger::{Entry, Fate, Ledger};
 use super::mapping::{Mapped, Mapping};
-use super::rules::{self, Meaning, Rows, Rule};
+use super::rules::{self, Meaning, Rows};
 use super::source::TensorSource;
 use super::stated::Stated;
 use super::statements::{self, Settled};
@@ -23,6 +25,7 @@ use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::tensor::{LazyTensor, shape};
+pub use orientation::Orientation;
 
 /// Most parts (layers times heads times roles) of an adapter. The deepest models have 130 layers of 128 heads.
 const MAX_PIECES: usize = 1 << 18;
@@ -72,15 +75,6 @@ enum Order {
     Canonical,
     /// Open.
     Open,
-}
-
-/// How the axes of parts of open order are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Orientation {
-    /// V before F: each head is the transposed matrix, as a linear layer keeps it.
-    pub transposed: bool,
-    /// Where heads are flattened into an axis: head index innermost.
-    pub heads_inner: bool,
 }
 
 /// Which stored head serves which query head.
@@ -323,157 +317,6 @@ impl Draft {
                 e.fate = Fate::Consumed { layers: list.clone(), role: *role };
             }
         }
-    }
-
-    /// The axes that a part stores, in canonical order: those of its role without what its name says.
-    fn own_axes(part: &Part) -> Vec<Axis> {
-        let named = |a: &Axis| match a {
-            Axis::Layer => part.layer.is_some(),
-            Axis::Head => part.head.is_some(),
-            _ => false,
-        };
-        Rule::axes(part.role).iter().copied().filter(|a| !named(a)).collect()
-    }
-
-    /// The length of an axis, where the shape alone says it.
-    fn plain_len(&self, part: &Part, axis: Axis) -> Option<usize> {
-        let dims = part.tensor.shape();
-        if let Order::Stated(axes) = &part.order {
-            return axes.plain_index(axis).and_then(|i| dims.get(i).copied());
-        }
-        let mut own = Self::own_axes(part);
-        if dims.len() + 1 == own.len() && own.contains(&Axis::Head) {
-            own.retain(|a| *a != Axis::Head); // flattened, or shared
-            if axis == Axis::Feature {
-                return None;
-            }
-        }
-        if dims.len() != own.len() {
-            return None;
-        }
-        let index = own.iter().position(|a| *a == axis)?;
-        if matches!(part.order, Order::Open) && matches!(axis, Axis::Feature | Axis::Value) {
-            // Either of the last two; the same when they are.
-            let n = dims.len();
-            return (dims[n - 1] == dims[n - 2]).then_some(dims[index]);
-        }
-        Some(dims[index])
-    }
-
-    /// The lengths of axes, as far as statements, base and shapes tell.
-    fn sizes(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Sizes {
-        let s = &self.stated;
-        let first = |role: Option<Role>, axis| {
-            self.parts.iter().filter(|p| role.is_none_or(|r| p.role == r)).find_map(|p| self.plain_len(p, axis))
-        };
-        let has_map = self.parts.iter().any(|p| p.role == Role::FeatureWeight);
-        let mut query =
-            s.head_dim.or(base.map(|b| b.config.head_dim)).or(first(Some(Role::FeatureWeight), Axis::Query));
-        let value = base.map(|b| b.config.value_head_dim).or(first(Some(Role::Memory), Axis::Value)).or(s.head_dim);
-        let n_heads = sharing.and_then(|sharing| match sharing {
-            MemorySharing::PerHead => s.num_attention_heads.or(base.map(|b| b.config.n_heads)),
-            MemorySharing::PerKvHead => s.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads)),
-            MemorySharing::Shared => Some(1),
-        });
-        // Heads flattened into rows, their number known: the rest is features.
-        let by_rows = || {
-            let p = self.parts.iter().find(|p| p.role != Role::Memory && p.head.is_none())?;
-            let own = Self::own_axes(p);
-            let at = own.iter().filter(|a| **a != Axis::Head).position(|a| *a == Axis::Feature)?;
-            let rows = *p.tensor.shape().get(at)?;
-            (p.tensor.shape().len() + 1 == own.len()).then(|| n_heads.filter(|h| *h > 0).map(|h| rows / h)).flatten()
-        };
-        let features = s
-            .num_features
-            .or(first(None, Axis::Feature))
-            .or(if has_map { None } else { query.or(value) })
-            .or_else(by_rows);
-        query = query.or(features.filter(|_| !has_map));
-        let n_layers = self.stacked_layers.as_ref().map(Vec::len).or(match &s.layers_to_transform {
-            Some(StatedLayers::List(list)) => Some(list.len()),
-            _ => s.num_layers.or(base.map(|b| b.config.n_layers)),
-        });
-        let all = [
-            (Axis::Layer, n_layers),
-            (Axis::Head, n_heads),
-            (Axis::Feature, features),
-            (Axis::Value, value),
-            (Axis::Query, query),
-        ];
-        all.into_iter().filter_map(|(a, n)| Some((a, n?))).collect()
-    }
-
-    /// The order of a part's axes under a reading, with their lengths.
-    fn stored_axes(part: &Part, o: Orientation, known: &Sizes) -> Option<(Axes, Sizes)> {
-        let dims = part.tensor.shape();
-        // The number of heads is a result wherever the number of features is known: a wrong one is then a finding.
-        let solve = |axes: Axes| {
-            let mut without: Sizes = known.clone();
-            without.remove(&Axis::Head);
-            let sizes = axes.solve(dims, &without).or_else(|| axes.solve(dims, known))?;
-            Some((axes, sizes))
-        };
-        if let Order::Stated(axes) = &part.order {
-            return solve(axes.clone());
-        }
-        let mut own = Self::own_axes(part);
-        let n = own.len();
-        let is_open = matches!(part.order, Order::Open) && n >= 2;
-        if is_open && o.transposed {
-            own.swap(n - 1, n - 2);
-        }
-        if dims.len() == n {
-            return solve(Axes::new(own.into_iter().map(|a| vec![a]).collect()));
-        }
-        if dims.len() + 1 != n || !own.contains(&Axis::Head) {
-            return None;
-        }
-        own.retain(|a| *a != Axis::Head);
-        let grouped = |axis: Axis| if o.heads_inner { vec![axis, Axis::Head] } else { vec![Axis::Head, axis] };
-        let group_at = |at: usize| {
-            Axes::new(own.iter().enumerate().map(|(i, a)| if i == at { grouped(*a) } else { vec![*a] }).collect())
-        };
-        if !is_open {
-            return solve(group_at(own.iter().position(|a| *a == Axis::Feature)?));
-        }
-        // Of the two matrix axes the one that is too long has the heads in it.
-        let (outer, inner) = (own.len() - 2, own.len() - 1);
-        let fits = |at: usize| known.get(&own[at]) == Some(&dims[at]);
-        if fits(inner) {
-            solve(group_at(outer))
-        } else if fits(outer) {
-            solve(group_at(inner))
-        } else {
-            None
-        }
-    }
-
-    /// The ways to read the axes that shapes allow, each different from the others. One, where nothing is open.
-    pub(super) fn orientations(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Vec<Orientation> {
-        let known = self.sizes(sharing, base);
-        let open: Vec<&Part> = self.parts.iter().filter(|p| matches!(p.order, Order::Open)).collect();
-        let mut seen: Vec<Vec<Axes>> = Vec::new();
-        let mut out = Vec::new();
-        for (transposed, heads_inner) in [(false, false), (true, false), (false, true), (true, true)] {
-            if self.transpose_memory.is_some_and(|t| t != transposed) {
-                continue;
-            }
-            let o = Orientation { transposed, heads_inner };
-            let read = open.iter().map(|p| {
-                let (axes, sizes) = Self::stored_axes(p, o, &known)?;
-                let fits = [Axis::Feature, Axis::Value]
-                    .iter()
-                    .all(|a| sizes.get(a).is_none_or(|n| known.get(a).is_none_or(|k| k == n)));
-                // With one head, or one entry of the other axis, the order inside a group does not matter.
-                fits.then(|| axes.without_ones(&sizes))
-            });
-            let Some(read) = read.collect::<Option<Vec<Axes>>>() else { continue };
-            if !seen.contains(&read) {
-                seen.push(read);
-                out.push(o);
-            }
-        }
-        out
     }
 
     /// The layers under a reading, with what is missing or claimed twice.
