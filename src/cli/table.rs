@@ -39,8 +39,9 @@ fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String
         let names = |of: &dyn Fn(&str) -> String| {
             rows.iter().filter_map(|r| r.first()).map(|name| of(name)).collect::<BTreeSet<_>>().len()
         };
-        // `model.layers.3.self_attn.M` must not look like layer 4's.
-        if widths[0] > left && names(&|name| cut(name, left)) < names(&str::to_owned) {
+        // `model.layers.3.self_attn.M` must not look like layer 4's, and words are no names.
+        let has_words = rows.iter().filter_map(|r| r.first()).any(|name| name.contains(' '));
+        if widths[0] > left && (has_words || names(&|name| cut(name, left)) < names(&str::to_owned)) {
             return blocks(header, rows, total.max(MIN_WIDTH));
         }
         widths[0] = widths[0].min(left);
@@ -67,7 +68,10 @@ fn blocks(header: &[&str], rows: &[Vec<String>], total: usize) -> String {
     let label = header[1..].iter().map(|h| h.width()).max().unwrap_or(0);
     let mut out = String::new();
     for row in rows {
-        for part in wrapped(row.first().map_or("", String::as_str), total - INDENT) {
+        let name = row.first().map_or("", String::as_str);
+        // A number alone does not say what it counts.
+        let title = if name.parse::<f64>().is_ok() { format!("{} {name}", header[0]) } else { name.to_owned() };
+        for part in wrapped(&title, total - INDENT) {
             let _ = writeln!(out, "{:INDENT$}{part}", "");
         }
         for (name, cell) in header[1..].iter().zip(&row[1..]) {
@@ -158,8 +162,15 @@ mod tests {
             let whole: String = "type F32 -> Q5_0 (not Q4_K) relative 4.5e-2".split_whitespace().collect();
             assert_eq!(joined, format!("{NAME}{whole}").repeat(2), "{text}");
         }
+        // Words are not cut, and a bare number gets its name.
+        let rows = vec![
+            vec!["base alone, max |dlogit|".to_owned(), "5.126e-6".to_owned()],
+            vec!["12".to_owned(), String::new()],
+        ];
+        let text = within(&["figure", "found"], &rows, Some(34));
+        assert!(text.contains("base alone, max |dlogit|\n") && text.contains("figure 12\n"), "{text}");
         // Narrower than anyone reads: no panic.
-        assert!(within(&header, &rows, Some(0)).contains("4.5e-2"));
+        assert!(within(&["figure", "found"], &rows, Some(0)).contains("5.126e-6"));
     }
 
     #[test]
