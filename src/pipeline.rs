@@ -516,14 +516,8 @@ pub(crate) fn prove_file(
     // What the source's type has lost, writing a finer one does not bring back.
     let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
     let options = verify::Options { tolerance, ..proof.options.clone() };
-    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
-    match report.failures.first() {
-        None => Ok(report),
-        Some(failure) => {
-            let code = if failure.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
-            Err(Error::new(code, format!("{}; nothing was written", failure.message)).file(&source.origin.path))
-        }
-    }
+    verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?
+        .passed("nothing was written", &source.origin.path)
 }
 
 fn finish(report: &mut Converted, source: &Validated, written: Written) {

@@ -204,3 +204,23 @@ fn force_replaces_nothing_that_the_command_reads_or_writes() {
         assert!(std::fs::read(base.join(name)).unwrap() == std::fs::read(m.join("base").join(name)).unwrap(), "{name}");
     }
 }
+
+#[test]
+fn every_figure_that_fails_the_proof_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    for command in ["convert", "pack"] {
+        let out = dir.path().join(format!("{command}.gguf"));
+        let mut args =
+            vec![command.into(), m.join("adapter").into_os_string(), "-o".into(), out.clone().into_os_string()];
+        args.extend(["--base".into(), m.join("base").into(), "--probe".into(), m.join("probe.safetensors").into()]);
+        args.extend(["--tolerance".into(), "max_abs=1e-12,mean_kl=1e-30".into()]);
+        let result = ptplus(args);
+        assert_eq!(exit(&result), 5);
+        let text = stderr(&result);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].contains("max_abs: expected at most 1.000e-12"), "{text}");
+        assert!(lines[1].starts_with("  also mean_kl: expected at most 1.000e-30"), "{text}");
+        assert!(!out.exists(), "{command}");
+    }
+}
