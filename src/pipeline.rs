@@ -24,9 +24,9 @@ use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Loss, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
 use crate::verify::probe::Probe;
-use crate::verify::stats::Metrics;
+use crate::verify::stats::{Metrics, Row};
 use crate::verify::tolerance::Tolerance;
-use crate::verify::{self, LayerReport, Prompts, Reference};
+use crate::verify::{self, FailedReport, LayerReport, Prompts, Reference};
 pub use base::{ConvertBase, Tokenizer, convert_base};
 
 /// Opens, imports and validates the adapter at `path`.
@@ -160,8 +160,12 @@ pub struct OutputError {
     pub metrics: Metrics,
     /// `max |logits - base_logits|` of the source.
     pub effect: f64,
+    /// The same of the output.
+    pub found_effect: f64,
     /// Each adapted layer's term.
     pub layers: Vec<LayerReport>,
+    /// Every position.
+    pub positions: Vec<Row>,
 }
 
 /// One tensor of the output.
@@ -475,26 +479,30 @@ fn hold_to_bounds(
         return Ok(());
     }
     let output = read_adapter(staged, Some(base))?;
-    let error = measure_output(&output, source, base, measure)?;
+    let mut found = run_beside_source(&output, source, base, measure)?;
     for bound in kl_bounds {
-        bound.check_value("mean KL", error.metrics.mean_kl).map_err(|e| e.file(job.output))?;
+        let mean_kl = found.metrics.mean_kl;
+        if let Err(e) = bound.check_value("mean KL", mean_kl) {
+            (found.pass, found.limits.mean_kl) = (false, Some(bound.limit));
+            return Err(e.file(job.output).caused_by(FailedReport(found)));
+        }
     }
-    report.output_error = Some(error);
+    let verify::Report { metrics, effect, found_effect, layers, positions, .. } = found;
+    report.output_error = Some(OutputError { metrics, effect, found_effect, layers, positions });
     Ok(())
 }
 
-/// Runs `output` beside `source`.
-fn measure_output(
+/// Figures without limits.
+fn run_beside_source(
     output: &Validated,
     source: &Validated,
     base: &BaseModel,
     measure: &Measure<'_>,
-) -> Result<OutputError> {
+) -> Result<verify::Report> {
     let options =
         verify::Options { device: measure.device, tolerance: Some(Tolerance::none()), progress: measure.progress };
     let reference = Reference::Adapter { adapter: source, base: None, prompts: &measure.prompts };
-    let report = verify::verify(output, base, reference, &options)?;
-    Ok(OutputError { metrics: report.metrics, effect: report.effect, layers: report.layers })
+    verify::verify(output, base, reference, &options)
 }
 
 /// The proof of the staged output, if one is asked for.

@@ -5,9 +5,10 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use common::{exit, model, ptplus, stderr};
+use serde_json::Value;
 
 fn chromium() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome", "chrome"]
@@ -203,6 +204,55 @@ fn force_replaces_nothing_that_the_command_reads_or_writes() {
     for name in ["config.json", "model.safetensors"] {
         assert!(std::fs::read(base.join(name)).unwrap() == std::fs::read(m.join("base").join(name)).unwrap(), "{name}");
     }
+}
+
+/// What `quantize` to Q4_0 with a base writes on its page, with `more` arguments.
+fn quantized(folder: &Path, more: &[&str]) -> (Output, String) {
+    let (m, page) = (model("llama-gqa"), folder.join("page.html"));
+    let mut args = vec!["quantize".into(), m.join("adapter").into_os_string(), "--base".into(), m.join("base").into()];
+    args.extend(["-o".into(), folder.join("out.gguf").into(), "--report".into(), page.clone().into()]);
+    args.extend(more.iter().map(Into::into));
+    let out = ptplus(args);
+    (out, std::fs::read_to_string(page).unwrap_or_default())
+}
+
+/// The HTML from a heading to the end of its section.
+fn section<'a>(html: &'a str, title: &str) -> &'a str {
+    let (_, rest) = html.split_once(&format!(">{title}</h2>")).unwrap_or_else(|| panic!("no section {title}"));
+    rest.split_once("</section>").unwrap().0
+}
+
+/// The card of a figure.
+fn card<'a>(html: &'a str, name: &str) -> &'a str {
+    html.split_once(&format!("<dt>{name}</dt>")).unwrap().1.split_once("</div>").unwrap().0
+}
+
+#[test]
+fn a_conversion_without_a_probe_shows_the_outputs_own_effect_and_its_positions() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, html) = quantized(dir.path(), &["q4_0", "--json", "-v"]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let verbose: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let error = &verbose["output_error"];
+    let (effect, found) = (error["effect"].as_f64().unwrap(), error["found_effect"].as_f64().unwrap());
+    assert!(effect > 0.0 && found > 0.0 && effect != found, "{effect} {found}");
+    let card = card(&html, "effect on the logits");
+    assert!(card.contains(&format!("<dd>{found:.2}<small>reference {effect:.2}</small>")), "{card} {found} {effect}");
+    let n = error["positions"].as_array().unwrap().len();
+    assert_eq!(n, error["metrics"]["n_positions"].as_u64().unwrap() as usize);
+    let positions = section(&html, "Positions");
+    assert!(positions.contains("<svg") && positions.contains("The positions that differ most"), "{positions}");
+    let (_, brief) = common::json([
+        "convert",
+        model("llama-gqa").join("adapter").to_str().unwrap(),
+        "--base",
+        model("llama-gqa").join("base").to_str().unwrap(),
+        "--outtype",
+        "q4_0",
+        "-o",
+        dir.path().join("b.gguf").to_str().unwrap(),
+    ]);
+    assert!(brief["output_error"]["metrics"].is_object() && brief["output_error"]["positions"].is_null(), "{brief}");
 }
 
 #[test]

@@ -2,7 +2,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::base_check::{self, BaseCheck};
 use super::command;
@@ -196,7 +196,7 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
         },
     )?;
     let done = prepared.convert(adapter, output, ui, Effort::Alone)?;
-    ui.result(Status::Ok, json!(done), &text(&done, adapter))?;
+    ui.result(Status::Ok, document(&done, ui), &text(&done, adapter))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     #[cfg(feature = "report")]
@@ -358,17 +358,31 @@ impl<'a> Prepared<'a> {
             false => Default::default(),
         };
         not_measured.iter().for_each(|n| ui.note(n));
+        let input_ids = match &self.base {
+            Some(base) => self.prompts().ids(base.config.vocab_size)?,
+            None => Vec::new(),
+        };
         Ok(report::conversion(&report::Conversion {
             source: adapter,
             output: &output,
             base: self.base.as_ref(),
             converted: done,
-            input_ids: self.probe.as_ref().map_or(&[], |p| &p.input_ids),
+            input_ids: &input_ids,
             candidates: &candidates,
             device: self.device.name(),
         }))
     }
 }
+
+/// The result with `--json`; the positions are many, and shown with `-v` only, as by `verify`.
+pub fn document(done: &Converted, ui: &Ui) -> Value {
+    let mut document = json!(done);
+    if !ui.is_verbose() {
+        document["output_error"].as_object_mut().map(|e| e.shift_remove("positions"));
+    }
+    document
+}
+
 fn text(c: &Converted, adapter: &Path) -> String {
     let mut out = String::new();
     let is_lossy = c.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));

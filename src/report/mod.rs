@@ -12,13 +12,15 @@ use std::path::Path;
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::format::output::{OutputFile, Overwrite};
-use crate::pipeline::Converted;
+use crate::pipeline::{Converted, OutputError};
 use crate::search::Settlement;
 use crate::validate::Validated;
-use crate::verify;
+use crate::verify::stats::{Metrics, Row};
 use crate::verify::tensors::{TensorLoss, TensorReport};
+use crate::verify::tolerance::Limits;
+use crate::verify::{self, LayerReport};
 pub use candidates::{Candidate, candidates};
-use page::{Page, Section, Table};
+use page::{Figure, Page, Section, Table};
 use sections::{
     MAX_ROWS, capped, conventions, environment, figures, layers, number, positions, shown, size_against_error, tensors,
 };
@@ -72,13 +74,9 @@ pub fn verification(v: &Verification<'_>) -> String {
         r.tolerance
     )];
     lead.extend(r.failures.iter().map(|f| format!("Failed: {} [{}]", f.message, f.code)));
-    let mut sections = vec![layers(&r.layers, r.limits.layer_relative)];
     let mut notes = v.adapter.notes.clone();
-    let tokens = Tokens::of(v.base).unwrap_or_else(|e| {
-        notes.push(format!("the tokens' text could not be read: {e}"));
-        Tokens::default()
-    });
-    sections.push(positions(&r.positions, &r.limits, v.input_ids, &tokens));
+    let compared = Compared::from(r);
+    let mut sections = compared.sections(v.input_ids, &tokens(v.base, &mut notes));
     let losses: Vec<_> =
         v.losses.iter().map(|l| (l.name.clone(), l.dtype.name().to_owned(), l.len_bytes, l.loss)).collect();
     sections.push(tensors(
@@ -91,7 +89,7 @@ pub fn verification(v: &Verification<'_>) -> String {
         title: format!("Verification of {}", name(&v.adapter.origin.path)),
         pass: Some(r.pass),
         lead,
-        figures: figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect),
+        figures: compared.figures(),
         sections: shown(sections),
     }
     .html()
@@ -138,7 +136,7 @@ pub struct Conversion<'a> {
     pub base: Option<&'a BaseModel>,
     /// What was done.
     pub converted: &'a Converted,
-    /// What was asked in the verification: `[B][T]`.
+    /// What was asked where something was run: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
     /// Other types, if they were measured.
     pub candidates: &'a [Candidate],
@@ -171,18 +169,11 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         ),
         (None, None) => "Nothing was run: that the output computes what it should is not proved here.".into(),
     });
-    let (figures, layer_rows) = match (proof, &done.output_error) {
-        (Some(r), _) => (figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect), r.layers.as_slice()),
-        (None, Some(e)) => (figures(&e.metrics, None, e.effect, e.effect), e.layers.as_slice()),
-        (None, None) => (Vec::new(), &[][..]),
-    };
-    let mut sections = vec![layers(layer_rows, proof.and_then(|r| r.limits.layer_relative))];
-    if let (Some(r), Some(base)) = (proof, c.base) {
-        let tokens = Tokens::of(base).unwrap_or_else(|e| {
-            notes.push(format!("the tokens' text could not be read: {e}"));
-            Tokens::default()
-        });
-        sections.push(positions(&r.positions, &r.limits, c.input_ids, &tokens));
+    let compared = proof.map(Compared::from).or(done.output_error.as_ref().map(Compared::from));
+    let mut sections = Vec::new();
+    if let Some(compared) = &compared {
+        let tokens = c.base.map_or_else(Tokens::default, |base| tokens(base, &mut notes));
+        sections = compared.sections(c.input_ids, &tokens);
     }
     let losses: Vec<_> = done
         .tensors
@@ -200,10 +191,67 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         title: format!("Conversion of {}", name(c.source)),
         pass: proof.map(|r| r.pass),
         lead,
-        figures,
+        figures: compared.iter().flat_map(Compared::figures).collect(),
         sections: shown(sections),
     }
     .html()
+}
+
+/// Two adapters run on a base: a verification, or an output beside its source.
+struct Compared<'a> {
+    metrics: &'a Metrics,
+    limits: Limits,
+    effect: f64,
+    found_effect: f64,
+    layers: &'a [LayerReport],
+    positions: &'a [Row],
+}
+
+impl<'a> From<&'a verify::Report> for Compared<'a> {
+    fn from(r: &'a verify::Report) -> Self {
+        Compared {
+            metrics: &r.metrics,
+            limits: r.limits,
+            effect: r.effect,
+            found_effect: r.found_effect,
+            layers: &r.layers,
+            positions: &r.positions,
+        }
+    }
+}
+
+impl<'a> From<&'a OutputError> for Compared<'a> {
+    fn from(e: &'a OutputError) -> Self {
+        Compared {
+            metrics: &e.metrics,
+            limits: Limits::default(),
+            effect: e.effect,
+            found_effect: e.found_effect,
+            layers: &e.layers,
+            positions: &e.positions,
+        }
+    }
+}
+
+impl Compared<'_> {
+    fn figures(&self) -> Vec<Figure> {
+        figures(self.metrics, &self.limits, self.effect, self.found_effect)
+    }
+
+    fn sections(&self, input_ids: &[Vec<u32>], tokens: &Tokens) -> Vec<Section> {
+        vec![
+            layers(self.layers, self.limits.layer_relative),
+            positions(self.positions, &self.limits, input_ids, tokens),
+        ]
+    }
+}
+
+/// The base's vocabulary; where it cannot be read, a note says so and tokens have no text.
+fn tokens(base: &BaseModel, notes: &mut Vec<String>) -> Tokens {
+    Tokens::of(base).unwrap_or_else(|e| {
+        notes.push(format!("the tokens' text could not be read: {e}"));
+        Tokens::default()
+    })
 }
 
 /// The last part of a path: where something lies on this machine is nobody's business.

@@ -26,8 +26,7 @@ pub(super) fn shown(sections: Vec<Section>) -> Vec<Section> {
     sections.into_iter().filter(|s| !s.title.is_empty()).collect()
 }
 
-pub(super) fn figures(m: &Metrics, limits: Option<&Limits>, effect: f64, found_effect: f64) -> Vec<Figure> {
-    let limit = |f: fn(&Limits) -> Option<f64>| limits.and_then(f);
+pub(super) fn figures(m: &Metrics, limits: &Limits, effect: f64, found_effect: f64) -> Vec<Figure> {
     let figure = |name, found: f64, limit: Option<f64>| Figure {
         name,
         value: number(found),
@@ -36,14 +35,14 @@ pub(super) fn figures(m: &Metrics, limits: Option<&Limits>, effect: f64, found_e
         beyond: limit.is_some_and(|l| found.is_nan() || found > l),
     };
     vec![
-        figure("max |\u{394}logit|", m.max_abs, limit(|l| l.max_abs)),
-        figure("mean KL, nats", m.mean_kl, limit(|l| l.mean_kl)),
-        figure("max KL, nats", m.max_kl, limit(|l| l.max_kl)),
+        figure("max |\u{394}logit|", m.max_abs, limits.max_abs),
+        figure("mean KL, nats", m.mean_kl, limits.mean_kl),
+        figure("max KL, nats", m.max_kl, limits.max_kl),
         Figure {
             name: "same top token",
             value: format!("{:.1} %", m.top1_agreement * 100.0),
             beside: format!("of {} positions", m.n_positions),
-            beyond: limit(|l| l.top1_agreement).is_some_and(|l| m.top1_agreement < l),
+            beyond: limits.top1_agreement.is_some_and(|l| m.top1_agreement < l),
         },
         Figure {
             name: "effect on the logits",
