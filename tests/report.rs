@@ -256,6 +256,23 @@ fn a_conversion_without_a_probe_shows_the_outputs_own_effect_and_its_positions()
 }
 
 #[test]
+fn what_is_the_same_has_no_plot_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (m, page) = (model("llama-mha"), dir.path().join("r.html"));
+    let args =
+        ["verify".into(), m.join("adapter"), "--against".into(), m.join("adapter"), "--base".into(), m.join("base")];
+    let out = ptplus(args.into_iter().chain(["--report".into(), page.clone()]));
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let html = std::fs::read_to_string(page).unwrap();
+    for title in ["Layers", "Positions", "Tensors"] {
+        let section = section(&html, title);
+        assert!(!section.contains("<svg") && !section.contains("behind the plot"), "{title}: {section}");
+        assert!(section.contains("<summary>The numbers</summary>"), "{title}: {section}");
+    }
+    assert!(section(&html, "Positions").contains("that are exactly 0"));
+}
+
+#[test]
 fn every_figure_that_fails_the_proof_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let m = model("llama-mha");

@@ -1,7 +1,9 @@
 //! Reports for people: what was proved, as one self-contained HTML page. Figures come from the library's reports, nothing
 //! is computed here but what a plot needs.
 
+mod axis;
 mod candidates;
+mod compared;
 mod page;
 mod plot;
 mod sections;
@@ -12,18 +14,15 @@ use std::path::Path;
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::format::output::{OutputFile, Overwrite};
-use crate::pipeline::{Converted, OutputError};
+use crate::pipeline::Converted;
 use crate::search::Settlement;
 use crate::validate::Validated;
-use crate::verify::stats::{Metrics, Row};
+use crate::verify;
 use crate::verify::tensors::{TensorLoss, TensorReport};
-use crate::verify::tolerance::Limits;
-use crate::verify::{self, LayerReport};
 pub use candidates::{Candidate, candidates};
-use page::{Figure, Page, Section, Table};
-use sections::{
-    MAX_ROWS, capped, conventions, environment, figures, layers, number, positions, shown, size_against_error, tensors,
-};
+use compared::Compared;
+use page::{Page, Section, Table};
+use sections::{MAX_ROWS, capped, conventions, environment, number, shown, size_against_error, tensors};
 pub use tokens::Tokens;
 
 /// A report file: refused at once where it cannot be written, there once [`ReportFile::write`] was called.
@@ -195,55 +194,6 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         sections: shown(sections),
     }
     .html()
-}
-
-/// Two adapters run on a base: a verification, or an output beside its source.
-struct Compared<'a> {
-    metrics: &'a Metrics,
-    limits: Limits,
-    effect: f64,
-    found_effect: f64,
-    layers: &'a [LayerReport],
-    positions: &'a [Row],
-}
-
-impl<'a> From<&'a verify::Report> for Compared<'a> {
-    fn from(r: &'a verify::Report) -> Self {
-        Compared {
-            metrics: &r.metrics,
-            limits: r.limits,
-            effect: r.effect,
-            found_effect: r.found_effect,
-            layers: &r.layers,
-            positions: &r.positions,
-        }
-    }
-}
-
-impl<'a> From<&'a OutputError> for Compared<'a> {
-    fn from(e: &'a OutputError) -> Self {
-        Compared {
-            metrics: &e.metrics,
-            limits: Limits::default(),
-            effect: e.effect,
-            found_effect: e.found_effect,
-            layers: &e.layers,
-            positions: &e.positions,
-        }
-    }
-}
-
-impl Compared<'_> {
-    fn figures(&self) -> Vec<Figure> {
-        figures(self.metrics, &self.limits, self.effect, self.found_effect)
-    }
-
-    fn sections(&self, input_ids: &[Vec<u32>], tokens: &Tokens) -> Vec<Section> {
-        vec![
-            layers(self.layers, self.limits.layer_relative),
-            positions(self.positions, &self.limits, input_ids, tokens),
-        ]
-    }
 }
 
 /// The base's vocabulary; where it cannot be read, a note says so and tokens have no text.

@@ -37,7 +37,7 @@ pub(super) struct Section {
     pub chart: Option<Chart>,
     /// Shown.
     pub table: Option<Table>,
-    /// The numbers behind the chart, folded.
+    /// The numbers behind the chart, or all of them where there is none; folded.
     pub data: Option<Table>,
 }
 
@@ -106,7 +106,11 @@ impl Section {
         for line in &self.text {
             let _ = writeln!(out, "<p>{}</p>", escape_html(line));
         }
-        if let Some(chart) = &self.chart {
+        let chart = self.chart.as_ref().filter(|c| !c.is_empty());
+        if let Some(reason) = self.chart.as_ref().and_then(Chart::left_out).filter(|_| chart.is_none()) {
+            let _ = writeln!(out, "<p>There is nothing to plot. {}</p>", escape_html(&reason));
+        }
+        if let Some(chart) = chart {
             out.push_str("<figure>\n");
             for size in [Size::Wide, Size::Narrow] {
                 let svg = chart.svg(size);
@@ -132,13 +136,15 @@ impl Section {
                     escape_html(name)
                 );
             }
+            out.push_str(&escape_html(&chart.left_out().unwrap_or_default()));
             out.push_str("</figcaption>\n</figure>\n");
         }
         if let Some(table) = &self.table {
             table.write(out);
         }
         if let Some(data) = &self.data {
-            out.push_str("<details>\n<summary>The numbers behind the plot</summary>\n");
+            let summary = if chart.is_some() { "The numbers behind the plot" } else { "The numbers" };
+            let _ = writeln!(out, "<details>\n<summary>{summary}</summary>");
             data.write(out);
             out.push_str("</details>\n");
         }

@@ -1,173 +1,22 @@
 //! The parts of a page, each from one kind of result.
 
-use super::page::{Figure, Section, Table};
-use super::plot::{Chart, Marks, Series};
-use super::{Candidate, Tokens};
+use super::Candidate;
+use super::page::{Section, Table};
+use super::plot::{Chart, Marks};
 use crate::adapter::AdapterConfig;
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
-use crate::verify::stats::{Metrics, Row};
-use crate::verify::tolerance::Limits;
-use crate::verify::{self, LayerReport};
 use crate::version;
 
 /// Rows of a table of positions or tensors at most; a page of a long prompt would otherwise be all table.
 pub(super) const MAX_ROWS: usize = 400;
-/// Worst positions that are named.
-const WORST: usize = 10;
-/// Tokens shown before a position.
-const CONTEXT: usize = 12;
 /// Bars in one plot.
 const MAX_BARS: usize = 64;
 
 /// Sections with something in them.
 pub(super) fn shown(sections: Vec<Section>) -> Vec<Section> {
     sections.into_iter().filter(|s| !s.title.is_empty()).collect()
-}
-
-pub(super) fn figures(m: &Metrics, limits: &Limits, effect: f64, found_effect: f64) -> Vec<Figure> {
-    let figure = |name, found: f64, limit: Option<f64>| Figure {
-        name,
-        value: number(found),
-        beside: limit.map_or("no limit".into(), |l| format!("limit {}", number(l))),
-        // NaN is within no limit.
-        beyond: limit.is_some_and(|l| found.is_nan() || found > l),
-    };
-    vec![
-        figure("max |\u{394}logit|", m.max_abs, limits.max_abs),
-        figure("mean KL, nats", m.mean_kl, limits.mean_kl),
-        figure("max KL, nats", m.max_kl, limits.max_kl),
-        Figure {
-            name: "same top token",
-            value: format!("{:.1} %", m.top1_agreement * 100.0),
-            beside: format!("of {} positions", m.n_positions),
-            beyond: limits.top1_agreement.is_some_and(|l| m.top1_agreement < l),
-        },
-        Figure {
-            name: "effect on the logits",
-            value: number(found_effect),
-            beside: format!("reference {}", number(effect)),
-            beyond: found_effect <= 0.0 || found_effect.is_nan(),
-        },
-    ]
-}
-
-pub(super) fn layers(layers: &[LayerReport], relative: Option<f64>) -> Section {
-    if layers.is_empty() {
-        return Section::default();
-    }
-    let series = |name, limit_name, value: fn(&LayerReport) -> Option<f64>, size: fn(&LayerReport) -> Option<f64>| {
-        let points: Vec<_> = layers.iter().filter_map(|l| Some((l.layer as f64, value(l)?))).collect();
-        let limits =
-            layers.iter().filter_map(|l| Some((l.layer as f64, verify::tolerance::LAYER_FLOOR + relative? * size(l)?)));
-        let limits: Vec<_> = limits.collect();
-        Series { name, points, limit: (!limits.is_empty()).then_some((limit_name, limits)) }
-    };
-    let term = series("term, max |\u{394}|", "limit of the term", |l| l.term_max_abs, |l| l.term_size);
-    let q = Series { limit: None, ..series("query, max |\u{394}|", "", |l| l.q_max_abs, |l| l.q_size) };
-    let shown = |x: Option<f64>| x.map_or("-".into(), number);
-    let rows = layers.iter().map(|l| {
-        vec![l.layer.to_string(), shown(l.term_max_abs), shown(l.term_size), shown(l.q_max_abs), shown(l.q_size)]
-    });
-    let worst = layers.iter().filter_map(|l| Some((l, l.term_max_abs?))).max_by(|a, b| a.1.total_cmp(&b.1)).map_or(
-        String::new(),
-        |(l, d)| {
-            format!(
-                " The largest difference of a term is {} of {}, in layer {}.",
-                number(d),
-                shown(l.term_size),
-                l.layer
-            )
-        },
-    );
-    Section {
-        title: "Layers",
-        text: vec![format!("How far each adapted layer's query and term are from the reference's.{worst}")],
-        chart: Some(Chart {
-            title: "Error per layer".into(),
-            description: format!("{} layers; logarithmic axis.{worst}", layers.len()),
-            x_name: "layer",
-            y_name: "max |difference|",
-            marks: Marks::Points { series: vec![term, q], joined: true },
-        }),
-        table: None,
-        data: Some(Table {
-            caption: "Error per layer".into(),
-            header: vec!["layer", "max |\u{394}term|", "max |term|", "max |\u{394}q|", "max |q|"],
-            n_text: 1,
-            rows: rows.collect(),
-        }),
-    }
-}
-
-pub(super) fn positions(rows: &[Row], limits: &Limits, input_ids: &[Vec<u32>], tokens: &Tokens) -> Section {
-    let one_row = rows.iter().all(|r| r.batch == 0);
-    let place = |i: usize| if one_row { rows[i].position as f64 } else { i as f64 };
-    let points: Vec<_> = rows.iter().enumerate().map(|(i, r)| (place(i), r.kl)).collect();
-    let limit =
-        limits.max_kl.zip(rows.len().checked_sub(1)).map(|(l, last)| ("limit", vec![(place(0), l), (place(last), l)]));
-    let mut worst: Vec<&Row> = rows.iter().collect();
-    // NaN counts as larger than any number.
-    worst.sort_by(|a, b| b.kl.total_cmp(&a.kl).then((a.batch, a.position).cmp(&(b.batch, b.position))));
-    let context = |r: &Row| {
-        let ids = input_ids.get(r.batch).map_or(&[][..], |ids| &ids[..ids.len().min(r.position + 1)]);
-        let start = ids.len().saturating_sub(CONTEXT);
-        format!("{}{}", if start > 0 { "\u{2026}" } else { "" }, tokens.text(&ids[start..]))
-    };
-    let named = worst.iter().take(WORST).map(|r| {
-        vec![
-            format!("{}:{}", r.batch, r.position),
-            context(r),
-            tokens.one(r.expected_token as u32),
-            if r.expected_token == r.found_token { "same".into() } else { tokens.one(r.found_token as u32) },
-            number(r.kl),
-            number(r.max_abs),
-        ]
-    });
-    let all = rows.iter().take(MAX_ROWS).map(|r| {
-        let id = input_ids.get(r.batch).and_then(|ids| ids.get(r.position));
-        vec![
-            format!("{}:{}", r.batch, r.position),
-            id.map_or(String::new(), |id| tokens.one(*id)),
-            number(r.kl),
-            number(r.max_abs),
-        ]
-    });
-    let mut text = vec![
-        "How far the predicted distribution is from the reference's after each token, as KL divergence in nats."
-            .to_owned(),
-    ];
-    if tokens.is_empty() {
-        text.push("The base comes without a vocabulary, so tokens are shown by number.".into());
-    }
-    let n_bad = rows.iter().filter(|r| !r.kl.is_finite()).count();
-    if n_bad > 0 {
-        text.push(format!("{n_bad} positions are NaN or infinite, and are not drawn."));
-    }
-    Section {
-        title: "Positions",
-        text,
-        chart: Some(Chart {
-            title: "KL divergence per position".into(),
-            description: format!("{} positions, rows one after the other; logarithmic axis.", rows.len()),
-            x_name: if one_row { "position" } else { "position, rows one after the other" },
-            y_name: "KL, nats",
-            marks: Marks::Points { series: vec![Series { name: "KL divergence", points, limit }], joined: false },
-        }),
-        table: Some(Table {
-            caption: "The positions that differ most (row:position)".into(),
-            header: vec!["place", "after", "most likely next", "found", "KL", "max |\u{394}logit|"],
-            n_text: 4,
-            rows: named.collect(),
-        }),
-        data: Some(Table {
-            caption: capped("Every position", rows.len()),
-            header: vec!["place", "token", "KL", "max |\u{394}logit|"],
-            n_text: 2,
-            rows: all.collect(),
-        }),
-    }
 }
 
 pub(super) fn tensors(losses: &[(String, String, u64, Loss)], none: &str) -> Section {
