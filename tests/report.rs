@@ -7,8 +7,9 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{exit, model, ptplus, stderr};
+use common::{exit, json, model, ptplus, stderr};
 use serde_json::Value;
+use sha2::Digest as _;
 
 fn chromium() -> Option<&'static str> {
     ["chromium", "chromium-browser", "google-chrome", "chrome"]
@@ -242,7 +243,7 @@ fn a_conversion_without_a_probe_shows_the_outputs_own_effect_and_its_positions()
     assert_eq!(n, error["metrics"]["n_positions"].as_u64().unwrap() as usize);
     let positions = section(&html, "Positions");
     assert!(positions.contains("<svg") && positions.contains("The positions that differ most"), "{positions}");
-    let (_, brief) = common::json([
+    let (_, brief) = json([
         "convert",
         model("llama-gqa").join("adapter").to_str().unwrap(),
         "--base",
@@ -270,6 +271,30 @@ fn what_is_the_same_has_no_plot_and_says_why() {
         assert!(section.contains("<summary>The numbers</summary>"), "{title}: {section}");
     }
     assert!(section(&html, "Positions").contains("that are exactly 0"));
+}
+
+#[test]
+fn a_page_says_which_adapter_base_and_probe_it_is_about() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-gqa");
+    let path = |name: &str| m.join(name).display().to_string();
+    let probe = path("probe.safetensors");
+    let (out, html) = quantized(dir.path(), &["q8_0", "--probe", &probe]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let gguf = dir.path().join("out.gguf").display().to_string();
+    let digest = json(["hash", &gguf]).1["digests"][0]["adapter"].clone();
+    let sha = ptplus::digest::hex(&sha2::Sha256::digest(std::fs::read(&probe).unwrap()));
+    let found = section(&html, "Identity");
+    for (row, value) in [
+        ("output: canonical", digest["canonical"].as_str().unwrap()),
+        ("output: values", digest["values"].as_str().unwrap()),
+        ("probe: SHA-256", &sha),
+    ] {
+        assert!(found.contains(&format!("{row}</td><td class=\"long\">{value}</td>")), "{row} {value}: {found}");
+    }
+    assert!(found.contains(">ptplus-base/1 config="), "{found}");
+    let conventions = section(&html, "Conventions");
+    assert!(conventions.contains("<td>row_order</td><td>norm</td>"), "{conventions}");
 }
 
 #[test]

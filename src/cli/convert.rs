@@ -367,6 +367,7 @@ impl<'a> Prepared<'a> {
             output: &output,
             base: self.base.as_ref(),
             converted: done,
+            probe: self.probe.as_ref(),
             input_ids: &input_ids,
             candidates: &candidates,
             device: self.device.name(),

@@ -175,6 +175,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             adapter: &packed,
             base: &base,
             reference: done.reference.to_owned(),
+            against: None,
+            probe: probe.as_ref(),
             input_ids: &prompts.ids(base.config.vocab_size)?,
             report: &done.verification,
             losses: &losses,

@@ -184,6 +184,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             adapter: &adapter,
             base,
             reference,
+            against: other.as_ref(),
+            probe: probe.as_ref(),
             input_ids: &input_ids,
             report: &report,
             losses: &losses,

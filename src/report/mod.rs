@@ -4,6 +4,7 @@
 mod axis;
 mod candidates;
 mod compared;
+mod identity;
 mod page;
 mod plot;
 mod sections;
@@ -18,9 +19,11 @@ use crate::pipeline::Converted;
 use crate::search::Settlement;
 use crate::validate::Validated;
 use crate::verify;
+use crate::verify::probe::Probe;
 use crate::verify::tensors::{TensorLoss, TensorReport};
 pub use candidates::{Candidate, candidates};
 use compared::Compared;
+use identity::{Subjects, identity};
 use page::{Page, Section, Table};
 use sections::{MAX_ROWS, capped, conventions, environment, number, shown, size_against_error, tensors};
 pub use tokens::Tokens;
@@ -49,6 +52,10 @@ pub struct Verification<'a> {
     pub base: &'a BaseModel,
     /// What it was compared with, for people: `PyTorch's answer (probe.safetensors)`.
     pub reference: String,
+    /// The adapter it was compared with, if there was one.
+    pub against: Option<&'a Validated>,
+    /// PyTorch's answer, if it was compared with that.
+    pub probe: Option<&'a Probe>,
     /// What was asked: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
     /// The outcome.
@@ -82,8 +89,11 @@ pub fn verification(v: &Verification<'_>) -> String {
         &losses,
         "No other form of the adapter was compared, so what its types cost is not known here; --against ADAPTER tells.",
     ));
-    sections.push(conventions(&v.adapter.adapter().config, v.conventions));
-    sections.push(environment(&[("device", v.device.to_owned()), ("base", base_text(v.base))], &notes));
+    sections.push(conventions(v.adapter, v.conventions));
+    let adapters: Vec<_> = [("adapter", v.adapter)].into_iter().chain(v.against.map(|a| ("reference", a))).collect();
+    let subjects = Subjects { adapters: &adapters, base: Some(v.base), probe: v.probe, source_sha256: None };
+    sections.push(identity(&subjects, &mut notes));
+    sections.push(environment(Some(v.device), &notes));
     Page {
         title: format!("Verification of {}", name(&v.adapter.origin.path)),
         pass: Some(r.pass),
@@ -102,6 +112,9 @@ pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorRep
         name(&reference.origin.path)
     )];
     lead.extend(report.config.iter().map(|f| format!("Failed: {}", f.line())));
+    let mut notes = adapter.notes.clone();
+    let adapters = [("adapter", adapter), ("reference", reference)];
+    let subjects = Subjects { adapters: &adapters, base: None, probe: None, source_sha256: None };
     let rows = report.tensors.iter().take(MAX_ROWS).map(|t| {
         vec![t.name.clone(), t.failure.clone().unwrap_or_else(|| "equal".into()), t.max_abs.map_or("-".into(), number)]
     });
@@ -118,8 +131,9 @@ pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorRep
         figures: Vec::new(),
         sections: shown(vec![
             Section { title: "Tensors", table: Some(table), ..Section::default() },
-            conventions(&adapter.adapter().config, None),
-            environment(&[], &adapter.notes),
+            conventions(adapter, None),
+            identity(&subjects, &mut notes),
+            environment(None, &notes),
         ]),
     }
     .html()
@@ -135,6 +149,8 @@ pub struct Conversion<'a> {
     pub base: Option<&'a BaseModel>,
     /// What was done.
     pub converted: &'a Converted,
+    /// PyTorch's answer, if it was held against that.
+    pub probe: Option<&'a Probe>,
     /// What was asked where something was run: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
     /// Other types, if they were measured.
@@ -181,11 +197,15 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         .collect();
     sections.push(tensors(&losses, "A dry run writes nothing, so nothing is lost."));
     sections.push(size_against_error(c.candidates));
-    sections.push(conventions(&c.output.adapter().config, done.conventions.as_ref()));
-    let mut facts = vec![("device", c.device.to_owned())];
-    facts.extend(c.base.map(|b| ("base", base_text(b))));
-    facts.extend(done.source_sha256.clone().map(|d| ("digest of the source", d)));
-    sections.push(environment(&facts, &notes));
+    sections.push(conventions(c.output, done.conventions.as_ref()));
+    let subjects = Subjects {
+        adapters: &[("output", c.output)],
+        base: c.base,
+        probe: c.probe,
+        source_sha256: done.source_sha256.as_deref(),
+    };
+    sections.push(identity(&subjects, &mut notes));
+    sections.push(environment(c.base.map(|_| c.device), &notes));
     Page {
         title: format!("Conversion of {}", name(c.source)),
         pass: proof.map(|r| r.pass),

@@ -3,10 +3,10 @@
 use super::Candidate;
 use super::page::{Section, Table};
 use super::plot::{Chart, Marks};
-use crate::adapter::AdapterConfig;
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
+use crate::validate::Validated;
 use crate::version;
 
 /// Rows of a table of positions or tensors at most; a page of a long prompt would otherwise be all table.
@@ -109,7 +109,8 @@ pub(super) fn size_against_error(candidates: &[Candidate]) -> Section {
     }
 }
 
-pub(super) fn conventions(config: &AdapterConfig, settlement: Option<&Settlement>) -> Section {
+pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) -> Section {
+    let config = &adapter.adapter().config;
     let record = config.extra.get(RECORD_KEY);
     let by = |key: &str| match (settlement.and_then(|s| s.found.get(key)), record.and_then(|r| r.get(key))) {
         (Some(_), _) => "the probe, in this run".to_owned(),
@@ -126,6 +127,11 @@ pub(super) fn conventions(config: &AdapterConfig, settlement: Option<&Settlement
         row("memory_scale", config.memory_scale.to_string()),
         row("memory_sharing", config.memory_sharing.to_string()),
     ];
+    let order_by = match &adapter.origin.gguf_architecture {
+        Some(architecture) => format!("the file's architecture, {architecture}"),
+        None => "its form: only GGUF has another".into(),
+    };
+    rows.push(vec!["row_order".into(), adapter.origin.row_order.name().into(), order_by]);
     let others = settlement.into_iter().flat_map(|s| &s.found);
     rows.extend(others.filter(|(k, _)| !rows_have(k)).map(|(k, v)| row(k, v.clone())));
     Section {
@@ -145,10 +151,11 @@ fn rows_have(key: &str) -> bool {
     matches!(key, "feature_map" | "query_tap" | "query_scale" | "memory_scale" | "memory_sharing")
 }
 
-pub(super) fn environment(facts: &[(&str, String)], notes: &[String]) -> Section {
+/// `device` is where something was computed, if anything was.
+pub(super) fn environment(device: Option<&str>, notes: &[String]) -> Section {
     let mut rows = vec![vec!["ptplus".to_owned(), version::long()]];
     rows.push(vec!["platform".into(), format!("{} {}", std::env::consts::ARCH, std::env::consts::OS)]);
-    rows.extend(facts.iter().map(|(k, v)| vec![(*k).to_owned(), v.clone()]));
+    rows.extend(device.map(|d| vec!["device".into(), d.into()]));
     Section {
         title: "Environment",
         text: notes.iter().map(|n| format!("Note: {n}")).collect(),
