@@ -298,6 +298,35 @@ fn a_page_says_which_adapter_base_and_probe_it_is_about() {
 }
 
 #[test]
+fn a_bound_that_holds_is_a_verdict() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, (args, bounds)) in [
+        (&["--auto", "KL=1e-3"][..], &["mean KL \u{2264} 1e-3"][..]),
+        (&["q4_0", "--max-error", "kl=0.1"], &["mean KL \u{2264} 1e-1"]),
+        (
+            &["q8_0", "--max-error", "cosine=0.99", "--max-error", "relative=0.1"],
+            &["cosine of each tensor \u{2265} 0.99", "relative error of each tensor \u{2264} 1e-1"],
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let folder = dir.path().join(i.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let (out, html) = quantized(&folder, args);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        let verdict = format!("</span> PASS <small>{}</small>", bounds.join(", "));
+        assert!(html.contains(&verdict), "{args:?}: {}", html.split_once("</header>").unwrap().0);
+        assert!(!html.contains("no limit was set"), "{args:?}");
+        assert!(bounds.iter().all(|b| html.contains(&format!("Within its bound: {b}, "))), "{args:?}");
+        assert_eq!(card(&html, "mean KL, nats").contains("<small>limit "), bounds[0].contains("KL"), "{args:?}");
+    }
+    let (out, html) = quantized(dir.path(), &["q8_0"]);
+    assert_eq!(exit(&out), 0);
+    assert!(html.contains("</span> NOT JUDGED</p>") && html.contains("no limit was set"));
+}
+
+#[test]
 fn every_figure_that_fails_the_proof_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let m = model("llama-mha");

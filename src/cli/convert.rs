@@ -369,6 +369,7 @@ impl<'a> Prepared<'a> {
             converted: done,
             probe: self.probe.as_ref(),
             input_ids: &input_ids,
+            max_error: &self.max_error,
             candidates: &candidates,
             device: self.device.name(),
         }))

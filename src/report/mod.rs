@@ -2,6 +2,7 @@
 //! is computed here but what a plot needs.
 
 mod axis;
+mod bounds;
 mod candidates;
 mod compared;
 mod identity;
@@ -17,10 +18,12 @@ use crate::error::Result;
 use crate::format::output::{OutputFile, Overwrite};
 use crate::pipeline::Converted;
 use crate::search::Settlement;
+use crate::transform::loss::Bound;
 use crate::validate::Validated;
 use crate::verify;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{TensorLoss, TensorReport};
+use bounds::Held;
 pub use candidates::{Candidate, candidates};
 use compared::Compared;
 use identity::{Subjects, identity};
@@ -97,6 +100,7 @@ pub fn verification(v: &Verification<'_>) -> String {
     Page {
         title: format!("Verification of {}", name(&v.adapter.origin.path)),
         pass: Some(r.pass),
+        within: Vec::new(),
         lead,
         figures: compared.figures(),
         sections: shown(sections),
@@ -127,6 +131,7 @@ pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorRep
     Page {
         title: format!("Comparison of {}", name(&adapter.origin.path)),
         pass: Some(report.pass),
+        within: Vec::new(),
         lead,
         figures: Vec::new(),
         sections: shown(vec![
@@ -153,6 +158,8 @@ pub struct Conversion<'a> {
     pub probe: Option<&'a Probe>,
     /// What was asked where something was run: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
+    /// The bounds that it was held to.
+    pub max_error: &'a [Bound],
     /// Other types, if they were measured.
     pub candidates: &'a [Candidate],
     /// Where it was computed.
@@ -173,18 +180,26 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         done.len_bytes,
         done.row_order
     )];
+    let held = bounds::held(done, c.max_error);
     lead.push(match (proof, &done.output_error) {
         (Some(r), _) => format!(
             "Read back and held against PyTorch's answer: {} positions, limits of {}.",
             r.metrics.n_positions, r.tolerance
         ),
         (None, Some(e)) => format!(
-            "Run beside its source on {} positions; no limit was set, so nothing is judged.",
-            e.metrics.n_positions
+            "Run beside its source on {} positions{}.",
+            e.metrics.n_positions,
+            if held.is_empty() { "; no limit was set, so nothing is judged" } else { "" }
         ),
         (None, None) => "Nothing was run: that the output computes what it should is not proved here.".into(),
     });
-    let compared = proof.map(Compared::from).or(done.output_error.as_ref().map(Compared::from));
+    lead.extend(held.iter().map(|h| format!("Within its bound: {}.", h.line())));
+    let beside_source = done.output_error.as_ref().map(|e| {
+        let mut compared = Compared::from(e);
+        compared.limits.mean_kl = bounds::tightest_kl(done, c.max_error);
+        compared
+    });
+    let compared = proof.map(Compared::from).or(beside_source);
     let mut sections = Vec::new();
     if let Some(compared) = &compared {
         let tokens = c.base.map_or_else(Tokens::default, |base| tokens(base, &mut notes));
@@ -208,7 +223,8 @@ pub fn conversion(c: &Conversion<'_>) -> String {
     sections.push(environment(c.base.map(|_| c.device), &notes));
     Page {
         title: format!("Conversion of {}", name(c.source)),
-        pass: proof.map(|r| r.pass),
+        pass: proof.map(|r| r.pass).or((!held.is_empty()).then_some(true)),
+        within: held.iter().map(Held::bound).collect(),
         lead,
         figures: compared.iter().flat_map(Compared::figures).collect(),
         sections: shown(sections),

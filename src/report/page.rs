@@ -15,6 +15,8 @@ pub(super) struct Page {
     pub title: String,
     /// Absent where nothing was judged.
     pub pass: Option<bool>,
+    /// Bounds that hold, for the verdict.
+    pub within: Vec<String>,
     /// What the verdict is about, one sentence each.
     pub lead: Vec<String>,
     pub figures: Vec<Figure>,
@@ -66,9 +68,13 @@ impl Page {
             Some(false) => ("fail", "\u{2717}", "FAIL"),
             None => ("none", "\u{2013}", "NOT JUDGED"),
         };
+        let within = match self.within.is_empty() {
+            true => String::new(),
+            false => format!(" <small>{}</small>", escape_html(&self.within.join(", "))),
+        };
         let _ = writeln!(
             out,
-            "<p class=\"verdict {class}\"><span aria-hidden=\"true\">{mark}</span> {word}</p>\n<h1>{title}</h1>"
+            "<p class=\"verdict {class}\"><span aria-hidden=\"true\">{mark}</span> {word}{within}</p>\n<h1>{title}</h1>"
         );
         for line in &self.lead {
             let _ = writeln!(out, "<p>{}</p>", escape_html(line));

@@ -213,6 +213,7 @@ mod tests {
         let page = Page {
             title: "</title><script>x</script>".into(),
             pass: None,
+            within: vec!["<b>".into()],
             lead: vec!["<img src=x onerror=y>\u{202e}".into()],
             figures: Vec::new(),
             sections: vec![tensors(
