@@ -327,6 +327,50 @@ fn a_bound_that_holds_is_a_verdict() {
 }
 
 #[test]
+fn the_output_is_drawn_among_the_other_types() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, (args, name)) in
+        [(&["--auto", "KL=1e-3"][..], "--auto"), (&["q4_0"], "this output"), (&["q8_0"], "this output")]
+            .into_iter()
+            .enumerate()
+    {
+        let folder = dir.path().join(i.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let (out, html) = quantized(&folder, args);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        let section = section(&html, "Size against error");
+        let len = std::fs::metadata(folder.join("out.gguf")).unwrap().len();
+        assert!(section.contains(&format!("<tr><td>{name}</td><td class=\"n\">{len}</td>")), "{section}");
+        // In both drawings, as the one triangle.
+        assert_eq!(section.matches("<polygon").count(), 2, "{section}");
+        assert!(section.contains("\u{25b2}</span> this output"), "{section}");
+    }
+}
+
+#[test]
+fn measuring_the_other_types_reports_its_progress_as_one_piece_of_work() {
+    use ptplus::base::BaseModel;
+    let m = model("llama-mha");
+    let base = BaseModel::open(&m.join("base")).unwrap();
+    for base in [Some(&base), None] {
+        let steps = std::cell::RefCell::new(Vec::new());
+        let progress = |done: usize, total: usize| steps.borrow_mut().push((done, total));
+        let measure = ptplus::pipeline::Measure {
+            prompts: ptplus::verify::Prompts::DEFAULT,
+            device: &ptplus::runner::DeviceChoice::Cpu.open().unwrap(),
+            progress: &progress,
+        };
+        let reading = ptplus::import::Options::default();
+        let (types, _) =
+            ptplus::report::candidates(&m.join("adapter"), &reading, base, Some("llama"), &measure).unwrap();
+        let steps = steps.into_inner();
+        assert!(types.len() > 2 && steps.len() >= types.len(), "{} {steps:?}", types.len());
+        assert!(steps.windows(2).all(|w| w[0].0 <= w[1].0 && w[0].1 == w[1].1), "{steps:?}");
+        assert!(steps.last().is_some_and(|(done, total)| done == total), "{steps:?}");
+    }
+}
+
+#[test]
 fn every_figure_that_fails_the_proof_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let m = model("llama-mha");

@@ -351,9 +351,10 @@ impl<'a> Prepared<'a> {
         let is_quantized = done.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));
         let (candidates, not_measured) = match is_quantized && self.format == Format::Gguf {
             true => {
-                let device = self.base.is_some().then_some(&self.device);
+                let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+                let measure = Measure { prompts: self.prompts(), device: &self.device, progress: &steps };
                 let architecture = self.job.arch.as_deref();
-                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, device)?
+                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, &measure)?
             }
             false => Default::default(),
         };

@@ -211,7 +211,8 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         .filter_map(|t| Some((t.name.clone(), format!("{} -> {}", t.source_dtype, t.dtype), t.len_bytes, t.loss?)))
         .collect();
     sections.push(tensors(&losses, "A dry run writes nothing, so nothing is lost."));
-    sections.push(size_against_error(c.candidates));
+    let how = if done.auto.is_some() { "--auto" } else { "this output" };
+    sections.push(size_against_error(c.candidates, Candidate { name: how.into(), ..Candidate::of(done) }));
     sections.push(conventions(c.output, done.conventions.as_ref()));
     let subjects = Subjects {
         adapters: &[("output", c.output)],

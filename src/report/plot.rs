@@ -60,8 +60,14 @@ pub(super) enum Marks {
     Points { series: Vec<Series>, joined: bool },
     /// A horizontal bar for each name, from 0.
     Bars(Vec<(String, f64)>),
-    /// Named points: bytes, and an error on a logarithmic axis.
-    Scatter(Vec<(String, f64, f64)>),
+    /// Named points, and others to be told from them: bytes, and an error on a logarithmic axis.
+    Scatter(Group, Group),
+}
+
+/// Points of one kind: what they are, and name and place of each.
+pub(super) struct Group {
+    pub name: &'static str,
+    pub points: Vec<Named>,
 }
 
 pub(super) struct Series {
@@ -75,7 +81,14 @@ pub(super) struct Series {
 impl Chart {
     /// Name, class and mark of everything drawn.
     pub fn legend(&self) -> Vec<(&str, &'static str, &'static str)> {
-        let Marks::Points { series, .. } = &self.marks else { return Vec::new() };
+        let series = match &self.marks {
+            Marks::Points { series, .. } => series,
+            Marks::Bars(_) => return Vec::new(),
+            Marks::Scatter(first, second) => {
+                let shown = [first, second].into_iter().zip(SERIES).filter(|(g, _)| !g.points.is_empty());
+                return shown.map(|(g, (_, class, mark))| (g.name, class, mark)).collect();
+            }
+        };
         let mut out: Vec<_> = series.iter().zip(SERIES).map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
         out.extend(series.iter().zip(DASHES).filter_map(|(s, dash)| Some((s.limit.as_ref()?.0, "limit", dash.2))));
         out
@@ -101,7 +114,7 @@ impl Chart {
         match &self.marks {
             Marks::Points { series, .. } => Box::new(series.iter().flat_map(|s| &s.points).map(|p| p.1)),
             Marks::Bars(_) => Box::new(std::iter::empty()),
-            Marks::Scatter(points) => Box::new(points.iter().map(|p| p.2)),
+            Marks::Scatter(first, second) => Box::new(first.points.iter().chain(&second.points).map(|p| p.2)),
         }
     }
 
@@ -122,7 +135,7 @@ impl Chart {
         match &self.marks {
             Marks::Points { series, joined } => self.points(area, size, series, *joined),
             Marks::Bars(bars) => self.bars(area, size, bars),
-            Marks::Scatter(points) => self.scatter(area, size, points),
+            Marks::Scatter(first, second) => self.scatter(area, size, &first.points, &second.points),
         }
     }
 
@@ -216,9 +229,10 @@ impl Chart {
         Ok(())
     }
 
-    fn scatter(&self, area: &Area<'_>, size: Size, points: &[(String, f64, f64)]) -> Drawn {
-        let y = decades(points.iter().map(|p| p.2));
-        let largest = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.15;
+    fn scatter(&self, area: &Area<'_>, size: Size, first: &[Named], second: &[Named]) -> Drawn {
+        let all = || first.iter().chain(second);
+        let y = decades(all().map(|p| p.2));
+        let largest = all().map(|p| p.1).fold(0.0, f64::max) * 1.15;
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_right(16)
@@ -238,20 +252,22 @@ impl Chart {
             .x_desc(self.x_name)
             .y_desc(self.y_name)
             .draw()?;
-        let (colour, ..) = SERIES[0];
-        let shown = points.iter().filter(|p| can_be_drawn(p.2));
-        let placed: Vec<_> = shown.map(|(name, x, v)| (name, (*x, v.log10()))).collect();
-        let at: Vec<(i32, i32)> = placed.iter().map(|p| chart.backend_coord(&p.1)).collect();
-        let offsets = label_offsets(&at, placed.iter().map(|p| p.0.len()), &at, size.width() as i32);
-        chart.draw_series(placed.iter().zip(offsets).map(|((name, place), offset)| {
-            EmptyElement::at(*place)
-                + Circle::new((0, 0), 4, colour.filled())
-                + Text::new((*name).clone(), offset.unwrap_or(BESIDE), text())
+        let place = |p: &Named| (p.1, p.2.log10());
+        let shown = |points: &'_ [Named]| points.iter().filter(|p| can_be_drawn(p.2)).map(place).collect::<Vec<_>>();
+        chart.draw_series(shown(first).into_iter().map(|p| Circle::new(p, 4, SERIES[0].0.filled())))?;
+        chart.draw_series(shown(second).into_iter().map(|p| TriangleMarker::new(p, 6, SERIES[1].0.filled())))?;
+        let labelled: Vec<&Named> = all().filter(|p| can_be_drawn(p.2)).collect();
+        let at: Vec<(i32, i32)> = labelled.iter().map(|p| chart.backend_coord(&place(p))).collect();
+        let offsets = label_offsets(&at, labelled.iter().map(|p| p.0.len()), &at, size.width() as i32);
+        chart.draw_series(labelled.iter().zip(offsets).map(|(p, offset)| {
+            EmptyElement::at(place(p)) + Text::new(p.0.clone(), offset.unwrap_or(BESIDE), text())
         }))?;
         Ok(())
     }
 }
 
+/// A name, bytes and an error.
+type Named = (String, f64, f64);
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
@@ -382,7 +398,10 @@ mod tests {
             joined: true,
         });
         let bars = chart(Marks::Bars(vec![("<b>".into(), 0.1)]));
-        let scatter = chart(Marks::Scatter(vec![("q8_0".into(), 10.0, 0.1)]));
+        let scatter = chart(Marks::Scatter(
+            Group { name: "types", points: vec![("q8_0".into(), 10.0, 0.1)] },
+            Group { name: "own", points: vec![("<b>".into(), 9.0, 0.1)] },
+        ));
         for svg in [limited, bars, scatter].map(|c| c.svg(Size::Narrow)) {
             assert!(!svg.contains("<b>"));
             for attribute in ["fill", "stroke"] {

@@ -2,7 +2,7 @@
 
 use super::Candidate;
 use super::page::{Section, Table};
-use super::plot::{Chart, Marks};
+use super::plot::{Chart, Group, Marks};
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
@@ -79,14 +79,17 @@ fn short(name: &str) -> String {
     }
 }
 
-pub(super) fn size_against_error(candidates: &[Candidate]) -> Section {
+/// `own` is the output that the page is about, under its name.
+pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Section {
     if candidates.is_empty() {
         return Section::default();
     }
     let has_kl = candidates.iter().all(|c| c.mean_kl.is_some());
-    let error = |c: &Candidate| c.mean_kl.filter(|_| has_kl).unwrap_or(c.relative);
-    let points = candidates.iter().map(|c| (c.name.clone(), c.len_bytes as f64, error(c))).collect();
-    let rows = candidates.iter().map(|c| {
+    let error = |c: &Candidate| if has_kl { c.mean_kl } else { Some(c.relative) };
+    let point = |c: &Candidate| Some((c.name.clone(), c.len_bytes as f64, error(c)?));
+    let types = Group { name: "one type for all tensors", points: candidates.iter().filter_map(point).collect() };
+    let drawn = Group { name: "this output", points: point(&own).into_iter().collect() };
+    let rows = candidates.iter().chain([&own]).map(|c| {
         vec![c.name.clone(), c.len_bytes.to_string(), number(c.relative), c.mean_kl.map_or("-".into(), number)]
     });
     Section {
@@ -97,7 +100,7 @@ pub(super) fn size_against_error(candidates: &[Candidate]) -> Section {
             description: format!("{} types; the error is on a logarithmic axis.", candidates.len()),
             x_name: "size of the file",
             y_name: if has_kl { "mean KL, nats" } else { "largest relative error" },
-            marks: Marks::Scatter(points),
+            marks: Marks::Scatter(types, drawn),
         }),
         table: None,
         data: Some(Table {
