@@ -7,7 +7,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{exit, json, model, ptplus, stderr};
+use common::{exit, json, model, ptplus, stderr, stdout};
 use serde_json::Value;
 use sha2::Digest as _;
 
@@ -191,20 +191,110 @@ fn force_replaces_nothing_that_the_command_reads_or_writes() {
         assert_eq!(exit(&out), 2, "{command}: {}", stderr(&out));
         assert!(stderr(&out).contains("[output-is-input]"), "{command}: {}", stderr(&out));
     };
-    let convert = ["-o".to_owned(), text(&out)];
+    // Names that a report may have, and that are taken all the same.
+    let out = out.with_extension("html");
+    std::fs::write(base.join("notes.html"), "mine").unwrap();
+    let convert = ["--to".to_owned(), "gguf".into(), "-o".into(), text(&out)];
     refused("convert", &out, &convert);
     assert!(!out.exists(), "refused before the work");
     std::fs::write(&out, "mine").unwrap();
-    refused("convert", &dir.path().join("base/../out.gguf"), &convert);
+    refused("convert", &dir.path().join("base/../out.html"), &convert);
     assert_eq!(std::fs::read(&out).unwrap(), b"mine");
     refused("convert", &dir.path().join("folder/r.html"), &["-o".to_owned(), text(&dir.path().join("folder"))]);
-    refused("convert", &base.join("config.json"), &convert);
+    refused("convert", &base.join("notes.html"), &convert);
+    refused("verify", &base.join("notes.html"), &["--against".to_owned(), text(&m.join("adapter"))]);
+    assert_eq!(std::fs::read(base.join("notes.html")).unwrap(), b"mine");
+}
 
-    let weights = base.join("model.safetensors");
-    refused("verify", &weights, &["--against".to_owned(), text(&m.join("adapter"))]);
-    for name in ["config.json", "model.safetensors"] {
-        assert!(std::fs::read(base.join(name)).unwrap() == std::fs::read(m.join("base").join(name)).unwrap(), "{name}");
+#[test]
+fn a_report_has_the_name_of_a_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = model("llama-mha").join("adapter");
+    let verify = |page: &Path| {
+        let args =
+            ["verify".into(), adapter.clone(), "--against".into(), adapter.clone(), "--report".into(), page.into()];
+        ptplus(args.into_iter().chain(["--force".into()]))
+    };
+    for name in ["x.pdf", "x", "html", ".html", "x.html.gz"] {
+        let out = verify(&dir.path().join(name));
+        assert_eq!(exit(&out), 2, "{name}: {}", stderr(&out));
+        assert!(stderr(&out).contains("--report: expected a name that ends in .html or .htm"), "{}", stderr(&out));
+        assert!(!dir.path().join(name).exists(), "{name}");
     }
+    for name in ["x.html", "x.HTM"] {
+        assert_eq!(exit(&verify(&dir.path().join(name))), 0, "{name}");
+    }
+}
+
+#[test]
+fn the_result_says_where_the_report_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    let page = dir.path().join("r.html");
+    let base = ["--base".into(), m.join("base")];
+    let against = ["--against".into(), m.join("adapter")];
+    let out = |name: &str| ["-o".into(), dir.path().join(name)];
+    let probe = ["--probe".into(), m.join("probe.safetensors")];
+    let strict = ["--tolerance".into(), "max_abs=1e-12".into()];
+    for (command, args, code) in [
+        ("verify", against.to_vec(), 0),
+        ("verify", [&base[..], &probe, &strict].concat(), 5),
+        ("convert", [&base[..], &out("a.gguf")].concat(), 0),
+        ("convert", [&base[..], &out("b.gguf"), &probe, &strict].concat(), 5),
+        ("quantize", [&base[..], &out("c.gguf"), &["q8_0".into()]].concat(), 0),
+        ("pack", [&base[..], &out("bundle")].concat(), 0),
+    ] {
+        let args =
+            [&[PathBuf::from(command), m.join("adapter")], &args[..], &["--report".into(), page.clone()]].concat();
+        let plain = ptplus(args.iter().chain([&"-q".into(), &"-f".into()]));
+        assert_eq!(exit(&plain), code, "{args:?} {}", stderr(&plain));
+        assert_eq!(stdout(&plain).lines().last(), Some(&*format!("report {}", page.display())), "{args:?}");
+        let (code_json, document) = json(args.iter().chain([&"-f".into()]));
+        assert_eq!((code_json, document["report"].as_str()), (code, page.to_str()), "{args:?}");
+        assert_eq!(document["status"], if code == 0 { "ok" } else { "failed" });
+    }
+}
+
+#[test]
+fn what_fails_leaves_a_page_that_says_why_and_no_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-gqa");
+    let path = |name: &str| m.join(name).display().to_string();
+    let probe = path("probe.safetensors");
+    let strict = ["--probe", &probe, "--tolerance", "max_abs=1e-12,mean_kl=1e-30"];
+    for (i, (command, args, code, has_figures)) in [
+        ("convert", &strict[..], "numbers-differ", true),
+        ("pack", &strict[..], "numbers-differ", true),
+        ("pack", &["--tolerance", "max_abs=1e-30", "--outtype", "q8_0"], "numbers-differ", true),
+        ("convert", &["--outtype", "q4_0", "--max-error", "kl=1e-9"], "error-bound", true),
+        ("convert", &["--outtype", "q4_0", "--max-error", "relative=1e-9"], "error-bound", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (page, output) = (dir.path().join(format!("{i}.html")), dir.path().join(format!("{i}.gguf")));
+        let (adapter, base) = (path("adapter"), path("base"));
+        let mut all = vec![command, &adapter, "--base", &base, "--report", page.to_str().unwrap()];
+        all.extend(["-o", output.to_str().unwrap()]);
+        all.extend(args);
+        let out = ptplus(&all);
+        assert_eq!(exit(&out), 5, "{all:?}: {}", stderr(&out));
+        assert!(!output.exists(), "{all:?}");
+        let html = std::fs::read_to_string(&page).unwrap();
+        assert!(html.contains("</span> FAIL</p>") && html.contains(&format!("[{code}]")), "{all:?}");
+        assert!(section(&html, "Identity").contains("source: canonical"), "{all:?}");
+        assert_eq!(html.contains("<dl class=\"figures\">"), has_figures, "{all:?}");
+        if has_figures {
+            assert!(html.contains("class=\"beyond\"") && section(&html, "Positions").contains("<svg"), "{all:?}");
+        }
+        assert!(!html.contains(dir.path().to_str().unwrap()) && !html.contains(&adapter), "{all:?}: names the folder");
+    }
+    // Other failures have nothing to show.
+    let page = dir.path().join("none.html");
+    let out =
+        ptplus(["convert", &path("base/none"), "-o", "x", "--base", &path("base"), "--report", page.to_str().unwrap()]);
+    assert_eq!(exit(&out), 1, "{}", stderr(&out));
+    assert!(!page.exists());
 }
 
 /// What `quantize` to Q4_0 with a base writes on its page, with `more` arguments.

@@ -8,11 +8,15 @@ use super::base_check::{self, BaseCheck};
 use super::command;
 use super::progress::Unit;
 use super::reading::Reading;
+#[cfg(feature = "report")]
+use super::report::{Pending, write_failure};
 use super::table;
 use super::types::{self, TypeArguments};
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
+#[cfg(feature = "report")]
+use crate::error::Error;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
 use crate::import::Options;
@@ -20,6 +24,8 @@ use crate::inspect;
 use crate::pipeline::{
     self, Convert, ConvertBase, Converted, ConvertedTensor, Format, Measure, Proof, Tokenizer, TypeRules,
 };
+#[cfg(feature = "report")]
+use crate::report;
 use crate::runner::{Device, DeviceChoice};
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Loss, Metric};
@@ -195,14 +201,15 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
             output: Some(output),
         },
     )?;
-    let done = prepared.convert(adapter, output, ui, Effort::Alone)?;
+    let outcome = prepared.convert(adapter, output, ui, Effort::Alone);
+    #[cfg(feature = "report")]
+    let reported = prepared.report(report_file, adapter, &outcome, ui);
+    let done = outcome?;
     ui.result(Status::Ok, document(&done, ui), &text(&done, adapter))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     #[cfg(feature = "report")]
-    if let Some(file) = report_file {
-        file.write(&prepared.report(adapter, &done, ui)?, ui)?;
-    }
+    reported?;
     Ok(0)
 }
 
@@ -344,9 +351,41 @@ impl<'a> Prepared<'a> {
         })
     }
 
+    /// Writes the report, if one is asked for, on what was converted or on why it was not.
     #[cfg(feature = "report")]
-    fn report(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
-        use crate::report;
+    fn report(&self, file: Option<Pending>, adapter: &Path, outcome: &Result<Converted>, ui: &Ui) -> Result<()> {
+        match (file, outcome) {
+            (Some(file), Ok(done)) => file.write(&self.page(adapter, done, ui)?, ui),
+            (None, Ok(_)) => Ok(()),
+            (file, Err(e)) => {
+                write_failure(file, e, || self.failure_page(adapter, e), ui);
+                Ok(())
+            }
+        }
+    }
+
+    #[cfg(feature = "report")]
+    fn failure_page(&self, adapter: &Path, error: &Error) -> Result<String> {
+        Ok(report::failure(&report::Failure {
+            what: "Conversion",
+            source: adapter,
+            error,
+            adapter: pipeline::read_adapter_with(adapter, &self.reading, self.base.as_ref()).ok().as_ref(),
+            base: self.base.as_ref(),
+            probe: self.probe.as_ref(),
+            input_ids: &self.input_ids()?,
+            device: self.device.name(),
+        }))
+    }
+
+    /// What was run, if anything was: `[B][T]`.
+    #[cfg(feature = "report")]
+    fn input_ids(&self) -> Result<Vec<Vec<u32>>> {
+        self.base.as_ref().map_or(Ok(Vec::new()), |base| self.prompts().ids(base.config.vocab_size))
+    }
+
+    #[cfg(feature = "report")]
+    fn page(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
         let output = pipeline::read_adapter(&done.output, self.base.as_ref())?;
         let is_quantized = done.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));
         let (candidates, not_measured) = match is_quantized && self.format == Format::Gguf {
@@ -359,17 +398,13 @@ impl<'a> Prepared<'a> {
             false => Default::default(),
         };
         not_measured.iter().for_each(|n| ui.note(n));
-        let input_ids = match &self.base {
-            Some(base) => self.prompts().ids(base.config.vocab_size)?,
-            None => Vec::new(),
-        };
         Ok(report::conversion(&report::Conversion {
             source: adapter,
             output: &output,
             base: self.base.as_ref(),
             converted: done,
             probe: self.probe.as_ref(),
-            input_ids: &input_ids,
+            input_ids: &self.input_ids()?,
             max_error: &self.max_error,
             candidates: &candidates,
             device: self.device.name(),

@@ -119,6 +119,7 @@ fn layers(layers: &[LayerReport], relative: Option<f64>) -> Section {
     Section {
         title: "Layers",
         text: vec![format!("How far each adapted layer's query and term are from the reference's.{worst}")],
+        lines: Vec::new(),
         chart: Some(Chart {
             title: "Error per layer".into(),
             description: format!("{} layers; logarithmic axis.{worst}", layers.len()),
@@ -192,6 +193,7 @@ fn positions(rows: &[Row], limits: &Limits, input_ids: &[Vec<u32>], tokens: &Tok
     Section {
         title: "Positions",
         text,
+        lines: Vec::new(),
         chart: Some(Chart {
             title: "KL divergence per position".into(),
             description: format!("{} positions, row after row; logarithmic axis.", rows.len()),

@@ -36,6 +36,8 @@ pub(super) struct Figure {
 pub(super) struct Section {
     pub title: &'static str,
     pub text: Vec<String>,
+    /// Lines whose columns stand below each other.
+    pub lines: Vec<String>,
     pub chart: Option<Chart>,
     /// Shown.
     pub table: Option<Table>,
@@ -111,6 +113,10 @@ impl Section {
         );
         for line in &self.text {
             let _ = writeln!(out, "<p>{}</p>", escape_html(line));
+        }
+        if !self.lines.is_empty() {
+            let lines: Vec<String> = self.lines.iter().map(|l| escape_html(l)).collect();
+            let _ = writeln!(out, "<pre tabindex=\"0\">{}</pre>", lines.join("\n"));
         }
         let chart = self.chart.as_ref().filter(|c| !c.is_empty());
         if let Some(reason) = self.chart.as_ref().and_then(Chart::left_out).filter(|_| chart.is_none()) {

@@ -47,6 +47,7 @@ pub(super) fn tensors(losses: &[(String, String, u64, Loss)], none: &str) -> Sec
     Section {
         title: "Tensors",
         text: vec![text],
+        lines: Vec::new(),
         chart: (!is_exact).then(|| Chart {
             title: "Relative error per tensor".into(),
             description: match losses.len() > MAX_BARS {
@@ -95,6 +96,7 @@ pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Se
     Section {
         title: "Size against error",
         text: vec!["The same adapter in every type that its rows take, measured the same way. A type whose blocks do not fit is drawn once, as what it falls back to.".into()],
+        lines: Vec::new(),
         chart: Some(Chart {
             title: "Size against error".into(),
             description: format!("{} types; the error is on a logarithmic axis.", candidates.len()),
