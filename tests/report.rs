@@ -41,7 +41,8 @@ fn open(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
     Opened { dom: String::from_utf8_lossy(&out.stdout).into_owned(), console }
 }
 
-/// `page` in a frame of its own size, with a script that measures it and logs what is wrong. The report itself has no script.
+/// `page` with a script that measures it and says in the title what is wrong. The report itself has no script. A window is
+/// at least 500 pixels wide; a phone is a frame in it, whose title becomes that of the window.
 fn measured(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
     let html = std::fs::read_to_string(page).unwrap();
     // The same page with the policy lifted and a probe at its end.
@@ -51,6 +52,8 @@ fn measured(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
         const narrow = matchMedia('(max-width: 40rem)').matches;
         const shown = [...document.querySelectorAll('svg')].filter(s => s.getBoundingClientRect().width > 0);
         const wrong = [];
+        for (const d of document.querySelectorAll('details')) d.open = true;
+        if (narrow) for (const e of document.querySelectorAll('.scroll')) if (e.scrollWidth > e.clientWidth) wrong.push('a table wider than the page');
         if (document.documentElement.scrollWidth > innerWidth) wrong.push('wider than the window');
         if (shown.some(s => s.classList.contains(narrow ? 'wide' : 'narrow'))) wrong.push('the wrong drawings');
         if (shown.length * 2 != document.querySelectorAll('svg').length) wrong.push('drawings shown: ' + shown.length);
@@ -67,11 +70,14 @@ fn measured(browser: &str, page: &Path, width: u32, dark: bool) -> Opened {
         document.title = 'measured ' + innerWidth + ' ' + (paper < .5 ? 'dark' : 'light') + ': ' + (wrong.join('; ') || 'all well');
         </script>";
     let copy = page.with_extension(format!("{width}-{dark}.html"));
-    std::fs::write(
-        &copy,
-        format!("{}{}", &html[..policy], &html[end..]).replace("</body>", &format!("{probe}</body>")),
-    )
-    .unwrap();
+    let mut html = format!("{}{}", &html[..policy], &html[end..]).replace("</body>", &format!("{probe}</body>"));
+    if width < 500 {
+        let told = html.replace("</script>", "parent.document.title = document.title;</script>");
+        let escaped = told.replace('&', "&amp;").replace('"', "&quot;");
+        let frame = format!("<iframe style=\"border: 0; height: 800px\" width={width} srcdoc=\"{escaped}\"></iframe>");
+        html = format!("<!DOCTYPE html><html><head><title></title></head><body>{frame}</body></html>");
+    }
+    std::fs::write(&copy, html).unwrap();
     open(browser, &copy, width, dark)
 }
 
@@ -114,9 +120,16 @@ fn reports(folder: &Path) -> Vec<PathBuf> {
         let out = ptplus(args);
         assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
     }
+    let mut refused =
+        vec!["convert".into(), path("adapter"), "--base".into(), path("base"), "--outtype".into(), "q4_0".into()];
+    refused.extend(["--max-error".into(), "kl=1e-9".into(), "-o".into(), folder.join("none.gguf").into()]);
+    refused.extend(["--report".into(), report("refused-fail.html").into_os_string()]);
+    assert_eq!(exit(&ptplus(refused)), 5);
     // The page is beside the bundle, not in it: a bundle holds what its manifest lists.
     assert_eq!(exit(&ptplus(["check".into(), folder.join("bundle").into_os_string()])), 0);
-    ["quantize.html", "pass.html", "quantized.html", "fail.html", "convert.html", "pack.html"].map(report).to_vec()
+    ["quantize.html", "pass.html", "quantized.html", "fail.html", "convert.html", "pack.html", "refused-fail.html"]
+        .map(report)
+        .to_vec()
 }
 
 #[test]
@@ -125,7 +138,7 @@ fn a_browser_shows_every_report_without_a_complaint() {
     let pages = reports(dir.path());
     for page in &pages {
         let html = std::fs::read_to_string(page).unwrap();
-        let word = if page.ends_with("fail.html") { "</span> FAIL" } else { "</span> " };
+        let word = if page.to_str().unwrap().ends_with("fail.html") { "</span> FAIL" } else { "</span> " };
         assert!(html.contains(word), "{}", page.display());
         for remote in ["http:", "https:", "src=", "@import", "url("] {
             let bare = html.replace("http://www.w3.org/2000/svg", "");
@@ -142,7 +155,7 @@ fn a_browser_shows_every_report_without_a_complaint() {
         let opened = open(browser, page, 1200, false);
         assert!(opened.dom.contains("<main>"), "{}", page.display());
         assert_eq!(opened.console, Vec::<String>::new(), "{}", page.display());
-        for (width, dark) in [(1200, false), (1200, true), (500, false), (500, true)] {
+        for (width, dark) in [(1200, false), (1200, true), (500, true), (360, false)] {
             let opened = measured(browser, page, width, dark);
             let title = opened.dom.split_once("<title>").unwrap().1.split_once("</title>").unwrap().0.to_owned();
             let scheme = if dark { "dark" } else { "light" };
@@ -360,7 +373,7 @@ fn what_is_the_same_has_no_plot_and_says_why() {
         assert!(!section.contains("<svg") && !section.contains("behind the plot"), "{title}: {section}");
         assert!(section.contains("<summary>The numbers</summary>"), "{title}: {section}");
     }
-    assert!(section(&html, "Positions").contains("that are exactly 0"));
+    assert!(section(&html, "Positions").contains("exactly 0, which"));
 }
 
 #[test]
@@ -380,11 +393,14 @@ fn a_page_says_which_adapter_base_and_probe_it_is_about() {
         ("output: values", digest["values"].as_str().unwrap()),
         ("probe: SHA-256", &sha),
     ] {
-        assert!(found.contains(&format!("{row}</td><td class=\"long\">{value}</td>")), "{row} {value}: {found}");
+        assert!(
+            found.contains(&format!("{row}</td><td class=\"long\" data-column=\"value\">{value}</td>")),
+            "{row} {value}: {found}"
+        );
     }
     assert!(found.contains(">ptplus-base/1 config="), "{found}");
     let conventions = section(&html, "Conventions");
-    assert!(conventions.contains("<td>row_order</td><td>norm</td>"), "{conventions}");
+    assert!(conventions.contains(">row_order</td><td data-column=\"value\">norm</td>"), "{conventions}");
 }
 
 #[test]
@@ -430,7 +446,10 @@ fn the_output_is_drawn_among_the_other_types() {
         assert_eq!(exit(&out), 0, "{}", stderr(&out));
         let section = section(&html, "Size against error");
         let len = std::fs::metadata(folder.join("out.gguf")).unwrap().len();
-        assert!(section.contains(&format!("<tr><td>{name}</td><td class=\"n\">{len}</td>")), "{section}");
+        assert!(
+            section.contains(&format!(">{name}</td><td class=\"n\" data-column=\"bytes\">{len}</td>")),
+            "{section}"
+        );
         // In both drawings, as the one triangle.
         assert_eq!(section.matches("<polygon").count(), 2, "{section}");
         assert!(section.contains("\u{25b2}</span> this output"), "{section}");

@@ -183,7 +183,9 @@ impl Table {
                     true => "",
                     false => " class=\"n\"",
                 };
-                let _ = write!(out, "<td{class}>{}</td>", escape_html(cell));
+                // On a narrow screen a row is a block, and each cell says its column.
+                let column = escape_html(self.header.get(i).copied().unwrap_or_default());
+                let _ = write!(out, "<td{class} data-column=\"{column}\">{}</td>", escape_html(cell));
             }
             out.push_str("</tr>\n");
         }

@@ -89,7 +89,8 @@ impl Chart {
                 return shown.map(|(g, (_, class, mark))| (g.name, class, mark)).collect();
             }
         };
-        let mut out: Vec<_> = series.iter().zip(SERIES).map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
+        let shown = series.iter().zip(SERIES).filter(|(s, _)| !s.points.is_empty());
+        let mut out: Vec<_> = shown.map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
         out.extend(series.iter().zip(DASHES).filter_map(|(s, dash)| Some((s.limit.as_ref()?.0, "limit", dash.2))));
         out
     }
@@ -98,8 +99,8 @@ impl Chart {
     pub fn left_out(&self) -> Option<String> {
         let n_zero = self.values().filter(|v| *v == 0.0).count();
         let n_wrong = self.values().filter(|v| !v.is_finite()).count();
-        let zero = (n_zero > 0).then(|| format!("{n_zero} that are exactly 0, which a logarithmic axis cannot show"));
-        let wrong = (n_wrong > 0).then(|| format!("{n_wrong} that are NaN or infinite"));
+        let zero = (n_zero > 0).then(|| format!("exactly 0, which a logarithmic axis cannot show ({n_zero})"));
+        let wrong = (n_wrong > 0).then(|| format!("NaN or infinite ({n_wrong})"));
         let parts: Vec<String> = zero.into_iter().chain(wrong).collect();
         (!parts.is_empty()).then(|| format!("Not drawn: {}.", parts.join("; ")))
     }
@@ -337,12 +338,12 @@ mod tests {
     #[test]
     fn every_value_is_drawn_or_said_to_be_left_out() {
         for (values, n, left_out) in [
-            (&[1e-7, 2e-6, 0.0][..], 2, "Not drawn: 1 that are exactly 0, which a logarithmic axis cannot show."),
-            (&[f64::NAN, 1.0, f64::INFINITY], 1, "Not drawn: 2 that are NaN or infinite."),
+            (&[1e-7, 2e-6, 0.0][..], 2, "Not drawn: exactly 0, which a logarithmic axis cannot show (1)."),
+            (&[f64::NAN, 1.0, f64::INFINITY], 1, "Not drawn: NaN or infinite (2)."),
             (
                 &[0.0, f64::NAN],
                 0,
-                "Not drawn: 1 that are exactly 0, which a logarithmic axis cannot show; 1 that are NaN or infinite.",
+                "Not drawn: exactly 0, which a logarithmic axis cannot show (1); NaN or infinite (1).",
             ),
             (&[], 0, ""),
             (&[1e-300, 1e300], 2, ""),
