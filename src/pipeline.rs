@@ -25,9 +25,9 @@ use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Loss, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
 use crate::verify::probe::Probe;
-use crate::verify::stats::Metrics;
+use crate::verify::stats::{Metrics, Row};
 use crate::verify::tolerance::Tolerance;
-use crate::verify::{self, LayerReport, Prompts, Reference};
+use crate::verify::{self, FailedReport, LayerReport, Prompts, Reference};
 pub use base::{ConvertBase, Tokenizer, convert_base};
 
 /// Opens, imports and validates the adapter at `path`.
@@ -161,8 +161,12 @@ pub struct OutputError {
     pub metrics: Metrics,
     /// `max |logits - base_logits|` of the source.
     pub effect: f64,
+    /// The same of the output.
+    pub found_effect: f64,
     /// Each adapted layer's term.
     pub layers: Vec<LayerReport>,
+    /// Every position.
+    pub positions: Vec<Row>,
 }
 
 /// One tensor of the output.
@@ -481,26 +485,30 @@ fn hold_to_bounds(
         return Ok(());
     }
     let output = read_adapter(staged, Some(base))?;
-    let error = measure_output(&output, source, base, measure)?;
+    let mut found = run_beside_source(&output, source, base, measure)?;
     for bound in kl_bounds {
-        bound.check_value("mean KL", error.metrics.mean_kl).map_err(|e| e.file(job.output))?;
+        let mean_kl = found.metrics.mean_kl;
+        if let Err(e) = bound.check_value("mean KL", mean_kl) {
+            (found.pass, found.limits.mean_kl) = (false, Some(bound.limit));
+            return Err(e.file(job.output).caused_by(FailedReport(found)));
+        }
     }
-    report.output_error = Some(error);
+    let verify::Report { metrics, effect, found_effect, layers, positions, .. } = found;
+    report.output_error = Some(OutputError { metrics, effect, found_effect, layers, positions });
     Ok(())
 }
 
-/// Runs `output` beside `source`.
-fn measure_output(
+/// Figures without limits.
+fn run_beside_source(
     output: &Validated,
     source: &Validated,
     base: &BaseModel,
     measure: &Measure<'_>,
-) -> Result<OutputError> {
+) -> Result<verify::Report> {
     let options =
         verify::Options { device: measure.device, tolerance: Some(Tolerance::none()), progress: measure.progress };
     let reference = Reference::Adapter { adapter: source, base: None, prompts: &measure.prompts };
-    let report = verify::verify(output, base, reference, &options)?;
-    Ok(OutputError { metrics: report.metrics, effect: report.effect, layers: report.layers })
+    verify::verify(output, base, reference, &options)
 }
 
 /// The proof of the staged output, if one is asked for.
@@ -522,14 +530,8 @@ pub(crate) fn prove_file(
     // What the source's type has lost, writing a finer one does not bring back.
     let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
     let options = verify::Options { tolerance, ..proof.options.clone() };
-    let report = verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?;
-    match report.failures.first() {
-        None => Ok(report),
-        Some(failure) => {
-            let code = if failure.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
-            Err(Error::new(code, format!("{}; nothing was written", failure.message)).file(&source.origin.path))
-        }
-    }
+    verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?
+        .passed("nothing was written", &source.origin.path)
 }
 
 fn finish(report: &mut Converted, source: &Validated, written: Written) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::convert::{Effort, Prepared};
+use super::convert::{self, Effort, Prepared};
 use super::hints::Given;
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
@@ -42,7 +42,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
         let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
         ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, Unit::Adapters);
         // A line as soon as there is one, whole: several threads print.
-        ui.batch_line(document(task, &outcome), &line(task, &outcome))?;
+        ui.batch_line(document(task, &outcome, ui), &line(task, &outcome))?;
         Ok(outcome.err().map(|e| e.kind()))
     };
     let kinds: Vec<Option<Kind>> = pool.install(|| tasks.par_iter().map(convert).collect::<Result<_>>())?;
@@ -169,9 +169,9 @@ fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Ta
     Ok(out)
 }
 
-fn document(task: &Task, outcome: &Result<Converted>) -> (Status, Value) {
+fn document(task: &Task, outcome: &Result<Converted>, ui: &Ui) -> (Status, Value) {
     let (status, mut document) = match outcome {
-        Ok(done) => (Status::Ok, json!(done)),
+        Ok(done) => (Status::Ok, convert::document(done, ui)),
         Err(e) => (Status::Failed, ui::error_fields(e, &Given::default())),
     };
     document["adapter"] = task.adapter.to_string_lossy().into();

@@ -2,17 +2,21 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::base_check::{self, BaseCheck};
 use super::command;
 use super::progress::Unit;
 use super::reading::Reading;
+#[cfg(feature = "report")]
+use super::report::{Pending, write_failure};
 use super::table;
 use super::types::{self, TypeArguments};
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
+#[cfg(feature = "report")]
+use crate::error::Error;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
 use crate::import::Options;
@@ -20,6 +24,8 @@ use crate::inspect;
 use crate::pipeline::{
     self, Convert, ConvertBase, Converted, ConvertedTensor, Format, Measure, Proof, Tokenizer, TypeRules,
 };
+#[cfg(feature = "report")]
+use crate::report;
 use crate::runner::{Device, DeviceChoice};
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Loss, Metric};
@@ -197,17 +203,18 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
             output: Some(output),
         },
     )?;
-    let done = prepared.convert(adapter, output, ui, Effort::Alone)?;
-    ui.result(Status::Ok, json!(done), &text(&done, adapter))?;
+    let outcome = prepared.convert(adapter, output, ui, Effort::Alone);
+    #[cfg(feature = "report")]
+    let reported = prepared.report(report_file, adapter, &outcome, ui);
+    let done = outcome?;
+    ui.result(Status::Ok, document(&done, ui), &text(&done, adapter))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     if a.base.is_some() && done.verification.is_none() && !done.dry_run {
         ui.note(base_check::NOT_PROVED);
     }
     #[cfg(feature = "report")]
-    if let Some(file) = report_file {
-        file.write(&prepared.report(adapter, &done, ui)?, ui)?;
-    }
+    reported?;
     Ok(0)
 }
 
@@ -349,16 +356,49 @@ impl<'a> Prepared<'a> {
         })
     }
 
+    /// Writes the report, if one is asked for, on what was converted or on why it was not.
     #[cfg(feature = "report")]
-    fn report(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
-        use crate::report;
+    fn report(&self, file: Option<Pending>, adapter: &Path, outcome: &Result<Converted>, ui: &Ui) -> Result<()> {
+        match (file, outcome) {
+            (Some(file), Ok(done)) => file.write(&self.page(adapter, done, ui)?, ui),
+            (None, Ok(_)) => Ok(()),
+            (file, Err(e)) => {
+                write_failure(file, e, || self.failure_page(adapter, e), ui);
+                Ok(())
+            }
+        }
+    }
+
+    #[cfg(feature = "report")]
+    fn failure_page(&self, adapter: &Path, error: &Error) -> Result<String> {
+        Ok(report::failure(&report::Failure {
+            what: "Conversion",
+            source: adapter,
+            error,
+            adapter: pipeline::read_adapter_with(adapter, &self.reading, self.base.as_ref()).ok().as_ref(),
+            base: self.base.as_ref(),
+            probe: self.probe.as_ref(),
+            input_ids: &self.input_ids()?,
+            device: self.device.name(),
+        }))
+    }
+
+    /// What was run, if anything was: `[B][T]`.
+    #[cfg(feature = "report")]
+    fn input_ids(&self) -> Result<Vec<Vec<u32>>> {
+        self.base.as_ref().map_or(Ok(Vec::new()), |base| self.prompts().ids(base.config.vocab_size))
+    }
+
+    #[cfg(feature = "report")]
+    fn page(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
         let output = pipeline::read_adapter(&done.output, self.base.as_ref())?;
         let is_quantized = done.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));
         let (candidates, not_measured) = match is_quantized && self.format == Format::Gguf {
             true => {
-                let device = self.base.is_some().then_some(&self.device);
+                let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+                let measure = Measure { prompts: self.prompts(), device: &self.device, progress: &steps };
                 let architecture = self.job.arch.as_deref();
-                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, device)?
+                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, &measure)?
             }
             false => Default::default(),
         };
@@ -368,12 +408,24 @@ impl<'a> Prepared<'a> {
             output: &output,
             base: self.base.as_ref(),
             converted: done,
-            input_ids: self.probe.as_ref().map_or(&[], |p| &p.input_ids),
+            probe: self.probe.as_ref(),
+            input_ids: &self.input_ids()?,
+            max_error: &self.max_error,
             candidates: &candidates,
             device: self.device.name(),
         }))
     }
 }
+
+/// The result with `--json`; the positions are many, and shown with `-v` only, as by `verify`.
+pub fn document(done: &Converted, ui: &Ui) -> Value {
+    let mut document = json!(done);
+    if !ui.is_verbose() {
+        document["output_error"].as_object_mut().map(|e| e.shift_remove("positions"));
+    }
+    document
+}
+
 fn text(c: &Converted, adapter: &Path) -> String {
     let mut out = String::new();
     let is_lossy = c.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));

@@ -14,12 +14,18 @@ use super::{command, usage};
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
+#[cfg(feature = "report")]
+use crate::import::Options;
 use crate::package::container::is_called_tar;
 use crate::package::pack::{Pack, Packed, pack, source_date};
 use crate::package::signature::Signer;
 #[cfg(feature = "report")]
 use crate::pipeline;
 use crate::pipeline::{Convert, Format, Measure, Proof};
+#[cfg(feature = "report")]
+use crate::report;
+#[cfg(feature = "report")]
+use crate::runner::Device;
 use crate::runner::DeviceChoice;
 use crate::transform::cast::Overflow;
 use crate::verify::probe::Probe;
@@ -129,7 +135,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         None => Prompts::DEFAULT,
     };
     let command = command::normal_form(std::env::args_os());
-    let done = pack(Pack {
+    let outcome = pack(Pack {
         convert: Convert {
             adapter: &a.adapter,
             reading: &reading,
@@ -158,7 +164,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         signer: signer.as_ref(),
         command: &command,
         date,
-    })?;
+    });
+    #[cfg(feature = "report")]
+    let run = Run { base: &base, probe: probe.as_ref(), prompts: &prompts, device: &device };
+    #[cfg(feature = "report")]
+    let reported = write_report(report_file, a, &reading, &outcome, &run, ui);
+    let done = outcome?;
     let mut document = json!(done);
     document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
     ui.result(Status::Ok, document, &text(a, &done))?;
@@ -168,25 +179,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         ui.note(base_check::NOT_PROVED);
     }
     #[cfg(feature = "report")]
-    if let Some(file) = report_file {
-        let packed = pipeline::read_adapter(&a.output, Some(&base))?;
-        // A source whose conventions the probe had to settle is not read again just for the losses.
-        let losses = match pipeline::read_adapter_with(&a.adapter, &reading, Some(&base)) {
-            Ok(source) => crate::verify::tensors::losses(&packed, &source)?,
-            Err(_) => Vec::new(),
-        };
-        let page = crate::report::verification(&crate::report::Verification {
-            adapter: &packed,
-            base: &base,
-            reference: done.reference.to_owned(),
-            input_ids: &prompts.ids(base.config.vocab_size)?,
-            report: &done.verification,
-            losses: &losses,
-            conventions: None,
-            device: device.name(),
-        });
-        file.write(&page, ui)?;
-    }
+    reported?;
     Ok(0)
 }
 
@@ -201,6 +194,64 @@ fn bundle_name(output: &Path) -> Result<()> {
             Err(usage("--output", message))
         }
     }
+}
+
+/// What a bundle's adapter was run on.
+#[cfg(feature = "report")]
+struct Run<'a> {
+    base: &'a BaseModel,
+    probe: Option<&'a Probe>,
+    prompts: &'a Prompts,
+    device: &'a Device,
+}
+
+/// Writes the report, if one is asked for, on what was packed or on why it was not.
+#[cfg(feature = "report")]
+fn write_report(
+    file: Option<super::report::Pending>,
+    a: &Arguments,
+    reading: &Options,
+    outcome: &Result<Packed>,
+    run: &Run<'_>,
+    ui: &Ui,
+) -> Result<()> {
+    // A source whose conventions the probe had to settle is not read again just for the page.
+    let source = || pipeline::read_adapter_with(&a.adapter, reading, Some(run.base)).ok();
+    let done = match outcome {
+        Ok(done) => done,
+        Err(e) => {
+            let page = || {
+                Ok(report::failure(&report::Failure {
+                    what: "Packing",
+                    source: &a.adapter,
+                    error: e,
+                    adapter: source().as_ref(),
+                    base: Some(run.base),
+                    probe: run.probe,
+                    input_ids: &run.prompts.ids(run.base.config.vocab_size)?,
+                    device: run.device.name(),
+                }))
+            };
+            super::report::write_failure(file, e, page, ui);
+            return Ok(());
+        }
+    };
+    let Some(file) = file else { return Ok(()) };
+    let packed = pipeline::read_adapter(&a.output, Some(run.base))?;
+    let losses = source().map(|source| verify::tensors::losses(&packed, &source)).transpose()?.unwrap_or_default();
+    let page = report::verification(&report::Verification {
+        adapter: &packed,
+        base: run.base,
+        reference: done.reference.to_owned(),
+        against: None,
+        probe: run.probe,
+        input_ids: &run.prompts.ids(run.base.config.vocab_size)?,
+        report: &done.verification,
+        losses: &losses,
+        conventions: None,
+        device: run.device.name(),
+    });
+    file.write(&page, ui)
 }
 
 fn text(a: &Arguments, p: &Packed) -> String {

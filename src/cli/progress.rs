@@ -116,7 +116,7 @@ fn clear(slot: &mut Option<Phase>) {
 /// `37 %  1.2 GB of 3.3 GB  410.0 MB/s  6 s left`
 fn message(clock: &Clock, total: u64, unit: Unit, now: Instant) -> String {
     let done = clock.done.min(total);
-    let percent = if total > 0 { done * 100 / total } else { 100 };
+    let percent = (done * 100).checked_div(total).unwrap_or(100);
     let mut out = match unit {
         Unit::Bytes => format!("{percent} %  {} of {}", bytes(done), bytes(total)),
         Unit::Steps => format!("{percent} %  step {done} of {total}"),

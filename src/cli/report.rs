@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::ui::Ui;
+use super::usage;
 use crate::base::BaseModel;
-use crate::error::{Code, Error, Result, escape};
+use crate::error::{Code, Error, Kind, Result};
 use crate::format::output::Overwrite;
 use crate::report::ReportFile;
 
@@ -24,10 +25,14 @@ pub struct Others<'a> {
     pub output: Option<&'a Path>,
 }
 
-/// Errors: those of [`ReportFile::create`]; [`Code::OutputIsInput`] where the report would replace one of `others`, also
+/// Errors: those of [`ReportFile::create`]; [`Code::Usage`] for a name that is none of a page; [`Code::OutputIsInput`] where the report would replace one of `others`, also
 /// with `force`.
 pub fn create(path: Option<&Path>, force: bool, others: &Others<'_>) -> Result<Option<Pending>> {
     let Some(path) = path else { return Ok(None) };
+    let ending = path.extension().map(|e| e.to_ascii_lowercase());
+    if ending.is_none_or(|e| e != "html" && e != "htm") {
+        return Err(usage("--report", format!("expected a name that ends in .html or .htm, found {path:?}")));
+    }
     // By name, since the output need not exist yet.
     if let Some(output) = others.output
         && resolved(path).starts_with(resolved(output))
@@ -61,10 +66,20 @@ fn resolved(path: &Path) -> PathBuf {
 }
 
 impl Pending {
+    /// Writes the page; the command's result then says where it is. Before the result, which is the command's last word.
     pub fn write(self, html: &str, ui: &Ui) -> Result<()> {
         self.file.write(html)?;
-        ui.note(&format!("report written to {}", escape(&self.path.to_string_lossy())));
+        ui.wrote_report(self.path);
         Ok(())
+    }
+}
+
+/// Writes the page of a command that failed with `e` because numbers differ; of other failures there is nothing to show.
+/// That it cannot be written is only noted: the command ends with its own error.
+pub fn write_failure(file: Option<Pending>, e: &Error, page: impl FnOnce() -> Result<String>, ui: &Ui) {
+    let Some(file) = file.filter(|_| e.kind() == Kind::Differs) else { return };
+    if let Err(e) = page().and_then(|html| file.write(&html, ui)) {
+        ui.note(&format!("no report was written: {e}"));
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::error::Error as _;
 use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
@@ -21,6 +23,8 @@ pub struct Ui {
     progress: Progress,
     /// For hints below errors.
     given: Given,
+    /// Where a report was written, for the result.
+    report: OnceLock<PathBuf>,
 }
 
 /// Whether the command found what it should.
@@ -32,12 +36,31 @@ pub enum Status {
 
 impl Ui {
     pub fn new(command: &'static str, json: bool, quiet: bool, verbose: bool) -> Self {
-        Ui { command, json, quiet, verbose, progress: Progress::new(!json && !quiet), given: Given::default() }
+        Ui {
+            command,
+            json,
+            quiet,
+            verbose,
+            progress: Progress::new(!json && !quiet),
+            given: Given::default(),
+            report: OnceLock::new(),
+        }
     }
 
     /// With the paths of the command line, for hints below errors.
     pub fn with_given(self, given: Given) -> Self {
         Ui { given, ..self }
+    }
+
+    /// A report is at `path`: the result, or the error, says so.
+    #[cfg(feature = "report")]
+    pub fn wrote_report(&self, path: PathBuf) {
+        self.report.set(path).expect("a command writes one report");
+    }
+
+    /// `report FILE`, if there is one.
+    fn report_line(&self) -> String {
+        self.report.get().map_or(String::new(), |path| format!("report {}\n", escape(&path.to_string_lossy())))
     }
 
     pub fn is_verbose(&self) -> bool {
@@ -50,7 +73,7 @@ impl Ui {
     pub fn result(&self, status: Status, document: Value, text: &str) -> Result<()> {
         self.progress.clear();
         if !self.json {
-            return write_stdout(text);
+            return write_stdout(&format!("{text}{}", self.report_line()));
         }
         let mut text =
             serde_json::to_string_pretty(&Value::Object(self.envelope(status, document))).unwrap_or_default();
@@ -90,6 +113,7 @@ impl Ui {
         if let Value::Object(fields) = document {
             out.extend(fields);
         }
+        out.extend(self.report.get().map(|path| ("report".to_owned(), path.to_string_lossy().into())));
         out
     }
 
@@ -122,6 +146,9 @@ impl Ui {
         }
         if self.json {
             self.error_document(e);
+        } else {
+            // The error itself is what matters, and it is on stderr.
+            let _ = write_stdout(&self.report_line());
         }
     }
 

@@ -135,11 +135,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         let other = other.expect("clap wants --base with --probe and --against-device");
         let report = tensors::compare(&adapter, &other)?;
         let status = if report.pass { Status::Ok } else { Status::Failed };
+        #[cfg(feature = "report")]
+        let reported =
+            report_file.map(|file| file.write(&crate::report::comparison(&adapter, &other, &report), ui)).transpose();
         ui.result(status, json!(report), &tensor_text(&report))?;
         #[cfg(feature = "report")]
-        if let Some(file) = report_file {
-            file.write(&crate::report::comparison(&adapter, &other, &report), ui)?;
-        }
+        reported?;
         return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
     };
     let reference = match (&probe, &other, &other_device) {
@@ -163,9 +164,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         document.as_object_mut().map(|d| d.remove("positions"));
     }
     let shown = text(&report, &document["engines"], a, ui.is_verbose());
-    ui.result(status, document, &shown)?;
     #[cfg(feature = "report")]
-    if let Some(file) = report_file {
+    let write_report = || -> Result<()> {
+        let Some(file) = report_file else { return Ok(()) };
         let losses = other.as_ref().map(|o| tensors::losses(&adapter, o)).transpose()?.unwrap_or_default();
         let (input_ids, reference) = match (&probe, &a.against) {
             (Some(probe), _) => {
@@ -184,6 +185,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             adapter: &adapter,
             base,
             reference,
+            against: other.as_ref(),
+            probe: probe.as_ref(),
             input_ids: &input_ids,
             report: &report,
             losses: &losses,
@@ -193,8 +196,13 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
                 EngineChoice::LlamaCpp => "llama.cpp on the CPU, candle beside it",
             },
         });
-        file.write(&page, ui)?;
-    }
+        file.write(&page, ui)
+    };
+    #[cfg(feature = "report")]
+    let reported = write_report();
+    ui.result(status, document, &shown)?;
+    #[cfg(feature = "report")]
+    reported?;
     Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
 }
 

@@ -278,14 +278,7 @@ fn against_source(
     options: &verify::Options<'_>,
 ) -> Result<Report> {
     let reference = Reference::Adapter { adapter: source, base: None, prompts };
-    let report = verify::verify(adapter, base, reference, options)?;
-    match report.failures.first() {
-        None => Ok(report),
-        Some(failure) => {
-            let code = if failure.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
-            Err(Error::new(code, format!("{}; no bundle was made", failure.message)).file(&source.origin.path))
-        }
-    }
+    verify::verify(adapter, base, reference, options)?.passed("no bundle was made", &source.origin.path)
 }
 
 /// SPEC-level fact of llama.cpp that concerns whoever runs the bundle there.

@@ -1,7 +1,12 @@
 //! Reports for people: what was proved, as one self-contained HTML page. Figures come from the library's reports, nothing
 //! is computed here but what a plot needs.
 
+mod axis;
+mod bounds;
 mod candidates;
+mod compared;
+mod failure;
+mod identity;
 mod page;
 mod plot;
 mod sections;
@@ -14,14 +19,18 @@ use crate::error::Result;
 use crate::format::output::{OutputFile, Overwrite};
 use crate::pipeline::Converted;
 use crate::search::Settlement;
+use crate::transform::loss::Bound;
 use crate::validate::Validated;
 use crate::verify;
+use crate::verify::probe::Probe;
 use crate::verify::tensors::{TensorLoss, TensorReport};
+use bounds::Held;
 pub use candidates::{Candidate, candidates};
+use compared::Compared;
+pub use failure::{Failure, failure};
+use identity::{Subjects, identity};
 use page::{Page, Section, Table};
-use sections::{
-    MAX_ROWS, capped, conventions, environment, figures, layers, number, positions, shown, size_against_error, tensors,
-};
+use sections::{MAX_ROWS, capped, conventions, environment, number, shown, size_against_error, tensors};
 pub use tokens::Tokens;
 
 /// A report file: refused at once where it cannot be written, there once [`ReportFile::write`] was called.
@@ -48,6 +57,10 @@ pub struct Verification<'a> {
     pub base: &'a BaseModel,
     /// What it was compared with, for people: `PyTorch's answer (probe.safetensors)`.
     pub reference: String,
+    /// The adapter it was compared with, if there was one.
+    pub against: Option<&'a Validated>,
+    /// PyTorch's answer, if it was compared with that.
+    pub probe: Option<&'a Probe>,
     /// What was asked: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
     /// The outcome.
@@ -72,26 +85,26 @@ pub fn verification(v: &Verification<'_>) -> String {
         r.tolerance
     )];
     lead.extend(r.failures.iter().map(|f| format!("Failed: {} [{}]", f.message, f.code)));
-    let mut sections = vec![layers(&r.layers, r.limits.layer_relative)];
     let mut notes = v.adapter.notes.clone();
-    let tokens = Tokens::of(v.base).unwrap_or_else(|e| {
-        notes.push(format!("the tokens' text could not be read: {e}"));
-        Tokens::default()
-    });
-    sections.push(positions(&r.positions, &r.limits, v.input_ids, &tokens));
+    let compared = Compared::from(r);
+    let mut sections = compared.sections(v.input_ids, &tokens(v.base, &mut notes));
     let losses: Vec<_> =
         v.losses.iter().map(|l| (l.name.clone(), l.dtype.name().to_owned(), l.len_bytes, l.loss)).collect();
     sections.push(tensors(
         &losses,
         "No other form of the adapter was compared, so what its types cost is not known here; --against ADAPTER tells.",
     ));
-    sections.push(conventions(&v.adapter.adapter().config, v.conventions));
-    sections.push(environment(&[("device", v.device.to_owned()), ("base", base_text(v.base))], &notes));
+    sections.push(conventions(v.adapter, v.conventions));
+    let adapters: Vec<_> = [("adapter", v.adapter)].into_iter().chain(v.against.map(|a| ("reference", a))).collect();
+    let subjects = Subjects { adapters: &adapters, base: Some(v.base), probe: v.probe, source_sha256: None };
+    sections.push(identity(&subjects, &mut notes));
+    sections.push(environment(Some(v.device), &notes));
     Page {
         title: format!("Verification of {}", name(&v.adapter.origin.path)),
         pass: Some(r.pass),
+        within: Vec::new(),
         lead,
-        figures: figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect),
+        figures: compared.figures(),
         sections: shown(sections),
     }
     .html()
@@ -105,6 +118,9 @@ pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorRep
         name(&reference.origin.path)
     )];
     lead.extend(report.config.iter().map(|f| format!("Failed: {}", f.line())));
+    let mut notes = adapter.notes.clone();
+    let adapters = [("adapter", adapter), ("reference", reference)];
+    let subjects = Subjects { adapters: &adapters, base: None, probe: None, source_sha256: None };
     let rows = report.tensors.iter().take(MAX_ROWS).map(|t| {
         vec![t.name.clone(), t.failure.clone().unwrap_or_else(|| "equal".into()), t.max_abs.map_or("-".into(), number)]
     });
@@ -117,12 +133,14 @@ pub fn comparison(adapter: &Validated, reference: &Validated, report: &TensorRep
     Page {
         title: format!("Comparison of {}", name(&adapter.origin.path)),
         pass: Some(report.pass),
+        within: Vec::new(),
         lead,
         figures: Vec::new(),
         sections: shown(vec![
             Section { title: "Tensors", table: Some(table), ..Section::default() },
-            conventions(&adapter.adapter().config, None),
-            environment(&[], &adapter.notes),
+            conventions(adapter, None),
+            identity(&subjects, &mut notes),
+            environment(None, &notes),
         ]),
     }
     .html()
@@ -138,8 +156,12 @@ pub struct Conversion<'a> {
     pub base: Option<&'a BaseModel>,
     /// What was done.
     pub converted: &'a Converted,
-    /// What was asked in the verification: `[B][T]`.
+    /// PyTorch's answer, if it was held against that.
+    pub probe: Option<&'a Probe>,
+    /// What was asked where something was run: `[B][T]`.
     pub input_ids: &'a [Vec<u32>],
+    /// The bounds that it was held to.
+    pub max_error: &'a [Bound],
     /// Other types, if they were measured.
     pub candidates: &'a [Candidate],
     /// Where it was computed.
@@ -160,29 +182,30 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         done.len_bytes,
         done.row_order
     )];
+    let held = bounds::held(done, c.max_error);
     lead.push(match (proof, &done.output_error) {
         (Some(r), _) => format!(
             "Read back and held against PyTorch's answer: {} positions, limits of {}.",
             r.metrics.n_positions, r.tolerance
         ),
         (None, Some(e)) => format!(
-            "Run beside its source on {} positions; no limit was set, so nothing is judged.",
-            e.metrics.n_positions
+            "Run beside its source on {} positions{}.",
+            e.metrics.n_positions,
+            if held.is_empty() { "; no limit was set, so nothing is judged" } else { "" }
         ),
         (None, None) => "Nothing was run: that the output computes what it should is not proved here.".into(),
     });
-    let (figures, layer_rows) = match (proof, &done.output_error) {
-        (Some(r), _) => (figures(&r.metrics, Some(&r.limits), r.effect, r.found_effect), r.layers.as_slice()),
-        (None, Some(e)) => (figures(&e.metrics, None, e.effect, e.effect), e.layers.as_slice()),
-        (None, None) => (Vec::new(), &[][..]),
-    };
-    let mut sections = vec![layers(layer_rows, proof.and_then(|r| r.limits.layer_relative))];
-    if let (Some(r), Some(base)) = (proof, c.base) {
-        let tokens = Tokens::of(base).unwrap_or_else(|e| {
-            notes.push(format!("the tokens' text could not be read: {e}"));
-            Tokens::default()
-        });
-        sections.push(positions(&r.positions, &r.limits, c.input_ids, &tokens));
+    lead.extend(held.iter().map(|h| format!("Within its bound: {}.", h.line())));
+    let beside_source = done.output_error.as_ref().map(|e| {
+        let mut compared = Compared::from(e);
+        compared.limits.mean_kl = bounds::tightest_kl(done, c.max_error);
+        compared
+    });
+    let compared = proof.map(Compared::from).or(beside_source);
+    let mut sections = Vec::new();
+    if let Some(compared) = &compared {
+        let tokens = c.base.map_or_else(Tokens::default, |base| tokens(base, &mut notes));
+        sections = compared.sections(c.input_ids, &tokens);
     }
     let losses: Vec<_> = done
         .tensors
@@ -190,20 +213,34 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         .filter_map(|t| Some((t.name.clone(), format!("{} -> {}", t.source_dtype, t.dtype), t.len_bytes, t.loss?)))
         .collect();
     sections.push(tensors(&losses, "A dry run writes nothing, so nothing is lost."));
-    sections.push(size_against_error(c.candidates));
-    sections.push(conventions(&c.output.adapter().config, done.conventions.as_ref()));
-    let mut facts = vec![("device", c.device.to_owned())];
-    facts.extend(c.base.map(|b| ("base", base_text(b))));
-    facts.extend(done.source_sha256.clone().map(|d| ("digest of the source", d)));
-    sections.push(environment(&facts, &notes));
+    let how = if done.auto.is_some() { "--auto" } else { "this output" };
+    sections.push(size_against_error(c.candidates, Candidate { name: how.into(), ..Candidate::of(done) }));
+    sections.push(conventions(c.output, done.conventions.as_ref()));
+    let subjects = Subjects {
+        adapters: &[("output", c.output)],
+        base: c.base,
+        probe: c.probe,
+        source_sha256: done.source_sha256.as_deref(),
+    };
+    sections.push(identity(&subjects, &mut notes));
+    sections.push(environment(c.base.map(|_| c.device), &notes));
     Page {
         title: format!("Conversion of {}", name(c.source)),
-        pass: proof.map(|r| r.pass),
+        pass: proof.map(|r| r.pass).or((!held.is_empty()).then_some(true)),
+        within: held.iter().map(Held::bound).collect(),
         lead,
-        figures,
+        figures: compared.iter().flat_map(Compared::figures).collect(),
         sections: shown(sections),
     }
     .html()
+}
+
+/// The base's vocabulary; where it cannot be read, a note says so and tokens have no text.
+fn tokens(base: &BaseModel, notes: &mut Vec<String>) -> Tokens {
+    Tokens::of(base).unwrap_or_else(|e| {
+        notes.push(format!("the tokens' text could not be read: {e}"));
+        Tokens::default()
+    })
 }
 
 /// The last part of a path: where something lies on this machine is nobody's business.

@@ -15,6 +15,8 @@ pub(super) struct Page {
     pub title: String,
     /// Absent where nothing was judged.
     pub pass: Option<bool>,
+    /// Bounds that hold, for the verdict.
+    pub within: Vec<String>,
     /// What the verdict is about, one sentence each.
     pub lead: Vec<String>,
     pub figures: Vec<Figure>,
@@ -34,10 +36,12 @@ pub(super) struct Figure {
 pub(super) struct Section {
     pub title: &'static str,
     pub text: Vec<String>,
+    /// Lines whose columns stand below each other.
+    pub lines: Vec<String>,
     pub chart: Option<Chart>,
     /// Shown.
     pub table: Option<Table>,
-    /// The numbers behind the chart, folded.
+    /// The numbers behind the chart, or all of them where there is none; folded.
     pub data: Option<Table>,
 }
 
@@ -66,9 +70,13 @@ impl Page {
             Some(false) => ("fail", "\u{2717}", "FAIL"),
             None => ("none", "\u{2013}", "NOT JUDGED"),
         };
+        let within = match self.within.is_empty() {
+            true => String::new(),
+            false => format!(" <small>{}</small>", escape_html(&self.within.join(", "))),
+        };
         let _ = writeln!(
             out,
-            "<p class=\"verdict {class}\"><span aria-hidden=\"true\">{mark}</span> {word}</p>\n<h1>{title}</h1>"
+            "<p class=\"verdict {class}\"><span aria-hidden=\"true\">{mark}</span> {word}{within}</p>\n<h1>{title}</h1>"
         );
         for line in &self.lead {
             let _ = writeln!(out, "<p>{}</p>", escape_html(line));
@@ -106,7 +114,15 @@ impl Section {
         for line in &self.text {
             let _ = writeln!(out, "<p>{}</p>", escape_html(line));
         }
-        if let Some(chart) = &self.chart {
+        if !self.lines.is_empty() {
+            let lines: Vec<String> = self.lines.iter().map(|l| escape_html(l)).collect();
+            let _ = writeln!(out, "<pre tabindex=\"0\">{}</pre>", lines.join("\n"));
+        }
+        let chart = self.chart.as_ref().filter(|c| !c.is_empty());
+        if let Some(reason) = self.chart.as_ref().and_then(Chart::left_out).filter(|_| chart.is_none()) {
+            let _ = writeln!(out, "<p>There is nothing to plot. {}</p>", escape_html(&reason));
+        }
+        if let Some(chart) = chart {
             out.push_str("<figure>\n");
             for size in [Size::Wide, Size::Narrow] {
                 let svg = chart.svg(size);
@@ -132,13 +148,15 @@ impl Section {
                     escape_html(name)
                 );
             }
+            out.push_str(&escape_html(&chart.left_out().unwrap_or_default()));
             out.push_str("</figcaption>\n</figure>\n");
         }
         if let Some(table) = &self.table {
             table.write(out);
         }
         if let Some(data) = &self.data {
-            out.push_str("<details>\n<summary>The numbers behind the plot</summary>\n");
+            let summary = if chart.is_some() { "The numbers behind the plot" } else { "The numbers" };
+            let _ = writeln!(out, "<details>\n<summary>{summary}</summary>");
             data.write(out);
             out.push_str("</details>\n");
         }
@@ -165,7 +183,9 @@ impl Table {
                     true => "",
                     false => " class=\"n\"",
                 };
-                let _ = write!(out, "<td{class}>{}</td>", escape_html(cell));
+                // On a narrow screen a row is a block, and each cell says its column.
+                let column = escape_html(self.header.get(i).copied().unwrap_or_default());
+                let _ = write!(out, "<td{class} data-column=\"{column}\">{}</td>", escape_html(cell));
             }
             out.push_str("</tr>\n");
         }

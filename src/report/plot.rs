@@ -1,11 +1,10 @@
 //! Plots as SVG. The backend writes colours as attributes; the page's style sheet repeats them, and replaces each by
 //! its counterpart where the reader prefers dark.
 
-use std::ops::Range;
-
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
+
+use super::axis::{Labelled, bytes, decades, power, span, whole, with_decades};
 
 /// Text and axes.
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
@@ -16,6 +15,9 @@ const LIMIT: RGBColor = RGBColor(0xcf, 0x22, 0x2e);
 /// Series, in their order; each has a shape of its own too.
 const SERIES: [(RGBColor, &str, &str); 2] =
     [(RGBColor(0x09, 0x69, 0xda), "first", "\u{25cf}"), (RGBColor(0xbc, 0x4c, 0x00), "second", "\u{25b2}")];
+
+/// Lines of limits, in the order of their series: length of a dash and of a gap in pixels, and their mark in the legend.
+const DASHES: [(i32, i32, &str); 2] = [(6, 4, "\u{254c}"), (2, 4, "\u{2508}")];
 
 /// Points that a plot shows at most; of more, the largest of each group of neighbours.
 const MAX_POINTS: usize = 1500;
@@ -43,8 +45,8 @@ impl Size {
     }
 }
 
-/// A plot. The values of points are on a logarithmic axis; a value of 0 is drawn at the foot of it, and what is no
-/// number is not drawn.
+/// A plot. The values of points are on a logarithmic axis, which has no place for 0: that and what is no number is left
+/// out.
 pub(super) struct Chart {
     pub title: String,
     pub description: String,
@@ -58,23 +60,63 @@ pub(super) enum Marks {
     Points { series: Vec<Series>, joined: bool },
     /// A horizontal bar for each name, from 0.
     Bars(Vec<(String, f64)>),
-    /// Named points: bytes, and an error on a logarithmic axis.
-    Scatter(Vec<(String, f64, f64)>),
+    /// Named points, and others to be told from them: bytes, and an error on a logarithmic axis.
+    Scatter(Group, Group),
+}
+
+/// Points of one kind: what they are, and name and place of each.
+pub(super) struct Group {
+    pub name: &'static str,
+    pub points: Vec<Named>,
 }
 
 pub(super) struct Series {
     pub name: &'static str,
     pub points: Vec<(f64, f64)>,
     pub limit: Option<(&'static str, Vec<(f64, f64)>)>,
+    /// Whether each point has its whole number beside it, where there is room.
+    pub is_labelled: bool,
 }
 
 impl Chart {
     /// Name, class and mark of everything drawn.
     pub fn legend(&self) -> Vec<(&str, &'static str, &'static str)> {
-        let Marks::Points { series, .. } = &self.marks else { return Vec::new() };
-        let mut out: Vec<_> = series.iter().zip(SERIES).map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
-        out.extend(series.iter().filter_map(|s| Some((s.limit.as_ref()?.0, "limit", "\u{254c}"))));
+        let series = match &self.marks {
+            Marks::Points { series, .. } => series,
+            Marks::Bars(_) => return Vec::new(),
+            Marks::Scatter(first, second) => {
+                let shown = [first, second].into_iter().zip(SERIES).filter(|(g, _)| !g.points.is_empty());
+                return shown.map(|(g, (_, class, mark))| (g.name, class, mark)).collect();
+            }
+        };
+        let shown = series.iter().zip(SERIES).filter(|(s, _)| !s.points.is_empty());
+        let mut out: Vec<_> = shown.map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
+        out.extend(series.iter().zip(DASHES).filter_map(|(s, dash)| Some((s.limit.as_ref()?.0, "limit", dash.2))));
         out
+    }
+
+    /// What a reader who counts the marks would miss; `None` where everything is drawn.
+    pub fn left_out(&self) -> Option<String> {
+        let n_zero = self.values().filter(|v| *v == 0.0).count();
+        let n_wrong = self.values().filter(|v| !v.is_finite()).count();
+        let zero = (n_zero > 0).then(|| format!("exactly 0, which a logarithmic axis cannot show ({n_zero})"));
+        let wrong = (n_wrong > 0).then(|| format!("NaN or infinite ({n_wrong})"));
+        let parts: Vec<String> = zero.into_iter().chain(wrong).collect();
+        (!parts.is_empty()).then(|| format!("Not drawn: {}.", parts.join("; ")))
+    }
+
+    /// Whether nothing would be drawn.
+    pub fn is_empty(&self) -> bool {
+        !matches!(self.marks, Marks::Bars(_)) && !self.values().any(can_be_drawn)
+    }
+
+    /// What is on a logarithmic axis.
+    fn values(&self) -> Box<dyn Iterator<Item = f64> + '_> {
+        match &self.marks {
+            Marks::Points { series, .. } => Box::new(series.iter().flat_map(|s| &s.points).map(|p| p.1)),
+            Marks::Bars(_) => Box::new(std::iter::empty()),
+            Marks::Scatter(first, second) => Box::new(first.points.iter().chain(&second.points).map(|p| p.2)),
+        }
     }
 
     pub fn svg(&self, size: Size) -> String {
@@ -94,7 +136,7 @@ impl Chart {
         match &self.marks {
             Marks::Points { series, joined } => self.points(area, size, series, *joined),
             Marks::Bars(bars) => self.bars(area, size, bars),
-            Marks::Scatter(points) => self.scatter(area, size, points),
+            Marks::Scatter(first, second) => self.scatter(area, size, &first.points, &second.points),
         }
     }
 
@@ -123,12 +165,13 @@ impl Chart {
             .x_desc(self.x_name)
             .y_desc(self.y_name)
             .draw()?;
-        for (s, (colour, ..)) in series.iter().zip(SERIES) {
+        let mut drawn: Vec<(i32, i32)> = Vec::new();
+        for ((s, (colour, ..)), (dash, gap, _)) in series.iter().zip(SERIES).zip(DASHES) {
             if let Some((_, limit)) = &s.limit {
-                let line = limit.iter().map(|p| (p.0, log(p.1, &y)));
-                chart.draw_series(DashedLineSeries::new(line, 6, 4, LIMIT.stroke_width(1)))?;
+                let line = limit.iter().filter(|p| can_be_drawn(p.1)).map(|p| (p.0, p.1.log10()));
+                chart.draw_series(DashedLineSeries::new(line, dash, gap, LIMIT.stroke_width(1)))?;
             }
-            let points: Vec<(f64, f64)> = thinned(&s.points).into_iter().map(|p| (p.0, log(p.1, &y))).collect();
+            let points: Vec<(f64, f64)> = thinned(&s.points).into_iter().map(|p| (p.0, p.1.log10())).collect();
             if joined {
                 chart.draw_series(LineSeries::new(points.iter().copied(), colour.stroke_width(1)))?;
             }
@@ -136,6 +179,16 @@ impl Chart {
                 chart.draw_series(points.iter().map(|p| Circle::new(*p, 3, colour.filled())))?;
             } else {
                 chart.draw_series(points.iter().map(|p| TriangleMarker::new(*p, 5, colour.filled())))?;
+            }
+            let at: Vec<(i32, i32)> = points.iter().map(|p| chart.backend_coord(p)).collect();
+            drawn.extend(&at);
+            if s.is_labelled {
+                let labels: Vec<String> = points.iter().map(|p| whole(&p.0)).collect();
+                let offsets = label_offsets(&at, labels.iter().map(String::len), &drawn, size.width() as i32);
+                let placed = points.iter().zip(labels).zip(offsets).filter_map(|(p, offset)| Some((p, offset?)));
+                chart.draw_series(
+                    placed.map(|((place, label), offset)| EmptyElement::at(*place) + Text::new(label, offset, text())),
+                )?;
             }
         }
         Ok(())
@@ -177,9 +230,10 @@ impl Chart {
         Ok(())
     }
 
-    fn scatter(&self, area: &Area<'_>, size: Size, points: &[(String, f64, f64)]) -> Drawn {
-        let y = decades(points.iter().map(|p| p.2));
-        let largest = points.iter().map(|p| p.1).fold(0.0, f64::max) * 1.15;
+    fn scatter(&self, area: &Area<'_>, size: Size, first: &[Named], second: &[Named]) -> Drawn {
+        let all = || first.iter().chain(second);
+        let y = decades(all().map(|p| p.2));
+        let largest = all().map(|p| p.1).fold(0.0, f64::max) * 1.15;
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_right(16)
@@ -199,20 +253,22 @@ impl Chart {
             .x_desc(self.x_name)
             .y_desc(self.y_name)
             .draw()?;
-        let (colour, ..) = SERIES[0];
-        let finite = points.iter().filter(|p| p.2.is_finite());
-        let placed: Vec<_> = finite.map(|(name, x, v)| (name, (*x, log(*v, &y)))).collect();
-        let at: Vec<(i32, i32)> = placed.iter().map(|p| chart.backend_coord(&p.1)).collect();
-        let offsets = label_offsets(&at, placed.iter().map(|p| p.0.len()), size.width() as i32);
-        chart.draw_series(placed.iter().zip(offsets).map(|((name, place), offset)| {
-            EmptyElement::at(*place)
-                + Circle::new((0, 0), 4, colour.filled())
-                + Text::new((*name).clone(), offset, text())
+        let place = |p: &Named| (p.1, p.2.log10());
+        let shown = |points: &'_ [Named]| points.iter().filter(|p| can_be_drawn(p.2)).map(place).collect::<Vec<_>>();
+        chart.draw_series(shown(first).into_iter().map(|p| Circle::new(p, 4, SERIES[0].0.filled())))?;
+        chart.draw_series(shown(second).into_iter().map(|p| TriangleMarker::new(p, 6, SERIES[1].0.filled())))?;
+        let labelled: Vec<&Named> = all().filter(|p| can_be_drawn(p.2)).collect();
+        let at: Vec<(i32, i32)> = labelled.iter().map(|p| chart.backend_coord(&place(p))).collect();
+        let offsets = label_offsets(&at, labelled.iter().map(|p| p.0.len()), &at, size.width() as i32);
+        chart.draw_series(labelled.iter().zip(offsets).map(|(p, offset)| {
+            EmptyElement::at(place(p)) + Text::new(p.0.clone(), offset.unwrap_or(BESIDE), text())
         }))?;
         Ok(())
     }
 }
 
+/// A name, bytes and an error.
+type Named = (String, f64, f64);
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
@@ -220,112 +276,47 @@ fn text() -> TextStyle<'static> {
     ("sans-serif", 15).into_font().color(&INK)
 }
 
-/// Where each point's label goes, so that it covers neither a point nor another label, if there is such a place.
-fn label_offsets(points: &[(i32, i32)], lens: impl Iterator<Item = usize>, width: i32) -> Vec<(i32, i32)> {
+/// Right of a point.
+const BESIDE: (i32, i32) = (8, -6);
+
+/// Whether a logarithmic axis has a place for it.
+fn can_be_drawn(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
+}
+
+/// Where each point's label goes, so that it covers neither a mark of `drawn` nor another label; `None` where there is no
+/// such place.
+fn label_offsets(
+    points: &[(i32, i32)],
+    lens: impl Iterator<Item = usize>,
+    drawn: &[(i32, i32)],
+    width: i32,
+) -> Vec<Option<(i32, i32)>> {
     const LETTER: (i32, i32) = (9, 14);
     type Box = (i32, i32, i32, i32); // left, top, right, bottom
     let overlap = |a: &Box, b: &Box| a.0 < b.2 && b.0 < a.2 && a.1 < b.3 && b.1 < a.3;
-    let mut taken: Vec<Box> = points.iter().map(|p| (p.0 - 4, p.1 - 4, p.0 + 4, p.1 + 4)).collect();
+    let mut taken: Vec<Box> = drawn.iter().map(|p| (p.0 - 4, p.1 - 4, p.0 + 4, p.1 + 4)).collect();
     let mut out = Vec::new();
     for (p, len) in points.iter().zip(lens) {
         let w = LETTER.0 * len as i32;
-        let sides = [-6, 6, -18, 18, -30, 30].into_iter().flat_map(|dy| [(8, dy), (-8 - w, dy)]);
-        let offset = sides
-            .clone()
-            .find(|o| {
-                let b = (p.0 + o.0, p.1 + o.1, p.0 + o.0 + w, p.1 + o.1 + LETTER.1);
-                b.0 >= 0 && b.2 <= width && !taken.iter().any(|t| overlap(t, &b))
-            })
-            .unwrap_or((8, -6));
-        taken.push((p.0 + offset.0, p.1 + offset.1, p.0 + offset.0 + w, p.1 + offset.1 + LETTER.1));
+        let place = |o: &(i32, i32)| (p.0 + o.0, p.1 + o.1, p.0 + o.0 + w, p.1 + o.1 + LETTER.1);
+        let mut sides =
+            [BESIDE.1, 6, -18, 18, -30, 30].into_iter().flat_map(|dy| [(BESIDE.0, dy), (-BESIDE.0 - w, dy)]);
+        let offset = sides.find(|o| {
+            let b = place(o);
+            b.0 >= 0 && b.1 >= 0 && b.2 <= width && !taken.iter().any(|t| overlap(t, &b))
+        });
+        taken.extend(offset.as_ref().map(place));
         out.push(offset);
     }
     out
 }
 
-/// Exponents of ten around all positive finite values, at least two decades.
-fn decades(values: impl Iterator<Item = f64>) -> Range<f64> {
-    let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-    for v in values.filter(|v| *v > 0.0 && v.is_finite()) {
-        low = low.min(v.log10().floor());
-        high = high.max(v.log10().ceil());
-    }
-    if low > high {
-        return -2.0..0.0;
-    }
-    // Room for what is 0.
-    low - if high - low < 2.0 { 1.0 } else { 0.0 }..high.max(low + 1.0)
-}
-
-/// An axis with labels at these places and nowhere else.
-struct Labelled {
-    range: Range<f64>,
-    labels: Vec<f64>,
-}
-
-impl Ranged for Labelled {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
-        let share = (value - self.range.start) / (self.range.end - self.range.start);
-        from + (share * f64::from(to - from)).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.labels.clone()
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.range.clone()
-    }
-}
-
-impl ValueFormatter<f64> for Labelled {
-    fn format(value: &f64) -> String {
-        value.to_string()
-    }
-}
-
-fn with_decades(range: &Range<f64>) -> Labelled {
-    let n = (range.end - range.start).round().max(1.0);
-    let step = (n / 8.0).ceil();
-    let labels = (0..=(n / step) as usize).map(|i| range.start + i as f64 * step).collect();
-    Labelled { range: range.clone(), labels }
-}
-
-/// Where `value` is on the axis.
-fn log(value: f64, axis: &Range<f64>) -> f64 {
-    if value > 0.0 { value.log10().max(axis.start) } else { axis.start }
-}
-
-fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-    if low > high { (0.0, 1.0) } else { (low, high) }
-}
-
-/// The finite points; of too many, the largest of each group of neighbours.
+/// The points that can be drawn; of too many, the largest of each group of neighbours.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let finite: Vec<_> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
-    let group = finite.len().div_ceil(MAX_POINTS).max(1);
-    finite.chunks(group).filter_map(|g| g.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1))).collect()
-}
-
-fn whole(x: &f64) -> String {
-    if x.fract().abs() < 1e-9 { format!("{x:.0}") } else { String::new() }
-}
-
-fn power(exponent: &f64) -> String {
-    format!("1e{exponent:.0}")
-}
-
-fn bytes(n: f64) -> String {
-    match n {
-        n if n >= 1e9 => format!("{:.1} GB", n / 1e9),
-        n if n >= 1e6 => format!("{:.1} MB", n / 1e6),
-        n if n >= 1e3 => format!("{:.0} kB", n / 1e3),
-        n => format!("{n:.0} B"),
-    }
+    let shown: Vec<_> = points.iter().copied().filter(|p| can_be_drawn(p.1)).collect();
+    let group = shown.len().div_ceil(MAX_POINTS).max(1);
+    shown.chunks(group).filter_map(|g| g.iter().copied().max_by(|a, b| a.1.total_cmp(&b.1))).collect()
 }
 
 #[cfg(test)]
@@ -338,21 +329,30 @@ mod tests {
 
     fn points(values: &[f64]) -> Chart {
         let points = values.iter().enumerate().map(|(i, v)| (i as f64, *v)).collect();
-        chart(Marks::Points { series: vec![Series { name: "s", points, limit: None }], joined: true })
+        chart(Marks::Points {
+            series: vec![Series { name: "s", points, limit: None, is_labelled: false }],
+            joined: true,
+        })
     }
 
     #[test]
-    fn every_finite_value_is_drawn_and_nothing_else() {
-        for (values, n) in [
-            (&[1e-7, 2e-6, 0.0][..], 3),
-            (&[f64::NAN, 1.0, f64::INFINITY], 1),
-            (&[0.0, 0.0], 2),
-            (&[f64::NAN], 0),
-            (&[], 0),
-            (&[1e-300, 1e300], 2),
+    fn every_value_is_drawn_or_said_to_be_left_out() {
+        for (values, n, left_out) in [
+            (&[1e-7, 2e-6, 0.0][..], 2, "Not drawn: exactly 0, which a logarithmic axis cannot show (1)."),
+            (&[f64::NAN, 1.0, f64::INFINITY], 1, "Not drawn: NaN or infinite (2)."),
+            (
+                &[0.0, f64::NAN],
+                0,
+                "Not drawn: exactly 0, which a logarithmic axis cannot show (1); NaN or infinite (1).",
+            ),
+            (&[], 0, ""),
+            (&[1e-300, 1e300], 2, ""),
         ] {
-            let svg = points(values).svg(Size::Wide);
+            let chart = points(values);
+            let svg = chart.svg(Size::Wide);
             assert_eq!(svg.matches("<circle").count(), n, "{values:?}");
+            assert_eq!(chart.is_empty(), n == 0, "{values:?}");
+            assert_eq!(chart.left_out().unwrap_or_default(), left_out, "{values:?}");
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
         }
     }
@@ -369,14 +369,17 @@ mod tests {
     #[test]
     fn labels_of_neighbours_do_not_cover_each_other() {
         let points = [(100, 50), (102, 52), (104, 50), (330, 50)];
-        let offsets = label_offsets(&points, [4, 4, 4, 3].into_iter(), 340);
-        let corners: Vec<_> = points.iter().zip(&offsets).map(|(p, o)| (p.0 + o.0, p.1 + o.1)).collect();
+        let offsets = label_offsets(&points, [4, 4, 4, 3].into_iter(), &points, 340);
+        let corners: Vec<_> =
+            points.iter().zip(offsets.iter().flatten()).map(|(p, o)| (p.0 + o.0, p.1 + o.1)).collect();
         for (i, a) in corners.iter().enumerate() {
             for b in &corners[i + 1..] {
                 assert!((a.0 - b.0).abs() >= 27 || (a.1 - b.1).abs() >= 14, "{corners:?}");
             }
         }
         assert!(corners[3].0 < 330, "at the right edge the label is on the left");
+        let crowd: Vec<(i32, i32)> = (0..60).flat_map(|x| (0..20).map(move |y| (x * 6, y * 6))).collect();
+        assert_eq!(label_offsets(&crowd[..1], [2].into_iter(), &crowd, 340), [None], "no room, no label");
     }
 
     #[test]
@@ -385,13 +388,21 @@ mod tests {
         let (_, dark) = style.split_once("prefers-color-scheme: dark").unwrap();
         let limited = chart(Marks::Points {
             series: vec![
-                Series { name: "a", points: vec![(0.0, 1.0)], limit: Some(("l", vec![(0.0, 2.0), (1.0, 2.0)])) },
-                Series { name: "b", points: vec![(0.0, 1.0)], limit: None },
+                Series {
+                    name: "a",
+                    points: vec![(0.0, 1.0)],
+                    limit: Some(("l", vec![(0.0, 2.0), (1.0, 2.0)])),
+                    is_labelled: true,
+                },
+                Series { name: "b", points: vec![(0.0, 1.0)], limit: None, is_labelled: false },
             ],
             joined: true,
         });
         let bars = chart(Marks::Bars(vec![("<b>".into(), 0.1)]));
-        let scatter = chart(Marks::Scatter(vec![("q8_0".into(), 10.0, 0.1)]));
+        let scatter = chart(Marks::Scatter(
+            Group { name: "types", points: vec![("q8_0".into(), 10.0, 0.1)] },
+            Group { name: "own", points: vec![("<b>".into(), 9.0, 0.1)] },
+        ));
         for svg in [limited, bars, scatter].map(|c| c.svg(Size::Narrow)) {
             assert!(!svg.contains("<b>"));
             for attribute in ["fill", "stroke"] {

@@ -1,174 +1,22 @@
 //! The parts of a page, each from one kind of result.
 
-use super::page::{Figure, Section, Table};
-use super::plot::{Chart, Marks, Series};
-use super::{Candidate, Tokens};
-use crate::adapter::AdapterConfig;
+use super::Candidate;
+use super::page::{Section, Table};
+use super::plot::{Chart, Group, Marks};
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
-use crate::verify::stats::{Metrics, Row};
-use crate::verify::tolerance::Limits;
-use crate::verify::{self, LayerReport};
+use crate::validate::Validated;
 use crate::version;
 
 /// Rows of a table of positions or tensors at most; a page of a long prompt would otherwise be all table.
 pub(super) const MAX_ROWS: usize = 400;
-/// Worst positions that are named.
-const WORST: usize = 10;
-/// Tokens shown before a position.
-const CONTEXT: usize = 12;
 /// Bars in one plot.
 const MAX_BARS: usize = 64;
 
 /// Sections with something in them.
 pub(super) fn shown(sections: Vec<Section>) -> Vec<Section> {
     sections.into_iter().filter(|s| !s.title.is_empty()).collect()
-}
-
-pub(super) fn figures(m: &Metrics, limits: Option<&Limits>, effect: f64, found_effect: f64) -> Vec<Figure> {
-    let limit = |f: fn(&Limits) -> Option<f64>| limits.and_then(f);
-    let figure = |name, found: f64, limit: Option<f64>| Figure {
-        name,
-        value: number(found),
-        beside: limit.map_or("no limit".into(), |l| format!("limit {}", number(l))),
-        // NaN is within no limit.
-        beyond: limit.is_some_and(|l| found.is_nan() || found > l),
-    };
-    vec![
-        figure("max |\u{394}logit|", m.max_abs, limit(|l| l.max_abs)),
-        figure("mean KL, nats", m.mean_kl, limit(|l| l.mean_kl)),
-        figure("max KL, nats", m.max_kl, limit(|l| l.max_kl)),
-        Figure {
-            name: "same top token",
-            value: format!("{:.1} %", m.top1_agreement * 100.0),
-            beside: format!("of {} positions", m.n_positions),
-            beyond: limit(|l| l.top1_agreement).is_some_and(|l| m.top1_agreement < l),
-        },
-        Figure {
-            name: "effect on the logits",
-            value: number(found_effect),
-            beside: format!("reference {}", number(effect)),
-            beyond: found_effect <= 0.0 || found_effect.is_nan(),
-        },
-    ]
-}
-
-pub(super) fn layers(layers: &[LayerReport], relative: Option<f64>) -> Section {
-    if layers.is_empty() {
-        return Section::default();
-    }
-    let series = |name, limit_name, value: fn(&LayerReport) -> Option<f64>, size: fn(&LayerReport) -> Option<f64>| {
-        let points: Vec<_> = layers.iter().filter_map(|l| Some((l.layer as f64, value(l)?))).collect();
-        let limits =
-            layers.iter().filter_map(|l| Some((l.layer as f64, verify::tolerance::LAYER_FLOOR + relative? * size(l)?)));
-        let limits: Vec<_> = limits.collect();
-        Series { name, points, limit: (!limits.is_empty()).then_some((limit_name, limits)) }
-    };
-    let term = series("term, max |\u{394}|", "limit of the term", |l| l.term_max_abs, |l| l.term_size);
-    let q = Series { limit: None, ..series("query, max |\u{394}|", "", |l| l.q_max_abs, |l| l.q_size) };
-    let shown = |x: Option<f64>| x.map_or("-".into(), number);
-    let rows = layers.iter().map(|l| {
-        vec![l.layer.to_string(), shown(l.term_max_abs), shown(l.term_size), shown(l.q_max_abs), shown(l.q_size)]
-    });
-    let worst = layers.iter().filter_map(|l| Some((l, l.term_max_abs?))).max_by(|a, b| a.1.total_cmp(&b.1)).map_or(
-        String::new(),
-        |(l, d)| {
-            format!(
-                " The largest difference of a term is {} of {}, in layer {}.",
-                number(d),
-                shown(l.term_size),
-                l.layer
-            )
-        },
-    );
-    Section {
-        title: "Layers",
-        text: vec![format!("How far each adapted layer's query and term are from the reference's.{worst}")],
-        chart: Some(Chart {
-            title: "Error per layer".into(),
-            description: format!("{} layers; logarithmic axis.{worst}", layers.len()),
-            x_name: "layer",
-            y_name: "max |difference|",
-            marks: Marks::Points { series: vec![term, q], joined: true },
-        }),
-        table: None,
-        data: Some(Table {
-            caption: "Error per layer".into(),
-            header: vec!["layer", "max |\u{394}term|", "max |term|", "max |\u{394}q|", "max |q|"],
-            n_text: 1,
-            rows: rows.collect(),
-        }),
-    }
-}
-
-pub(super) fn positions(rows: &[Row], limits: &Limits, input_ids: &[Vec<u32>], tokens: &Tokens) -> Section {
-    let one_row = rows.iter().all(|r| r.batch == 0);
-    let place = |i: usize| if one_row { rows[i].position as f64 } else { i as f64 };
-    let points: Vec<_> = rows.iter().enumerate().map(|(i, r)| (place(i), r.kl)).collect();
-    let limit =
-        limits.max_kl.zip(rows.len().checked_sub(1)).map(|(l, last)| ("limit", vec![(place(0), l), (place(last), l)]));
-    let mut worst: Vec<&Row> = rows.iter().collect();
-    // NaN counts as larger than any number.
-    worst.sort_by(|a, b| b.kl.total_cmp(&a.kl).then((a.batch, a.position).cmp(&(b.batch, b.position))));
-    let context = |r: &Row| {
-        let ids = input_ids.get(r.batch).map_or(&[][..], |ids| &ids[..ids.len().min(r.position + 1)]);
-        let start = ids.len().saturating_sub(CONTEXT);
-        format!("{}{}", if start > 0 { "\u{2026}" } else { "" }, tokens.text(&ids[start..]))
-    };
-    let named = worst.iter().take(WORST).map(|r| {
-        vec![
-            format!("{}:{}", r.batch, r.position),
-            context(r),
-            tokens.one(r.expected_token as u32),
-            if r.expected_token == r.found_token { "same".into() } else { tokens.one(r.found_token as u32) },
-            number(r.kl),
-            number(r.max_abs),
-        ]
-    });
-    let all = rows.iter().take(MAX_ROWS).map(|r| {
-        let id = input_ids.get(r.batch).and_then(|ids| ids.get(r.position));
-        vec![
-            format!("{}:{}", r.batch, r.position),
-            id.map_or(String::new(), |id| tokens.one(*id)),
-            number(r.kl),
-            number(r.max_abs),
-        ]
-    });
-    let mut text = vec![
-        "How far the predicted distribution is from the reference's after each token, as KL divergence in nats."
-            .to_owned(),
-    ];
-    if tokens.is_empty() {
-        text.push("The base comes without a vocabulary, so tokens are shown by number.".into());
-    }
-    let n_bad = rows.iter().filter(|r| !r.kl.is_finite()).count();
-    if n_bad > 0 {
-        text.push(format!("{n_bad} positions are NaN or infinite, and are not drawn."));
-    }
-    Section {
-        title: "Positions",
-        text,
-        chart: Some(Chart {
-            title: "KL divergence per position".into(),
-            description: format!("{} positions, rows one after the other; logarithmic axis.", rows.len()),
-            x_name: if one_row { "position" } else { "position, rows one after the other" },
-            y_name: "KL, nats",
-            marks: Marks::Points { series: vec![Series { name: "KL divergence", points, limit }], joined: false },
-        }),
-        table: Some(Table {
-            caption: "The positions that differ most (row:position)".into(),
-            header: vec!["place", "after", "most likely next", "found", "KL", "max |\u{394}logit|"],
-            n_text: 4,
-            rows: named.collect(),
-        }),
-        data: Some(Table {
-            caption: capped("Every position", rows.len()),
-            header: vec!["place", "token", "KL", "max |\u{394}logit|"],
-            n_text: 2,
-            rows: all.collect(),
-        }),
-    }
 }
 
 pub(super) fn tensors(losses: &[(String, String, u64, Loss)], none: &str) -> Section {
@@ -199,6 +47,7 @@ pub(super) fn tensors(losses: &[(String, String, u64, Loss)], none: &str) -> Sec
     Section {
         title: "Tensors",
         text: vec![text],
+        lines: Vec::new(),
         chart: (!is_exact).then(|| Chart {
             title: "Relative error per tensor".into(),
             description: match losses.len() > MAX_BARS {
@@ -231,25 +80,29 @@ fn short(name: &str) -> String {
     }
 }
 
-pub(super) fn size_against_error(candidates: &[Candidate]) -> Section {
+/// `own` is the output that the page is about, under its name.
+pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Section {
     if candidates.is_empty() {
         return Section::default();
     }
     let has_kl = candidates.iter().all(|c| c.mean_kl.is_some());
-    let error = |c: &Candidate| c.mean_kl.filter(|_| has_kl).unwrap_or(c.relative);
-    let points = candidates.iter().map(|c| (c.name.clone(), c.len_bytes as f64, error(c))).collect();
-    let rows = candidates.iter().map(|c| {
+    let error = |c: &Candidate| if has_kl { c.mean_kl } else { Some(c.relative) };
+    let point = |c: &Candidate| Some((c.name.clone(), c.len_bytes as f64, error(c)?));
+    let types = Group { name: "one type for all tensors", points: candidates.iter().filter_map(point).collect() };
+    let drawn = Group { name: "this output", points: point(&own).into_iter().collect() };
+    let rows = candidates.iter().chain([&own]).map(|c| {
         vec![c.name.clone(), c.len_bytes.to_string(), number(c.relative), c.mean_kl.map_or("-".into(), number)]
     });
     Section {
         title: "Size against error",
         text: vec!["The same adapter in every type that its rows take, measured the same way. A type whose blocks do not fit is drawn once, as what it falls back to.".into()],
+        lines: Vec::new(),
         chart: Some(Chart {
             title: "Size against error".into(),
             description: format!("{} types; the error is on a logarithmic axis.", candidates.len()),
             x_name: "size of the file",
             y_name: if has_kl { "mean KL, nats" } else { "largest relative error" },
-            marks: Marks::Scatter(points),
+            marks: Marks::Scatter(types, drawn),
         }),
         table: None,
         data: Some(Table {
@@ -261,7 +114,8 @@ pub(super) fn size_against_error(candidates: &[Candidate]) -> Section {
     }
 }
 
-pub(super) fn conventions(config: &AdapterConfig, settlement: Option<&Settlement>) -> Section {
+pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) -> Section {
+    let config = &adapter.adapter().config;
     let record = config.extra.get(RECORD_KEY);
     let by = |key: &str| match (settlement.and_then(|s| s.found.get(key)), record.and_then(|r| r.get(key))) {
         (Some(_), _) => "the probe, in this run".to_owned(),
@@ -278,6 +132,11 @@ pub(super) fn conventions(config: &AdapterConfig, settlement: Option<&Settlement
         row("memory_scale", config.memory_scale.to_string()),
         row("memory_sharing", config.memory_sharing.to_string()),
     ];
+    let order_by = match &adapter.origin.gguf_architecture {
+        Some(architecture) => format!("the file's architecture, {architecture}"),
+        None => "its form: only GGUF has another".into(),
+    };
+    rows.push(vec!["row_order".into(), adapter.origin.row_order.name().into(), order_by]);
     let others = settlement.into_iter().flat_map(|s| &s.found);
     rows.extend(others.filter(|(k, _)| !rows_have(k)).map(|(k, v)| row(k, v.clone())));
     Section {
@@ -297,10 +156,11 @@ fn rows_have(key: &str) -> bool {
     matches!(key, "feature_map" | "query_tap" | "query_scale" | "memory_scale" | "memory_sharing")
 }
 
-pub(super) fn environment(facts: &[(&str, String)], notes: &[String]) -> Section {
+/// `device` is where something was computed, if anything was.
+pub(super) fn environment(device: Option<&str>, notes: &[String]) -> Section {
     let mut rows = vec![vec!["ptplus".to_owned(), version::long()]];
     rows.push(vec!["platform".into(), format!("{} {}", std::env::consts::ARCH, std::env::consts::OS)]);
-    rows.extend(facts.iter().map(|(k, v)| vec![(*k).to_owned(), v.clone()]));
+    rows.extend(device.map(|d| vec!["device".into(), d.into()]));
     Section {
         title: "Environment",
         text: notes.iter().map(|n| format!("Note: {n}")).collect(),
@@ -358,6 +218,7 @@ mod tests {
         let page = Page {
             title: "</title><script>x</script>".into(),
             pass: None,
+            within: vec!["<b>".into()],
             lead: vec!["<img src=x onerror=y>\u{202e}".into()],
             figures: Vec::new(),
             sections: vec![tensors(

@@ -14,6 +14,9 @@ pub mod stats;
 pub mod tensors;
 pub mod tolerance;
 
+use std::fmt;
+use std::path::Path;
+
 use serde::Serialize;
 
 use crate::base::BaseModel;
@@ -112,11 +115,41 @@ pub struct Failure {
 }
 
 impl Report {
+    /// The report, if it passed.
+    ///
+    /// Errors: [`Code::NoEffect`] or [`Code::NumbersDiffer`], about the adapter at `path`: the first failure and what follows
+    /// from it (`nothing was written`), the other failures as details, the report as the cause: [`FailedReport`].
+    pub fn passed(self, what_follows: &str, path: &Path) -> Result<Report> {
+        let Some((first, others)) = self.failures.split_first() else { return Ok(self) };
+        let code = if first.code == Code::NoEffect.slug() { Code::NoEffect } else { Code::NumbersDiffer };
+        let others = others.iter().map(|f| format!("also {} [{}]", f.message, f.code)).collect();
+        let error = Error::new(code, format!("{}; {what_follows}", first.message)).file(path).details(others);
+        Err(error.caused_by(FailedReport(self)))
+    }
+
     fn fail(&mut self, code: Code, message: String) {
         self.failures.push(Failure::new(code, message));
         self.pass = false;
     }
 }
+
+/// The cause of an error about a comparison: everything that was found. An error's
+/// [`source`](std::error::Error::source) can be downcast to it.
+#[derive(Debug)]
+pub struct FailedReport(pub Report);
+
+impl fmt::Display for FailedReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let m = &self.0.metrics;
+        write!(
+            f,
+            "{} positions compared: max |dlogit| {:.3e}, mean KL {:.3e}, max KL {:.3e}",
+            m.n_positions, m.max_abs, m.mean_kl, m.max_kl
+        )
+    }
+}
+
+impl std::error::Error for FailedReport {}
 
 impl Failure {
     fn new(code: Code, message: String) -> Self {
