@@ -25,6 +25,7 @@ use crate::verify::stats::kl_divergence;
 
 /// How the types were found.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Decision {
     /// The bound on the mean KL divergence.
     pub kl_bound: f64,

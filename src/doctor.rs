@@ -16,6 +16,7 @@ pub(crate) fn wrapped() -> String {
 /// How a program has llama.cpp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Linking {
     /// As a shared library: it can be wrapped.
     Dynamic,
@@ -31,6 +32,7 @@ pub enum Linking {
 
 /// What was found, and what to do.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Diagnosis {
     /// The program.
     #[serde(serialize_with = "crate::lossy::path")]

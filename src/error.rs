@@ -11,6 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a failure means to the caller; each maps to one exit code of the command-line tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Kind {
     /// Something outside the data: a missing file, a full disk.
     Io,
@@ -77,6 +78,7 @@ macro_rules! codes {
     ($($variant:ident $slug:literal $kind:ident $text:literal;)*) => {
         /// Every way in which `ptplus` refuses something. The slug is stable; scripts may match on it.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
         pub enum Code { $(#[doc = $text] $variant,)* }
 
         impl Code {

@@ -19,6 +19,7 @@ const SHOWN_ELEMENTS: usize = 8;
 
 /// What lies at a path.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// The path given.
     #[serde(serialize_with = "crate::lossy::path")]
@@ -51,6 +52,7 @@ pub struct Inspection {
 /// The conventions and sizes of an adapter.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the fields are the keys of adapter_config.json
+#[non_exhaustive]
 pub struct AdapterSummary {
     pub layout: String,
     pub feature_map: String,
@@ -71,6 +73,7 @@ pub struct AdapterSummary {
 /// The sizes of a base model.
 #[derive(Debug, Clone, Serialize)]
 #[allow(missing_docs)] // the fields are the keys of config.json
+#[non_exhaustive]
 pub struct BaseSummary {
     pub family: String,
     pub gguf_architecture: String,
@@ -86,6 +89,7 @@ pub struct BaseSummary {
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorLine {
     /// Name in the file.
     pub name: String,
@@ -141,6 +145,7 @@ pub fn is_base(path: &Path) -> Result<bool> {
 
 /// What a path looks like, told from names and headers alone: enough for a hint, never for a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Lies {
     /// An adapter, or a bundle of one.
     Adapter,

@@ -124,6 +124,7 @@ pub struct Measure<'a> {
 
 /// What a conversion did, or with `dry_run` would do.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Converted {
     /// The output.
     #[serde(serialize_with = "crate::lossy::path")]
@@ -156,6 +157,7 @@ pub struct Converted {
 
 /// The output run beside the source on the base.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct OutputError {
     /// Logits of the output against logits of the source.
     pub metrics: Metrics,
@@ -171,6 +173,7 @@ pub struct OutputError {
 
 /// One tensor of the output.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct ConvertedTensor {
     /// Name in the output.
     pub name: String,

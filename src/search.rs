@@ -37,6 +37,7 @@ const ROWS: usize = 4096;
 
 /// How the conventions were found.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Settlement {
     /// What was open, with the value found.
     pub found: BTreeMap<&'static str, String>,

@@ -49,6 +49,7 @@ pub struct Fingerprint {
 /// Whether a base is the one that an adapter was made for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state", content = "reason")]
+#[non_exhaustive]
 pub enum Identity {
     /// It is, as far as the adapter can see: the same query projections.
     Same,

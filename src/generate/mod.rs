@@ -44,6 +44,7 @@ pub trait Engine {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Stop {
     /// The model ended it.
     End,
@@ -64,6 +65,7 @@ pub struct Limits {
 
 /// An answer.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Answer {
     /// The generated tokens, the one that ended the answer included.
     pub tokens: Vec<u32>,

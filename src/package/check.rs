@@ -19,6 +19,7 @@ use crate::tensor::Bytes;
 /// What is known about who made a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
+#[non_exhaustive]
 pub enum Signature {
     /// No signature.
     None,
@@ -40,6 +41,7 @@ pub enum Signature {
 
 /// The outcome of a check.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Checked {
     /// Everything that is wrong.
     pub findings: Vec<Finding>,

@@ -21,6 +21,7 @@ const STEP_BYTES: usize = 4 << 20;
 
 /// The outcome.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Difference {
     /// Whether nothing differs that belongs to the adapter.
     pub same: bool,
@@ -41,6 +42,7 @@ pub struct Difference {
 /// One key.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[allow(missing_docs)] // the fields are the two sides
+#[non_exhaustive]
 pub struct MetadataDifference {
     pub key: String,
     pub a: Value,
@@ -49,6 +51,7 @@ pub struct MetadataDifference {
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorDifference {
     /// Canonical name.
     pub name: String,
@@ -66,6 +69,7 @@ pub struct TensorDifference {
 
 /// Statistics over all elements as F32; `d = b - a`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+#[non_exhaustive]
 pub struct ValueDifference {
     /// Elements.
     pub n_elements: u64,

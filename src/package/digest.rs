@@ -30,6 +30,7 @@ const STEP_BYTES: usize = 4 << 20;
 
 /// The digests of one adapter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct AdapterDigest {
     /// Conventions, sizes, tensors with their types.
     pub canonical: String,
@@ -121,6 +122,7 @@ fn config_text(adapter: &Adapter) -> String {
 
 /// Everything that `ptplus hash` prints of one path.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct PathDigests {
     /// The path that lines name.
     #[serde(serialize_with = "crate::lossy::path")]

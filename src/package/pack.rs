@@ -51,6 +51,7 @@ pub struct Pack<'a> {
 
 /// What was made.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Packed {
     /// The bundle.
     #[serde(serialize_with = "crate::lossy::path")]

@@ -65,6 +65,7 @@ pub struct Options<'a> {
 
 /// The outcome of a verification: figures, limits, verdict.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// The verdict.
     pub pass: bool,
@@ -92,6 +93,7 @@ pub struct Report {
 
 /// How far one layer's query and term are from the reference's.
 #[derive(Debug, Clone, Copy, Serialize)]
+#[non_exhaustive]
 pub struct LayerReport {
     /// Layer number.
     pub layer: usize,
@@ -107,6 +109,7 @@ pub struct LayerReport {
 
 /// One reason for a failed verification.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Failure {
     /// The stable code's slug.
     pub code: &'static str,

@@ -19,6 +19,7 @@ pub struct Comparison {
 
 /// The place of the largest difference.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Worst {
     /// Row of the batch.
     pub batch: usize,
@@ -34,6 +35,7 @@ pub struct Worst {
 
 /// One compared position.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Row {
     /// Row of the batch.
     pub batch: usize,
@@ -51,6 +53,7 @@ pub struct Row {
 
 /// The figures of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Metrics {
     /// `max |a - b|` over all logits compared.
     pub max_abs: f64,

@@ -16,6 +16,7 @@ use crate::validate::Validated;
 
 /// The outcome of a tensor-level comparison.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorReport {
     /// The verdict.
     pub pass: bool,
@@ -27,6 +28,7 @@ pub struct TensorReport {
 
 /// One tensor.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorComparison {
     /// Canonical name.
     pub name: String,
@@ -40,6 +42,7 @@ pub struct TensorComparison {
 
 /// What one tensor lost against the same one of another adapter.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct TensorLoss {
     /// Canonical name.
     pub name: String,
