@@ -143,12 +143,15 @@ fn a_file_that_is_not_there_is_an_error() {
     assert_eq!(open(Path::new("/nonexistent/x.gguf")).unwrap_err().code(), Code::NotFound);
 }
 
+/// Miri takes a second for each file: there a sample has to do.
+const STEP: usize = if cfg!(miri) { 37 } else { 1 };
+
 #[test]
 fn every_truncation_is_refused() {
     let (m, t) = sample();
     let bytes = file(&m, &t);
     let unpadded = bytes.len() - 25; // the last tensor has 7 of 32 bytes
-    for len in 0..bytes.len() {
+    for len in (0..bytes.len()).step_by(STEP) {
         let result = read(bytes[..len].to_vec());
         assert_eq!(result.is_ok(), len >= unpadded, "{len} of {} bytes", bytes.len());
     }
@@ -182,7 +185,7 @@ fn every_flipped_byte_is_refused_or_read_consistently() {
     let (m, t) = sample();
     let bytes = file(&m, &t);
     let (mut accepted, mut refused) = (0, 0);
-    for i in 0..bytes.len() {
+    for i in (0..bytes.len()).step_by(STEP) {
         for flip in [0x01, 0x80, 0xff] {
             let mut b = bytes.clone();
             b[i] ^= flip;
@@ -195,7 +198,10 @@ fn every_flipped_byte_is_refused_or_read_consistently() {
             }
         }
     }
-    assert!(accepted > 500 && refused > 500, "{accepted} accepted, {refused} refused: the sample is too weak");
+    assert!(
+        accepted > 500 / STEP / 2 && refused > 500 / STEP / 2,
+        "{accepted} accepted, {refused} refused: the sample is too weak"
+    );
 }
 
 fn any_value() -> impl Strategy<Value = Value> {

@@ -83,12 +83,15 @@ fn tensors_come_in_the_order_of_their_data() {
     assert_eq!(s.unwrap().tensors.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["a", "b"]);
 }
 
+/// Miri takes a second for each file: there a sample has to do.
+const STEP: usize = if cfg!(miri) { 37 } else { 1 };
+
 #[test]
 fn every_truncation_is_refused() {
     let (m, t) = sample();
     let bytes = file(&m, &t);
     assert!(read(bytes.clone()).is_ok());
-    for len in 0..bytes.len() {
+    for len in (0..bytes.len()).step_by(STEP) {
         assert!(read(bytes[..len].to_vec()).is_err(), "{len} of {} bytes", bytes.len());
     }
 }
@@ -114,7 +117,7 @@ fn every_flipped_byte_is_refused_or_read_consistently() {
     let (m, t) = sample();
     let bytes = file(&m, &t);
     let (mut accepted, mut refused) = (0, 0);
-    for i in 0..bytes.len() {
+    for i in (0..bytes.len()).step_by(STEP) {
         for flip in [0x01, 0x02, 0x10, 0x80, 0xff] {
             let mut b = bytes.clone();
             b[i] ^= flip;
@@ -127,7 +130,10 @@ fn every_flipped_byte_is_refused_or_read_consistently() {
             }
         }
     }
-    assert!(accepted > 300 && refused > 300, "{accepted} accepted, {refused} refused: the sample is too weak");
+    assert!(
+        accepted > 300 / STEP / 2 && refused > 300 / STEP / 2,
+        "{accepted} accepted, {refused} refused: the sample is too weak"
+    );
 }
 
 proptest! {
