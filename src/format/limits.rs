@@ -83,6 +83,9 @@ pub const JSON_DEPTH: usize = 128;
 /// Bytes of `config.json` and `adapter_config.json`. Real ones have a few kB; a long list of modules reaches some more.
 pub const CONFIG_BYTES: u64 = 1 << 20;
 
+/// Bytes of a chat template; compiled, it costs some 100 times as much. Known ones have 2 to 30 kB.
+pub const TEMPLATE_BYTES: usize = 256 << 10;
+
 /// Bytes of a layout file. A line for every tensor of the largest adapter stays below that.
 pub const LAYOUT_BYTES: u64 = 1 << 20;
 

@@ -15,6 +15,8 @@ mod archive;
 mod base_config;
 mod base_gguf;
 mod case;
+#[cfg(feature = "generate")]
+mod chat_template;
 mod damage;
 #[cfg(feature = "llama-cpp")]
 mod differential;
@@ -31,6 +33,8 @@ mod pickle;
 mod probe;
 mod safetensors;
 mod seeds;
+#[cfg(feature = "generate")]
+mod tokenizer_files;
 #[cfg(all(feature = "cli", feature = "runner"))]
 mod tool;
 mod valid;
@@ -55,6 +59,10 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
         ("manifest", manifest::cases(), manifest::read),
+        #[cfg(feature = "generate")]
+        ("chat template", chat_template::cases(), chat_template::read),
+        #[cfg(feature = "generate")]
+        ("chat template, short context", chat_template::short_cases(), chat_template::read_short),
         ("archive", archive::cases(), archive::read),
         ("archive to unpack", archive::foreign_cases(), archive::read_foreign),
     ]
