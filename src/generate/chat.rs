@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::template::{Message, Role, Template, Tokens};
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
-use crate::format::gguf;
+use crate::format::gguf::{self, Metadata};
 use crate::vocab::tokenizer::{Specials, Tokenizer};
 use crate::vocab::{Vocabulary, hf};
 
@@ -50,11 +50,6 @@ impl BaseText {
 
     fn read(base: &BaseModel, template: Option<(&Path, &str)>) -> Result<Self> {
         let vocabulary = read_vocabulary(base)?;
-        let (n, rows) = (vocabulary.tokens.len(), base.config.vocab_size);
-        if n > rows {
-            let message = format!("expected at most {rows} tokens, as the model has logits, found {n}");
-            return Err(Error::new(Code::TokenizerInvalid, message).field("tokenizer.ggml.tokens"));
-        }
         let template_file = template.map_or(&*base.path, |(file, _)| file).to_owned();
         let source = template.map(|(_, text)| text).or(vocabulary.chat_template.as_deref());
         let template = source.map(Template::new).transpose().map_err(|e| e.file(&template_file))?;
@@ -121,7 +116,9 @@ impl BaseText {
 
 fn read_vocabulary(base: &BaseModel) -> Result<Vocabulary> {
     if base.dialect == Dialect::Gguf {
-        return Vocabulary::from_gguf(&gguf::open(&base.path)?.metadata);
+        let metadata = gguf::open(&base.path)?.metadata;
+        check_rows(&metadata, base.config.vocab_size)?;
+        return Vocabulary::from_gguf(&metadata);
     }
     match hf::read(&base.path, base.config.vocab_size, None)? {
         Some(found) => Ok(found.vocabulary),
@@ -129,5 +126,17 @@ fn read_vocabulary(base: &BaseModel) -> Result<Vocabulary> {
             let message = "expected tokenizer.json or tokenizer.model in the folder, found neither";
             Err(Error::new(Code::TokenizerUnsupported, message))
         }
+    }
+}
+
+/// Before the tokens are copied.
+fn check_rows(metadata: &Metadata, n_rows: usize) -> Result<()> {
+    let key = "tokenizer.ggml.tokens";
+    match metadata.array(key)?.map(|tokens| tokens.len()) {
+        Some(n) if n > n_rows => {
+            let message = format!("expected at most {n_rows} tokens, as the model has logits, found {n}");
+            Err(Error::new(Code::TokenizerInvalid, message).field(key))
+        }
+        _ => Ok(()),
     }
 }
