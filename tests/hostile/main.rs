@@ -23,6 +23,8 @@ mod differential;
 mod gguf;
 mod gguf_adapter;
 mod gguf_file;
+#[cfg(feature = "generate")]
+mod gguf_vocabulary;
 mod index;
 mod json;
 mod layout;
@@ -33,7 +35,6 @@ mod pickle;
 mod probe;
 mod safetensors;
 mod seeds;
-#[cfg(feature = "generate")]
 mod tokenizer_files;
 #[cfg(all(feature = "cli", feature = "runner"))]
 mod tool;
@@ -59,6 +60,14 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
         ("manifest", manifest::cases(), manifest::read),
+        #[cfg(feature = "generate")]
+        ("gguf vocabulary", gguf_vocabulary::cases(), gguf_vocabulary::read),
+        ("tokenizer.json", tokenizer_files::cases(), tokenizer_files::read),
+        ("tokenizer_config.json", tokenizer_files::config_cases(), tokenizer_files::read_config),
+        ("added_tokens.json", tokenizer_files::added_cases(), tokenizer_files::read_added),
+        ("chat_template.json", tokenizer_files::template_cases(), tokenizer_files::read_template),
+        ("chat_template.jinja", tokenizer_files::jinja_cases(), tokenizer_files::read_jinja),
+        ("config.json of a tokenizer", tokenizer_files::model_cases(), tokenizer_files::read_model),
         #[cfg(feature = "generate")]
         ("chat template", chat_template::cases(), chat_template::read),
         #[cfg(feature = "generate")]
