@@ -13,8 +13,9 @@ use super::usage;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
+use crate::format::limits::TEMPLATE_BYTES;
 use crate::format::mmap::open_regular;
-use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, Sampling, answer, effects};
+use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, answer, effects};
 use crate::pipeline::read_adapter;
 use crate::runner::DeviceChoice;
 use crate::validate::Validated;
@@ -95,8 +96,8 @@ struct SamplingFlags {
     seed: i64,
 }
 
-/// The largest prompt: more text than the longest contexts hold.
-const MAX_TEXT_BYTES: u64 = 16 << 20;
+/// The largest prompt: a million tokens of English.
+const PROMPT_BYTES: usize = 4 << 20;
 
 /// What an answer without text mostly comes from.
 const EMPTY_ANSWER: &str = "the model ended at once, with no text: an adapter that was trained with another chat template needs it here, too (--chat-template-file)";
@@ -105,14 +106,16 @@ const EMPTY_ANSWER: &str = "the model ended at once, with no text: an adapter th
 const DEFAULT_CONTEXT: usize = 4096;
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    leave_panics_of_templates_unprinted();
     let prompts = prompts(a)?;
     let sampling = a.sampling.options()?;
     let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
     let device = a.device.parse::<DeviceChoice>()?;
     super::set_threads(a.threads)?;
     let base = BaseModel::open(&a.base)?;
-    let template = a.chat_template_file.as_deref().map(|path| read_text(path, "the chat template")).transpose()?;
-    let text = BaseText::of(&base, template.as_deref())?;
+    let read_template = |path| read_text(path, "the chat template", TEMPLATE_BYTES);
+    let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
+    let text = BaseText::of(&base, a.chat_template_file.as_deref().zip(template.as_deref()))?;
     let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;
     loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
     let mut identities = Vec::new();
@@ -126,6 +129,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if !conversation && a.system_prompt.is_some() {
         return Err(usage("--system-prompt", "expected a base with a chat template, found one without"));
     }
+    let n_context = context_length(a, &text);
     let tokens = prompts
         .iter()
         .map(|p| {
@@ -134,10 +138,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
                 ui.note(&format!("{lost} bytes of the prompt are left out: no token of this base spells them"));
             }
             let system = a.system_prompt.as_deref();
-            text.tokens(if conversation { Prompt::Chat { system, user: p } } else { Prompt::Raw(p) })
+            text.tokens(if conversation { Prompt::Chat { system, user: p } } else { Prompt::Raw(p) }, n_context)
         })
         .collect::<Result<Vec<_>>>()?;
-    let limits = limits(a, &text, &tokens);
+    let limits = limits(a, n_context, &tokens);
     let on: Vec<(usize, f32)> = adapters.iter().map(|(_, scale)| *scale).enumerate().collect();
     let mut engine = open_engine(a, &base, loaded, device, limits.n_context, ui)?;
     check_effects(engine.as_mut(), &tokens[0], &adapters, &on, ui)?;
@@ -152,7 +156,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             engine.switch_adapters(on)?;
             let show = &mut |text: &str| ui.heading(&shown(text));
             let progress = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Tokens);
-            let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show, &progress)?;
+            let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show, &progress)
+                .map_err(|e| e.file(&a.base))?;
             ui.heading("\n")?;
             ui.note(&speeds(&answer));
             if answer.text.is_empty() {
@@ -202,7 +207,7 @@ fn open_engine(
 fn prompts(a: &Arguments) -> Result<Vec<String>> {
     let mut prompts = a.prompt.clone();
     if let Some(path) = &a.file {
-        let mut text = read_text(path, "the prompt")?;
+        let mut text = read_text(path, "the prompt", PROMPT_BYTES)?;
         if text.ends_with('\n') {
             text.pop();
         }
@@ -214,13 +219,13 @@ fn prompts(a: &Arguments) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// A text file of at most [`MAX_TEXT_BYTES`].
-fn read_text(path: &Path, what: &str) -> Result<String> {
+/// A text file of at most so many bytes.
+fn read_text(path: &Path, what: &str, max_bytes: usize) -> Result<String> {
     let mut text = String::new();
-    let mut file = std::io::BufReader::new(open_regular(path)?.take(MAX_TEXT_BYTES + 1));
+    let mut file = std::io::BufReader::new(open_regular(path)?.take(max_bytes as u64 + 1));
     file.read_to_string(&mut text).map_err(|e| Error::io(path, &format!("cannot read {what}"), e))?;
-    if text.len() as u64 > MAX_TEXT_BYTES {
-        let message = format!("expected at most {MAX_TEXT_BYTES} bytes, found more");
+    if text.len() > max_bytes {
+        let message = format!("expected at most {max_bytes} bytes, found more");
         return Err(Error::new(Code::Usage, message).file(path));
     }
     Ok(text)
@@ -274,12 +279,25 @@ fn is_not_zero(number: &str) -> bool {
     number.split(['e', 'E']).next().is_some_and(|digits| digits.bytes().any(|b| matches!(b, b'1'..=b'9')))
 }
 
-fn limits(a: &Arguments, text: &BaseText, tokens: &[Vec<u32>]) -> Limits {
-    let n_predict = usize::try_from(a.n_predict).ok();
-    let n_context = match a.ctx_size {
+/// A template that the engine stops at is an error like any other, in one line.
+fn leave_panics_of_templates_unprinted() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() != Some(RENDER_THREAD) {
+            print(panic);
+        }
+    }));
+}
+
+fn context_length(a: &Arguments, text: &BaseText) -> usize {
+    match a.ctx_size {
         0 => text.n_context_trained.unwrap_or(DEFAULT_CONTEXT),
         n => n as usize,
-    };
+    }
+}
+
+fn limits(a: &Arguments, n_context: usize, tokens: &[Vec<u32>]) -> Limits {
+    let n_predict = usize::try_from(a.n_predict).ok();
     // Engines that reserve their context need no more than what can be used.
     let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
     let usable = n_predict.map_or(n_context, |n| n_context.min(longest.saturating_add(n).saturating_add(1)));

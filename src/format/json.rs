@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::limits::{JSON_BYTES, JSON_DEPTH, JSON_STRING_BYTES, JSON_VALUES};
+use super::limits::{JSON_BYTES, JSON_DEPTH, JSON_OBJECT_VALUES, JSON_STRING_BYTES, JSON_VALUES};
 use super::mmap::open_regular;
 use super::names::{cut, shorten};
 use crate::error::{Code, Error, Result};
@@ -137,15 +137,22 @@ struct Strict<'a> {
     fault: &'a Cell<Option<Code>>,
 }
 
+impl Strict<'_> {
+    fn count<E: serde::de::Error>(self, n: usize) -> Result<(), E> {
+        self.values.set(self.values.get() + n);
+        if self.values.get() > self.max_values {
+            self.fault.set(Some(Code::JsonTooLarge));
+            return Err(E::custom(format_args!("more than {} values", self.max_values)));
+        }
+        Ok(())
+    }
+}
+
 impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
-        self.values.set(self.values.get() + 1);
-        if self.values.get() > self.max_values {
-            self.fault.set(Some(Code::JsonTooLarge));
-            return Err(D::Error::custom(format_args!("more than {} values", self.max_values)));
-        }
+        self.count(1)?;
         d.deserialize_any(self)
     }
 }
@@ -186,6 +193,8 @@ impl<'de> Visitor<'de> for Strict<'_> {
         while let Some(v) = seq.next_element_seed(self)? {
             out.push(v);
         }
+        // Room for four, where pairs are the rule.
+        out.shrink_to_fit();
         Ok(Value::Array(out))
     }
 
@@ -194,6 +203,9 @@ impl<'de> Visitor<'de> for Strict<'_> {
         while let Some(key) = map.next_key::<String>()? {
             if key == NUMBER {
                 return number(map.next_value::<String>()?);
+            }
+            if out.is_empty() {
+                self.count(JSON_OBJECT_VALUES)?;
             }
             if out.contains_key(&key) {
                 self.fault.set(Some(Code::JsonDuplicateKey));

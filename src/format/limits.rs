@@ -70,9 +70,12 @@ pub const SAFETENSORS_METADATA_BYTES: usize = 16 << 20;
 /// Bytes of a JSON file. An index of as many tensors as [`TENSORS`] allows, 100 bytes each, has 26 MB.
 pub const JSON_BYTES: u64 = 32 << 20;
 
-/// Values in one JSON document, twice the tensors that an index may list. An object costs 400 bytes, however short its
-/// text.
+/// Values in one JSON document, twice the tensors that an index may list.
 pub const JSON_VALUES: usize = 1 << 19;
+
+/// As how many values more an object counts that is not empty: it costs 400 bytes, however short its text, and a value
+/// in a list some 70.
+pub const JSON_OBJECT_VALUES: usize = 6;
 
 /// Bytes of one string in JSON, safetensors headers included: messages may quote it, escaped and more than once.
 pub const JSON_STRING_BYTES: usize = 16 << 20;
@@ -82,6 +85,15 @@ pub const JSON_DEPTH: usize = 128;
 
 /// Bytes of `config.json` and `adapter_config.json`. Real ones have a few kB; a long list of modules reaches some more.
 pub const CONFIG_BYTES: u64 = 1 << 20;
+
+/// Tokens of a vocabulary: each costs some 200 bytes once text is split by it. The largest in use have 262,144.
+pub const VOCABULARY_TOKENS: usize = 1 << 19;
+
+/// Pairs that merge into tokens; each costs some 250 bytes. The longest list in use has 514,906.
+pub const VOCABULARY_MERGES: usize = 1 << 19;
+
+/// Bytes of a chat template; compiled, it costs some 100 times as much. Known ones have 2 to 30 kB.
+pub const TEMPLATE_BYTES: usize = 256 << 10;
 
 /// Bytes of a layout file. A line for every tensor of the largest adapter stays below that.
 pub const LAYOUT_BYTES: u64 = 1 << 20;

@@ -1,18 +1,20 @@
 //! Chat templates: Jinja as Hugging Face sets it up, from a file that nobody has to trust.
 
-use std::io;
-use std::sync::{Arc, mpsc};
+mod bounds;
+mod values;
+
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{Environment, ErrorKind, State, Value, context};
-use minijinja_contrib::pycompat;
+use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
-use serde_json::ser::Formatter;
 
 use crate::error::{Code, Error, Result};
+use crate::format::limits::TEMPLATE_BYTES;
 use crate::format::names::cut;
+use values::RAISED;
 
 /// Who says something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -46,40 +48,53 @@ pub struct Tokens<'a> {
 
 /// A chat template that compiled.
 pub struct Template {
-    environment: Arc<Environment<'static>>,
+    environment: Environment<'static>,
 }
 
 const NAME: &str = "chat_template";
 
-/// What one rendering may spend: minijinja counts instructions, and 64 bytes of data as one. Known templates need some
-/// thousands; this is 64 MiB.
-const FUEL: u64 = 1 << 20;
+/// The thread that renders; what it panics with is part of an error, and need not be printed by a panic hook.
+pub const RENDER_THREAD: &str = "chat template";
+
+/// Steps that one rendering may spend whatever the conversation; minijinja counts instructions, and 64 bytes of data as
+/// one, so that this is 8 MiB. Known templates need some thousands.
+const STEPS: u64 = 1 << 17;
+
+/// Steps for each byte of the conversation: it may be copied 32 times.
+const STEPS_PER_BYTES: (u64, u64) = (1, 2);
+
+/// Text that a template may add, and how often it may repeat the conversation. Known templates add some 10 kB.
+const ADDED_BYTES: usize = 256 << 10;
+const REPETITIONS: usize = 2;
 
 /// What minijinja does not count (lists that are sums of lists) ends here. Known templates need milliseconds.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(1);
 
-/// Nesting of macros and loops. Known templates need 3.
-const DEPTH: usize = 100;
+/// Nesting of loops; a macro counts as five. Known templates need some ten.
+const DEPTH: usize = 64;
+
+/// Room for the deepest values that the other limits leave possible: each level costs some frames to print or drop.
+const STACK_BYTES: usize = 128 << 20;
 
 impl Template {
-    /// Errors: [`Code::ChatTemplate`] for a syntax error.
+    /// Errors: [`Code::ChatTemplate`] for a syntax error, more than [`TEMPLATE_BYTES`], or a tag that is too long.
     pub fn new(source: &str) -> Result<Self> {
+        Self::compiled(source).map_err(|e| e.field(FIELD))
+    }
+
+    fn compiled(source: &str) -> Result<Self> {
+        if source.len() > TEMPLATE_BYTES {
+            let message = format!("expected a chat template of at most {TEMPLATE_BYTES} bytes, found {}", source.len());
+            return Err(Error::new(Code::ChatTemplate, message));
+        }
         let mut environment = Environment::new();
-        // As `_compile_jinja_template` in transformers' utils/chat_template_utils.py.
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.expect("the default delimiters are valid"));
-        environment.set_unknown_method_callback(python_method);
-        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
+        let syntax = syntax();
         environment.set_recursion_limit(DEPTH);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
-        });
-        environment.add_filter("tojson", to_json);
-        // minijinja's says yes to none.
-        environment.add_test("iterable", |v: Value| !v.is_none() && v.try_iter().is_ok());
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|e| failed(&e))?;
-        Ok(Template { environment: Arc::new(environment) })
+        values::set_up(&mut environment);
+        let source = bounds::bounded(&without_generation_tags(source), &syntax)?;
+        environment.set_syntax(syntax);
+        environment.add_template_owned(NAME, source).map_err(|e| failed(&e))?;
+        Ok(Template { environment })
     }
 
     /// The conversation as the model's training wrote it, up to where the model has to answer.
@@ -87,8 +102,12 @@ impl Template {
     /// There is no clock: `strftime_now` is not defined, which templates that use it ask for.
     ///
     /// Errors: [`Code::ChatTemplate`] where the template refuses the conversation, does something impossible or spends
-    /// too much.
+    /// or writes too much.
     pub fn render(&self, messages: &[Message], tokens: Tokens<'_>) -> Result<String> {
+        self.rendered(messages, tokens).map_err(|e| e.field(FIELD))
+    }
+
+    fn rendered(&self, messages: &[Message], tokens: Tokens<'_>) -> Result<String> {
         let context = context! {
             messages => Value::from(minijinja::value::Serde(messages)),
             bos_token => tokens.bos,
@@ -97,26 +116,53 @@ impl Template {
             tools => (),
             documents => (),
         };
-        let environment = self.environment.clone();
+        let n_bytes: usize = messages.iter().map(|m| m.content.len()).sum();
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(STEPS + n_bytes as u64 * STEPS_PER_BYTES.0 / STEPS_PER_BYTES.1));
         let (sender, receiver) = mpsc::channel();
         let rendering = move || {
             // Nobody listens any more after the deadline.
             let _ = sender.send(environment.get_template(NAME).and_then(|t| t.render(context)));
         };
-        thread::Builder::new()
+        let thread = thread::Builder::new()
+            .name(RENDER_THREAD.to_owned())
+            .stack_size(STACK_BYTES)
             .spawn(rendering)
             .map_err(|e| Error::new(Code::Io, format!("cannot start a thread: {e}")).caused_by(e))?;
-        match receiver.recv_timeout(DEADLINE) {
-            Ok(rendered) => rendered.map_err(|e| failed(&e)),
-            Err(_) => {
-                let message = format!(
-                    "expected a chat template that ends within {} s, found one that does not",
-                    DEADLINE.as_secs()
-                );
-                Err(Error::new(Code::ChatTemplate, message).field("tokenizer.chat_template"))
+        let text = match receiver.recv_timeout(DEADLINE) {
+            Ok(rendered) => rendered.map_err(|e| failed(&e))?,
+            Err(RecvTimeoutError::Timeout) => {
+                let seconds = DEADLINE.as_secs();
+                let message = format!("expected a chat template that ends within {seconds} s, found one that does not");
+                return Err(Error::new(Code::ChatTemplate, message));
             }
+            // The thread ended without an answer.
+            Err(RecvTimeoutError::Disconnected) => return Err(panicked(thread)),
+        };
+        let most = ADDED_BYTES + REPETITIONS * n_bytes;
+        if text.len() > most {
+            let message =
+                format!("expected a chat template that writes at most {most} bytes here, found {}", text.len());
+            return Err(Error::new(Code::ChatTemplate, message));
         }
+        Ok(text)
     }
+}
+
+const FIELD: &str = "tokenizer.chat_template";
+
+/// As `_compile_jinja_template` in transformers' utils/chat_template_utils.py.
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("the default delimiters are valid")
+}
+
+fn panicked(thread: thread::JoinHandle<()>) -> Error {
+    let payload = thread.join().err();
+    let text = payload.as_ref().and_then(|p| p.downcast_ref::<String>().map(String::as_str));
+    let text = text.or_else(|| payload.as_ref().and_then(|p| p.downcast_ref::<&str>().copied())).unwrap_or("no reason");
+    let message = format!("expected a chat template that renders, found one that the template engine stops at: {text}");
+    Error::new(Code::ChatTemplate, cut(&message, SHOWN))
 }
 
 /// transformers' own tags around what the model says, for training, become a condition that holds.
@@ -128,95 +174,22 @@ fn without_generation_tags(source: &str) -> String {
     tag("endgeneration").replace_all(&opened, "{%$1 endif $2%}").into_owned()
 }
 
-/// Python's string methods, those that can make much of little charged in advance.
-fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, minijinja::Error> {
-    /// Bytes that cost as much as one instruction.
-    const BYTES: usize = 64;
-    /// Bytes of one value in a list.
-    const VALUE_BYTES: usize = 32;
-    let len = |v: &Value| v.as_str().map_or(0, str::len);
-    if let Some(text) = value.as_str() {
-        let bytes = match (method, args) {
-            ("replace", [old, new, ..]) => (text.len() / len(old).max(1) + 1).saturating_mul(len(new)),
-            ("split" | "rsplit" | "splitlines", _) => text.len().saturating_mul(VALUE_BYTES),
-            ("join", [items, ..]) => items.len().unwrap_or(0).saturating_mul(text.len()),
-            _ => text.len(),
-        };
-        state.consume_fuel((bytes / BYTES) as u64)?;
-        // minijinja's begins words at spaces only.
-        if method == "title" && args.is_empty() {
-            return Ok(Value::from(title(text)));
-        }
-    }
-    pycompat::unknown_method_callback(state, value, method, args)
-}
-
-/// Python's `str.title`: letters after what is no letter become capitals, the others small.
-fn title(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut in_word = false;
-    for c in text.chars() {
-        if in_word {
-            out.extend(c.to_lowercase())
-        } else {
-            out.extend(c.to_uppercase())
-        }
-        in_word = c.is_alphabetic();
-    }
-    out
-}
-
-/// Tells what a template raises from what goes wrong in it.
-const RAISED: &str = "the template refuses: ";
+/// Characters of a message that quotes the template.
+const SHOWN: usize = 300;
 
 fn failed(e: &minijinja::Error) -> Error {
-    const SHOWN: usize = 300;
     let detail = e.detail().unwrap_or_default();
     let message = match detail.strip_prefix(RAISED) {
         Some(raised) => format!("expected a conversation that the chat template takes; it refuses with: {raised}"),
         None if e.kind() == ErrorKind::OutOfFuel => {
-            "expected a chat template of at most 64 MiB and a million steps, found more".to_owned()
+            format!("expected a chat template that needs at most {STEPS} steps and 8 MiB, found more")
         }
         None => {
             let line = e.line().map_or(String::new(), |l| format!(" in line {l}"));
             format!("expected a chat template that renders, found{line}: {}: {detail}", e.kind())
         }
     };
-    Error::new(Code::ChatTemplate, cut(&message, SHOWN)).field("tokenizer.chat_template")
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what templates mean by `tojson`.
-fn to_json(value: Value, options: minijinja::value::Kwargs) -> Result<Value, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    options.assert_all_used()?;
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(n) => {
-            let spaces = " ".repeat(n.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine)),
-    };
-    written.map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
-    Ok(Value::from(String::from_utf8_lossy(&out).into_owned()))
-}
-
-/// A space after each comma and colon.
-struct OneLine;
-
-impl Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        writer.write_all(b": ")
-    }
+    Error::new(Code::ChatTemplate, cut(&message, SHOWN))
 }
 
 #[cfg(test)]

@@ -4,13 +4,14 @@ use super::to_gguf::{MODEL, NO_MODEL};
 use super::{Algorithm, SpecialTokens, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{Array, Metadata, Value};
+use crate::format::limits::{VOCABULARY_MERGES, VOCABULARY_TOKENS};
 use crate::format::names::shorten;
 
 impl Vocabulary {
     /// Reads the keys `tokenizer.*`.
     ///
     /// Errors: [`Code::GgufKey`] for a key that is missing or of the wrong type; [`Code::TokenizerInvalid`] for lists
-    /// of different lengths, unknown token types, scores that are no numbers and ids beyond the vocabulary;
+    /// of different lengths or above [`VOCABULARY_TOKENS`], unknown token types, scores that are no numbers and ids beyond the vocabulary;
     /// [`Code::TokenizerUnsupported`] for a file without a tokenizer, and for an algorithm that is neither byte-level BPE nor
     /// SentencePiece.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self> {
@@ -23,11 +24,7 @@ impl Vocabulary {
             let message = "expected a base with a tokenizer, found one without: it runs on token ids alone";
             return Err(Error::new(Code::TokenizerUnsupported, message).field(MODEL));
         }
-        let tokens: Vec<String> = metadata
-            .str_array("tokenizer.ggml.tokens")?
-            .ok_or_else(|| metadata.missing("tokenizer.ggml.tokens"))?
-            .map(str::to_owned)
-            .collect();
+        let tokens = texts(metadata, "tokenizer.ggml.tokens", VOCABULARY_TOKENS)?;
         let n = tokens.len();
         let kinds = match metadata.array("tokenizer.ggml.token_type")? {
             Some(array) => list(array, n, "tokenizer.ggml.token_type", "a token type from 1 to 6", kind)?,
@@ -73,11 +70,7 @@ fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
         "gpt2" => Ok(Algorithm::Bpe {
             // llama.cpp's name where a file says nothing
             pre: metadata.str("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
-            merges: metadata
-                .str_array("tokenizer.ggml.merges")?
-                .ok_or_else(|| metadata.missing("tokenizer.ggml.merges"))?
-                .map(str::to_owned)
-                .collect(),
+            merges: texts(metadata, "tokenizer.ggml.merges", VOCABULARY_MERGES)?,
         }),
         "llama" => {
             let key = "tokenizer.ggml.scores";
@@ -98,6 +91,15 @@ fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
             Err(Error::new(Code::TokenizerUnsupported, message).field(MODEL))
         }
     }
+}
+
+/// A list of at most `most`, which is looked at before anything is copied.
+fn texts(metadata: &Metadata, key: &str, most: usize) -> Result<Vec<String>> {
+    if let Some(n) = metadata.array(key)?.map(Array::len).filter(|n| *n > most) {
+        return Err(invalid(key, format!("expected at most {most} elements, found {n}")));
+    }
+    let texts = metadata.str_array(key)?.ok_or_else(|| metadata.missing(key))?;
+    Ok(texts.map(str::to_owned).collect())
 }
 
 /// Every element of an array that has to have `n`.

@@ -6,6 +6,7 @@
 //! `SpecialVocab`, and `llama_vocab::impl::load`.
 
 mod bpe;
+mod fields;
 mod merges;
 mod pre_tokenizer;
 mod sentence_piece;
@@ -19,7 +20,8 @@ use serde_json::Value;
 use super::{TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
-use special::Settings;
+use crate::format::limits::VOCABULARY_TOKENS;
+use special::{Settings, is_present};
 
 /// Values in a `tokenizer.json`. The largest vocabularies in use (262,144 tokens and 514,906 merges, each two strings)
 /// have 1.8 million.
@@ -46,13 +48,16 @@ pub struct Found {
 /// Errors: [`Code::TokenizerInvalid`] for files that contradict themselves or the model,
 /// [`Code::TokenizerUnsupported`] for tokenizers that llama.cpp would not follow; those of JSON.
 pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<Found>> {
+    if n_tokens > VOCABULARY_TOKENS {
+        let message =
+            format!("expected a tokenizer of at most {VOCABULARY_TOKENS} tokens, found {n_tokens} rows for them");
+        return Err(unsupported(message).file(&folder.join("config.json")).field("vocab_size"));
+    }
     let model = folder.join("tokenizer.model");
     let json_file = folder.join("tokenizer.json");
     let mut settings = Settings::read(folder)?;
-    let tokenizer = match json_file.is_file() {
-        true => Some(json::read_large_file(&json_file, MAX_TOKENIZER_VALUES)?),
-        false => None,
-    };
+    let is_json_present = is_present(&json_file);
+    let tokenizer = is_json_present.then(|| json::read_large_file(&json_file, MAX_TOKENIZER_VALUES)).transpose()?;
     if let Some(json) = &tokenizer {
         settings.add_tokenizer_json(&json_file, json)?;
     }
@@ -63,7 +68,7 @@ pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<
             sentence_piece::read(&model, &bytes, n_tokens, &settings, pre)?
         }
         (None, Some(json)) => bpe::read(&json_file, json, n_tokens, &settings, pre, &mut notes)?,
-        (None, None) if model.is_file() => {
+        (None, None) if is_present(&model) => {
             let message = "expected a SentencePiece model, found something else, and no tokenizer.json beside it";
             return Err(Error::new(Code::TokenizerUnsupported, message).file(&model));
         }

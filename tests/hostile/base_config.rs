@@ -13,7 +13,8 @@ pub fn read(config: Vec<u8>) -> Result<()> {
     BaseModel::open(dir.path()).map(drop)
 }
 
-fn weights() -> Vec<u8> {
+/// Right weights.
+pub fn weights() -> Vec<u8> {
     let layer = "model.layers.0";
     let tensors: [(String, &[usize]); 12] = [
         ("model.embed_tokens.weight".into(), &[3, 4]),
@@ -61,6 +62,11 @@ fn with(key: &str, value: Option<&str>) -> String {
     fields.extend(value.map(|v| (key, v)));
     let fields: Vec<String> = fields.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
     format!("{{{}}}", fields.join(","))
+}
+
+/// A right configuration.
+pub fn right() -> String {
+    with("", None)
 }
 
 pub fn cases() -> Vec<Case> {

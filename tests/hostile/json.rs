@@ -17,6 +17,7 @@ pub fn cases() -> Vec<Case> {
     use Code::*;
     let nested = |open: &str, close: &str, n: usize| format!("{}{}", open.repeat(n), close.repeat(n));
     let many = |n: usize| format!("[{}0]", "0,".repeat(n - 2));
+    let objects = |n: usize| format!("[{}]", vec!["{\"\":0}"; n].join(","));
     let mut cases = vec![
         accepted("an object", "{\"a\":1}"),
         accepted("a byte order mark", "\u{feff}{\"a\":1}"),
@@ -30,6 +31,12 @@ pub fn cases() -> Vec<Case> {
         accepted("a control character, escaped", "[\"\\u001b\"]"),
         accepted("deepest lists", nested("[", "]", limits::JSON_DEPTH - 1)),
         accepted("most values", many(limits::JSON_VALUES)),
+        accepted("most objects", objects((limits::JSON_VALUES - 1) / (limits::JSON_OBJECT_VALUES + 2))),
+        refused(
+            "one object too many",
+            objects((limits::JSON_VALUES - 1) / (limits::JSON_OBJECT_VALUES + 2) + 1),
+            JsonTooLarge,
+        ),
         refused("no byte", "", JsonSyntax),
         refused("blanks alone", "  \n", JsonSyntax),
         refused("a byte order mark alone", "\u{feff}", JsonSyntax),

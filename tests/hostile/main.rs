@@ -15,12 +15,16 @@ mod archive;
 mod base_config;
 mod base_gguf;
 mod case;
+#[cfg(feature = "generate")]
+mod chat_template;
 mod damage;
 #[cfg(feature = "llama-cpp")]
 mod differential;
 mod gguf;
 mod gguf_adapter;
 mod gguf_file;
+#[cfg(feature = "generate")]
+mod gguf_vocabulary;
 mod import;
 mod index;
 mod json;
@@ -32,6 +36,7 @@ mod pickle;
 mod probe;
 mod safetensors;
 mod seeds;
+mod tokenizer_files;
 #[cfg(all(feature = "cli", feature = "runner"))]
 mod tool;
 mod valid;
@@ -58,6 +63,18 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
         ("manifest", manifest::cases(), manifest::read),
+        #[cfg(feature = "generate")]
+        ("gguf vocabulary", gguf_vocabulary::cases(), gguf_vocabulary::read),
+        ("tokenizer.json", tokenizer_files::cases(), tokenizer_files::read),
+        ("tokenizer_config.json", tokenizer_files::config_cases(), tokenizer_files::read_config),
+        ("added_tokens.json", tokenizer_files::added_cases(), tokenizer_files::read_added),
+        ("chat_template.json", tokenizer_files::template_cases(), tokenizer_files::read_template),
+        ("chat_template.jinja", tokenizer_files::jinja_cases(), tokenizer_files::read_jinja),
+        ("config.json of a tokenizer", tokenizer_files::model_cases(), tokenizer_files::read_model),
+        #[cfg(feature = "generate")]
+        ("chat template", chat_template::cases(), chat_template::read),
+        #[cfg(feature = "generate")]
+        ("chat template, short context", chat_template::short_cases(), chat_template::read_short),
         ("archive", archive::cases(), archive::read),
         ("archive to unpack", archive::foreign_cases(), archive::read_foreign),
     ]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::error::{Code, Result};
-use ptplus::format::limits::{BUNDLE_FILES, JSON_VALUES, MANIFEST_BYTES, NAME_BYTES};
+use ptplus::format::limits::{BUNDLE_FILES, JSON_OBJECT_VALUES, JSON_VALUES, MANIFEST_BYTES, NAME_BYTES};
 use ptplus::package::manifest::{FileEntry, Manifest, write};
 use serde_json::{Value, json};
 
@@ -72,8 +72,8 @@ fn of_values(n: usize) -> Vec<u8> {
     foreign("").replacen('{', &format!("{{\"x\":[{list}],"), 1).into_bytes()
 }
 
-/// The document, schema, hash, files and the list itself.
-const OWN_VALUES: usize = 5;
+/// The document, which is an object, schema, hash, files and the list itself.
+const OWN_VALUES: usize = 5 + JSON_OBJECT_VALUES;
 
 /// Manifests that are right, each in another way.
 pub fn right_files() -> Vec<Vec<u8>> {

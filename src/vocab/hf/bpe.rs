@@ -5,9 +5,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::special::Settings;
+use super::fields::Fields;
+use super::special::{Settings, check_nul};
 use super::{Draft, added, hole, invalid, merges, pre_tokenizer, token_id, unsupported};
 use crate::error::{Error, Result};
+use crate::format::names::shorten;
 use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
 
 pub(super) fn read(
@@ -19,14 +21,17 @@ pub(super) fn read(
     notes: &mut Vec<String>,
 ) -> Result<Draft> {
     let at = |field: &str, e: Error| e.file(file).field(field);
-    let model = json["model"].as_object().ok_or_else(|| at("model", invalid("expected an object")))?;
-    check_model(model).map_err(|(field, e)| at(field, e))?;
-    let vocab = model.get("vocab").and_then(Value::as_object);
-    let vocab = vocab.ok_or_else(|| at("model.vocab", invalid("expected an object of tokens")))?;
-    let merges = merges::read(&model["merges"]).map_err(|e| at("model.merges", e))?;
+    let document = Fields::of(file, Some(json))?;
+    let model = document.value("model").ok_or_else(|| at("model", invalid("expected an object, found none")))?;
+    let model = document.below("model", model)?;
+    check_model(&model)?;
+    let vocab = model.object("vocab")?.ok_or_else(|| model.at("vocab", invalid("expected an object of tokens")))?;
+    let merges = model.list("merges")?.ok_or_else(|| model.at("merges", invalid("expected a list of pairs")))?;
+    let merges = merges::read(merges).map_err(|e| at("model.merges", e))?;
     let (tokens, mut kinds) = tokens(vocab, n_tokens, settings).map_err(|e| at("model.vocab", e))?;
+    merges::check(vocab, &merges).map_err(|e| at("model.merges", e))?;
 
-    let algorithm = if model.get("byte_fallback").and_then(Value::as_bool) == Some(true) {
+    let algorithm = if model.bool("byte_fallback")? == Some(true) {
         let add_space_prefix = space_prefix(json).map_err(|e| at("normalizer", e))?;
         if json["pre_tokenizer"]["type"] == "Metaspace" && add_space_prefix {
             notes.push("the folder's tokenizer puts no space before text that begins with one; llama.cpp does".into());
@@ -39,7 +44,7 @@ pub(super) fn read(
         let scores = merges::scores(&tokens, &kinds, &merges).map_err(|e| at("model.merges", e))?;
         Algorithm::SentencePiece { scores, add_space_prefix: settings.add_prefix_space.unwrap_or(add_space_prefix) }
     } else {
-        let ignore_merges = model.get("ignore_merges").and_then(Value::as_bool).unwrap_or(false);
+        let ignore_merges = model.bool("ignore_merges")?.unwrap_or(false);
         let pre = match pre {
             Some(stated) => stated.to_owned(),
             None => {
@@ -56,38 +61,44 @@ pub(super) fn read(
         };
         Algorithm::Bpe { pre, merges: merges.iter().map(|(a, b)| format!("{a} {b}")).collect() }
     };
-    let unknown = model.get("unk_token").and_then(Value::as_str);
-    let unknown = unknown.and_then(|t| tokens.iter().position(|x| x == t)).map(|id| id as u32);
+    let unknown = unknown(&model, &tokens)?;
     Ok(Draft { algorithm, tokens, kinds, special: SpecialTokens { unknown, ..SpecialTokens::default() } })
 }
 
-/// Errors with the field at fault: what llama.cpp's tokenizers do not do.
-fn check_model(model: &Map<String, Value>) -> Result<(), (&'static str, Error)> {
-    match model.get("type").and_then(Value::as_str) {
+/// What llama.cpp's tokenizers do not do.
+fn check_model(model: &Fields<'_>) -> Result<()> {
+    match model.str("type")? {
         Some("BPE") => {}
         found => {
-            let found = found.map_or("none".to_owned(), |t| format!("{t:?}"));
-            return Err((
-                "model.type",
-                unsupported(format!("expected BPE, found {found}; --no-tokenizer leaves the tokenizer out")),
-            ));
+            let found = found.map_or("none".to_owned(), |t| format!("{:?}", shorten(t)));
+            let message = format!("expected BPE, found {found}; --no-tokenizer leaves the tokenizer out");
+            return Err(model.at("type", unsupported(message)));
         }
     }
-    if model.get("dropout").and_then(Value::as_f64).is_some_and(|p| p != 0.0) {
-        return Err(("model.dropout", unsupported("expected null: dropout makes tokens random")));
+    if model.number("dropout")?.is_some_and(|p| p != 0.0) {
+        return Err(model.at("dropout", unsupported("expected null: dropout makes tokens random")));
     }
     for field in ["continuing_subword_prefix", "end_of_word_suffix"] {
-        if model.get(field).and_then(Value::as_str).is_some_and(|s| !s.is_empty()) {
-            return Err((field, unsupported("expected none, which llama.cpp does not know")));
+        if model.str(field)?.is_some_and(|s| !s.is_empty()) {
+            return Err(model.at(field, unsupported("expected none, which llama.cpp does not know")));
         }
     }
-    Ok(())
+    model.bool("fuse_unk").map(drop)
+}
+
+/// GPT-2's file says that there is none with an empty text.
+fn unknown(model: &Fields<'_>, tokens: &[String]) -> Result<Option<u32>> {
+    let Some(text) = model.str("unk_token")?.filter(|t| !t.is_empty()) else { return Ok(None) };
+    let id = tokens.iter().position(|t| t == text).map(|id| id as u32);
+    let missing = || invalid(format!("expected a token of the vocabulary, found {:?}", shorten(text)));
+    id.map(Some).ok_or_else(|| model.at("unk_token", missing()))
 }
 
 /// Tokens and kinds by number: those of the model, the added ones over them, holes between.
 fn tokens(vocab: &Map<String, Value>, n_tokens: usize, settings: &Settings) -> Result<(Vec<String>, Vec<TokenKind>)> {
     let mut by_id: Vec<Option<(String, TokenKind)>> = vec![None; n_tokens];
     for (token, id) in vocab {
+        check_nul(token)?;
         let slot = &mut by_id[token_id(id, n_tokens)?];
         if let Some((other, _)) = slot {
             return Err(invalid(format!("expected one token of number {id}, found {other:?} and {token:?}")));

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{invalid, unsupported};
 use crate::error::Result;
+use crate::format::names::shorten;
 use crate::vocab::TokenKind;
 
 /// Longest token whose splits are looked at, in bytes: trying all of them costs the square of it. Real ones have at most
@@ -14,14 +15,8 @@ const MAX_TOKEN_BYTES: usize = 256;
 
 /// `["a b", ...]` or `[["a", "b"], ...]`. A space inside a token, which the strings of GGUF have no place for, becomes the
 /// character that stands for a space among the byte-level ones, as in llama.cpp's converter.
-pub(super) fn read(merges: &Value) -> Result<Vec<(String, String)>> {
-    let list = merges.as_array().ok_or_else(|| invalid("expected a list of pairs"))?;
-    let wrong = |i: usize| {
-        invalid(format!(
-            "expected two tokens in pair {i}, found {}",
-            crate::format::names::shorten(&list[i].to_string())
-        ))
-    };
+pub(super) fn read(list: &[Value]) -> Result<Vec<(String, String)>> {
+    let wrong = |i: usize| invalid(format!("expected two tokens in pair {i}, found {}", shorten(&list[i].to_string())));
     let whole = |s: &str| (!s.is_empty()).then(|| s.replace(' ', "Ġ"));
     list.iter()
         .enumerate()
@@ -38,6 +33,24 @@ pub(super) fn read(merges: &Value) -> Result<Vec<(String, String)>> {
             whole(a).zip(whole(b)).ok_or_else(|| wrong(i))
         })
         .collect()
+}
+
+/// Every pair is two tokens that are a third one together, as Hugging Face's library and llama.cpp want it.
+pub(super) fn check(vocab: &Map<String, Value>, merges: &[(String, String)]) -> Result<()> {
+    // As the pairs are read.
+    let tokens: HashSet<String> = vocab.keys().map(|t| t.replace(' ', "Ġ")).collect();
+    let mut made = String::new();
+    for (i, (a, b)) in merges.iter().enumerate() {
+        made.clear();
+        made.extend([a.as_str(), b.as_str()]);
+        if let Some(missing) = [a, b, &made].into_iter().find(|t| !tokens.contains(t.as_str())) {
+            return Err(invalid(format!(
+                "expected two tokens that are a third one together in pair {i}, found no token {:?}",
+                shorten(missing)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Scores by which SentencePiece merges as `merges` says: minus the place in the list at which a token is made.

@@ -60,14 +60,18 @@ pub(super) fn known_names() -> String {
 fn step(v: &Value) -> Option<Step<'_>> {
     match v["type"].as_str()? {
         "Split" => {
-            let plain = v["behavior"].as_str()? == "Isolated" && v["invert"].as_bool() != Some(true);
+            let plain = v["behavior"].as_str()? == "Isolated" && !flag(v, "invert", false)?;
             v["pattern"]["Regex"].as_str().filter(|_| plain).map(Step::Split)
         }
         "Digits" => (v["individual_digits"].as_bool() == Some(true)).then_some(Step::EachDigit),
         "ByteLevel" => (v["add_prefix_space"].as_bool() == Some(false))
-            .then(|| Step::ByteLevel { splits: v["use_regex"].as_bool().unwrap_or(true) }),
+            .then_some(Step::ByteLevel { splits: flag(v, "use_regex", true)? }),
         _ => None,
     }
+}
+
+fn flag(v: &Value, field: &str, default: bool) -> Option<bool> {
+    if v[field].is_null() { Some(default) } else { v[field].as_bool() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::special::Settings;
+use super::special::{Settings, is_present};
 use super::{Draft, added, hole, invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::format::mmap;
@@ -69,7 +69,7 @@ struct NormalizerSpec {
 pub(super) fn bytes(file: &Path) -> Result<Option<crate::tensor::Bytes>> {
     /// The tag of the first piece.
     const FIRST: u8 = 0x0a;
-    if !file.is_file() {
+    if !is_present(file) {
         return Ok(None);
     }
     let bytes = mmap::map_file(file)?;

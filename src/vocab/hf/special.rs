@@ -5,9 +5,12 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::fields::Fields;
 use super::{Draft, MAX_SETTINGS_BYTES, invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::format::json;
+use crate::format::limits::CONFIG_BYTES;
+use crate::format::names::shorten;
 use crate::vocab::{Algorithm, SpecialTokens};
 
 /// A token that is found in text before anything else.
@@ -18,9 +21,9 @@ pub(super) struct AddedToken {
 
 /// Everything but the tokenizer's own model.
 pub(super) struct Settings {
-    folder: PathBuf,
-    tokenizer_config: Value,
-    config: Value,
+    tokenizer_config: Document,
+    config: Document,
+    tokenizer_json: PathBuf,
     /// `post_processor` of tokenizer.json.
     post_processor: Option<Value>,
     /// By number.
@@ -31,84 +34,121 @@ pub(super) struct Settings {
     pub notes: Vec<String>,
 }
 
+/// A file that need not be there.
+struct Document {
+    file: PathBuf,
+    value: Option<Value>,
+}
+
+impl Document {
+    fn read(folder: &Path, name: &str, max_bytes: u64) -> Result<Document> {
+        let file = folder.join(name);
+        let value = is_present(&file).then(|| json::read_file(&file, max_bytes)).transpose()?;
+        Ok(Document { file, value })
+    }
+
+    fn fields(&self) -> Result<Fields<'_>> {
+        Fields::of(&self.file, self.value.as_ref())
+    }
+}
+
 impl Settings {
     pub fn read(folder: &Path) -> Result<Settings> {
-        let mut files = Vec::new();
-        let mut optional = |name: &str| -> Result<Value> {
-            let file = folder.join(name);
-            if !file.is_file() {
-                return Ok(Value::Null);
-            }
-            let value = json::read_file(&file, MAX_SETTINGS_BYTES)?;
-            files.push(file);
-            Ok(value)
-        };
-        let tokenizer_config = optional("tokenizer_config.json")?;
-        let config = optional("config.json")?;
-        let added_tokens_json = optional("added_tokens.json")?;
-        let template_json = optional("chat_template.json")?;
+        let tokenizer_config = Document::read(folder, "tokenizer_config.json", MAX_SETTINGS_BYTES)?;
+        let config = Document::read(folder, "config.json", CONFIG_BYTES)?;
+        let added = Document::read(folder, "added_tokens.json", MAX_SETTINGS_BYTES)?;
+        let template = Document::read(folder, "chat_template.json", MAX_SETTINGS_BYTES)?;
+        let read = [&tokenizer_config, &config, &added, &template];
+        let files = read.into_iter().filter(|d| d.value.is_some()).map(|d| d.file.clone()).collect();
         let mut settings = Settings {
-            folder: folder.to_owned(),
             post_processor: None,
             added_tokens: IndexMap::new(),
-            add_prefix_space: tokenizer_config["add_prefix_space"].as_bool(),
+            add_prefix_space: tokenizer_config.fields()?.bool("add_prefix_space")?,
             chat_template: None,
             files,
             notes: Vec::new(),
+            tokenizer_json: folder.join("tokenizer.json"),
             tokenizer_config,
             config,
         };
-        for (content, id) in added_tokens_json.as_object().into_iter().flatten() {
-            let id = settings.number(id).map_err(|e| e.file(&folder.join("added_tokens.json")).field(content))?;
-            settings.added_tokens.insert(id, AddedToken { content: content.clone(), is_special: false });
-        }
-        let decoder = settings.tokenizer_config["added_tokens_decoder"].clone();
-        for (id, token) in decoder.as_object().into_iter().flatten() {
-            let at =
-                |e: Error| e.file(&folder.join("tokenizer_config.json")).field(format!("added_tokens_decoder.{id}"));
-            let number = id.parse().map_err(|_| at(invalid("expected a number as the key")))?;
-            settings.added_tokens.insert(number, added_token(token).map_err(at)?);
-        }
-        settings.chat_template = settings.read_chat_template(&template_json)?;
+        settings.add_plain_tokens(&added)?;
+        settings.add_decoder()?;
+        settings.chat_template = settings.read_chat_template(folder, &template)?;
         Ok(settings)
+    }
+
+    /// added_tokens.json: text to number.
+    fn add_plain_tokens(&mut self, added: &Document) -> Result<()> {
+        let fields = added.fields()?;
+        for (content, id) in added.value.as_ref().and_then(Value::as_object).into_iter().flatten() {
+            let token = AddedToken { content: content.clone(), is_special: false };
+            number(id).and_then(|id| self.add(id, token)).map_err(|e| fields.at(content, e))?;
+        }
+        Ok(())
+    }
+
+    /// `added_tokens_decoder` of tokenizer_config.json: number, as text, to token.
+    fn add_decoder(&mut self) -> Result<()> {
+        const FIELD: &str = "added_tokens_decoder";
+        let fields = self.tokenizer_config.fields()?;
+        let mut tokens = Vec::new();
+        for (key, token) in fields.object(FIELD)?.into_iter().flatten() {
+            let field = format!("{FIELD}.{key}");
+            // `01` and `1` would be one number.
+            let id = key.parse::<usize>().ok().filter(|id| id.to_string() == *key);
+            let id = id.ok_or_else(|| fields.at(&field, invalid("expected a number as the key")))?;
+            tokens.push((id, added_token(&fields.below(&field, token)?)?, field));
+        }
+        for (id, token, field) in tokens {
+            self.add(id, token).map_err(|e| e.file(&self.tokenizer_config.file).field(field))?;
+        }
+        Ok(())
     }
 
     /// The tokens and the post-processor that tokenizer.json states.
     pub fn add_tokenizer_json(&mut self, file: &Path, json: &Value) -> Result<()> {
-        for (i, token) in json["added_tokens"].as_array().into_iter().flatten().enumerate() {
-            let at = |e: Error| e.file(file).field(format!("added_tokens[{i}]"));
-            let id = self.number(&token["id"]).map_err(at)?;
-            // The last one to speak about a number counts.
-            self.added_tokens.insert(id, added_token(token).map_err(at)?);
+        let fields = Fields::of(file, Some(json))?;
+        for (i, token) in fields.list("added_tokens")?.into_iter().flatten().enumerate() {
+            let field = format!("added_tokens[{i}]");
+            let entry = fields.below(&field, token)?;
+            let token = added_token(&entry)?;
+            let id = entry.value("id").ok_or_else(|| invalid("expected a token's number")).and_then(number);
+            id.and_then(|id| self.add(id, token)).map_err(|e| fields.at(&field, e))?;
         }
-        self.post_processor = Some(json["post_processor"].clone()).filter(|p| !p.is_null());
+        self.post_processor = fields.value("post_processor").cloned();
         Ok(())
     }
 
-    fn number(&self, id: &Value) -> Result<usize> {
-        let id = id.as_u64().and_then(|n| usize::try_from(n).ok());
-        id.ok_or_else(|| invalid("expected a token's number"))
+    /// The last one to speak about a number says whether it is special; they have to agree on the text.
+    fn add(&mut self, id: usize, token: AddedToken) -> Result<()> {
+        check_nul(&token.content)?;
+        match self.added_tokens.insert(id, token) {
+            Some(other) if other.content != self.added_tokens[&id].content => Err(invalid(format!(
+                "expected one token of number {id}, found {:?} and {:?}",
+                shorten(&other.content),
+                shorten(&self.added_tokens[&id].content)
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// `bos_token` and the like in tokenizer_config.json, then `bos_token_id` in config.json, then the tokenizer itself.
     pub fn special_tokens(&self, draft: &Draft) -> Result<SpecialTokens> {
+        let (stated, config) = (self.tokenizer_config.fields()?, self.config.fields()?);
         let find = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
-            if let Some(text) = self.token_text(name) {
-                let added = self.added_tokens.iter().find(|(_, t)| t.content == text).map(|(id, _)| *id);
-                let id = added.or_else(|| draft.tokens.iter().position(|t| t == text));
-                let file = self.folder.join("tokenizer_config.json");
-                let missing = || invalid(format!("expected a token of the vocabulary, found {text:?}"));
-                return id
-                    .map(|id| Some(id as u32))
-                    .ok_or_else(|| missing().file(&file).field(format!("{name}_token")));
+            let field = format!("{name}_token");
+            let id_field = format!("{name}_token_id");
+            let ids = config.token_ids(&id_field)?;
+            if let Some(text) = stated.token(&field)? {
+                let missing = || invalid(format!("expected a token of the vocabulary, found {:?}", shorten(text)));
+                return self.id_of(text, draft).map(Some).ok_or_else(|| stated.at(&field, missing()));
             }
-            let field = format!("{name}_token_id");
-            match &self.config[field.as_str()] {
-                Value::Number(n) => {
-                    let id = n.as_u64().filter(|id| *id < draft.tokens.len() as u64).map(|id| id as u32);
-                    let wrong = || invalid(format!("expected a number below {}, found {n}", draft.tokens.len()));
-                    id.map(Some).ok_or_else(|| wrong().file(&self.folder.join("config.json")).field(field.clone()))
-                }
+            let n = draft.tokens.len();
+            let wrong = |id: &Value| config.at(&id_field, invalid(format!("expected a number below {n}, found {id}")));
+            let in_range = |id: &Value| id.as_u64().filter(|id| *id < n as u64).map(|id| id as u32);
+            let ids = ids.iter().map(|id| in_range(id).ok_or_else(|| wrong(id))).collect::<Result<Vec<_>>>()?;
+            match (&ids[..], config.value(&id_field)) {
+                (&[id], Some(Value::Number(_))) => Ok(Some(id)),
                 // Several ends: which of them is the end of a turn, only the first place can tell.
                 _ => Ok(default),
             }
@@ -122,9 +162,9 @@ impl Settings {
         })
     }
 
-    fn token_text(&self, name: &str) -> Option<&str> {
-        let entry = &self.tokenizer_config[format!("{name}_token").as_str()];
-        entry.as_str().or_else(|| entry["content"].as_str())
+    fn id_of(&self, text: &str, draft: &Draft) -> Option<u32> {
+        let added = self.added_tokens.iter().find(|(_, t)| t.content == text).map(|(id, _)| *id);
+        added.or_else(|| draft.tokens.iter().position(|t| t == text)).map(|id| id as u32)
     }
 
     /// Whether `bos` and `eos` are put at the ends: tokenizer_config.json counts, then the template of tokenizer.json;
@@ -132,18 +172,17 @@ impl Settings {
     pub fn added_at_the_ends(&self, draft: &Draft, special: &SpecialTokens) -> Result<(Option<bool>, Option<bool>)> {
         let by_template = self.template_ends(draft, special)?;
         let is_bpe = matches!(draft.algorithm, Algorithm::Bpe { .. });
-        let decide = |name: &str, by_template: Option<bool>| {
-            let stated = self.tokenizer_config[format!("add_{name}_token").as_str()].as_bool();
-            stated.or(by_template).or(is_bpe.then_some(false))
+        let fields = self.tokenizer_config.fields()?;
+        let decide = |field: &str, by_template: Option<bool>| -> Result<Option<bool>> {
+            Ok(fields.bool(field)?.or(by_template).or(is_bpe.then_some(false)))
         };
-        Ok((decide("bos", by_template.map(|t| t.0)), decide("eos", by_template.map(|t| t.1))))
+        Ok((decide("add_bos_token", by_template.map(|t| t.0))?, decide("add_eos_token", by_template.map(|t| t.1))?))
     }
 
     /// What the post-processor puts first and last; `None` without a template.
     fn template_ends(&self, draft: &Draft, special: &SpecialTokens) -> Result<Option<(bool, bool)>> {
         let Some(processor) = &self.post_processor else { return Ok(None) };
-        let file = self.folder.join("tokenizer.json");
-        let at = |e: Error| e.file(&file).field("post_processor");
+        let at = |e: Error| e.file(&self.tokenizer_json).field("post_processor");
         let steps: Vec<&Value> = match processor["processors"].as_array() {
             Some(steps) => steps.iter().collect(),
             None => vec![processor],
@@ -167,34 +206,65 @@ impl Settings {
     }
 
     /// `chat_template.jinja` as transformers prefers it, then tokenizer_config.json, then chat_template.json.
-    fn read_chat_template(&mut self, template_json: &Value) -> Result<Option<String>> {
-        let file = self.folder.join("chat_template.jinja");
-        if file.is_file() {
+    fn read_chat_template(&mut self, folder: &Path, template_json: &Document) -> Result<Option<String>> {
+        const FIELD: &str = "chat_template";
+        let file = folder.join("chat_template.jinja");
+        if is_present(&file) {
             let bytes = crate::format::mmap::map_file(&file)?;
             let text = std::str::from_utf8(&bytes).ok().filter(|t| t.len() as u64 <= MAX_SETTINGS_BYTES);
             let text = text.ok_or_else(|| invalid("expected UTF-8 of at most 8 MiB").file(&file))?.to_owned();
+            check_nul(&text).map_err(|e| e.file(&file))?;
             self.files.push(file);
             return Ok(Some(text));
         }
-        match [&self.tokenizer_config["chat_template"], &template_json["chat_template"]]
-            .into_iter()
-            .find(|t| !t.is_null())
-        {
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(Value::Array(named)) => {
-                let default = named.iter().find(|t| t["name"] == "default");
-                if named.len() > usize::from(default.is_some()) {
-                    self.notes.push("of several chat templates only the one named default is written".into());
-                }
-                Ok(default.and_then(|t| t["template"].as_str()).map(str::to_owned))
-            }
-            Some(_) => {
-                let file = self.folder.join("tokenizer_config.json");
-                Err(invalid("expected a string or a list of named ones").file(&file).field("chat_template"))
-            }
-            None => Ok(None),
+        let template = template_json.fields()?;
+        let config = self.tokenizer_config.fields()?;
+        let Some(fields) = [config, template].into_iter().find(|f| f.value(FIELD).is_some()) else { return Ok(None) };
+        let (text, n_others) = match fields.value(FIELD) {
+            Some(Value::Array(named)) => default_template(&fields, FIELD, named)?,
+            _ => (fields.str(FIELD)?, 0),
+        };
+        text.map_or(Ok(()), check_nul).map_err(|e| fields.at(FIELD, e))?;
+        let text = text.map(str::to_owned);
+        if n_others > 0 {
+            self.notes.push("of several chat templates only the one named default is written".into());
+        }
+        Ok(text)
+    }
+}
+
+/// The template named `default` in a list of them, and how many have other names.
+fn default_template<'a>(fields: &Fields<'a>, field: &str, named: &'a [Value]) -> Result<(Option<&'a str>, usize)> {
+    let mut default = None;
+    for (i, entry) in named.iter().enumerate() {
+        let at = format!("{field}[{i}]");
+        let entry = fields.below(&at, entry)?;
+        let missing = |key: &str| entry.at(key, invalid("expected text, found none"));
+        let name = entry.str("name")?.ok_or_else(|| missing("name"))?;
+        let template = entry.str("template")?.ok_or_else(|| missing("template"))?;
+        if name == "default" && default.replace(template).is_some() {
+            return Err(fields.at(&at, invalid("expected one template named default, found another")));
         }
     }
+    Ok((default, named.len() - usize::from(default.is_some())))
+}
+
+/// A file of that name, or a link that should lead to one: what is wrong with it is an error when it is read.
+pub(super) fn is_present(file: &Path) -> bool {
+    file.symlink_metadata().is_ok_and(|m| !m.is_dir())
+}
+
+/// GGUF files are read by programs in C.
+pub(super) fn check_nul(text: &str) -> Result<()> {
+    match text.find('\0') {
+        Some(at) => Err(invalid(format!("expected text without NUL, found one at byte {at}"))),
+        None => Ok(()),
+    }
+}
+
+fn number(id: &Value) -> Result<usize> {
+    let id = id.as_u64().and_then(|n| usize::try_from(n).ok());
+    id.ok_or_else(|| invalid("expected a token's number"))
 }
 
 /// `[bos] A [eos]`, each end optional; anything else is no question of two switches.
@@ -211,7 +281,12 @@ fn ends_of(template: &Value, draft: &Draft, special: &SpecialTokens) -> Result<(
     }
 }
 
-fn added_token(token: &Value) -> Result<AddedToken> {
-    let content = token["content"].as_str().ok_or_else(|| invalid("expected the token's text as content"))?;
-    Ok(AddedToken { content: content.to_owned(), is_special: token["special"].as_bool().unwrap_or(false) })
+/// Its flags change how text around it is treated, which llama.cpp does not do; they are only read by type.
+fn added_token(token: &Fields<'_>) -> Result<AddedToken> {
+    let content = token.str("content")?;
+    let content = content.ok_or_else(|| token.at("content", invalid("expected the token's text, found none")))?;
+    for flag in ["single_word", "lstrip", "rstrip", "normalized"] {
+        token.bool(flag)?;
+    }
+    Ok(AddedToken { content: content.to_owned(), is_special: token.bool("special")?.unwrap_or(false) })
 }

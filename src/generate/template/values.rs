@@ -1,0 +1,257 @@
+//! What templates may make of values, beyond what minijinja counts: how deep they nest, and everything that makes much
+//! of little.
+
+use std::fmt::{self, Write as _};
+use std::io;
+use std::sync::Arc;
+
+use minijinja::value::{DynObject, Kwargs, ObjectRepr, Tuple, ValueOrKwargs};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters, functions};
+use minijinja_contrib::pycompat;
+use serde::Serialize;
+use serde_json::ser::Formatter;
+
+/// The filter for values that are written or set: a copy of lists and dicts, namespaces and macros as they are.
+pub(super) const PLAIN: &str = "ptplus_plain";
+
+/// The filter for values that go into a namespace: data alone, so that no namespace holds itself.
+pub(super) const STORED: &str = "ptplus_stored";
+
+/// Levels of lists and dicts. The schemas of tools, the deepest that templates see, have some ten.
+const LEVELS: usize = 32;
+
+/// Bytes that cost as much as one step, as in minijinja.
+const STEP_BYTES: usize = 64;
+
+/// Bytes of one value in a list.
+const VALUE_BYTES: usize = 32;
+
+/// Most digits of a width or an index in `str.format`.
+const FORMAT_DIGITS: usize = 3;
+
+/// Largest number in `range`, whose arithmetic is minijinja's; it has at most 100,000 values.
+const LARGEST_IN_RANGE: isize = 1 << 32;
+
+/// Puts the functions, filters and tests in place that templates expect, each with its bounds.
+pub(super) fn set_up(environment: &mut Environment<'static>) {
+    environment.set_unknown_method_callback(python_method);
+    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+    environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
+        pay_for_text(state, value)?;
+        escape_formatter(out, state, value)
+    });
+    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+        Err(refused(format!("{RAISED}{message}")))
+    });
+    environment.add_function("range", range);
+    environment.add_function("namespace", namespace);
+    environment.add_function("dict", |state: &State, given: Option<Value>, more: Kwargs| {
+        copied(state, &functions::dict(given, more)?, false, LEVELS)
+    });
+    environment.remove_global("debug");
+    // Not in Jinja, or in no template: each nests its input or makes lists of any length.
+    for name in ["batch", "slice", "zip", "chain", "groupby", "pprint"] {
+        environment.remove_filter(name);
+    }
+    environment.add_filter(PLAIN, |state: &State, value: Value| copied(state, &value, false, LEVELS));
+    environment.add_filter(STORED, |state: &State, value: Value| copied(state, &value, true, LEVELS));
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("string", |state: &State, value: Value| {
+        pay_for_text(state, &value)?;
+        filters::string(state, &value)
+    });
+    environment.add_filter("split", |state: &State, value: Value, by: Option<Arc<str>>, n: Option<i64>| {
+        pay_for_parts(state, &value)?;
+        filters::split(&value, by, n)
+    });
+    environment.add_filter("lines", |state: &State, value: Value| {
+        pay_for_parts(state, &value)?;
+        filters::lines(&value)
+    });
+    // minijinja's says yes to none.
+    environment.add_test("iterable", |v: Value| !v.is_none() && v.try_iter().is_ok());
+}
+
+/// Tells what a template raises from what goes wrong in it.
+pub(super) const RAISED: &str = "the template refuses: ";
+
+fn refused(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message)
+}
+
+/// Numbers that minijinja's own arithmetic cannot overflow on.
+fn range(lower: isize, upper: Option<isize>, step: Option<isize>) -> Result<Value, Error> {
+    let numbers = [Some(lower), upper, step];
+    if numbers.into_iter().flatten().any(|n| n.unsigned_abs() > LARGEST_IN_RANGE.unsigned_abs()) {
+        return Err(refused(format!("range takes numbers up to {LARGEST_IN_RANGE}")));
+    }
+    functions::range(lower, upper, step)
+}
+
+/// A namespace never holds another: through one it could hold itself, and printing it would not end.
+fn namespace(state: &State, values: Option<Value>, more: Kwargs) -> Result<Value, Error> {
+    let values = copied(state, &functions::dict(values, more)?, true, LEVELS)?;
+    functions::namespace(Some(ValueOrKwargs::from(values)))
+}
+
+/// `value` with its lists and dicts copied, so that nothing in it is computed later, and with a step paid for each part.
+/// Namespaces, macros and the like stay what they are, or are refused where there is to be `data_alone`.
+fn copied(state: &State, value: &Value, data_alone: bool, levels: usize) -> Result<Value, Error> {
+    state.consume_fuel(1 + (value.as_str().map_or(0, str::len) / STEP_BYTES) as u64)?;
+    let Some(object) = value.as_object() else { return Ok(value.clone()) };
+    if object.repr() == ObjectRepr::Plain || is_minijinjas_own(object) {
+        return match data_alone {
+            true => Err(refused("a namespace holds text, numbers, lists and dicts alone")),
+            false => Ok(value.clone()),
+        };
+    }
+    let Some(below) = levels.checked_sub(1) else {
+        return Err(refused(format!("lists and dicts nest more than {LEVELS} levels")));
+    };
+    let copy = |part: Value| copied(state, &part, data_alone, below);
+    if let (ObjectRepr::Map, Some(pairs)) = (object.repr(), object.try_iter_pairs()) {
+        let pairs = pairs.map(|(key, value)| Ok((copy(key)?, copy(value)?)));
+        return Ok(Value::from_pairs(pairs.collect::<Result<Vec<(Value, Value)>, Error>>()?));
+    }
+    let Some(parts) = object.try_iter() else { return Ok(value.clone()) };
+    let parts = parts.map(copy).collect::<Result<Vec<Value>, Error>>()?;
+    Ok(if value.is_tuple() { Value::from(Tuple::from(parts)) } else { Value::from(parts) })
+}
+
+/// Whether it is a namespace, a macro or a `loop`, whose types minijinja keeps to itself.
+fn is_minijinjas_own(object: &DynObject) -> bool {
+    ["::Namespace", "::Macro", "::Loop"].iter().any(|name| object.type_name().ends_with(name))
+}
+
+/// Charges for the text of a list or dict before it is made.
+fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
+    if value.as_object().is_none() {
+        return Ok(());
+    }
+    let mut counted = Counted { left: bytes_left(state), text: None };
+    if write!(counted, "{value}").is_err() {
+        return Err(ErrorKind::OutOfFuel.into());
+    }
+    state.consume_fuel(((bytes_left(state) - counted.left) / STEP_BYTES) as u64)
+}
+
+/// Charges for the list that the parts of a text become.
+fn pay_for_parts(state: &State, value: &Value) -> Result<(), Error> {
+    let bytes = value.as_str().map_or(0, str::len).saturating_mul(VALUE_BYTES);
+    state.consume_fuel((bytes / STEP_BYTES) as u64)
+}
+
+fn bytes_left(state: &State) -> usize {
+    let steps = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
+    usize::try_from(steps).map_or(usize::MAX, |n| n.saturating_mul(STEP_BYTES))
+}
+
+/// Counts text, and keeps it where it is wanted; more than may be is an error.
+struct Counted {
+    left: usize,
+    text: Option<Vec<u8>>,
+}
+
+impl Counted {
+    fn take(&mut self, bytes: &[u8]) -> Option<()> {
+        self.left = self.left.checked_sub(bytes.len())?;
+        self.text.iter_mut().for_each(|text| text.extend_from_slice(bytes));
+        Some(())
+    }
+}
+
+impl fmt::Write for Counted {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.take(text.as_bytes()).ok_or(fmt::Error)
+    }
+}
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.take(bytes).map(|()| bytes.len()).ok_or_else(|| io::ErrorKind::StorageFull.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Python's string methods, those that can make much of little charged in advance.
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let len = |v: &Value| v.as_str().map_or(0, str::len);
+    if let Some(text) = value.as_str() {
+        let bytes = match (method, args) {
+            ("replace", [old, new, ..]) => (text.len() / len(old).max(1) + 1).saturating_mul(len(new)),
+            ("split" | "rsplit" | "splitlines", _) => text.len().saturating_mul(VALUE_BYTES),
+            ("join", [items, ..]) => items.len().unwrap_or(0).saturating_mul(text.len()),
+            _ => text.len(),
+        };
+        state.consume_fuel((bytes / STEP_BYTES) as u64)?;
+        if method == "format" && has_long_number(text) {
+            return Err(refused(format!("format takes widths of at most {FORMAT_DIGITS} digits")));
+        }
+        // minijinja's begins words at spaces only.
+        if method == "title" && args.is_empty() {
+            return Ok(Value::from(title(text)));
+        }
+    }
+    pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// Python's `str.title`: letters after what is no letter become capitals, the others small.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut in_word = false;
+    for c in text.chars() {
+        if in_word {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
+        }
+        in_word = c.is_alphabetic();
+    }
+    out
+}
+
+fn has_long_number(text: &str) -> bool {
+    text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > FORMAT_DIGITS)
+}
+
+/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`, which is what templates mean by `tojson`.
+fn to_json(state: &State, value: Value, options: Kwargs) -> Result<Value, Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    options.assert_all_used()?;
+    let mut out = Counted { left: bytes_left(state), text: Some(Vec::new()) };
+    let written = match indent {
+        Some(n) => {
+            let spaces = " ".repeat(n.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine)),
+    };
+    written.map_err(|e| match e.is_io() {
+        true => Error::from(ErrorKind::OutOfFuel),
+        false => Error::new(ErrorKind::BadSerialization, e.to_string()),
+    })?;
+    let text = out.text.unwrap_or_default();
+    state.consume_fuel((text.len() / STEP_BYTES) as u64)?;
+    Ok(Value::from(String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// A space after each comma and colon.
+struct OneLine;
+
+impl Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
