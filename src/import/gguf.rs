@@ -301,18 +301,15 @@ fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
     Ok((stated, size("value_length")?))
 }
 
-/// Blocks mean what version 2 of ggml's formats says; version 1 packed some of them otherwise.
+/// Every writer of these adapters states the version, so a file with blocks that does not is damaged.
 fn check_quantization_version(file: &Gguf) -> Result<()> {
-    if !file.tensors.iter().any(|t| t.dtype.is_quantized()) {
-        return Ok(());
-    }
-    match file.metadata.u32(gguf::QUANTIZATION_VERSION)? {
-        Some(2) => Ok(()),
-        found => {
-            let found = found.map_or("none".to_owned(), |v| v.to_string());
-            let message = format!("expected 2 in a file with quantized tensors, found {found}");
+    let has_blocks = file.tensors.iter().any(|t| t.dtype.is_quantized());
+    match gguf::quantization_version(&file.metadata, has_blocks)? {
+        None if has_blocks => {
+            let message = "expected 2 in a file with quantized tensors, found none";
             Err(Error::new(Code::ConfigUnsupported, message).field(gguf::QUANTIZATION_VERSION))
         }
+        _ => Ok(()),
     }
 }
 
