@@ -328,3 +328,58 @@ fn values_that_were_rounded_once_are_judged_by_that_type_ever_after() {
         assert_eq!((code, &report["tolerance"]), (0, &"bf16".into()), "{}: {report}", adapter.display());
     }
 }
+
+/// What somebody else has put into a GGUF adapter stays there, also by way of a folder.
+#[test]
+fn foreign_metadata_survives_with_its_types() {
+    use ptplus::format::TensorSpec;
+    use ptplus::format::gguf::{self, Array, Value};
+    let temp = tempfile::tempdir().unwrap();
+    let path = |name: &str| temp.path().join(name);
+    let name = "llama-gqa";
+    let from = path("from.gguf");
+    assert_eq!(exit(&convert(&model(name).join("adapter"), &from, &["--base", &base(name)])), 0);
+    let foreign: [(&str, Value); 10] = [
+        ("general.name", "Mine".into()),
+        ("general.author", "имя".into()),
+        ("general.license", "mit".into()),
+        ("general.tags", Array::from_strs(&["a", ""]).into()),
+        ("general.base_model.0.author", "x".into()),
+        ("adapter.prefix_tuning_plus.note", Value::F64(0.1)),
+        ("ptplus.note", Value::U64(u64::MAX)),
+        ("x.scores", Array::from_f32(&[0.1, f32::NEG_INFINITY]).into()),
+        ("x.small", Value::I8(-1)),
+        ("x.flag", true.into()),
+    ];
+    let file = gguf::open(&from).unwrap();
+    let mut metadata = file.metadata.clone();
+    foreign.iter().for_each(|(key, value)| metadata.insert(*key, value.clone()));
+    let spec =
+        |t: &ptplus::format::StoredTensor| TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+    let plan = gguf::plan(&metadata, &file.tensors.iter().map(spec).collect::<Vec<_>>()).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    for (p, t) in plan.tensors.iter().zip(&file.tensors) {
+        bytes[p.file_offset as usize..][..t.bytes.len()].copy_from_slice(&t.bytes);
+    }
+    std::fs::write(path("theirs.gguf"), bytes).unwrap();
+
+    for (from, to) in [("theirs.gguf", "again.gguf"), ("theirs.gguf", "folder"), ("folder", "back.gguf")] {
+        let more = if from == "folder" { vec!["--base".to_owned(), base(name)] } else { Vec::new() };
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let out = convert(&path(from), &path(to), &more);
+        assert_eq!(exit(&out), 0, "{to}: {}", stderr(&out));
+    }
+    for name in ["again.gguf", "back.gguf"] {
+        let metadata = gguf::open(&path(name)).unwrap().metadata;
+        for (key, value) in &foreign {
+            assert_eq!(metadata.get(key), Some(value), "{name}: {key}");
+        }
+        // Ours are ours, and said once.
+        assert_eq!(metadata.str("general.type").unwrap(), Some("adapter"));
+        assert!(!metadata.str("ptplus.source_config").unwrap().unwrap().contains("license"), "{name}");
+    }
+    let config = RawAdapter::read(&path("folder")).config;
+    assert_eq!(config["ptplus_gguf_metadata"]["general.license"], serde_json::json!({"type": "str", "value": "mit"}));
+    assert_eq!(config["ptplus_gguf_metadata"].as_object().unwrap().len(), foreign.len());
+}
