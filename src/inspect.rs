@@ -297,9 +297,7 @@ fn describe_gguf(out: &mut Inspection, file: &Gguf) {
 
 fn base_folder(path: &Path) -> Result<Inspection> {
     let mut out = empty(path, "base", "Hugging Face folder".into());
-    if let Json::Object(map) =
-        crate::format::json::read_file(&path.join("config.json"), crate::format::limits::JSON_BYTES)?
-    {
+    if let Json::Object(map) = crate::format::json::read_config(&path.join("config.json"))? {
         out.metadata = map;
     }
     let base = BaseModel::from_hf_folder(path);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
-use crate::format::{StoredTensor, gguf as gguf_format, json, limits, safetensors};
+use crate::format::{StoredTensor, gguf as gguf_format, json, safetensors};
 use indexmap::IndexMap;
 
 mod checks;
@@ -78,7 +78,7 @@ impl BaseModel {
     /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
-        let config = BaseConfig::from_json(&file, &json::read_file(&file, limits::CONFIG_BYTES)?)?;
+        let config = BaseConfig::from_json(&file, &json::read_config(&file)?)?;
         let (file, is_index) = weights_of_folder(folder)?;
         let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
         Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)

@@ -12,7 +12,7 @@ use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
-use crate::format::{TensorSpec, output::StagedFile};
+use crate::format::{TensorSpec, limits, output::StagedFile};
 use crate::import::foreign;
 use crate::import::stated::BASE_FINGERPRINT;
 use crate::tensor::{DType, LazyTensor};
@@ -124,7 +124,7 @@ fn metadata(
     if let Some(command) = &source.command {
         put(names::COMMAND, command.as_str().into());
     }
-    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type).as_str().into());
+    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type)?.into());
     put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
     for (name, value) in foreign::of_config(&c.extra)?.iter() {
         put(name, value.clone());
@@ -138,10 +138,12 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
 }
 
 /// What the configuration states beyond the keys, as compact JSON; see `docs/FORMAT.md`.
-fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
+///
+/// Errors: [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
+fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> Result<String> {
     let c = &adapter.config;
-    let mut out: Map<String, Json> = c.extra.clone();
-    out.shift_remove(foreign::KEY);
+    let recorded = c.extra.iter().filter(|(key, _)| *key != foreign::KEY);
+    let mut out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
     if out.get(BASE_FINGERPRINT).is_some_and(Json::is_string) {
         out.shift_remove(BASE_FINGERPRINT);
     }
@@ -163,7 +165,12 @@ fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
     }
-    Json::Object(out).to_string()
+    let text = Json::Object(out).to_string();
+    if text.len() as u64 > limits::CONFIG_BYTES {
+        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
+        return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));
+    }
+    Ok(text)
 }
 
 fn source_dtypes(source: &Validated) -> String {

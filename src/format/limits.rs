@@ -83,6 +83,10 @@ pub const JSON_DEPTH: usize = 128;
 /// Bytes of `config.json` and `adapter_config.json`. Real ones have a few kB; a long list of modules reaches some more.
 pub const CONFIG_BYTES: u64 = 1 << 20;
 
+/// Values in a configuration: real ones have some hundred, and lists of modules or layers some thousands. Configurations are
+/// copied several times, so that what [`JSON_VALUES`] allows would be too much.
+pub const CONFIG_VALUES: usize = 1 << 16;
+
 /// Bytes of a layout file. A line for every tensor of the largest adapter stays below that.
 pub const LAYOUT_BYTES: u64 = 1 << 20;
 

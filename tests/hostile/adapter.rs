@@ -111,6 +111,8 @@ fn extras() -> Vec<Case> {
         extra("peft_version", r#""0.20.0""#),
         extra("target_modules", r#"["q_proj"]"#),
         extra("имя", r#""значение""#),
+        accepted("60,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(60_000))))),
+        refused("70,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(70_000)))), Code::JsonTooLarge),
         accepted("a string of 500 kB", with("note", Some(&format!("\"{}\"", "x".repeat(500_000))))),
     ]
 }

@@ -85,6 +85,8 @@ fn documents() -> Vec<Case> {
     vec![
         accepted("a right configuration", right.as_str()),
         accepted("a byte order mark", format!("\u{feff}{right}")),
+        accepted("60,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(60_000))))),
+        refused("70,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(70_000)))), JsonTooLarge),
         accepted("unknown keys", with("x", Some(r#"{"y":[1,null]}"#))),
         refused("no byte", "", JsonSyntax),
         refused("a list", "[]", ConfigField),

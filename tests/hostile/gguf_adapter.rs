@@ -319,7 +319,16 @@ fn records() -> Vec<Case> {
         refused("a recorded scale that disagrees", config(r#"{"query_scale":2.0}"#), ConfigField),
         refused("a recorded scale as string", config(r#"{"query_scale":"1.0"}"#), ConfigField),
         refused("a recorded list of a million", config(&format!("[{}1]", "1,".repeat(1_000_000))), JsonTooLarge),
-        refused("a recorded list, long", config(&format!("[{}1]", "1,".repeat(100_000))), ConfigField),
+        refused("a recorded list, long", config(&format!("[{}1]", "1,".repeat(60_000))), ConfigField),
+        refused("a recorded list, too long", config(&format!("[{}1]", "1,".repeat(100_000))), JsonTooLarge),
+        accepted("a recorded text of 1 MB", config(&format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000)))),
+        refused("a recorded text of 2 MB", config(&format!(r#"{{"x":"{}"}}"#, "x".repeat(2 << 20))), JsonTooLarge),
+        accepted("recorded objects in chains", config(&format!(r#"{{"x":[{}]}}"#, chains(60_000)))),
+        refused(
+            "recorded objects in chains, too many",
+            config(&format!(r#"{{"x":[{}]}}"#, chains(70_000))),
+            JsonTooLarge,
+        ),
         refused("recorded layers that are no list", config(r#"{"layers_to_transform":"x"}"#), ConfigField),
         refused("a recorded configuration as number", with("ptplus.source_config", Some(u32(1))), GgufKey),
         refused("a recorded base as number", config(r#"{"base_model_name_or_path":5}"#), ConfigField),
@@ -330,6 +339,12 @@ fn records() -> Vec<Case> {
         refused("a recorded type of integers", dtypes(r#"{"a":"I32"}"#), ConfigField),
         refused("a recorded type of 1 MB", dtypes(&format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20))), ConfigField),
     ]
+}
+
+/// `n` objects in chains: the dearest that JSON can say.
+fn chains(n: usize) -> String {
+    const DEPTH: usize = 100;
+    vec![format!("{}0{}", r#"{"":"#.repeat(DEPTH), "}".repeat(DEPTH)); n / DEPTH].join(",")
 }
 
 fn large() -> Vec<Case> {

@@ -157,7 +157,7 @@ pub(super) fn stated_layers(meta: &Metadata) -> Result<Option<StatedLayers>> {
 
 fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
     let Some(text) = meta.str(names::SOURCE_CONFIG)? else { return Ok(Default::default()) };
-    match json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
+    match json::parse_config(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
         Value::Object(map) => Ok(map),
         other => {
             Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {other}"))
@@ -184,12 +184,13 @@ pub(super) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>
 }
 
 /// The metadata that defines the adapter, as text for the source digest.
-pub(super) fn config_digest_text(file: &Gguf) -> Result<String> {
-    let mut map = serde_json::Map::new();
-    for (k, v) in file.metadata.iter() {
-        map.insert(k.to_owned(), v.to_json(None));
-    }
-    Ok(crate::digest::sorted_compact_json(&Value::Object(map)))
+pub(super) fn config_digest_text(file: &Gguf) -> String {
+    let mut entries: Vec<_> = file.metadata.iter().collect();
+    entries.sort_by_key(|(key, _)| *key);
+    // One value at a time: as JSON an array costs many times what it takes in the file.
+    let entries: Vec<String> =
+        entries.into_iter().map(|(key, v)| format!("{}:{}", Value::from(key), v.to_json(None))).collect();
+    format!("{{{}}}", entries.join(","))
 }
 
 pub(super) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
