@@ -11,6 +11,7 @@ use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf, Metadata};
+use crate::format::limits;
 use crate::format::names::shorten;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
@@ -78,6 +79,11 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         ));
     }
     keys::bound(meta)?;
+    if file.tensors.len() > limits::ADAPTER_TENSORS {
+        let message =
+            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
+        return Err(Error::new(Code::GgufLimit, message));
+    }
     keys::check_general(meta)?;
     let version = required(meta.u32(&key("version"))?, "version")?;
     if version != names::VERSION {

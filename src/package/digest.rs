@@ -132,6 +132,14 @@ pub struct PathDigests {
 ///
 /// Errors: those of the formats; of an adapter, the deciding finding of its validation.
 pub fn of_path(path: &Path) -> Result<PathDigests> {
+    // First and by itself: it opens the files too, and a table of many tensors is large.
+    let (adapter, note) = match adapter_digest(path) {
+        Ok(digest) => (Some(digest), None),
+        Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
+            (None, Some(format!("no digest of an adapter: {}", e.message())))
+        }
+        Err(e) => return Err(e),
+    };
     let tensors = stored_tensors(path)?;
     let whole = || {
         let mut all = Sha256::new();
@@ -142,13 +150,6 @@ pub fn of_path(path: &Path) -> Result<PathDigests> {
     };
     let each = || tensors.par_iter().map(|(name, t)| tensor_digest(name, t)).collect::<Vec<_>>();
     let (sha256, digests) = rayon::join(whole, each);
-    let (adapter, note) = match adapter_digest(path) {
-        Ok(digest) => (Some(digest), None),
-        Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
-            (None, Some(format!("no digest of an adapter: {}", e.message())))
-        }
-        Err(e) => return Err(e),
-    };
     Ok(PathDigests { path: path.to_owned(), tensors: digests, sha256, adapter, note })
 }
 
@@ -160,8 +161,8 @@ fn adapter_digest(path: &Path) -> Result<AdapterDigest> {
 
 fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
     let opened: Result<Vec<_>> = match source::open(path)? {
-        Source::Gguf(file) => file.tensors.iter().map(|t| Ok((t.name.clone(), t.lazy()?))).collect(),
-        Source::Tensors(source) => source.tensors.iter().map(|t| Ok((t.name.clone(), t.open()?))).collect(),
+        Source::Gguf(file) => file.tensors.into_iter().map(|t| t.lazy().map(|lazy| (t.name, lazy))).collect(),
+        Source::Tensors(source) => source.tensors.into_iter().map(|t| t.open().map(|lazy| (t.name, lazy))).collect(),
     };
     opened.map_err(|e| e.file(path))
 }

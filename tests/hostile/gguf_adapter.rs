@@ -360,6 +360,21 @@ fn large() -> Vec<Case> {
             Some(Code::GgufLimit),
         ),
         case::large(
+            "a string of 12 MB of control characters",
+            || with("x.y", Some(text(&"\u{1}".repeat(12 << 20)))).build(),
+            Some(Code::GgufLimit),
+        ),
+        case::large("a string of 15 MB", || with("x.y", Some(text(&"x".repeat(15 << 20)))).build(), None),
+        case::large(
+            "260,000 tensors",
+            || {
+                (0..260_000)
+                    .fold(file(&right(), &[]), |raw, i| raw.info(format!("x{i}").as_bytes(), &[0], 0, 0))
+                    .build()
+            },
+            Some(Code::GgufLimit),
+        ),
+        case::large(
             "an architecture of 60 MB",
             || with("general.architecture", Some(text(&"\u{1}".repeat(60 << 20)))).build(),
             Some(Code::GgufLimit),

@@ -1,6 +1,7 @@
 //! The metadata of a GGUF adapter.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use serde_json::Value;
 
@@ -59,14 +60,24 @@ fn check_base_models(meta: &Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of a string in JSON, where a control character takes six.
+fn len_as_json(text: &str) -> usize {
+    let cost = |b: u8| match b {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(cost).sum::<usize>() + 2
+}
+
 /// All of the metadata becomes JSON ([`config_digest_text`]), which costs many times what it takes in the file.
 pub(super) fn bound(meta: &Metadata) -> Result<()> {
     let (mut len_bytes, mut n_elements) = (0, 0);
     for (key, value) in meta.iter() {
         match value {
-            gguf::Value::String(text) => len_bytes += text.len(),
+            gguf::Value::String(text) => len_bytes += len_as_json(text),
             gguf::Value::Array(a) => {
-                len_bytes += a.len_bytes();
+                len_bytes += a.strs().map_or(a.len_bytes(), |strs| strs.map(len_as_json).sum());
                 n_elements += a.len();
             }
             _ => {}
@@ -188,9 +199,13 @@ pub(super) fn config_digest_text(file: &Gguf) -> String {
     let mut entries: Vec<_> = file.metadata.iter().collect();
     entries.sort_by_key(|(key, _)| *key);
     // One value at a time: as JSON an array costs many times what it takes in the file.
-    let entries: Vec<String> =
-        entries.into_iter().map(|(key, v)| format!("{}:{}", Value::from(key), v.to_json(None))).collect();
-    format!("{{{}}}", entries.join(","))
+    let mut text = String::from("{");
+    for (i, (key, value)) in entries.into_iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        write!(text, "{comma}{}:{}", Value::from(key), value.to_json(None)).expect("a String takes everything");
+    }
+    text.push('}');
+    text
 }
 
 pub(super) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
