@@ -213,13 +213,13 @@ fn plain_tensors(path: &Path, why: Error) -> Result<Inspection> {
     }
     out.tensors = source
         .tensors
-        .iter()
+        .into_iter()
         .map(|t| TensorLine {
-            name: t.name.clone(),
             dtype: t.dtype().name().into(),
             shape: t.shape().to_vec(),
             len_bytes: crate::tensor::shape::len_bytes(t.shape(), t.dtype()).unwrap_or(0) as u64,
             role: None,
+            name: t.name,
         })
         .collect();
     finish(&mut out, source.files);
@@ -290,8 +290,10 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
 fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
     let mut out = empty(path, "gguf", String::new());
     describe_gguf(&mut out, &file);
-    list(&mut out, &file.tensors);
+    // One at a time: a table of many tensors is large.
+    drop(file.tensors);
     summarise_base(&mut out, BaseModel::from_gguf(path));
+    list(&mut out, gguf::open(path)?.tensors);
     Ok(out)
 }
 
@@ -302,15 +304,12 @@ fn describe_gguf(out: &mut Inspection, file: &Gguf) {
 
 fn base_folder(path: &Path) -> Result<Inspection> {
     let mut out = empty(path, "base", "Hugging Face folder".into());
-    if let Json::Object(map) =
-        crate::format::json::read_file(&path.join("config.json"), crate::format::limits::JSON_BYTES)?
-    {
+    if let Json::Object(map) = crate::format::json::read_config(&path.join("config.json"))? {
         out.metadata = map;
     }
     let base = BaseModel::from_hf_folder(path);
     if let Ok(b) = &base {
-        let tensors: Vec<StoredTensor> = b.tensors().cloned().collect();
-        list(&mut out, &tensors);
+        list(&mut out, b.tensors().cloned().collect());
     }
     summarise_base(&mut out, base);
     Ok(out)
@@ -356,9 +355,9 @@ fn empty(path: &Path, kind: &'static str, format: String) -> Inspection {
     }
 }
 
-fn list(out: &mut Inspection, tensors: &[StoredTensor]) {
+fn list(out: &mut Inspection, tensors: Vec<StoredTensor>) {
     let mut files: Vec<PathBuf> = Vec::new();
-    for t in tensors {
+    for t in &tensors {
         if !files.iter().any(|f| **f == *t.file) {
             files.push(t.file.to_path_buf());
         }
@@ -367,11 +366,11 @@ fn list(out: &mut Inspection, tensors: &[StoredTensor]) {
         files.push(out.path.clone());
     }
     out.tensors = tensors
-        .iter()
+        .into_iter()
         .map(|t| TensorLine {
-            name: t.name.clone(),
+            name: t.name,
             dtype: t.dtype.name().into(),
-            shape: t.shape.clone(),
+            shape: t.shape,
             len_bytes: t.bytes.len() as u64,
             role: None,
         })

@@ -288,11 +288,12 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
                     "the output is a bundle, which would not be whole any more; `ptplus pack` makes a new one";
                 return Err(Error::new(Code::OutputExists, message).file(job.output));
             }
+            let config_text = export::canonical::config_json(&source, &plan, model_type)?;
             let folder = OutputFolder::create(job.output, job.overwrite, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
             let written = export::write_tensors(&plan, Known::Validated(&source), &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
-            config.write_all_at(0, export::canonical::config_json(&source, &plan, model_type).as_bytes())?;
+            config.write_all_at(0, config_text.as_bytes())?;
             hold_to_bounds(job, &mut report, &source, &plan, &written, folder.staged_path())?;
             report.verification = prove(job, &source, folder.staged_path())?;
             folder.commit()?;

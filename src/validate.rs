@@ -3,10 +3,11 @@
 //! [`Validated`] can be made only here, and everything that converts or runs an adapter wants one: skipping
 //! validation does not compile.
 
-use rayon::prelude::*;
+mod values;
+
 use serde_json::Value;
 
-use crate::adapter::{Adapter, Geometry, Role, RowOrder};
+use crate::adapter::{Adapter, Geometry, Role, RowOrder, gguf_names};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
@@ -15,9 +16,8 @@ use crate::format::names::shorten;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{Imported, Origin, ledger::Ledger};
 use crate::quant;
+use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
-use crate::tensor::{DType, LazyTensor};
-use crate::transform::cast;
 
 /// An adapter that passed [`check`].
 #[derive(Debug, Clone)]
@@ -155,11 +155,15 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
     }
     against_itself(&adapter, &mut findings);
+    uneven(&adapter, &mut findings);
     own_fields(&adapter, &mut findings);
     if let Some(base) = base {
         against_base(&adapter, &origin, base, &mut findings);
     }
-    findings.extend(non_finite(&adapter));
+    findings.extend(values::check(&adapter));
+    if origin.gguf_architecture.is_some() {
+        findings.iter_mut().for_each(gguf_names::place_in_gguf);
+    }
     for (i, role, t) in adapter.tensors().filter(|(.., t)| t.stored_dtype() == DType::F64) {
         notes.push(format!(
             "{} is F64 ({} elements); it is used as F32",
@@ -249,6 +253,22 @@ fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
                 let expected = "a type that ptplus decodes";
                 findings.push(Finding::new(Code::ConfigUnsupported, name, expected, t.stored_dtype()));
             }
+        }
+    }
+}
+
+/// W, b and N are properties of an adapter: one that lacks a part in some of its layers has lost it.
+fn uneven(adapter: &Adapter, findings: &mut Vec<Finding>) {
+    for &role in Role::ALL {
+        let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(role).is_some()) else { continue };
+        for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(role).is_none()) {
+            let expected = format!("a tensor in every adapted layer, as in layer {first}");
+            findings.push(Finding::new(
+                Code::AdapterMissing,
+                Adapter::canonical_name(i, role),
+                expected,
+                "no such tensor",
+            ));
         }
     }
 }
@@ -355,51 +375,6 @@ fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: 
     if RowOrder::of_gguf_architecture(architecture) == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
         findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));
     }
-}
-
-fn non_finite(adapter: &Adapter) -> Vec<Finding> {
-    let tensors: Vec<_> =
-        adapter.tensors().filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
-    tensors
-        .into_par_iter()
-        .filter_map(|(i, role, t)| {
-            let found = first_non_finite(t);
-            t.release();
-            let (index, value) = found?;
-            let (code, expected) = match value.is_finite() {
-                true => (Code::CastOverflow, "values that F32 can hold"),
-                false => (Code::NonFinite, "finite values"),
-            };
-            Some(Finding::new(code, Adapter::canonical_name(i, role), expected, format!("{value} at {index:?}")))
-        })
-        .collect()
-}
-
-/// Index (in canonical axes) and value of the first NaN or Inf.
-fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
-    let first_bad = |bytes: &[u8]| match t.dtype() {
-        // Everything computes in F32.
-        DType::F64 => {
-            let (elements, _) = bytes.as_chunks::<8>();
-            elements.iter().position(|b| !(f64::from_le_bytes(*b) as f32).is_finite())
-        }
-        other => cast::first_non_finite(other, bytes),
-    };
-    let clean = |bytes: &[u8]| first_bad(bytes).is_none();
-    // Most tensors are clean: look at the bytes where they lie. Only for a bad one put the axes in order.
-    let is_whole = t.stored_parts().map(<[u8]>::len).sum::<usize>() == t.len_bytes();
-    if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
-        return None;
-    }
-    let bytes = t.to_bytes();
-    let flat = first_bad(&bytes)?;
-    let size = t.dtype().block_bytes();
-    let element = &bytes[flat * size..][..size];
-    let value = match t.dtype() {
-        DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
-        other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
-    };
-    Some((t.index_of(flat), value))
 }
 
 /// For tests and tools that build an adapter in memory: [`check`] without a file behind it.

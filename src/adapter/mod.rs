@@ -188,11 +188,16 @@ impl Adapter {
         format!("layers.{layer}.{role}")
     }
 
+    /// Layer and role of a [`canonical_name`](Self::canonical_name), if it is one.
+    pub fn parse_canonical_name(name: &str) -> Option<(usize, Role)> {
+        let (number, role) = name.strip_prefix("layers.")?.split_once('.')?;
+        let (layer, role) = (number.parse::<usize>().ok()?, Role::parse(role)?);
+        (layer.to_string() == number).then_some((layer, role))
+    }
+
     /// Whether `name` is a [`canonical_name`](Self::canonical_name).
     pub fn is_canonical_name(name: &str) -> bool {
-        name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')).is_some_and(|(layer, role)| {
-            layer.parse::<usize>().is_ok_and(|n| n.to_string() == layer) && Role::parse(role).is_some()
-        })
+        Self::parse_canonical_name(name).is_some()
     }
 
     /// Every tensor with its layer and role, layers ascending.

@@ -64,6 +64,21 @@ pub struct Rope {
     pub scaling: RopeScaling,
 }
 
+impl fmt::Display for Rope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rope_theta {} and ", self.theta)?;
+        match self.scaling {
+            RopeScaling::None => f.write_str("no scaling"),
+            RopeScaling::Linear { factor } => write!(f, "linear scaling by {factor}"),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => write!(
+                f,
+                "llama3 scaling by {factor} ({low_freq_factor}, {high_freq_factor}, {original_max_positions} positions)"
+            ),
+            RopeScaling::Factors => f.write_str("scaling by a tensor"),
+        }
+    }
+}
+
 /// How the frequencies of [`Rope`] are changed. Sources: transformers' `modeling_rope_utils.py`, ggml's
 /// `rope_freqs.weight`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -7,9 +7,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{BaseConfig, Biases, Family, Rope, RopeScaling, SizeNames, Sizes, derived_head_dim};
+use super::config::{BaseConfig, Biases, Family, SizeNames, Sizes, derived_head_dim};
 use super::fields::{Fields, Stated, describe};
 use crate::error::{Code, Error, Result};
+
+mod classes;
+mod rope;
+#[cfg(test)]
+mod tests;
 
 const NAMES: SizeNames = [
     "num_hidden_layers",
@@ -74,6 +79,7 @@ impl Defaults {
 pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     let fields = Fields::new(file, json)?;
     let family = family(file, &fields)?;
+    classes::check(&fields, family)?;
     refuse_what_changes_the_computation(&fields)?;
 
     let defaults = Defaults::of(family);
@@ -110,9 +116,9 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
         hidden_size,
         intermediate_size: sizes.intermediate_size,
         vocab_size: sizes.vocab_size,
-        context_length: fields.count("max_position_embeddings")?.or_absent(defaults.context_length),
+        context_length: positions(&fields, "max_position_embeddings")?.or_absent(defaults.context_length),
         rms_eps,
-        rope: rope(&fields)?,
+        rope: rope::parse(&fields)?,
         sliding_windows: sliding_windows(&fields, family, sizes.n_layers)?,
         tied_embeddings: fields.flag("tie_word_embeddings", false)?,
         biases: Biases {
@@ -164,7 +170,25 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
             return Err(fields.unsupported(name, format!("expected no mixture of experts, found {n}")));
         }
     }
-    Ok(())
+    for name in ["is_encoder_decoder", "use_bidirectional_attention"] {
+        if fields.flag(name, false)? {
+            return Err(fields.unsupported(name, "expected false: only causal decoders are computed, found true"));
+        }
+    }
+    if !fields.flag("is_causal", true)? {
+        return Err(fields.unsupported("is_causal", "expected causal attention, found false"));
+    }
+    rope::refuse_layers_without(fields)
+}
+
+/// A number of positions: at least 1, and of 32 bits, as in GGUF and the engines.
+fn positions(fields: &Fields, name: &str) -> Result<Stated<usize>> {
+    match fields.count(name)? {
+        Stated::Is(n) if n == 0 || n > u32::MAX as usize => {
+            Err(fields.invalid(name, format!("expected a number from 1 to {}, found {n}", u32::MAX)))
+        }
+        stated => Ok(stated),
+    }
 }
 
 fn head_dim(
@@ -183,87 +207,6 @@ fn head_dim(
         (Stated::Absent | Stated::Null, None) => {
             derived_head_dim(hidden_size, n_heads).map_err(|message| fields.invalid("hidden_size", message))
         }
-    }
-}
-
-/// transformers 4 has `rope_theta` beside `rope_scaling`, transformers 5 both in `rope_parameters`; 5 reads a
-/// non-empty `rope_scaling` in preference.
-fn rope(fields: &Fields) -> Result<Rope> {
-    let scaling = fields.object("rope_scaling")?.value().filter(|f| !f.is_empty());
-    let parameters = match scaling {
-        Some(f) => Some(f),
-        None => fields.object("rope_parameters")?.value(),
-    };
-    let outer_theta = match fields.get("rope_theta") {
-        Stated::Absent => None,
-        _ => Some(fields.positive("rope_theta")?),
-    };
-    refuse_partial_rotation(fields)?;
-    let Some(p) = parameters else {
-        return Ok(Rope { theta: outer_theta.unwrap_or(10_000.0), scaling: RopeScaling::None });
-    };
-    if let Some(name) = p.nested() {
-        return Err(p.unsupported(name, "expected one set of RoPE parameters for all layers, found one per kind"));
-    }
-    refuse_partial_rotation(&p)?;
-    let inner_theta = match p.get("rope_theta") {
-        Stated::Absent => None,
-        _ => Some(p.positive("rope_theta")?),
-    };
-    let theta = match (inner_theta, outer_theta) {
-        (Some(a), Some(b)) if a != b => {
-            return Err(p.invalid("rope_theta", format!("found {a} here and {b} at the top level")));
-        }
-        (Some(theta), _) | (None, Some(theta)) => theta,
-        (None, None) => 10_000.0,
-    };
-    let kind = match (p.text("rope_type")?, p.text("type")?) {
-        (Stated::Is(kind), _) | (Stated::Absent, Stated::Is(kind)) => kind,
-        (Stated::Absent, Stated::Absent) => "default",
-        _ => return Err(p.invalid("rope_type", "expected a string, found null")),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: p.positive("factor")? },
-        "llama3" => llama3(fields, &p)?,
-        other => {
-            let message = format!("expected default, linear or llama3, found {other:?}");
-            return Err(p.unsupported("rope_type", message));
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn llama3(fields: &Fields, p: &Fields) -> Result<RopeScaling> {
-    let low_freq_factor = p.positive("low_freq_factor")?;
-    let high_freq_factor = p.positive("high_freq_factor")?;
-    if high_freq_factor <= low_freq_factor {
-        let message = format!("expected more than low_freq_factor {low_freq_factor}, found {high_freq_factor}");
-        return Err(p.invalid("high_freq_factor", message));
-    }
-    let name = "original_max_position_embeddings";
-    let original_max_positions = match (fields.count(name)?.value(), p.count(name)?.value()) {
-        (Some(a), Some(b)) if a != b => {
-            // Releases of transformers differ in which one they take.
-            return Err(p.invalid(name, format!("expected {a}, as outside of the RoPE parameters, found {b}")));
-        }
-        (Some(n), _) | (None, Some(n)) => n,
-        (None, None) => fields.count("max_position_embeddings")?.value().ok_or_else(|| {
-            p.invalid(name, "expected a whole number, found neither this nor max_position_embeddings")
-        })?,
-    };
-    if original_max_positions == 0 {
-        return Err(p.invalid(name, "expected at least 1, found 0"));
-    }
-    Ok(RopeScaling::Llama3 { factor: p.positive("factor")?, low_freq_factor, high_freq_factor, original_max_positions })
-}
-
-fn refuse_partial_rotation(fields: &Fields) -> Result<()> {
-    let name = "partial_rotary_factor";
-    match fields.number(name)?.value() {
-        None => Ok(()),
-        Some(1.0) => Ok(()),
-        Some(x) => Err(fields.unsupported(name, format!("expected rotation of the whole head, found {x}"))),
     }
 }
 
@@ -325,6 +268,3 @@ fn layer_types(fields: &Fields, n_layers: usize) -> Result<Option<Vec<bool>>> {
     };
     items.iter().map(parse).collect::<Result<_>>().map(Some)
 }
-
-#[cfg(test)]
-mod tests;

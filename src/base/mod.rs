@@ -3,17 +3,17 @@
 //! Opening reads configuration and headers, never weights; when it succeeds, every tensor that the family's forward
 //! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::rows`].
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
-use crate::format::{StoredTensor, gguf as gguf_format, json, limits, safetensors};
+use crate::format::{StoredTensor, gguf as gguf_format, json, safetensors};
 use indexmap::IndexMap;
 
 mod checks;
+mod complete;
 mod config;
 mod fields;
 pub mod fingerprint;
@@ -78,7 +78,7 @@ impl BaseModel {
     /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
-        let config = BaseConfig::from_json(&file, &json::read_file(&file, limits::CONFIG_BYTES)?)?;
+        let config = BaseConfig::from_json(&file, &json::read_config(&file)?)?;
         let (file, is_index) = weights_of_folder(folder)?;
         let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
         Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)
@@ -109,55 +109,8 @@ impl BaseModel {
         let query_digests = Default::default();
         let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, query_digests };
         base.check_tensors()?;
+        base.check_rope_factors()?;
         Ok(base)
-    }
-
-    /// Every tensor that the configuration needs is there with its shape, and none that would change the computation.
-    fn check_tensors(&self) -> Result<()> {
-        let mut n_known = 0;
-        for weight in Weight::all(self.config.n_layers) {
-            let name = weight.name(self.dialect);
-            let found = self.tensors.get(&name);
-            n_known += usize::from(found.is_some());
-            let wrong = |code, message: String| Error::new(code, message).file(&self.path).field(&name);
-            match (weight.expected_shape(&self.config), found) {
-                (Some(shape), Some(t)) if t.shape == shape => {}
-                (Some(shape), Some(t)) => {
-                    let message = format!("expected shape {shape:?}, found {:?}", t.shape);
-                    return Err(wrong(Code::BaseTensor, message));
-                }
-                (Some(shape), None) => {
-                    return Err(wrong(Code::BaseTensor, format!("expected a tensor of shape {shape:?}, found none")));
-                }
-                // A tied head that is stored all the same; compared with the embedding when it is used.
-                (None, Some(t)) if weight == Weight::Output => self.check_tied_shape(t)?,
-                (None, Some(_)) => {
-                    let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
-                    return Err(wrong(Code::ConfigUnsupported, message));
-                }
-                (None, None) => {}
-            }
-        }
-        // transformers ignores names that it does not know (old files have rotary_emb.inv_freq); llama.cpp refuses the
-        // file, and what such a tensor would do there is unknown.
-        if self.dialect == Dialect::Gguf && n_known < self.tensors.len() {
-            let known: HashSet<_> = Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
-            let extra = self.tensors.keys().filter(|name| !known.contains(*name)).min();
-            let message = format!("expected no such tensor in a {}", self.config.family.gguf_architecture());
-            return Err(Error::new(Code::ConfigUnsupported, message)
-                .file(&self.path)
-                .field(extra.map_or("", String::as_str)));
-        }
-        Ok(())
-    }
-
-    fn check_tied_shape(&self, output: &StoredTensor) -> Result<()> {
-        let expected = [self.config.vocab_size, self.config.hidden_size];
-        if output.shape == expected {
-            return Ok(());
-        }
-        let message = format!("expected shape {expected:?}, found {:?}", output.shape);
-        Err(Error::new(Code::BaseTensor, message).file(&output.file).field(&output.name))
     }
 
     /// The tensor that holds `weight`, if the model has it.

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::{Adapter, StatedLayers};
-use crate::error::Result;
-use crate::format::{TensorSpec, safetensors};
+use crate::error::{Code, Error, Result};
+use crate::format::{TensorSpec, limits, safetensors};
 use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
 use crate::validate::Validated;
 
@@ -36,7 +36,9 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
 }
 
 /// The text of `adapter_config.json`: the canonical keys in their order, then every other key that was carried.
-pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> String {
+///
+/// Errors: [`Code::JsonTooLarge`] for what no reader of the file would take, naming the largest key.
+pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> Result<String> {
     let adapter = source.adapter();
     let c = &adapter.config;
     let g = &c.geometry;
@@ -68,9 +70,61 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
         extra.insert(WIDENED_FROM.into(), coarsest.name().into());
     }
     out.extend(extra);
-    let mut text = serde_json::to_string_pretty(&Value::Object(out)).expect("JSON values serialise");
+    check_size(&out)?;
+    let out = Value::Object(out);
+    let mut text = serde_json::to_string_pretty(&out).expect("JSON values serialise");
+    if text.len() as u64 >= limits::CONFIG_BYTES {
+        text = out.to_string(); // without the indentation it fits
+    }
     text.push('\n');
-    text
+    Ok(text)
+}
+
+/// Holds a configuration to the limits of [`json::read_config`](crate::format::json::read_config) before it becomes text,
+/// which may be six times as long as what it escapes.
+fn check_size(config: &Map<String, Value>) -> Result<()> {
+    let sizes: Vec<(u64, usize, &String)> = config.iter().map(|(key, v)| (len_bytes(v), n_values(v), key)).collect();
+    // Each key with colon and comma, the braces, the newline.
+    let n_bytes = config.iter().map(|(key, _)| len_bytes(&key.as_str().into()) + 2).sum::<u64>()
+        + sizes.iter().map(|(n, ..)| n).sum::<u64>()
+        + 3;
+    let n_values = sizes.iter().map(|(_, n, _)| n).sum::<usize>() + 1;
+    if n_bytes <= limits::CONFIG_BYTES && n_values <= limits::CONFIG_VALUES {
+        return Ok(());
+    }
+    let message = format!(
+        "expected an adapter_config.json of at most {} bytes and {} values, found {n_bytes} and {n_values}",
+        limits::CONFIG_BYTES,
+        limits::CONFIG_VALUES
+    );
+    let largest = sizes.iter().max().map_or("", |(.., key)| key);
+    Err(Error::new(Code::JsonTooLarge, message).field(largest))
+}
+
+/// Bytes of the value as compact JSON.
+fn len_bytes(value: &Value) -> u64 {
+    struct Counter(u64);
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len() as u64;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    serde_json::to_writer(&mut counter, value).expect("counting does not fail");
+    counter.0
+}
+
+/// The value itself and all values in it. It came through a reader with a depth limit, so recursion is bounded.
+fn n_values(value: &Value) -> usize {
+    1 + match value {
+        Value::Object(map) => map.values().map(n_values).sum(),
+        Value::Array(items) => items.iter().map(n_values).sum(),
+        _ => 0,
+    }
 }
 
 /// `layers_to_transform` as the source stated it, else null for every layer, else the list.

@@ -8,11 +8,12 @@ use super::canonical::layers_json;
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written, file_type};
 use crate::adapter::gguf_names::{self as names, key};
-use crate::adapter::{Adapter, AdapterConfig, Role, RowOrder, StatedLayers};
+use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
-use crate::format::{TensorSpec, output::StagedFile};
+use crate::format::{TensorSpec, limits, output::StagedFile};
+use crate::import::foreign;
 use crate::import::stated::BASE_FINGERPRINT;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
@@ -82,29 +83,18 @@ fn metadata(
     let adapter = source.adapter();
     let c = &adapter.config;
     let g = &c.geometry;
-    let base = BaseName::of(c);
+    let about_base = foreign::about_base(&c.extra);
     let mut m = Metadata::default();
     let mut put = |k: &str, v: Value| m.insert(k, v);
     put("general.architecture", architecture.into());
     put("general.type", names::GENERAL_TYPE.into());
-    put("general.name", base.adapter_name().as_str().into());
-    put("general.file_type", Value::U32(file_type(adapter, tensors)));
+    put(foreign::NAME, about_base.get(foreign::NAME).cloned().expect("every adapter gets a name"));
+    put(gguf::FILE_TYPE, Value::U32(file_type(adapter, tensors)));
     if tensors.iter().any(|t| t.dtype.is_quantized()) {
         put(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
-    if let Some(name) = &base.name {
-        put("general.base_model.count", Value::U32(1));
-        put("general.base_model.0.name", name.as_str().into());
-        if let Some(organization) = &base.organization {
-            put("general.base_model.0.organization", organization.as_str().into());
-            put(
-                "general.base_model.0.repo_url",
-                format!("https://huggingface.co/{organization}/{name}").as_str().into(),
-            );
-        }
-        if let Some(revision) = c.extra.get("revision").and_then(Json::as_str) {
-            put("general.base_model.0.version", revision.into());
-        }
+    for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
+        put(name, value.clone());
     }
     put("adapter.type", names::ADAPTER_TYPE.into());
     put(&key("version"), Value::U32(names::VERSION));
@@ -134,8 +124,11 @@ fn metadata(
     if let Some(command) = &source.command {
         put(names::COMMAND, command.as_str().into());
     }
-    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type).as_str().into());
+    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type)?.into());
     put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
+    for (name, value) in foreign::of_config(&c.extra)?.iter() {
+        put(name, value.clone());
+    }
     Ok(m)
 }
 
@@ -145,9 +138,12 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
 }
 
 /// What the configuration states beyond the keys, as compact JSON; see `docs/FORMAT.md`.
-fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
+///
+/// Errors: [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
+fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> Result<String> {
     let c = &adapter.config;
-    let mut out: Map<String, Json> = c.extra.clone();
+    let recorded = c.extra.iter().filter(|(key, _)| *key != foreign::KEY);
+    let mut out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
     if out.get(BASE_FINGERPRINT).is_some_and(Json::is_string) {
         out.shift_remove(BASE_FINGERPRINT);
     }
@@ -169,7 +165,12 @@ fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> String {
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
     }
-    Json::Object(out).to_string()
+    let text = Json::Object(out).to_string();
+    if text.len() as u64 > limits::CONFIG_BYTES {
+        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
+        return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));
+    }
+    Ok(text)
 }
 
 fn source_dtypes(source: &Validated) -> String {
@@ -196,39 +197,4 @@ fn file_type(adapter: &Adapter, tensors: &[OutputTensor]) -> u32 {
     }
     let largest = n_elements.into_iter().max_by_key(|(_, n)| *n);
     file_type::of(largest.map_or(DType::F32, |(dtype, _)| dtype))
-}
-
-/// What `base_model_name_or_path` says about the base's name. It is data: shown, never opened, never fetched.
-struct BaseName {
-    organization: Option<String>,
-    name: Option<String>,
-}
-
-impl BaseName {
-    fn of(c: &AdapterConfig) -> BaseName {
-        let text = c.extra.get("base_model_name_or_path").and_then(Json::as_str).unwrap_or_default();
-        // `organization/name` is a hub name. Anything else is a path of the trainer's machine: keep its last part.
-        let is_part = |s: &str| {
-            !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        };
-        match text.split_once('/') {
-            Some((organization, name)) if is_part(organization) && is_part(name) => {
-                BaseName { organization: Some(organization.into()), name: Some(name.into()) }
-            }
-            _ => {
-                let last = text.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
-                BaseName {
-                    organization: None,
-                    name: (!last.is_empty() && !last.contains('\0')).then(|| last.to_owned()),
-                }
-            }
-        }
-    }
-
-    fn adapter_name(&self) -> String {
-        match &self.name {
-            Some(name) => format!("{name} Prefix-Tuning+"),
-            None => "Prefix-Tuning+ adapter".to_owned(),
-        }
-    }
 }

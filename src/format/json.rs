@@ -8,7 +8,9 @@ use std::path::Path;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::limits::{JSON_BYTES, JSON_DEPTH, JSON_OBJECT_VALUES, JSON_STRING_BYTES, JSON_VALUES};
+use super::limits::{
+    CONFIG_BYTES, CONFIG_VALUES, JSON_BYTES, JSON_DEPTH, JSON_OBJECT_VALUES, JSON_STRING_BYTES, JSON_VALUES,
+};
 use super::mmap::open_regular;
 use super::names::{cut, shorten};
 use crate::error::{Code, Error, Result};
@@ -27,6 +29,23 @@ fn parse_at_most(text: &[u8], max_values: usize) -> Result<Value> {
     }
     let (values, fault) = (Cell::new(0), Cell::new(None));
     parse_with(text, Strict { values: &values, max_values, fault: &fault }, &fault)
+}
+
+/// Parses a configuration: at most [`CONFIG_BYTES`] and [`CONFIG_VALUES`] values.
+///
+/// Errors: as [`parse`].
+pub fn parse_config(text: &[u8]) -> Result<Value> {
+    if text.len() as u64 > CONFIG_BYTES {
+        return Err(too_large(text.len() as u64, CONFIG_BYTES));
+    }
+    parse_at_most(text, CONFIG_VALUES)
+}
+
+/// [`parse_config`] of a file.
+///
+/// Errors: as [`read_file`].
+pub fn read_config(path: &Path) -> Result<Value> {
+    read_at_most(path, CONFIG_BYTES, CONFIG_VALUES)
 }
 
 /// Reads and parses a file of at most `max_bytes` (and never more than [`JSON_BYTES`]).

@@ -36,12 +36,15 @@ pub const GGUF_LIST: usize = 1 << 16;
 /// Bytes of one GGUF string outside arrays. Chat templates have some 10 kB, embedded `tokenizer.json` files 20 MB.
 pub const GGUF_STRING_BYTES: u64 = 64 << 20;
 
-/// Bytes of all strings and arrays in the metadata of a GGUF *adapter*, which are kept as JSON for its digest. A base's
+/// Bytes of all strings, as JSON has them, and of arrays in the metadata of a GGUF *adapter*, which are kept as JSON for its digest. A base's
 /// vocabulary, should a tool copy it along, has some 5 MB.
 pub const ADAPTER_METADATA_BYTES: usize = 16 << 20;
 
 /// Array elements in the metadata of a GGUF adapter: as many as values in a JSON document, which is what they become.
 pub const ADAPTER_METADATA_ELEMENTS: usize = JSON_VALUES;
+
+/// Tensors of an adapter: four in each of 4,096 layers.
+pub const ADAPTER_TENSORS: usize = 4 * 4096;
 
 /// Tensors of a GGUF file, and of all shards of a model together. A model of 60 layers with 384 experts of 3
 /// matrices, each with a scale, has 138,240.
@@ -94,6 +97,10 @@ pub const VOCABULARY_MERGES: usize = 1 << 19;
 
 /// Bytes of a chat template; compiled, it costs some 100 times as much. Known ones have 2 to 30 kB.
 pub const TEMPLATE_BYTES: usize = 256 << 10;
+
+/// Values in a configuration: real ones have some hundred, and lists of modules or layers some thousands. Configurations are
+/// copied several times, so that what [`JSON_VALUES`] allows would be too much.
+pub const CONFIG_VALUES: usize = 1 << 16;
 
 /// Bytes of a layout file. A line for every tensor of the largest adapter stays below that.
 pub const LAYOUT_BYTES: u64 = 1 << 20;

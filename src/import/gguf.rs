@@ -1,27 +1,27 @@
 //! A GGUF adapter: metadata keys to a configuration, tensors back to canonical shapes and Hugging Face order.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-
-use serde_json::Value;
 
 use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
-use super::stated::{BASE_FINGERPRINT, Stated};
 use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names::{self as names, key};
-use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
+use crate::adapter::{Adapter, Role, RowOrder};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf, Metadata};
+use crate::format::limits;
 use crate::format::names::shorten;
-use crate::format::{json, limits};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
+mod keys;
+use keys::{config_digest_text, missing, recorded_dtypes, required, stated_layers};
+
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
-    let imported = read(path, file, base).map_err(|e| e.file(path))?;
+    let mut imported = read(path, file, base).map_err(|e| names::in_gguf_terms(e).file(path))?;
+    imported.findings.iter_mut().for_each(names::place_in_gguf);
     agree(options, file, path)?;
     Ok(imported)
 }
@@ -78,7 +78,13 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             format!("expected a {} adapter, found {found}", names::ADAPTER_TYPE),
         ));
     }
-    bound(meta)?;
+    keys::bound(meta)?;
+    if file.tensors.len() > limits::ADAPTER_TENSORS {
+        let message =
+            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
+        return Err(Error::new(Code::GgufLimit, message));
+    }
+    keys::check_general(meta)?;
     let version = required(meta.u32(&key("version"))?, "version")?;
     if version != names::VERSION {
         return Err(Error::new(
@@ -89,8 +95,8 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     }
     let architecture = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
     let order = row_order(meta, &architecture)?;
-    let (stated, value_length) = stated(meta)?;
-    let config_digest_text = config_digest_text(file)?;
+    let (stated, value_length) = keys::stated(meta)?;
+    let config_digest_text = config_digest_text(file);
 
     let mut findings = Vec::new();
     let mut pieces = Pieces::new();
@@ -188,30 +194,6 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     })
 }
 
-/// All of the metadata becomes JSON ([`config_digest_text`]), which costs many times what it takes in the file.
-fn bound(meta: &Metadata) -> Result<()> {
-    let (mut len_bytes, mut n_elements) = (0, 0);
-    for (key, value) in meta.iter() {
-        match value {
-            gguf::Value::String(text) => len_bytes += text.len(),
-            gguf::Value::Array(a) => {
-                len_bytes += a.len_bytes();
-                n_elements += a.len();
-            }
-            _ => {}
-        }
-        if len_bytes > limits::ADAPTER_METADATA_BYTES || n_elements > limits::ADAPTER_METADATA_ELEMENTS {
-            let message = format!(
-                "expected at most {} bytes and {} array elements in an adapter's metadata, found more",
-                limits::ADAPTER_METADATA_BYTES,
-                limits::ADAPTER_METADATA_ELEMENTS
-            );
-            return Err(Error::new(Code::GgufLimit, message).field(key));
-        }
-    }
-    Ok(())
-}
-
 /// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.
 fn canonical_axes(role: Role, t: LazyTensor) -> LazyTensor {
     match (role, t.shape().len()) {
@@ -251,127 +233,14 @@ pub(crate) fn unlisted(architecture: &str) -> Error {
     .field("general.architecture")
 }
 
-/// The configuration as its keys state it, and the value length, which `adapter_config.json` has no key for.
-fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
-    let size = |field: &str| required(meta.u32(&key(field))?, field).map(|n| n as usize);
-    let text = |field: &str| required(meta.str(&key(field))?, field);
-    let scale = |field: &str| required(meta.f32(&key(field))?, field);
-    let mut source = source_config(meta)?;
-    // A scale that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
-    let mut exact = |field: &str, stored: f32| match source.shift_remove(field) {
-        // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
-        None if stored.is_finite() => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
-        None => {
-            Err(Error::new(Code::ConfigField, format!("expected a finite number, found {stored}")).field(key(field)))
-        }
-        Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
-        Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
-            .field(format!("{}: {field}", names::SOURCE_CONFIG))),
-    };
-    let query_scale = exact("query_scale", scale("query_scale")?)?;
-    let memory_scale = exact("memory_scale", scale("memory_scale")?)?;
-    source.shift_remove("layers_to_transform");
-    let mut config = source;
-    for (name, value) in [
-        ("feature_map", Value::from(text("feature_map")?)),
-        ("query_tap", text("query_tap")?.into()),
-        ("query_scale", query_scale),
-        ("memory_scale", memory_scale),
-        ("memory_sharing", text("memory_sharing")?.into()),
-        ("num_layers", size("block_count")?.into()),
-        ("num_attention_heads", size("head_count")?.into()),
-        ("num_key_value_heads", size("head_count_kv")?.into()),
-        ("head_dim", size("key_length")?.into()),
-        ("num_features", size("feature_length")?.into()),
-        ("layers_to_transform", layer_list(meta)?.into()),
-        (BASE_FINGERPRINT, meta.str(names::BASE_FINGERPRINT)?.map_or(Value::Null, Value::from)),
-    ] {
-        if value.is_null() {
-            continue;
-        }
-        if config.insert(name.to_owned(), value).is_some() {
-            return Err(Error::new(
-                Code::ConfigField,
-                format!("expected only what has no key of its own, found {name:?}"),
-            )
-            .field(names::SOURCE_CONFIG));
-        }
-    }
-    let stated = Stated::from_json(Value::Object(config))?;
-    Ok((stated, size("value_length")?))
-}
-
-/// Blocks mean what version 2 of ggml's formats says; version 1 packed some of them otherwise.
+/// Every writer of these adapters states the version, so a file with blocks that does not is damaged.
 fn check_quantization_version(file: &Gguf) -> Result<()> {
-    if !file.tensors.iter().any(|t| t.dtype.is_quantized()) {
-        return Ok(());
-    }
-    match file.metadata.u32(gguf::QUANTIZATION_VERSION)? {
-        Some(2) => Ok(()),
-        found => {
-            let found = found.map_or("none".to_owned(), |v| v.to_string());
-            let message = format!("expected 2 in a file with quantized tensors, found {found}");
+    let has_blocks = file.tensors.iter().any(|t| t.dtype.is_quantized());
+    match gguf::quantization_version(&file.metadata, has_blocks)? {
+        None if has_blocks => {
+            let message = "expected 2 in a file with quantized tensors, found none";
             Err(Error::new(Code::ConfigUnsupported, message).field(gguf::QUANTIZATION_VERSION))
         }
+        _ => Ok(()),
     }
-}
-
-fn layer_list(meta: &Metadata) -> Result<Vec<u32>> {
-    required(meta.u32_array(&key("layers"))?, "layers")
-}
-
-/// `layers_to_transform` as the first source stated it, where that is recorded; else as the list implies.
-fn stated_layers(meta: &Metadata) -> Result<Option<StatedLayers>> {
-    match source_config(meta)?.shift_remove("layers_to_transform") {
-        None => Ok(None),
-        Some(v) => {
-            let only: serde_json::Map<_, _> = [("layers_to_transform".to_owned(), v)].into_iter().collect();
-            Ok(Stated::from_json(Value::Object(only))?.layers_to_transform)
-        }
-    }
-}
-
-fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
-    let Some(text) = meta.str(names::SOURCE_CONFIG)? else { return Ok(Default::default()) };
-    match json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
-        Value::Object(map) => Ok(map),
-        other => {
-            Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {other}"))
-                .field(names::SOURCE_CONFIG))
-        }
-    }
-}
-
-fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
-    let Some(text) = meta.str(names::SOURCE_DTYPES)? else { return Ok(BTreeMap::new()) };
-    let wrong = |found: String| {
-        Error::new(Code::ConfigField, format!("expected a JSON object of type names, found {found}"))
-            .field(names::SOURCE_DTYPES)
-    };
-    let Value::Object(map) = json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_DTYPES))? else {
-        return Err(wrong(text.chars().take(40).collect()));
-    };
-    map.into_iter()
-        .map(|(name, v)| match v.as_str().and_then(DType::from_safetensors_name).filter(|d| d.is_float()) {
-            Some(dtype) => Ok((name, dtype)),
-            None => Err(wrong(format!("{name}: {v}"))),
-        })
-        .collect()
-}
-
-/// The metadata that defines the adapter, as text for the source digest.
-fn config_digest_text(file: &Gguf) -> Result<String> {
-    let mut map = serde_json::Map::new();
-    for (k, v) in file.metadata.iter() {
-        map.insert(k.to_owned(), v.to_json(None));
-    }
-    Ok(crate::digest::sorted_compact_json(&Value::Object(map)))
-}
-
-fn required<T>(value: Option<T>, field: &str) -> Result<T> {
-    value.ok_or_else(|| missing(&key(field)))
-}
-
-fn missing(key: &str) -> Error {
-    Error::new(Code::GgufKey, "expected this key, found none").field(key)
 }

@@ -4,6 +4,7 @@ mod assemble;
 mod axes;
 mod candidates;
 mod draft;
+pub(crate) mod foreign;
 mod gguf;
 pub mod ledger;
 pub mod mapping;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::format::{StoredTensor, gguf, json, limits, mmap, pickle, safetensors};
+use crate::format::{StoredTensor, gguf, json, mmap, pickle, safetensors};
 use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
@@ -123,7 +123,7 @@ pub fn of_bundle(bundle: &Container) -> Result<Source> {
         return Err(Error::new(Code::AdapterKind, message).file(path));
     };
     let config_path = place(CONFIG_FILE);
-    let config = json::parse(config).map_err(|e| e.file(&config_path))?;
+    let config = json::parse_config(config).map_err(|e| e.file(&config_path))?;
     let (format, tensors, mut files) = from_safetensors(safetensors::parse(&place(WEIGHTS_FILE), weights)?);
     files.push(config_path.clone());
     Ok(Source::Tensors(TensorSource { format, config: Some((config_path, config)), tensors, files }))
@@ -251,7 +251,7 @@ fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
     let path = dir.join(CONFIG_FILE);
     match path.try_exists().map_err(|e| Error::io(&path, "cannot open", e))? {
-        true => json::read_file(&path, limits::CONFIG_BYTES).map(|v| Some((path, v))),
+        true => json::read_config(&path).map(|v| Some((path, v))),
         false => Ok(None),
     }
 }

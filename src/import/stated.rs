@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::foreign;
 use crate::adapter::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
 use crate::error::{Code, Error, Result};
 
@@ -68,6 +69,7 @@ impl Stated {
                 None => return Err(wrong("peft_type", "a string", peft_type)),
             }
         }
+        check_carried(&map)?;
         let n_layers = take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?;
         let stated = Stated {
             feature_map: take(&mut map, "feature_map", |k, v| choice(k, v, FeatureMap::parse, FeatureMap::ALL))?,
@@ -96,7 +98,7 @@ impl Stated {
         {
             return Err(Error::new(
                 Code::ConfigField,
-                format!("expected a divisor of num_attention_heads = {h}, found {kv}"),
+                format!("expected a divisor of the {h} query heads, found {kv}"),
             )
             .field("num_key_value_heads"));
         }
@@ -114,6 +116,21 @@ impl Stated {
         ];
         open.into_iter().filter(|(_, open)| *open).map(|(key, _)| key).collect()
     }
+}
+
+/// What is carried and never computed from: a wrong type says that it is damaged, and PEFT would stop there.
+fn check_carried(map: &Map<String, Value>) -> Result<()> {
+    for (key, expected, fits) in [
+        ("task_type", "a string or null", Value::is_string as fn(&Value) -> bool),
+        ("base_model_name_or_path", "a string or null", Value::is_string),
+        ("revision", "a string or null", Value::is_string),
+        ("inference_mode", "true, false or null", Value::is_boolean),
+    ] {
+        if let Some(v) = map.get(key).filter(|v| !v.is_null() && !fits(v)) {
+            return Err(wrong(key, expected, v));
+        }
+    }
+    foreign::of_config(map).map(drop)
 }
 
 /// Removes `key` and reads it; an explicit null counts as not stated.

@@ -148,7 +148,7 @@ pub fn of_path(path: &Path) -> Result<PathDigests> {
 ///
 /// Errors: as there.
 pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<PathDigests> {
-    let tensors = stored_tensors(path)?;
+    // First: it opens the files too, and a table of many tensors is large.
     let (adapter, note) = match adapter_of(path) {
         Ok(adapter) => (Some(adapter), None),
         Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
@@ -156,6 +156,7 @@ pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> R
         }
         Err(e) => return Err(e),
     };
+    let tensors = stored_tensors(path)?;
     let len = |t: &LazyTensor| t.stored_bytes().map_or(t.len_bytes(), <[u8]>::len) as u64;
     // Each tensor, all of them in a row, and what the adapter computes.
     let of_adapter: u64 = adapter.iter().flat_map(|a| a.adapter().tensors()).map(|(.., t)| t.len_bytes() as u64).sum();
@@ -180,8 +181,8 @@ fn adapter_of(path: &Path) -> Result<Validated> {
 
 fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
     let opened: Result<Vec<_>> = match source::open(path)? {
-        Source::Gguf(file) => file.tensors.iter().map(|t| Ok((t.name.clone(), t.lazy()?))).collect(),
-        Source::Tensors(source) => source.tensors.iter().map(|t| Ok((t.name.clone(), t.open()?))).collect(),
+        Source::Gguf(file) => file.tensors.into_iter().map(|t| t.lazy().map(|lazy| (t.name, lazy))).collect(),
+        Source::Tensors(source) => source.tensors.into_iter().map(|t| t.open().map(|lazy| (t.name, lazy))).collect(),
     };
     opened.map_err(|e| e.file(path))
 }

@@ -8,14 +8,14 @@ use candle_core::Tensor;
 use super::candle;
 use super::device::Device;
 use crate::base::{BaseModel, RopeScaling, Weight};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 
 /// The inverse frequencies `[D/2]` of a model, F32.
 ///
 /// Source: `compute_default_rope_parameters`, `_compute_linear_scaling_rope_parameters` and
 /// `_compute_llama3_parameters` of transformers 5.23.0, which compute in F32; `ggml_rope_ext` for divisors.
 ///
-/// Errors: [`Code::BaseTensor`] for a divisor that is not a finite number above 0.
+/// Errors: those of [`BaseModel::vector`].
 pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
     let rope = base.config.rope;
     let d = base.config.head_dim as f32;
@@ -45,11 +45,6 @@ pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
         }
         RopeScaling::Factors => {
             let divisors = base.vector(Weight::RopeFactors)?;
-            if let Some(i) = divisors.iter().position(|x| !x.is_finite() || *x <= 0.0) {
-                let message = format!("expected finite divisors above 0, found {} at index {i}", divisors[i]);
-                let name = Weight::RopeFactors.name(base.dialect);
-                return Err(Error::new(Code::BaseTensor, message).file(&base.path).field(name));
-            }
             plain.iter().zip(divisors).map(|(f, x)| f / x).collect()
         }
     })

@@ -59,7 +59,7 @@ fn with(key: &str, value: Option<&str>) -> String {
 }
 
 pub fn cases() -> Vec<Case> {
-    [documents(), extras(), counts(), scales(), choices(), layers()].into_iter().flatten().collect()
+    [documents(), extras(), carried(), counts(), scales(), choices(), layers()].into_iter().flatten().collect()
 }
 
 fn documents() -> Vec<Case> {
@@ -111,8 +111,64 @@ fn extras() -> Vec<Case> {
         extra("peft_version", r#""0.20.0""#),
         extra("target_modules", r#"["q_proj"]"#),
         extra("имя", r#""значение""#),
+        accepted("60,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(60_000))))),
+        refused("70,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(70_000)))), Code::JsonTooLarge),
         accepted("a string of 500 kB", with("note", Some(&format!("\"{}\"", "x".repeat(500_000))))),
     ]
+}
+
+/// What is carried has a type all the same, and metadata of a GGUF file is metadata.
+fn carried() -> Vec<Case> {
+    use Code::*;
+    let mut cases = Vec::new();
+    for (key, value) in [
+        ("task_type", "{}"),
+        ("base_model_name_or_path", "5"),
+        ("base_model_name_or_path", "[]"),
+        ("revision", "[1]"),
+        ("inference_mode", "\"yes\""),
+        ("inference_mode", "1"),
+    ] {
+        cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigField));
+    }
+    for key in ["task_type", "base_model_name_or_path", "revision", "inference_mode"] {
+        cases.push(accepted(format!("carried {key} null"), with(key, Some("null"))));
+        cases.push(accepted(format!("carried {key} left out"), with(key, None)));
+    }
+    let metadata = |value: &str| with("ptplus_gguf_metadata", Some(value));
+    cases.extend([
+        accepted("no metadata", metadata("{}")),
+        accepted("metadata", metadata(r#"{"general.tags":{"type":"arr of str","value":["a"]}}"#)),
+        refused("metadata as list", metadata("[]"), ConfigField),
+        refused("metadata null", metadata("null"), ConfigField),
+        refused("metadata without a type", metadata(r#"{"a":"b"}"#), ConfigField),
+        refused("metadata of another type", metadata(r#"{"a":{"type":"u8","value":256}}"#), ConfigField),
+        refused("metadata of a type that is none", metadata(r#"{"a":{"type":"u128","value":1}}"#), ConfigField),
+        refused("metadata with NUL", metadata(r#"{"a":{"type":"str","value":"\u0000"}}"#), ConfigField),
+        refused("metadata without a name", metadata(r#"{"":{"type":"u8","value":1}}"#), NameInvalid),
+        refused("metadata with an escape in its name", metadata(r#"{"\u001b":{"type":"u8","value":1}}"#), NameInvalid),
+        refused(
+            "metadata that is another architecture",
+            metadata(r#"{"general.architecture":{"type":"str","value":"qwen2"}}"#),
+            ConfigField,
+        ),
+        refused(
+            "metadata that is another scale",
+            metadata(r#"{"adapter.prefix_tuning_plus.memory_scale":{"type":"f32","value":2}}"#),
+            ConfigField,
+        ),
+        refused(
+            "metadata that is an alignment",
+            metadata(r#"{"general.alignment":{"type":"u32","value":64}}"#),
+            ConfigField,
+        ),
+        refused(
+            "metadata that is a digest",
+            metadata(r#"{"ptplus.source_sha256":{"type":"str","value":"x"}}"#),
+            ConfigField,
+        ),
+    ]);
+    cases
 }
 
 fn counts() -> Vec<Case> {

@@ -15,8 +15,13 @@ pub fn read(config: Vec<u8>) -> Result<()> {
 
 /// Right weights.
 pub fn weights() -> Vec<u8> {
+    weights_with(None, "")
+}
+
+/// The right weights, the tensor `other` with one element more than those, and `typed` with this type.
+fn weights_with(other: Option<&str>, typed: &str) -> Vec<u8> {
     let layer = "model.layers.0";
-    let tensors: [(String, &[usize]); 12] = [
+    let mut tensors: Vec<(String, &[usize])> = vec![
         ("model.embed_tokens.weight".into(), &[3, 4]),
         (format!("{layer}.input_layernorm.weight"), &[4]),
         (format!("{layer}.self_attn.q_proj.weight"), &[4, 4]),
@@ -30,12 +35,16 @@ pub fn weights() -> Vec<u8> {
         ("model.norm.weight".into(), &[4]),
         ("lm_head.weight".into(), &[3, 4]),
     ];
+    tensors.extend(other.map(|name| (name.to_owned(), &[1][..])));
+    let (of_type, dtype) = typed.split_once('=').unwrap_or_default();
     let mut end = 0;
     let mut entries = Vec::new();
     for (name, shape) in tensors {
         let begin = end;
-        end += 4 * shape.iter().product::<usize>();
-        entries.push(format!("\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{begin},{end}]}}"));
+        let (dtype, size) = if name == of_type { (dtype, if dtype == "I32" { 4 } else { 1 }) } else { ("F32", 4) };
+        end += size * shape.iter().product::<usize>();
+        entries
+            .push(format!("\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{begin},{end}]}}"));
     }
     safetensors::file(&format!("{{{}}}", entries.join(",")), end)
 }
@@ -70,7 +79,10 @@ pub fn right() -> String {
 }
 
 pub fn cases() -> Vec<Case> {
-    [documents(), sizes(), numbers(), computation(), rope(), code()].into_iter().flatten().collect()
+    [documents(), sizes(), numbers(), computation(), rope(), rope_stated_twice(), classes(), code()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn documents() -> Vec<Case> {
@@ -79,6 +91,8 @@ fn documents() -> Vec<Case> {
     vec![
         accepted("a right configuration", right.as_str()),
         accepted("a byte order mark", format!("\u{feff}{right}")),
+        accepted("60,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(60_000))))),
+        refused("70,000 values", with("x", Some(&format!("[{}0]", "0,".repeat(70_000)))), JsonTooLarge),
         accepted("unknown keys", with("x", Some(r#"{"y":[1,null]}"#))),
         refused("no byte", "", JsonSyntax),
         refused("a list", "[]", ConfigField),
@@ -285,6 +299,106 @@ fn rope() -> Vec<Case> {
     cases
 }
 
+/// The same thing said by several names, of which readers take one or the other.
+fn rope_stated_twice() -> Vec<Case> {
+    use Code::*;
+    let scaling = |value: &str| with("rope_scaling", Some(value));
+    let beside = |parameters: &str| {
+        scaling(r#"{"rope_type":"linear","factor":2.0}"#).replacen(
+            '{',
+            &format!("{{\"rope_theta\":5e5,\"rope_parameters\":{parameters},"),
+            1,
+        )
+    };
+    vec![
+        accepted("rope_type and type that agree", scaling(r#"{"rope_type":"linear","type":"linear","factor":2}"#)),
+        refused(
+            "rope_type default, type linear",
+            scaling(r#"{"rope_type":"default","type":"linear","factor":2}"#),
+            ConfigField,
+        ),
+        refused(
+            "rope_type linear, type yarn",
+            scaling(r#"{"rope_type":"linear","type":"yarn","factor":2}"#),
+            ConfigField,
+        ),
+        refused("rope_type linear, type 5", scaling(r#"{"rope_type":"linear","type":5,"factor":2}"#), ConfigField),
+        refused("a factor without a type", scaling(r#"{"factor":2.0}"#), ConfigField),
+        refused("llama3 without a type", scaling(r#"{"low_freq_factor":1.0}"#), ConfigField),
+        accepted("no type and nothing to scale", with("rope_parameters", Some(r#"{"rope_theta":7.0}"#))),
+        accepted("both objects, alike", beside(r#"{"rope_type":"linear","factor":2,"rope_theta":500000.0}"#)),
+        accepted("rope_parameters null", beside("null")),
+        accepted("rope_parameters empty", beside("{}")),
+        refused("rope_parameters of another kind", beside(r#"{"rope_type":"default"}"#), ConfigField),
+        refused("rope_parameters of another factor", beside(r#"{"rope_type":"linear","factor":4}"#), ConfigField),
+        refused("rope_parameters of yarn", beside(r#"{"rope_type":"yarn","factor":2}"#), ConfigUnsupported),
+        refused(
+            "rope_parameters of another theta",
+            beside(r#"{"rope_type":"linear","factor":2,"rope_theta":1e4}"#),
+            ConfigField,
+        ),
+        refused("rope_parameters as number", beside("5"), ConfigField),
+        refused(
+            "a theta that only one of both has",
+            scaling(r#"{"rope_type":"linear","factor":2}"#).replacen(
+                '{',
+                r#"{"rope_parameters":{"rope_type":"linear","factor":2,"rope_theta":5e5},"#,
+                1,
+            ),
+            ConfigField,
+        ),
+    ]
+}
+
+/// What `architectures` names, and fields that say what kind of model this is.
+fn classes() -> Vec<Case> {
+    use Code::*;
+    let mut cases = Vec::new();
+    for value in [
+        "null",
+        "[]",
+        r#"["LlamaForSequenceClassification"]"#,
+        r#"["LlamaModel"]"#,
+        r#"["LLaMAForCausalLM"]"#,
+        r#"["MistralForCausalLM"]"#,
+        r#"["MyRewardModel"]"#,
+    ] {
+        cases.push(accepted(format!("architectures {value}"), with("architectures", Some(value))));
+    }
+    for (key, value, code) in [
+        ("architectures", r#"["GPT2LMHeadModel"]"#, ConfigUnsupported),
+        ("architectures", r#"["LlamaForCausalLM","Qwen3MoeForCausalLM"]"#, ConfigUnsupported),
+        ("architectures", r#"["Qwen2ForCausalLM"]"#, ConfigUnsupported),
+        ("architectures", "5", ConfigField),
+        ("architectures", "[5]", ConfigField),
+        ("architectures", r#""LlamaForCausalLM""#, ConfigField),
+        ("is_encoder_decoder", "true", ConfigUnsupported),
+        ("is_encoder_decoder", "1", ConfigField),
+        ("use_bidirectional_attention", "true", ConfigUnsupported),
+        ("is_causal", "false", ConfigUnsupported),
+        ("no_rope_layers", "[0]", ConfigUnsupported),
+        ("no_rope_layers", "5", ConfigField),
+        ("max_position_embeddings", "0", ConfigField),
+        ("max_position_embeddings", "-1", ConfigField),
+        ("max_position_embeddings", "4294967296", ConfigField),
+        ("max_position_embeddings", "\"64\"", ConfigField),
+    ] {
+        cases.push(refused(format!("{key} {value}"), with(key, Some(value)), code));
+    }
+    for (key, value) in [
+        ("is_encoder_decoder", "false"),
+        ("use_bidirectional_attention", "null"),
+        ("is_causal", "true"),
+        ("no_rope_layers", "[1]"),
+        ("no_rope_layers", "null"),
+        ("max_position_embeddings", "1"),
+        ("max_position_embeddings", "null"),
+    ] {
+        cases.push(accepted(format!("{key} {value}"), with(key, Some(value))));
+    }
+    cases
+}
+
 /// Fields that name code: never imported. Code that would compute something else is refused, the rest does not matter.
 fn code() -> Vec<Case> {
     use Code::*;
@@ -311,4 +425,38 @@ fn code() -> Vec<Case> {
         accepted("_name_or_path of a file", with("_name_or_path", Some(r#""/etc/passwd""#))),
         accepted("torch_dtype unknown", with("torch_dtype", Some(r#""__import__""#))),
     ]
+}
+
+/// Tensors beside a right configuration, by the tensor that is named.
+#[test]
+fn tensors_that_the_model_cannot_have_are_refused_by_name() {
+    let open = |weights: Vec<u8>| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), with("", None)).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), weights).unwrap();
+        BaseModel::open(dir.path()).map(drop)
+    };
+    let q = "model.layers.0.self_attn.q_proj";
+    for name in [
+        "model.layers.1.input_layernorm.weight",
+        &format!("{q}.weight_scale"),
+        &format!("{q}.lora_A.weight"),
+        &format!("{q}.bias"),
+        "lm_head.weight_scale",
+        "model.embed_tokens.weight_scale",
+    ] {
+        let e = open(weights_with(Some(name), "")).unwrap_err();
+        assert_eq!((e.code(), e.field_name()), (Code::ConfigUnsupported, Some(name)), "{e}");
+    }
+    for name in
+        ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", "score.weight", "v_head.weight"]
+    {
+        open(weights_with(Some(name), "")).unwrap();
+    }
+    for name in ["model.embed_tokens.weight", "model.norm.weight", &format!("{q}.weight")] {
+        for dtype in ["I32", "I8", "BOOL", "F8_E4M3"] {
+            let e = open(weights_with(None, &format!("{name}={dtype}"))).unwrap_err();
+            assert_eq!((e.code(), e.field_name()), (Code::ConfigUnsupported, Some(name)), "{e}");
+        }
+    }
 }

@@ -178,6 +178,9 @@ pub fn cases() -> Vec<Case> {
         let shown = value.as_ref().map_or("left out".into(), |(t, v)| format!("type {t} {v:?}"));
         cases.push(refused(format!("{key} {shown}"), with(key, value), code));
     }
+    cases.extend(positions());
+    cases.extend(blocks());
+    cases.extend(types());
     for (name, ne) in tensors() {
         cases.push(refused(format!("{name} left out"), with_tensor(name, None), BaseTensor));
         let mut wrong = ne.clone();
@@ -205,6 +208,117 @@ pub fn cases() -> Vec<Case> {
         crowded,
         Some(ConfigUnsupported),
     ));
+    cases
+}
+
+/// What RoPE is computed from, and how far.
+fn positions() -> Vec<Case> {
+    use Code::*;
+    let factor = |v| with("llama.rope.scaling.factor", f32(v));
+    let both = |older: f32| {
+        let mut all = keys();
+        all.push(("llama.rope.scaling.factor", 6, 2f32.to_le_bytes().to_vec()));
+        all.push(("llama.rope.scale_linear", 6, older.to_le_bytes().to_vec()));
+        file(all, tensors())
+    };
+    let divided_by = |x: f32| {
+        let raw = keys().iter().fold(Raw::empty(), |raw, (key, t, v)| raw.key(key.as_bytes(), *t, v));
+        let raw = tensors()
+            .iter()
+            .fold(raw, |raw, (name, ne)| raw.f32s(name, ne, &vec![0.5; ne.iter().product::<u64>() as usize]));
+        raw.f32s("rope_freqs.weight", &[1], &[x])
+    };
+    let attention = |v| with("llama.rope.scaling.attn_factor", f32(v));
+    vec![
+        accepted("a factor on rotated queries of 1", attention(1.0)),
+        refused("a factor on rotated queries of 0", attention(0.0), ConfigUnsupported),
+        refused("a factor on rotated queries of 2", attention(2.0), ConfigUnsupported),
+        accepted("a scaling factor of 0", factor(0.0)),
+        accepted("a scaling factor of 2", factor(2.0)),
+        refused("a subnormal scaling factor", factor(1e-44), ConfigField),
+        refused("a subnormal frequency base", with("llama.rope.freq_base", f32(1e-44)), ConfigField),
+        refused("a negative old scaling factor", with("llama.rope.scale_linear", f32(-4.0)), ConfigField),
+        accepted("two scaling factors that agree", both(2.0)),
+        refused("two scaling factors that differ", both(4.0), ConfigField),
+        refused("two scaling factors, one none", both(0.0), ConfigField),
+        accepted("a context of 1", with("llama.context_length", u32(1))),
+        refused("a context of 0", with("llama.context_length", u32(0)), ConfigField),
+        accepted("divisors of RoPE", divided_by(8.0)),
+        refused("divisors of RoPE of 0", divided_by(0.0), BaseTensor),
+        refused("negative divisors of RoPE", divided_by(-1.0), BaseTensor),
+        refused("subnormal divisors of RoPE", divided_by(1e-44), BaseTensor),
+        refused("divisors of RoPE of NaN", divided_by(f32::NAN), BaseTensor),
+        refused("divisors of RoPE of infinity", divided_by(f32::INFINITY), BaseTensor),
+    ]
+}
+
+/// The right file, but a row of the embedding is a block of Q8_0, and the hidden size is 32.
+fn with_blocks(key: &'static str, value: Option<(u32, Vec<u8>)>) -> Vec<u8> {
+    let mut all = keys();
+    all.retain(|(k, ..)| !k.ends_with("embedding_length"));
+    all.extend([
+        ("llama.embedding_length", 4, 32u32.to_le_bytes().to_vec()),
+        ("llama.attention.key_length", 4, 2u32.to_le_bytes().to_vec()),
+    ]);
+    all.extend(value.map(|(t, v)| (key, t, v)));
+    let raw = all.iter().fold(Raw::empty(), |raw, (key, t, v)| raw.key(key.as_bytes(), *t, v));
+    let mut raw = raw.info(b"token_embd.weight", &[32, 3], 8, 0).data(128);
+    for (name, ne) in &tensors()[1..] {
+        // Heads are of length 2 and the inner state of 6; all else is the hidden size.
+        let ne: Vec<u64> = match *name {
+            "blk.0.attn_q.weight" => vec![32, 4],
+            "blk.0.attn_k.weight" | "blk.0.attn_v.weight" => vec![32, 2],
+            "blk.0.attn_output.weight" => vec![4, 32],
+            "blk.0.ffn_down.weight" => vec![6, 32],
+            "blk.0.ffn_gate.weight" | "blk.0.ffn_up.weight" => vec![32, 6],
+            _ => vec![32; ne.len()],
+        };
+        raw = raw.f32s(name, &ne, &vec![0.5; ne.iter().product::<u64>() as usize]);
+    }
+    raw.build()
+}
+
+fn blocks() -> Vec<Case> {
+    use Code::*;
+    let version = "general.quantization_version";
+    vec![
+        accepted("blocks of version 2", with_blocks(version, u32(2))),
+        accepted("blocks of a version that is not stated", with_blocks(version, None)),
+        refused("blocks of version 1", with_blocks(version, u32(1)), ConfigUnsupported),
+        refused("blocks of version 99", with_blocks(version, u32(99)), ConfigUnsupported),
+        refused("a version of blocks as text", with_blocks(version, text("2")), GgufKey),
+        refused("a version of blocks as text, without blocks", with(version, text("2")), GgufKey),
+        accepted("a version of blocks without blocks", with(version, u32(1))),
+        accepted("a type of file that does not fit", with("general.file_type", u32(7))),
+        refused("a type of file as text", with("general.file_type", text("x")), GgufKey),
+    ]
+}
+
+/// Tensors of types that such a weight has not: `t` is ggml's number of one whose elements take `size` bytes.
+fn types() -> Vec<Case> {
+    let of_type = |name: &str, t: u32, size: usize| {
+        let raw = keys().iter().fold(Raw::empty(), |raw, (key, t, v)| raw.key(key.as_bytes(), *t, v));
+        let raw = tensors()
+            .iter()
+            .filter(|(n, _)| *n != name)
+            .fold(raw, |raw, (name, ne)| raw.f32s(name, ne, &vec![0.5; ne.iter().product::<u64>() as usize]));
+        let ne = tensors().into_iter().find(|(n, _)| *n == name).expect("a tensor").1;
+        let mut raw = raw.info(name.as_bytes(), &ne, t, 0);
+        let offset = raw.data.len();
+        let at = raw.infos.len() - 8;
+        raw.infos[at..].copy_from_slice(&(offset as u64).to_le_bytes());
+        raw.data.resize((offset + size * ne.iter().product::<u64>() as usize).next_multiple_of(32), 0);
+        raw
+    };
+    let mut cases = Vec::new();
+    for name in ["token_embd.weight", "output_norm.weight", "blk.0.attn_q.weight"] {
+        for (label, t, size) in [("I8", 24, 1), ("I16", 25, 2), ("I32", 26, 4), ("I64", 27, 8)] {
+            cases.push(refused(format!("{name} of {label}"), of_type(name, t, size), Code::ConfigUnsupported));
+        }
+        for (label, t, size) in [("F16", 1, 2), ("F64", 28, 8), ("BF16", 30, 2)] {
+            cases.push(accepted(format!("{name} of {label}"), of_type(name, t, size)));
+        }
+    }
     cases
 }
 

@@ -90,7 +90,7 @@ fn with_tensors(tensors: &[(&str, &[u64])]) -> Raw {
 }
 
 pub fn cases() -> Vec<Case> {
-    [keys(), tensors(), records(), large()].into_iter().flatten().collect()
+    [keys(), about_the_file(), tensors(), parts(), records(), large()].into_iter().flatten().collect()
 }
 
 fn keys() -> Vec<Case> {
@@ -175,6 +175,81 @@ fn keys() -> Vec<Case> {
     cases
 }
 
+/// Keys that nothing is computed from.
+fn about_the_file() -> Vec<Case> {
+    use Code::*;
+    let digest = |v: &str| with("ptplus.source_sha256", Some(text(v)));
+    let count = |v: Value| with("general.base_model.count", Some(v));
+    let mut cases = vec![
+        accepted("a name", with("general.name", Some(text("имя")))),
+        accepted("a type of file that does not fit", with("general.file_type", Some(u32(7)))),
+        refused("a type of file as text", with("general.file_type", Some(text("x"))), GgufKey),
+        accepted("a digest of the source", digest(&"0a".repeat(32))),
+        refused("a digest that is none", digest("zz"), ConfigField),
+        refused("a digest in upper case", digest(&"0A".repeat(32)), ConfigField),
+        refused("a digest of 66 digits", digest(&"0a".repeat(33)), ConfigField),
+        refused("a digest of 1 MB", digest(&"z".repeat(1 << 20)), ConfigField),
+        accepted("two base models", count(u32(2))),
+        refused("base models as text", count(text("1")), GgufKey),
+        refused("2^32-1 base models", count(u32(u32::MAX)), ConfigField),
+        refused("a base model beyond their count", count(u32(1)).str("general.base_model.1.name", "x"), ConfigField),
+        accepted("a base model without a count", with("general.base_model.0.name", Some(text("x")))),
+        accepted("keys of a whole that is no part", with("split.no", Some(u32(0))).u32("split.tensors.count", 1)),
+        refused("the number of another part", with("split.no", Some(u32(5))), GgufSplit),
+        refused("tensors of other parts", with("split.tensors.count", Some(u32(9))), GgufSplit),
+    ];
+    for key in [
+        "general.name",
+        "general.base_model.0.name",
+        "general.base_model.0.repo_url",
+        "ptplus.command",
+        "ptplus.tool_version",
+    ] {
+        cases.push(refused(format!("{key} as number"), with(key, Some(u32(5))), GgufKey));
+    }
+    cases
+}
+
+/// Parts that an adapter has in all of its layers or in none, and a normaliser that divides by 0.
+fn parts() -> Vec<Case> {
+    use Code::*;
+    const NAMES: [&str; 2] = ["blk.0.attn_prefix_normalizer.weight", "blk.1.attn_prefix_normalizer.weight"];
+    let both = |parts: &[(&str, &[u64])]| {
+        let mut keys = right();
+        keys.retain(|(k, _)| *k != "layers");
+        keys.push(("layers", layers(&[0, 1])));
+        let memories: [(&str, &[u64]); 2] = [(MEMORY, &[4, 4, 2]), ("blk.1.attn_prefix_memory.weight", &[4, 4, 2])];
+        file(&keys, &[&memories, parts].concat())
+    };
+    let normalised = |values: [f32; 8]| file(&right(), &[(MEMORY, &[4, 4, 2])]).f32s(NAMES[0], &[4, 2], &values);
+    vec![
+        accepted("normalisers in both layers", both(&[(NAMES[0], &[4, 2]), (NAMES[1], &[4, 2])])),
+        refused("a normaliser in the first layer alone", both(&[(NAMES[0], &[4, 2])]), AdapterMissing),
+        refused("a normaliser in the last layer alone", both(&[(NAMES[1], &[4, 2])]), AdapterMissing),
+        refused(
+            "a feature map in one layer alone",
+            both(&[("blk.1.attn_prefix_feature.weight", &[4, 4, 2])]),
+            AdapterMissing,
+        ),
+        refused(
+            "a bias in one layer alone",
+            both(&[
+                ("blk.0.attn_prefix_feature.weight", &[4, 4, 2]),
+                ("blk.1.attn_prefix_feature.weight", &[4, 4, 2]),
+                ("blk.0.attn_prefix_feature.bias", &[4, 2]),
+            ]),
+            AdapterMissing,
+        ),
+        accepted("a normaliser with zeros", normalised([0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])),
+        refused("a normaliser of zeros", normalised([0.0; 8]), DenominatorZero),
+        refused(
+            "a normaliser with a head of zeros",
+            normalised([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.0, 0.0]),
+            DenominatorZero,
+        ),
+    ]
+}
+
 fn tensors() -> Vec<Case> {
     use Code::*;
     let of_type = |t: u32| {
@@ -244,15 +319,32 @@ fn records() -> Vec<Case> {
         refused("a recorded scale that disagrees", config(r#"{"query_scale":2.0}"#), ConfigField),
         refused("a recorded scale as string", config(r#"{"query_scale":"1.0"}"#), ConfigField),
         refused("a recorded list of a million", config(&format!("[{}1]", "1,".repeat(1_000_000))), JsonTooLarge),
-        refused("a recorded list, long", config(&format!("[{}1]", "1,".repeat(100_000))), ConfigField),
+        refused("a recorded list, long", config(&format!("[{}1]", "1,".repeat(60_000))), ConfigField),
+        refused("a recorded list, too long", config(&format!("[{}1]", "1,".repeat(100_000))), JsonTooLarge),
+        accepted("a recorded text of 1 MB", config(&format!(r#"{{"x":"{}"}}"#, "x".repeat(1_000_000)))),
+        refused("a recorded text of 2 MB", config(&format!(r#"{{"x":"{}"}}"#, "x".repeat(2 << 20))), JsonTooLarge),
+        accepted("recorded objects in chains", config(&format!(r#"{{"x":[{}]}}"#, chains(60_000)))),
+        refused(
+            "recorded objects in chains, too many",
+            config(&format!(r#"{{"x":[{}]}}"#, chains(70_000))),
+            JsonTooLarge,
+        ),
         refused("recorded layers that are no list", config(r#"{"layers_to_transform":"x"}"#), ConfigField),
         refused("a recorded configuration as number", with("ptplus.source_config", Some(u32(1))), GgufKey),
+        refused("a recorded base as number", config(r#"{"base_model_name_or_path":5}"#), ConfigField),
+        refused("recorded keys of GGUF", config(r#"{"ptplus_gguf_metadata":{}}"#), ConfigField),
         refused("recorded types that are no JSON", dtypes("x"), JsonSyntax),
         refused("recorded types in a list", dtypes("[]"), ConfigField),
         refused("a recorded type that is none", dtypes(r#"{"a":"F31"}"#), ConfigField),
         refused("a recorded type of integers", dtypes(r#"{"a":"I32"}"#), ConfigField),
         refused("a recorded type of 1 MB", dtypes(&format!("{{\"a\":\"{}\"}}", "x".repeat(1 << 20))), ConfigField),
     ]
+}
+
+/// `n` objects in chains: the dearest that JSON can say.
+fn chains(n: usize) -> String {
+    const DEPTH: usize = 100;
+    vec![format!("{}0{}", r#"{"":"#.repeat(DEPTH), "}".repeat(DEPTH)); n / DEPTH].join(",")
 }
 
 fn large() -> Vec<Case> {
@@ -268,6 +360,21 @@ fn large() -> Vec<Case> {
             Some(Code::GgufLimit),
         ),
         case::large(
+            "a string of 12 MB of control characters",
+            || with("x.y", Some(text(&"\u{1}".repeat(12 << 20)))).build(),
+            Some(Code::GgufLimit),
+        ),
+        case::large("a string of 15 MB", || with("x.y", Some(text(&"x".repeat(15 << 20)))).build(), None),
+        case::large(
+            "260,000 tensors",
+            || {
+                (0..260_000)
+                    .fold(file(&right(), &[]), |raw, i| raw.info(format!("x{i}").as_bytes(), &[0], 0, 0))
+                    .build()
+            },
+            Some(Code::GgufLimit),
+        ),
+        case::large(
             "an architecture of 60 MB",
             || with("general.architecture", Some(text(&"\u{1}".repeat(60 << 20)))).build(),
             Some(Code::GgufLimit),
@@ -278,4 +385,28 @@ fn large() -> Vec<Case> {
             None,
         ),
     ]
+}
+
+/// Errors name what stands in the file, not what `adapter_config.json` or a folder's tensors would be called.
+#[test]
+fn errors_name_keys_and_tensors_of_the_file() {
+    let named = |raw: Raw| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("adapter.gguf");
+        std::fs::write(&path, raw.build()).unwrap();
+        read_file(&path).unwrap_err().field_name().unwrap_or_default().to_owned()
+    };
+    for (field, value) in [
+        ("memory_scale", f32(1e-44)),
+        ("feature_map", text("x")),
+        ("block_count", u32(0)),
+        ("head_count_kv", u32(3)),
+        ("layers", layers(&[0, 0])),
+    ] {
+        assert_eq!(named(with(field, Some(value))), key(field));
+    }
+    assert_eq!(named(with("layers", Some(layers(&[0, 1])))), "blk.1.attn_prefix_memory.weight");
+    assert_eq!(named(with_tensors(&[(MEMORY, &[4, 4, 3])])), MEMORY);
+    let recorded = with("ptplus.source_config", Some(text(r#"{"revision":[1]}"#)));
+    assert_eq!(named(recorded), "ptplus.source_config: revision");
 }

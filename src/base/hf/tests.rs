@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::base::{Rope, RopeScaling};
 
 fn parsed(json: Value) -> Result<BaseConfig> {
     parse(Path::new("config.json"), &json)

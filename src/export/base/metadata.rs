@@ -9,8 +9,6 @@ use crate::format::gguf::{self, Metadata, Value};
 use crate::tensor::DType;
 use crate::vocab::{Vocabulary, to_gguf};
 
-pub(super) const FILE_TYPE: &str = "general.file_type";
-
 pub(super) fn of_folder(
     base: &BaseModel,
     vocabulary: Option<&Vocabulary>,
@@ -19,20 +17,26 @@ pub(super) fn of_folder(
     notes: &mut Vec<String>,
 ) -> Result<Metadata> {
     let c = &base.config;
+    let n_positions = c.context_length.ok_or_else(|| {
+        let message = "expected the number of positions, which llama.cpp needs to know, found null";
+        Error::new(Code::ConfigUnsupported, message)
+            .file(&base.path.join("config.json"))
+            .field("max_position_embeddings")
+    })?;
     let architecture = base.gguf_architecture();
     let mut m = Metadata::new();
     m.insert("general.architecture", architecture);
     m.insert("general.type", "model");
     m.insert("general.name", name(base));
     m.insert("general.size_label", size_label(specs));
-    m.insert(FILE_TYPE, Value::U32(file_type.unwrap_or_else(|| file_type::of(commonest(specs)))));
+    m.insert(gguf::FILE_TYPE, Value::U32(file_type.unwrap_or_else(|| file_type::of(commonest(specs)))));
     if specs.iter().any(|t| t.dtype.is_quantized()) {
         m.insert(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
     let key = |field: &str| format!("{architecture}.{field}");
     for (field, n) in [
         ("block_count", c.n_layers),
-        ("context_length", c.context_length.unwrap_or_default()),
+        ("context_length", n_positions),
         ("embedding_length", c.hidden_size),
         ("feed_forward_length", c.intermediate_size),
         ("attention.head_count", c.n_heads),

@@ -162,9 +162,9 @@ impl Types<'_> {
 fn carried_over(metadata: &Metadata, file_type: Option<u32>, specs: &[TensorSpec]) -> Metadata {
     let mut m = metadata.clone();
     if let Some(n) = file_type {
-        m.insert(metadata::FILE_TYPE, Value::U32(n));
+        m.insert(gguf::FILE_TYPE, Value::U32(n));
     }
-    if specs.iter().any(|t| t.dtype.is_quantized()) && m.get(gguf::QUANTIZATION_VERSION).is_none() {
+    if specs.iter().any(|t| t.dtype.is_quantized()) {
         m.insert(gguf::QUANTIZATION_VERSION, Value::U32(2));
     }
     m

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StoredTensor;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -79,6 +79,23 @@ pub fn open(path: &Path) -> Result<Gguf> {
 
 /// The key that says which version of ggml's block formats the tensors are in; 2 today.
 pub const QUANTIZATION_VERSION: &str = "general.quantization_version";
+
+/// The key with llama.cpp's number of the type that most tensors have.
+pub const FILE_TYPE: &str = "general.file_type";
+
+/// The [`QUANTIZATION_VERSION`] that a file states. Blocks mean what version 2 says; 1 packed some of them otherwise.
+///
+/// Errors: [`GgufKey`](crate::error::Code::GgufKey) for a value that is no number,
+/// [`ConfigUnsupported`](crate::error::Code::ConfigUnsupported) for another version beside blocks.
+pub fn quantization_version(metadata: &Metadata, has_blocks: bool) -> Result<Option<u32>> {
+    match metadata.u32(QUANTIZATION_VERSION)? {
+        Some(found) if has_blocks && found != 2 => {
+            let message = format!("expected 2 in a file with quantized tensors, found {found}");
+            Err(Error::new(Code::ConfigUnsupported, message).field(QUANTIZATION_VERSION))
+        }
+        stated => Ok(stated),
+    }
+}
 
 /// Whether these are the first bytes of a GGUF file, of any version and byte order.
 pub fn is_gguf(start: &[u8]) -> bool {

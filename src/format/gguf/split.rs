@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Gguf, KEY_ALIGNMENT, open_one};
 use crate::error::{Code, Error, Result};
-use crate::format::limits;
+use crate::format::{limits, links};
 
 const KEY_NO: &str = "split.no";
 const KEY_COUNT: &str = "split.count";
@@ -36,16 +36,25 @@ pub(super) fn part_name(path: &Path) -> Option<PartName> {
     (1..=count).contains(&no).then(|| PartName { stem: stem.to_owned(), count })
 }
 
-/// Refuses one part of several under a name that does not tell where the others are.
+/// Refuses one part of several under a name that does not tell where the others are, and keys of a whole that do not
+/// fit it.
 pub(super) fn refuse_lone_part(gguf: &Gguf) -> Result<()> {
+    let wrong = |key: &str, message: String| Err(Error::new(Code::GgufSplit, message).file(&gguf.path).field(key));
+    let (no, n_tensors) = (gguf.metadata.u32(KEY_NO)?, gguf.metadata.u64(KEY_TENSORS)?);
     match gguf.metadata.u32(KEY_COUNT)? {
-        Some(count) if count > 1 => Err(Error::new(
-            Code::GgufSplit,
-            format!("expected the file name of a part (NAME-00001-of-{count:05}.gguf), since {KEY_COUNT} is {count}"),
-        )
-        .file(&gguf.path)
-        .field(KEY_COUNT)),
-        _ => Ok(()),
+        Some(count) if count > 1 => {
+            let name = format!("expected the file name of a part (NAME-00001-of-{count:05}.gguf)");
+            wrong(KEY_COUNT, format!("{name}, since {KEY_COUNT} is {count}"))
+        }
+        _ if no.is_some_and(|n| n > 0) => {
+            wrong(KEY_NO, format!("expected 0 in a file that is no part of several, found {}", no.unwrap_or_default()))
+        }
+        _ => match n_tensors.filter(|n| *n != gguf.tensors.len() as u64) {
+            Some(n) => {
+                wrong(KEY_TENSORS, format!("expected {}, the tensors of this file, found {n}", gguf.tensors.len()))
+            }
+            None => Ok(()),
+        },
     }
 }
 
@@ -55,12 +64,18 @@ pub(super) fn open(path: &Path, name: &PartName) -> Result<Gguf> {
     if name.count as usize > limits::SHARDS {
         return Err(wrong(path, format!("expected at most {} parts, found {}", limits::SHARDS, name.count)));
     }
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut whole: Option<Gguf> = None;
     let mut names = HashSet::new();
     let mut total = None;
     for no in 0..name.count {
         let file = name.path(folder, no);
+        // The part that was asked for may lie anywhere; the others follow from a name.
+        if file.file_name() != path.file_name()
+            && let Some(target) = links::target_outside(folder, &file)
+        {
+            return Err(wrong(&file, format!("expected a file of this folder, found a link to {}", target.display())));
+        }
         let part = open_one(&file).map_err(|e| match e.code() {
             Code::NotFound => wrong(&file, format!("part {} of {} is missing", no + 1, name.count)),
             _ => e,
@@ -68,6 +83,7 @@ pub(super) fn open(path: &Path, name: &PartName) -> Result<Gguf> {
         let (found_no, found_count) = (part.metadata.u32(KEY_NO)?, part.metadata.u32(KEY_COUNT)?);
         // A whole model may be named as the only part of one, without any of the keys.
         if name.count == 1 && found_count.is_none_or(|n| n <= 1) {
+            refuse_lone_part(&part)?;
             return Ok(part);
         }
         if found_count != Some(name.count) {
@@ -233,5 +249,39 @@ mod tests {
         ] {
             assert_eq!(count(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn keys_of_a_whole_fit_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["m.gguf", "m-00001-of-00001.gguf"] {
+            let file = dir.path().join(name);
+            let open = |keys: &[(&str, u32)]| {
+                let mut m = Metadata::new();
+                keys.iter().for_each(|(key, n)| m.insert(*key, Value::U32(*n)));
+                std::fs::write(&file, plan(&m, &[]).unwrap().header).unwrap();
+                open_gguf(&file)
+            };
+            open(&[(KEY_NO, 0), (KEY_COUNT, 1), (KEY_TENSORS, 0)]).unwrap();
+            open(&[(KEY_COUNT, 0)]).unwrap();
+            for keys in [[(KEY_NO, 5), (KEY_COUNT, 1)], [(KEY_TENSORS, 9), (KEY_COUNT, 1)]] {
+                let e = open(&keys).unwrap_err();
+                assert_eq!((e.code(), e.field_name()), (Code::GgufSplit, Some(keys[0].0)), "{e}");
+            }
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_part_may_not_be_a_link_out_of_the_folder() {
+        let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write(dir.path(), |_, _, _| ());
+        let target = elsewhere.path().join("other.gguf");
+        std::fs::rename(path(dir.path(), 1), &target).unwrap();
+        std::os::unix::fs::symlink(&target, path(dir.path(), 1)).unwrap();
+        let e = open_gguf(&path(dir.path(), 0)).unwrap_err();
+        assert_eq!((e.code(), e.path()), (Code::GgufSplit, Some(&*path(dir.path(), 1))), "{e}");
+        // Who names the link itself knows where it leads.
+        open_gguf(&path(dir.path(), 1)).unwrap();
     }
 }

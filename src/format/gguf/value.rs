@@ -17,6 +17,8 @@ macro_rules! value_types {
             pub const fn id(self) -> u32 { match self { $(ValueType::$variant => $id,)* } }
             /// The type with this number.
             pub const fn from_id(id: u32) -> Option<Self> { match id { $($id => Some(ValueType::$variant),)* _ => None } }
+            /// The type with this name.
+            pub fn from_name(name: &str) -> Option<Self> { match name { $($name => Some(ValueType::$variant),)* _ => None } }
             /// llama.cpp's name of the type.
             pub const fn name(self) -> &'static str { match self { $(ValueType::$variant => $name,)* } }
             /// Bytes of one value; `None` for strings and arrays, whose size varies.

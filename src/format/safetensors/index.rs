@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Safetensors, open};
 use crate::error::{Code, Error, Result};
 use crate::format::names::{check_name, shorten};
-use crate::format::{json, limits};
+use crate::format::{json, limits, links};
 
 /// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
 /// list exactly the same tensors.
@@ -68,21 +68,10 @@ fn shard_path(folder: &Path, shard: &str) -> Result<PathBuf> {
         return Err(fault("expected a plain file name, found a path".into()));
     }
     let path = folder.join(shard);
-    let is_link = std::fs::symlink_metadata(&path).is_ok_and(|m| m.file_type().is_symlink());
-    // A dangling link fails to open, with its own message.
-    if is_link && let (Ok(home), Ok(target)) = (folder.canonicalize(), path.canonicalize()) {
-        let allowed = target.parent() == Some(&*home) || target.parent() == hub_blobs(&home).as_deref();
-        if !allowed {
-            return Err(fault(format!("expected a file of this folder, found a link to {}", target.display())));
-        }
+    if let Some(target) = links::target_outside(folder, &path) {
+        return Err(fault(format!("expected a file of this folder, found a link to {}", target.display())));
     }
     Ok(path)
-}
-
-/// The Hugging Face cache keeps the files of `models--X--Y/snapshots/REVISION` as links into `models--X--Y/blobs`.
-fn hub_blobs(folder: &Path) -> Option<PathBuf> {
-    let snapshots = folder.parent()?;
-    (snapshots.file_name()? == "snapshots").then(|| snapshots.with_file_name("blobs"))
 }
 
 /// The shard holds the listed tensors and no other.

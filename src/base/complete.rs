@@ -1,0 +1,98 @@
+//! Whether the tensors are those that the configuration needs.
+
+use std::collections::HashSet;
+
+use super::{BaseModel, Dialect, RopeScaling, Weight};
+use crate::error::{Code, Error, Result};
+use crate::format::{StoredTensor, gguf};
+
+impl BaseModel {
+    /// Every tensor that the configuration needs is there with its shape and a type that such a weight can have, and none
+    /// that would change the computation.
+    pub(super) fn check_tensors(&self) -> Result<()> {
+        let mut known = HashSet::new();
+        for weight in Weight::all(self.config.n_layers) {
+            let name = weight.name(self.dialect);
+            match (weight.expected_shape(&self.config), self.tensors.get(&name)) {
+                (Some(shape), Some(t)) => check(t, &shape)?,
+                (Some(shape), None) => {
+                    let message = format!("expected a tensor of shape {shape:?}, found none");
+                    return Err(Error::new(Code::BaseTensor, message).file(&self.path).field(name));
+                }
+                // A tied head that is stored all the same; compared with the embedding when it is used.
+                (None, Some(t)) if weight == Weight::Output => {
+                    check(t, &[self.config.vocab_size, self.config.hidden_size])?;
+                }
+                (None, Some(t)) => {
+                    let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
+                    return Err(unexpected(t, message));
+                }
+                (None, None) => continue,
+            }
+            known.insert(name);
+        }
+        let others = || self.tensors.values().filter(|t| !known.contains(&t.name));
+        let refused = match self.dialect {
+            // llama.cpp refuses such a file, and what the tensor would do there is unknown.
+            Dialect::Gguf => others().min_by_key(|t| &t.name),
+            Dialect::HuggingFace => others().filter(|t| is_in_forward_pass(&t.name)).min_by_key(|t| &t.name),
+        };
+        if let Some(t) = refused {
+            let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
+            return Err(unexpected(t, message));
+        }
+        match &self.metadata {
+            Some(metadata) => {
+                let has_blocks = self.tensors.values().any(|t| t.dtype.is_quantized());
+                // Early converters stated no version.
+                gguf::quantization_version(metadata, has_blocks).map(drop).map_err(|e| e.file(&self.path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// RoPE's frequencies are divided by these, whoever computes.
+    pub(super) fn check_rope_factors(&self) -> Result<()> {
+        if self.config.rope.scaling != RopeScaling::Factors {
+            return Ok(());
+        }
+        let divisors = self.vector(Weight::RopeFactors)?;
+        match divisors.iter().position(|x| !x.is_normal() || *x < 0.0) {
+            Some(i) => {
+                let message = format!("expected finite divisors above 0, found {} at index {i}", divisors[i]);
+                let name = Weight::RopeFactors.name(self.dialect);
+                Err(Error::new(Code::BaseTensor, message).file(&self.path).field(name))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn check(t: &StoredTensor, shape: &[usize]) -> Result<()> {
+    let wrong = |code, message| Err(Error::new(code, message).file(&t.file).field(&t.name).at(t.file_offset));
+    if t.shape != shape {
+        return wrong(Code::BaseTensor, format!("expected shape {shape:?}, found {:?}", t.shape));
+    }
+    // Integers and 8-bit floats are the blocks of quantized checkpoints, without their scales.
+    let (fits, expected) = match shape.len() {
+        1 => (t.dtype.is_float(), "F64, F32, F16 or BF16"),
+        _ => (t.dtype.is_float() || t.dtype.is_quantized(), "F64, F32, F16, BF16 or blocks of ggml"),
+    };
+    if !fits {
+        return wrong(Code::ConfigUnsupported, format!("expected {expected}, found {}", t.dtype));
+    }
+    Ok(())
+}
+
+fn unexpected(t: &StoredTensor, message: String) -> Error {
+    Error::new(Code::ConfigUnsupported, message).file(&t.file).field(&t.name).at(t.file_offset)
+}
+
+/// transformers warns of names that it does not know and goes on. One inside of a module that computes is a block
+/// beyond the last, the scale of a quantized weight or a part of another architecture; a reward model's head is not.
+/// Files of old releases have RoPE's frequencies and masks.
+fn is_in_forward_pass(name: &str) -> bool {
+    const HARMLESS: [&str; 3] = [".rotary_emb.inv_freq", ".self_attn.bias", ".self_attn.masked_bias"];
+    const MODULES: [&str; 4] = ["model.layers.", "model.norm.", "model.embed_tokens.", "lm_head."];
+    MODULES.iter().any(|m| name.starts_with(m)) && !HARMLESS.iter().any(|suffix| name.ends_with(suffix))
+}

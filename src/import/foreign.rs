@@ -1,0 +1,153 @@
+//! Metadata of a GGUF adapter that is somebody else's (`general.license`, `general.author`, ...): kept with its types, on
+//! the way through safetensors under one key of `adapter_config.json`.
+
+use serde_json::{Map, Value as Json};
+
+use crate::adapter::gguf_names as names;
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Metadata, Value};
+use crate::format::names::{check_name, shorten};
+
+/// Key of `adapter_config.json`: each GGUF key with its type and value, in the file's order.
+pub const KEY: &str = "ptplus_gguf_metadata";
+
+pub(crate) const NAME: &str = "general.name";
+pub(crate) const BASE_MODEL: &str = "general.base_model.";
+pub(crate) const BASE_MODEL_COUNT: &str = "general.base_model.count";
+
+/// Fields of `adapter.prefix_tuning_plus.`
+const FIELDS: [&str; 14] = [
+    "version",
+    "feature_map",
+    "query_tap",
+    "memory_sharing",
+    "query_scale",
+    "memory_scale",
+    "block_count",
+    "head_count",
+    "head_count_kv",
+    "key_length",
+    "value_length",
+    "feature_length",
+    "layers",
+    "query_order",
+];
+
+/// Keys that say what the file is: written anew from the adapter, so never carried.
+const OWN: [&str; 15] = [
+    "general.architecture",
+    "general.type",
+    "general.alignment",
+    gguf::FILE_TYPE,
+    gguf::QUANTIZATION_VERSION,
+    "adapter.type",
+    "split.no",
+    "split.count",
+    "split.tensors.count",
+    names::TOOL_VERSION,
+    names::SOURCE_SHA256,
+    names::BASE_FINGERPRINT,
+    names::COMMAND,
+    names::SOURCE_CONFIG,
+    names::SOURCE_DTYPES,
+];
+
+fn is_own(key: &str) -> bool {
+    OWN.contains(&key) || FIELDS.iter().any(|field| names::key(field) == key)
+}
+
+/// What of a file's metadata is to be carried, for [`KEY`]; `None` if nothing. `config` is what the file records of its
+/// configuration: a name that follows from it is not carried but made again.
+pub(crate) fn carried(meta: &Metadata, config: &Map<String, Json>) -> Option<Json> {
+    let made = about_base(config);
+    let carried: Map<String, Json> = meta
+        .iter()
+        .filter(|(key, value)| !is_own(key) && made.get(key) != Some(*value))
+        .map(|(key, value)| (key.to_owned(), value.to_typed_json()))
+        .collect();
+    (!carried.is_empty()).then(|| Json::Object(carried))
+}
+
+/// The metadata that `config` carries under [`KEY`].
+///
+/// Errors: [`Code::ConfigField`], [`Code::NameInvalid`] for what is no metadata, or not somebody else's.
+pub(crate) fn of_config(config: &Map<String, Json>) -> Result<Metadata> {
+    let mut out = Metadata::new();
+    let wrong =
+        |name: &str, message: String| Err(Error::new(Code::ConfigField, message).field(format!("{KEY}: {name}")));
+    let entries = match config.get(KEY) {
+        None => return Ok(out),
+        Some(Json::Object(entries)) => entries,
+        Some(other) => {
+            let message = format!("expected an object, found {}", shorten(&other.to_string()));
+            return Err(Error::new(Code::ConfigField, message).field(KEY));
+        }
+    };
+    for (name, entry) in entries {
+        check_name(name).map_err(|e| e.field(KEY))?;
+        if is_own(name) {
+            return wrong(name, "expected only keys that ptplus does not write itself".into());
+        }
+        match Value::from_typed_json(entry) {
+            Some(value) => out.insert(name, value),
+            None => {
+                let message = format!("expected a GGUF type and a value of it, found {}", shorten(&entry.to_string()));
+                return wrong(name, message);
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// `general.name` and the `general.base_model` keys as they follow from a configuration.
+pub(crate) fn about_base(config: &Map<String, Json>) -> Metadata {
+    let base = BaseName::of(config);
+    let mut m = Metadata::new();
+    m.insert(NAME, base.adapter_name());
+    let Some(name) = &base.name else { return m };
+    m.insert(BASE_MODEL_COUNT, Value::U32(1));
+    m.insert(format!("{BASE_MODEL}0.name"), name.as_str());
+    if let Some(organization) = &base.organization {
+        m.insert(format!("{BASE_MODEL}0.organization"), organization.as_str());
+        m.insert(format!("{BASE_MODEL}0.repo_url"), format!("https://huggingface.co/{organization}/{name}"));
+    }
+    if let Some(revision) = config.get("revision").and_then(Json::as_str) {
+        m.insert(format!("{BASE_MODEL}0.version"), revision);
+    }
+    m
+}
+
+/// What `base_model_name_or_path` says about the base's name. It is data: shown, never opened, never fetched.
+struct BaseName {
+    organization: Option<String>,
+    name: Option<String>,
+}
+
+impl BaseName {
+    fn of(config: &Map<String, Json>) -> BaseName {
+        let text = config.get("base_model_name_or_path").and_then(Json::as_str).unwrap_or_default();
+        // `organization/name` is a hub name. Anything else is a path of the trainer's machine: keep its last part.
+        let is_part = |s: &str| {
+            !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        };
+        match text.split_once('/') {
+            Some((organization, name)) if is_part(organization) && is_part(name) => {
+                BaseName { organization: Some(organization.into()), name: Some(name.into()) }
+            }
+            _ => {
+                let last = text.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
+                BaseName {
+                    organization: None,
+                    name: (!last.is_empty() && !last.contains('\0')).then(|| last.to_owned()),
+                }
+            }
+        }
+    }
+
+    fn adapter_name(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{name} Prefix-Tuning+"),
+            None => "Prefix-Tuning+ adapter".to_owned(),
+        }
+    }
+}

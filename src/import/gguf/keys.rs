@@ -1,0 +1,217 @@
+//! The metadata of a GGUF adapter.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::adapter::StatedLayers;
+use crate::adapter::gguf_names::{self as names, key};
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Gguf, Metadata};
+use crate::format::names::shorten;
+use crate::format::{json, limits};
+use crate::import::foreign;
+use crate::import::stated::{BASE_FINGERPRINT, Stated};
+use crate::tensor::DType;
+
+/// Largest number of base models accepted. A merge has some ten.
+const MAX_BASE_MODELS: u32 = 4096;
+
+/// Keys about the file: nothing is computed from them, but a wrong type says that they are damaged.
+///
+/// Errors: [`Code::GgufKey`], [`Code::ConfigField`].
+pub(super) fn check_general(meta: &Metadata) -> Result<()> {
+    for key in ["general.name", names::TOOL_VERSION, names::COMMAND] {
+        meta.str(key)?;
+    }
+    meta.u32(gguf::FILE_TYPE)?;
+    if let Some(digest) = meta.str(names::SOURCE_SHA256)?
+        && !(digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+    {
+        let message = format!("expected 64 lower-case hex digits, found {:?}", shorten(digest));
+        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_SHA256));
+    }
+    check_base_models(meta)
+}
+
+fn check_base_models(meta: &Metadata) -> Result<()> {
+    let count_key = foreign::BASE_MODEL_COUNT;
+    let count = meta.u32(count_key)?;
+    if let Some(n) = count.filter(|n| *n > MAX_BASE_MODELS) {
+        let message = format!("expected at most {MAX_BASE_MODELS}, found {n}");
+        return Err(Error::new(Code::ConfigField, message).field(count_key));
+    }
+    for (key, _) in meta.iter() {
+        let Some((number, field)) = key.strip_prefix(foreign::BASE_MODEL).and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        if ["name", "organization", "version", "repo_url"].contains(&field) {
+            meta.str(key)?;
+        }
+        if let (Ok(i), Some(n)) = (number.parse::<u32>(), count)
+            && i >= n
+        {
+            return Err(
+                Error::new(Code::ConfigField, format!("expected only base models below {count_key} = {n}")).field(key)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of a string in JSON, where a control character takes six.
+fn len_as_json(text: &str) -> usize {
+    let cost = |b: u8| match b {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    text.bytes().map(cost).sum::<usize>() + 2
+}
+
+/// All of the metadata becomes JSON ([`config_digest_text`]), which costs many times what it takes in the file.
+pub(super) fn bound(meta: &Metadata) -> Result<()> {
+    let (mut len_bytes, mut n_elements) = (0, 0);
+    for (key, value) in meta.iter() {
+        match value {
+            gguf::Value::String(text) => len_bytes += len_as_json(text),
+            gguf::Value::Array(a) => {
+                len_bytes += a.strs().map_or(a.len_bytes(), |strs| strs.map(len_as_json).sum());
+                n_elements += a.len();
+            }
+            _ => {}
+        }
+        if len_bytes > limits::ADAPTER_METADATA_BYTES || n_elements > limits::ADAPTER_METADATA_ELEMENTS {
+            let message = format!(
+                "expected at most {} bytes and {} array elements in an adapter's metadata, found more",
+                limits::ADAPTER_METADATA_BYTES,
+                limits::ADAPTER_METADATA_ELEMENTS
+            );
+            return Err(Error::new(Code::GgufLimit, message).field(key));
+        }
+    }
+    Ok(())
+}
+
+/// The configuration as its keys state it, and the value length, which `adapter_config.json` has no key for.
+pub(super) fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
+    let size = |field: &str| required(meta.u32(&key(field))?, field).map(|n| n as usize);
+    let text = |field: &str| required(meta.str(&key(field))?, field);
+    let scale = |field: &str| required(meta.f32(&key(field))?, field);
+    let mut source = source_config(meta)?;
+    // A scale that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
+    let mut exact = |field: &str, stored: f32| match source.shift_remove(field) {
+        // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
+        None if stored.is_finite() => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
+        None => {
+            Err(Error::new(Code::ConfigField, format!("expected a finite number, found {stored}")).field(key(field)))
+        }
+        Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
+        Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
+            .field(format!("{}: {field}", names::SOURCE_CONFIG))),
+    };
+    let query_scale = exact("query_scale", scale("query_scale")?)?;
+    let memory_scale = exact("memory_scale", scale("memory_scale")?)?;
+    source.shift_remove("layers_to_transform");
+    if source.contains_key(foreign::KEY) {
+        let message = format!("expected the keys themselves in a GGUF file, found {:?}", foreign::KEY);
+        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_CONFIG));
+    }
+    let mut config = source;
+    for (name, value) in [
+        ("feature_map", Value::from(text("feature_map")?)),
+        ("query_tap", text("query_tap")?.into()),
+        ("query_scale", query_scale),
+        ("memory_scale", memory_scale),
+        ("memory_sharing", text("memory_sharing")?.into()),
+        ("num_layers", size("block_count")?.into()),
+        ("num_attention_heads", size("head_count")?.into()),
+        ("num_key_value_heads", size("head_count_kv")?.into()),
+        ("head_dim", size("key_length")?.into()),
+        ("num_features", size("feature_length")?.into()),
+        ("layers_to_transform", layer_list(meta)?.into()),
+        (BASE_FINGERPRINT, meta.str(names::BASE_FINGERPRINT)?.map_or(Value::Null, Value::from)),
+    ] {
+        if value.is_null() {
+            continue;
+        }
+        if config.insert(name.to_owned(), value).is_some() {
+            return Err(Error::new(
+                Code::ConfigField,
+                format!("expected only what has no key of its own, found {name:?}"),
+            )
+            .field(names::SOURCE_CONFIG));
+        }
+    }
+    if let Some(carried) = foreign::carried(meta, &config) {
+        config.insert(foreign::KEY.to_owned(), carried);
+    }
+    let stated = Stated::from_json(Value::Object(config))?;
+    Ok((stated, size("value_length")?))
+}
+
+fn layer_list(meta: &Metadata) -> Result<Vec<u32>> {
+    required(meta.u32_array(&key("layers"))?, "layers")
+}
+
+/// `layers_to_transform` as the first source stated it, where that is recorded; else as the list implies.
+pub(super) fn stated_layers(meta: &Metadata) -> Result<Option<StatedLayers>> {
+    match source_config(meta)?.shift_remove("layers_to_transform") {
+        None => Ok(None),
+        Some(v) => {
+            let only: serde_json::Map<_, _> = [("layers_to_transform".to_owned(), v)].into_iter().collect();
+            Ok(Stated::from_json(Value::Object(only))?.layers_to_transform)
+        }
+    }
+}
+
+fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
+    let Some(text) = meta.str(names::SOURCE_CONFIG)? else { return Ok(Default::default()) };
+    match json::parse_config(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
+        Value::Object(map) => Ok(map),
+        other => {
+            Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {other}"))
+                .field(names::SOURCE_CONFIG))
+        }
+    }
+}
+
+pub(super) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
+    let Some(text) = meta.str(names::SOURCE_DTYPES)? else { return Ok(BTreeMap::new()) };
+    let wrong = |found: String| {
+        Error::new(Code::ConfigField, format!("expected a JSON object of type names, found {found}"))
+            .field(names::SOURCE_DTYPES)
+    };
+    let Value::Object(map) = json::parse(text.as_bytes()).map_err(|e| e.field(names::SOURCE_DTYPES))? else {
+        return Err(wrong(text.chars().take(40).collect()));
+    };
+    map.into_iter()
+        .map(|(name, v)| match v.as_str().and_then(DType::from_safetensors_name).filter(|d| d.is_float()) {
+            Some(dtype) => Ok((name, dtype)),
+            None => Err(wrong(format!("{name}: {v}"))),
+        })
+        .collect()
+}
+
+/// The metadata that defines the adapter, as text for the source digest.
+pub(super) fn config_digest_text(file: &Gguf) -> String {
+    let mut entries: Vec<_> = file.metadata.iter().collect();
+    entries.sort_by_key(|(key, _)| *key);
+    // One value at a time: as JSON an array costs many times what it takes in the file.
+    let mut text = String::from("{");
+    for (i, (key, value)) in entries.into_iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        write!(text, "{comma}{}:{}", Value::from(key), value.to_json(None)).expect("a String takes everything");
+    }
+    text.push('}');
+    text
+}
+
+pub(super) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
+    value.ok_or_else(|| missing(&key(field)))
+}
+
+pub(super) fn missing(key: &str) -> Error {
+    Error::new(Code::GgufKey, "expected this key, found none").field(key)
+}

@@ -1,0 +1,69 @@
+//! What the values of an adapter must not be.
+
+use rayon::prelude::*;
+
+use crate::adapter::{Adapter, Role};
+use crate::error::Code;
+use crate::finding::Finding;
+use crate::quant;
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::cast;
+
+/// NaN, infinity, what F32 cannot hold, and normalisers that divide by 0 at every position. Reads every tensor.
+pub(super) fn check(adapter: &Adapter) -> Vec<Finding> {
+    let tensors: Vec<_> =
+        adapter.tensors().filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
+    tensors
+        .into_par_iter()
+        .filter_map(|(i, role, t)| {
+            let found = first_non_finite(t);
+            let empty = (role == Role::Normalizer && found.is_none()).then(|| first_empty_head(t)).flatten();
+            t.release();
+            let name = Adapter::canonical_name(i, role);
+            if let Some(head) = empty {
+                let expected = "a value other than 0 for every head, since the term is divided by phi(q) . N";
+                return Some(Finding::new(Code::DenominatorZero, name, expected, format!("0 in all of head {head}")));
+            }
+            let (index, value) = found?;
+            let (code, expected) = match value.is_finite() {
+                true => (Code::CastOverflow, "values that F32 can hold"),
+                false => (Code::NonFinite, "finite values"),
+            };
+            Some(Finding::new(code, name, expected, format!("{value} at {index:?}")))
+        })
+        .collect()
+}
+
+/// Index (in canonical axes) and value of the first NaN or Inf.
+fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
+    let first_bad = |bytes: &[u8]| match t.dtype() {
+        // Everything computes in F32.
+        DType::F64 => {
+            let (elements, _) = bytes.as_chunks::<8>();
+            elements.iter().position(|b| !(f64::from_le_bytes(*b) as f32).is_finite())
+        }
+        other => cast::first_non_finite(other, bytes),
+    };
+    let clean = |bytes: &[u8]| first_bad(bytes).is_none();
+    // Most tensors are clean: look at the bytes where they lie. Only for a bad one put the axes in order.
+    let is_whole = t.stored_parts().map(<[u8]>::len).sum::<usize>() == t.len_bytes();
+    if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
+        return None;
+    }
+    let bytes = t.to_bytes();
+    let flat = first_bad(&bytes)?;
+    let size = t.dtype().block_bytes();
+    let element = &bytes[flat * size..][..size];
+    let value = match t.dtype() {
+        DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
+        other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
+    };
+    Some((t.index_of(flat), value))
+}
+
+/// The first head of N whose features are all 0.
+fn first_empty_head(t: &LazyTensor) -> Option<usize> {
+    let n_features = t.shape().get(1).copied().filter(|n| *n > 0)?;
+    let values = cast::to_f32(t.dtype(), &t.to_bytes()).ok()?;
+    values.chunks(n_features).position(|head| head.iter().all(|x| *x == 0.0))
+}
