@@ -254,3 +254,28 @@ fn a_tokenizer_of_another_model_is_refused() {
     let out = ptplus(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
 }
+
+#[test]
+fn a_chat_template_that_run_could_not_read_is_written_with_a_note() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("smollm", temp.path());
+    std::fs::write(folder.join("chat_template.jinja"), "{% for %}").unwrap();
+    let path = temp.path().join("out.gguf");
+    let out = ptplus(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), path.as_os_str()]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    assert!(stderr(&out).contains("`ptplus run` cannot read it"), "{}", stderr(&out));
+    assert_eq!(keys(&path)["tokenizer.chat_template"], "{% for %}".into());
+}
+
+#[test]
+fn all_places_of_a_chat_template_are_read_by_type() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("smollm", temp.path());
+    let out = temp.path().join("out.gguf");
+    for (file, text) in [("chat_template.json", "[]"), ("tokenizer_config.json", r#"{"chat_template":5}"#)] {
+        std::fs::write(folder.join(file), text).unwrap();
+        let (status, report) = json(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+        assert_eq!((status, report["error"]["code"].as_str()), (3, Some("tokenizer-invalid")), "{file}: {report}");
+        std::fs::remove_file(folder.join(file)).unwrap();
+    }
+}

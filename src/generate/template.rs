@@ -253,6 +253,15 @@ mod tests {
     }
 
     #[test]
+    fn a_panic_is_an_error_with_words_of_its_own() {
+        let mut template = Template::new("{{ stop() }}").unwrap();
+        template.environment.add_function("stop", || -> String { panic!("an overflow") });
+        let e = template.render(&[], Tokens::default()).unwrap_err();
+        assert_eq!((e.code(), e.field_name()), (Code::ChatTemplate, Some(FIELD)));
+        assert!(e.message().ends_with("that the template engine stops at: an overflow"), "{e}");
+    }
+
+    #[test]
     fn a_refusal_is_told_in_the_templates_own_words() {
         let e =
             Template::new("{{ raise_exception('only\nuser') }}").unwrap().render(&[], Tokens::default()).unwrap_err();

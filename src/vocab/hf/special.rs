@@ -207,29 +207,34 @@ impl Settings {
 
     /// `chat_template.jinja` as transformers prefers it, then tokenizer_config.json, then chat_template.json.
     fn read_chat_template(&mut self, folder: &Path, template_json: &Document) -> Result<Option<String>> {
-        const FIELD: &str = "chat_template";
+        let stated = self.stated_template(template_json)?;
         let file = folder.join("chat_template.jinja");
-        if is_present(&file) {
-            let bytes = crate::format::mmap::map_file(&file)?;
-            let text = std::str::from_utf8(&bytes).ok().filter(|t| t.len() as u64 <= MAX_SETTINGS_BYTES);
-            let text = text.ok_or_else(|| invalid("expected UTF-8 of at most 8 MiB").file(&file))?.to_owned();
-            check_nul(&text).map_err(|e| e.file(&file))?;
-            self.files.push(file);
-            return Ok(Some(text));
+        if !is_present(&file) {
+            let (text, n_others) = stated;
+            if n_others > 0 {
+                self.notes.push("of several chat templates only the one named default is written".into());
+            }
+            return Ok(text);
         }
-        let template = template_json.fields()?;
-        let config = self.tokenizer_config.fields()?;
-        let Some(fields) = [config, template].into_iter().find(|f| f.value(FIELD).is_some()) else { return Ok(None) };
+        let bytes = crate::format::mmap::map_file(&file)?;
+        let text = std::str::from_utf8(&bytes).ok().filter(|t| t.len() as u64 <= MAX_SETTINGS_BYTES);
+        let text = text.ok_or_else(|| invalid("expected UTF-8 of at most 8 MiB").file(&file))?.to_owned();
+        check_nul(&text).map_err(|e| e.file(&file))?;
+        self.files.push(file);
+        Ok(Some(text))
+    }
+
+    /// The template that a JSON file states, and how many others beside it.
+    fn stated_template(&self, template_json: &Document) -> Result<(Option<String>, usize)> {
+        const FIELD: &str = "chat_template";
+        let files = [self.tokenizer_config.fields()?, template_json.fields()?];
+        let Some(fields) = files.into_iter().find(|f| f.value(FIELD).is_some()) else { return Ok((None, 0)) };
         let (text, n_others) = match fields.value(FIELD) {
             Some(Value::Array(named)) => default_template(&fields, FIELD, named)?,
             _ => (fields.str(FIELD)?, 0),
         };
         text.map_or(Ok(()), check_nul).map_err(|e| fields.at(FIELD, e))?;
-        let text = text.map(str::to_owned);
-        if n_others > 0 {
-            self.notes.push("of several chat templates only the one named default is written".into());
-        }
-        Ok(text)
+        Ok((text.map(str::to_owned), n_others))
     }
 }
 
