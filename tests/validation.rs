@@ -232,8 +232,9 @@ fn errors_are_one_line_with_a_code_and_the_documented_exit_code() {
         assert!(stdout(&out).is_empty(), "{args:?}");
         if expected != 2 {
             let text = stderr(&out);
-            assert_eq!(text.trim_end().lines().count(), 1, "{args:?}: {text}");
-            assert!(text.starts_with("error: ") && text.trim_end().ends_with(']'), "{args:?}: {text}");
+            let (line, hints) = text.trim_end().split_once('\n').unwrap_or((text.trim_end(), ""));
+            assert!(line.starts_with("error: ") && line.ends_with(']'), "{args:?}: {text}");
+            assert!(hints.lines().all(|l| l.starts_with("hint: ")), "{args:?}: {text}");
         }
     }
     let (code, report) = json(["inspect".as_ref(), truncated.as_path()]);
