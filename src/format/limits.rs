@@ -95,6 +95,10 @@ pub const VOCABULARY_TOKENS: usize = 1 << 19;
 /// Pairs that merge into tokens; each costs some 250 bytes. The longest list in use has 514,906.
 pub const VOCABULARY_MERGES: usize = 1 << 19;
 
+/// Tokens that a text is searched for before it is split: control and user-defined ones. Each costs a look at all of the
+/// text; those in use have up to some 6,500 (Gemma 3).
+pub const VOCABULARY_SEARCHED: usize = 1 << 15;
+
 /// Bytes of a chat template; compiled, it costs some 100 times as much. Known ones have 2 to 30 kB.
 pub const TEMPLATE_BYTES: usize = 256 << 10;
 

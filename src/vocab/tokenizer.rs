@@ -8,6 +8,7 @@ use super::byte_level::character_of;
 use super::sentencepiece::{self, SPACE};
 use super::{Algorithm, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
+use crate::format::limits::VOCABULARY_SEARCHED;
 use crate::format::names::shorten;
 
 /// What becomes of text that spells a control token.
@@ -133,6 +134,10 @@ impl Tokenizer {
             .map(|(id, _)| id)
             .filter(|id: &u32| !vocabulary.tokens[*id as usize].is_empty())
             .collect();
+        if searched.len() > VOCABULARY_SEARCHED {
+            let expected = format!("expected at most {VOCABULARY_SEARCHED} control and user-defined tokens");
+            return Err(invalid("token types", format!("{expected}, found {}", searched.len())));
+        }
         searched.sort_by_key(|id| std::cmp::Reverse(vocabulary.tokens[*id as usize].len()));
         let byte_of = (0..=u8::MAX).map(|b| (character_of(b), b)).collect();
         Ok(Tokenizer { vocabulary, ids, kinds, splitter, searched, ends, add_bos, byte_of })

@@ -2,7 +2,7 @@
 
 use ptplus::error::{Code, Result};
 use ptplus::format::gguf;
-use ptplus::format::limits::{VOCABULARY_MERGES, VOCABULARY_TOKENS};
+use ptplus::format::limits::{VOCABULARY_MERGES, VOCABULARY_SEARCHED, VOCABULARY_TOKENS};
 use ptplus::vocab::Vocabulary;
 use ptplus::vocab::tokenizer::Tokenizer;
 
@@ -31,6 +31,14 @@ fn of(tokens: impl Iterator<Item = String>, merges: impl Iterator<Item = String>
     texts(texts(raw, "tokenizer.ggml.tokens", tokens), "tokenizer.ggml.merges", merges).build()
 }
 
+/// Tokens that are all control tokens.
+fn controls(n: usize) -> Vec<u8> {
+    let raw = Raw::empty().str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "gpt-2");
+    let raw = texts(texts(raw, "tokenizer.ggml.tokens", numbered(n)), "tokenizer.ggml.merges", empty(0));
+    let types = 3_i32.to_le_bytes().repeat(n);
+    raw.key(b"tokenizer.ggml.token_type", 9, &array(5, n as u64, &types)).build()
+}
+
 fn numbered(n: usize) -> impl Iterator<Item = String> {
     (0..n).map(|i| format!("{i:x}"))
 }
@@ -54,6 +62,8 @@ pub fn cases() -> Vec<Case> {
         refused("a merge into what is no token", merge("b a"), Code::TokenizerInvalid),
         refused("a merge without a space", merge("ab"), Code::TokenizerInvalid),
         large("most tokens", || of(numbered(VOCABULARY_TOKENS), empty(0)), None),
+        large("most control tokens", || controls(VOCABULARY_SEARCHED), None),
+        large("a control token too many", || controls(VOCABULARY_SEARCHED + 1), Some(Code::TokenizerInvalid)),
         large("a token too many", || of(numbered(VOCABULARY_TOKENS + 1), empty(0)), Some(Code::TokenizerInvalid)),
         large("twelve million empty tokens", || of(empty(12_000_000), empty(0)), Some(Code::TokenizerInvalid)),
         large("ten million empty merges", || of(empty(3), empty(10_000_000)), Some(Code::TokenizerInvalid)),
