@@ -10,6 +10,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
+mod llama_cpp;
 mod pages;
 mod shell;
 
