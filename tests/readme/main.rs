@@ -10,6 +10,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod card;
 mod help;
 #[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
 mod llama_cpp;
