@@ -12,6 +12,7 @@ mod common;
 
 mod card;
 mod help;
+mod library;
 #[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
 mod llama_cpp;
 mod pages;
