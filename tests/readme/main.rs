@@ -216,6 +216,41 @@ fn python_code_parses() {
     }
 }
 
+/// Of the README's table of types: bytes and errors, as the command above it gives them. (tests/run.rs has the answers.)
+#[test]
+fn the_table_of_types_is_what_quantize_gives() {
+    let Some(base) = common::smollm2() else {
+        return skipped("the README's table of types", "fixtures/fetch-smollm2.sh fetches the real base");
+    };
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
+    assert!(readme.contains("`ptplus quantize work/pirate.gguf -o work/pirate-TYPE.gguf TYPE`"));
+    let temp = tempfile::tempdir().unwrap();
+    let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    let (adapter, source) = (common::fixtures().join("smollm2-pirate/adapter"), path("pirate.gguf"));
+    let args = ["convert", adapter.to_str().unwrap(), "-o", &source, "--base", base.to_str().unwrap()];
+    assert_eq!(common::exit(&common::ptplus(args)), 0);
+    let rows =
+        readme.lines().skip_while(|l| !l.starts_with("| type | bytes |")).skip(2).take_while(|l| l.starts_with('|'));
+    let mut n_types = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let types = cells[0].split([' ', ',', '(', ')']).filter(|t| !t.is_empty());
+        for dtype in types.map(str::to_lowercase) {
+            let (code, document) =
+                common::json(["quantize", &source, "-o", &path(&format!("pirate-{dtype}.gguf")), &dtype]);
+            assert_eq!(code, 0, "{document}");
+            let bytes: u64 = cells[1].replace(' ', "").parse().unwrap();
+            assert_eq!(document["len_bytes"], bytes, "{row}");
+            let tensors = document["tensors"].as_array().unwrap();
+            let relative = tensors.iter().filter_map(|t| t["loss"]["relative"].as_f64()).fold(0.0, f64::max);
+            let shown: f64 = cells[2].parse().unwrap();
+            assert!((relative / shown - 1.0).abs() < 0.05, "{row}: {relative}");
+            n_types += 1;
+        }
+    }
+    assert_eq!(n_types, 12);
+}
+
 #[test]
 fn the_demo_is_one_document_with_json() {
     let (code, document) = common::json(["demo"]);
