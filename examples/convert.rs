@@ -4,7 +4,7 @@
 //! cargo run --example convert -- ADAPTER BASE PROBE OUT.gguf
 //! ```
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use ptplus::base::BaseModel;
 use ptplus::error::Error;
@@ -17,12 +17,8 @@ use ptplus::validate::BaseMismatch;
 use ptplus::verify;
 use ptplus::verify::probe::Probe;
 
-fn main() -> Result<(), Error> {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [adapter, base, probe_path, output] = &arguments[..] else {
-        eprintln!("usage: convert ADAPTER BASE PROBE OUT.gguf");
-        std::process::exit(2);
-    };
+/// Writes `output` only if it computes what the probe says.
+pub fn run(adapter: &Path, base: &Path, probe_path: &Path, output: &Path) -> Result<(), Error> {
     let base = BaseModel::open(base)?;
     let probe = Probe::open(probe_path)?;
     let device = Device::cpu();
@@ -55,4 +51,13 @@ fn main() -> Result<(), Error> {
     let report = done.verification.expect("a proof was asked for");
     println!("max |dlogit| {:.2e} over {} positions", report.metrics.max_abs, report.metrics.n_positions);
     Ok(())
+}
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [adapter, base, probe, output] = &arguments[..] else {
+        eprintln!("usage: convert ADAPTER BASE PROBE OUT.gguf");
+        std::process::exit(2);
+    };
+    run(adapter.as_ref(), base.as_ref(), probe.as_ref(), output.as_ref())
 }

@@ -4,7 +4,7 @@
 //! cargo run --example pack -- ADAPTER BASE PROBE BUNDLE
 //! ```
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use ptplus::base::BaseModel;
 use ptplus::error::Error;
@@ -18,12 +18,8 @@ use ptplus::validate::BaseMismatch;
 use ptplus::verify::probe::Probe;
 use ptplus::verify::{self, Prompts};
 
-fn main() -> Result<(), Error> {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [adapter, base, probe_path, bundle] = &arguments[..] else {
-        eprintln!("usage: pack ADAPTER BASE PROBE BUNDLE");
-        std::process::exit(2);
-    };
+/// Makes a folder that holds the adapter, its manifest, reports and a model card.
+pub fn run(adapter: &Path, base: &Path, probe_path: &Path, bundle: &Path) -> Result<(), Error> {
     let base = BaseModel::open(base)?;
     let probe = Probe::open(probe_path)?;
     let device = Device::cpu();
@@ -62,4 +58,13 @@ fn main() -> Result<(), Error> {
     let adapter = read_adapter(bundle, Some(&base))?;
     println!("{} adapted layers, verified against {}", adapter.adapter().layers.len(), packed.reference);
     Ok(())
+}
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [adapter, base, probe, bundle] = &arguments[..] else {
+        eprintln!("usage: pack ADAPTER BASE PROBE BUNDLE");
+        std::process::exit(2);
+    };
+    run(adapter.as_ref(), base.as_ref(), probe.as_ref(), bundle.as_ref())
 }

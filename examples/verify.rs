@@ -4,7 +4,7 @@
 //! cargo run --example verify -- ADAPTER BASE PROBE
 //! ```
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use ptplus::base::BaseModel;
 use ptplus::error::Error;
@@ -13,12 +13,8 @@ use ptplus::runner::Device;
 use ptplus::verify::probe::Probe;
 use ptplus::verify::{Options, Reference, verify};
 
-fn main() -> Result<(), Error> {
-    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [adapter, base, probe] = &arguments[..] else {
-        eprintln!("usage: verify ADAPTER BASE PROBE");
-        std::process::exit(2);
-    };
+/// Whether the adapter, on this base, computes what the probe says.
+pub fn run(adapter: &Path, base: &Path, probe: &Path) -> Result<bool, Error> {
     let base = BaseModel::open(base)?;
     // Reads every tensor and checks it against the base; only an adapter that fits can be verified.
     let adapter = read_adapter(adapter, Some(&base))?;
@@ -32,5 +28,15 @@ fn main() -> Result<(), Error> {
     for failure in &report.failures {
         println!("{} [{}]", failure.message, failure.code);
     }
-    std::process::exit(if report.pass { 0 } else { 5 });
+    Ok(report.pass)
+}
+
+fn main() -> Result<(), Error> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [adapter, base, probe] = &arguments[..] else {
+        eprintln!("usage: verify ADAPTER BASE PROBE");
+        std::process::exit(2);
+    };
+    let pass = run(adapter.as_ref(), base.as_ref(), probe.as_ref())?;
+    std::process::exit(if pass { 0 } else { 5 });
 }
