@@ -8,12 +8,8 @@ use std::path::Path;
 
 use ptplus::base::BaseModel;
 use ptplus::error::Error;
-use ptplus::format::output::Overwrite;
-use ptplus::import::Options;
-use ptplus::pipeline::{Convert, Format, OutType, Proof, TypeRules, convert};
+use ptplus::pipeline::{Convert, Format, Proof, convert};
 use ptplus::runner::Device;
-use ptplus::transform::cast::Overflow;
-use ptplus::validate::BaseMismatch;
 use ptplus::verify;
 use ptplus::verify::probe::Probe;
 
@@ -22,29 +18,11 @@ pub fn run(adapter: &Path, base: &Path, probe_path: &Path, output: &Path) -> Res
     let base = BaseModel::open(base)?;
     let probe = Probe::open(probe_path)?;
     let device = Device::cpu();
-    let done = convert(&Convert {
-        adapter,
-        reading: &Options::default(),
-        base: Some(&base),
-        architecture: None,
-        output,
-        format: Format::Gguf,
-        types: &TypeRules::from(OutType::Keep),
-        max_error: &[],
-        auto_kl: None,
-        measure: None,
-        overflow: Overflow::Error,
-        base_mismatch: BaseMismatch::Refuse,
-        command: None,
-        overwrite: Overwrite::Never,
-        dry_run: false,
-        prove: Some(Proof {
-            probe: &probe,
-            path: probe_path,
-            options: verify::Options { device: &device, tolerance: None, progress: &|_, _| {} },
-        }),
-        progress: &|_, _| {},
-    })?;
+    let mut job = Convert::new(adapter, output, Format::Gguf);
+    job.base = Some(&base);
+    let options = verify::Options { device: &device, tolerance: None, progress: &|_, _| {} };
+    job.prove = Some(Proof { probe: &probe, path: probe_path, options });
+    let done = convert(&job)?;
     for tensor in &done.tensors {
         println!("{} {} {:?}", tensor.name, tensor.dtype, tensor.shape);
     }

@@ -8,13 +8,9 @@ use std::path::Path;
 
 use ptplus::base::BaseModel;
 use ptplus::error::Error;
-use ptplus::format::output::Overwrite;
-use ptplus::import::Options;
 use ptplus::package::pack::{Pack, pack};
-use ptplus::pipeline::{Convert, Format, OutType, Proof, TypeRules, read_adapter};
+use ptplus::pipeline::{Convert, Format, Proof, read_adapter};
 use ptplus::runner::Device;
-use ptplus::transform::cast::Overflow;
-use ptplus::validate::BaseMismatch;
 use ptplus::verify::probe::Probe;
 use ptplus::verify::{self, Prompts};
 
@@ -24,26 +20,11 @@ pub fn run(adapter: &Path, base: &Path, probe_path: &Path, bundle: &Path) -> Res
     let probe = Probe::open(probe_path)?;
     let device = Device::cpu();
     let options = verify::Options { device: &device, tolerance: None, progress: &|_, _| {} };
+    let mut job = Convert::new(adapter, bundle, Format::Gguf);
+    job.base = Some(&base);
+    job.prove = Some(Proof { probe: &probe, path: probe_path, options: options.clone() });
     let packed = pack(Pack {
-        convert: Convert {
-            adapter,
-            reading: &Options::default(),
-            base: Some(&base),
-            architecture: None,
-            output: bundle,
-            format: Format::Gguf,
-            types: &TypeRules::from(OutType::Keep),
-            max_error: &[],
-            auto_kl: None,
-            measure: None,
-            overflow: Overflow::Error,
-            overwrite: Overwrite::Never,
-            base_mismatch: BaseMismatch::Refuse,
-            command: None,
-            dry_run: false,
-            prove: Some(Proof { probe: &probe, path: probe_path, options: options.clone() }),
-            progress: &|_, _| {},
-        },
+        convert: job,
         is_tar: false,
         options,
         prompts: Prompts::Tokens(probe.input_ids.clone()),

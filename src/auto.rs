@@ -95,7 +95,9 @@ struct Ladder<'a> {
 
 /// Finds the types for `tensors` (a plan that keeps every type), in the row order `order` of the output.
 ///
-/// Errors: [`Code::ErrorBound`] where not even the types that the source has keep within the bound (a NaN does that);
+/// # Errors
+///
+/// [`Code::ErrorBound`] where not even the types that the source has keep within the bound (a NaN does that);
 /// those of the runner.
 pub fn decide(
     trials: &Trials<'_>,

@@ -49,7 +49,9 @@ pub struct Diagnosis {
 
 /// Looks at a program file; nothing is run.
 ///
-/// Errors: [`Code::NotFound`], [`Code::Io`]; [`Code::Elf`] for a broken file.
+/// # Errors
+///
+/// [`Code::NotFound`], [`Code::Io`]; [`Code::Elf`] for a broken file.
 pub fn diagnose(program: &Path) -> Result<Diagnosis> {
     let bytes = map_file(program)?;
     let wrapped = wrapped();

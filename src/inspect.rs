@@ -103,12 +103,20 @@ pub struct TensorLine {
     pub role: Option<String>,
 }
 
-/// Looks at `path`. Errors: those of the formats; [`Code::UnknownFormat`].
+/// Looks at `path`.
+///
+/// # Errors
+///
+/// Those of the formats; [`Code::UnknownFormat`].
 pub fn inspect(path: &Path) -> Result<Inspection> {
     inspect_with(path, &Options::default(), None)
 }
 
 /// [`inspect`], with what the caller states about a checkpoint of another training code.
+///
+/// # Errors
+///
+/// Those of [`inspect`]; [`Code::ConventionContradiction`].
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
     if crate::package::container::is_bundle(path) {
@@ -130,7 +138,11 @@ pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) ->
 }
 
 /// Whether a base model lies at `path`, of whatever family: a folder with `config.json` and nothing of an adapter, or
-/// GGUF that says it is a model, or nothing. Errors: those of opening.
+/// GGUF that says it is a model, or nothing.
+///
+/// # Errors
+///
+/// Those of opening.
 pub fn is_base(path: &Path) -> Result<bool> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
     if meta.is_dir() {

@@ -30,6 +30,8 @@
 //! Types of other crates in this API: `serde_json`'s `Value` and `Map`, for what a file states and ptplus carries along without
 //! interpreting it; the crate is [re-exported](serde_json). No tensor, device or error type of another crate is in it.
 
+#![warn(clippy::missing_errors_doc)]
+
 pub use serde_json;
 
 pub mod adapter;

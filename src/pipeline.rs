@@ -3,6 +3,7 @@
 mod base;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -32,12 +33,18 @@ pub use base::{ConvertBase, Tokenizer, convert_base};
 
 /// Opens, imports and validates the adapter at `path`.
 ///
-/// Errors: those of [`import::read`]; the deciding finding of [`validate::check`].
+/// # Errors
+///
+/// Those of [`import::read`]; the deciding finding of [`validate::check`].
 pub fn read_adapter(path: &Path, base: Option<&BaseModel>) -> Result<Validated> {
     read_adapter_with(path, &Options::default(), base)
 }
 
 /// [`read_adapter`], with what the caller states about a checkpoint of another training code.
+///
+/// # Errors
+///
+/// Those of [`read_adapter`]; [`Code::ConventionContradiction`].
 pub fn read_adapter_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Validated> {
     let imported = import::read(path, options, base)?;
     validate::check(imported, base).map_err(|rejected| rejected.into_error().file(path))
@@ -45,7 +52,9 @@ pub fn read_adapter_with(path: &Path, options: &Options, base: Option<&BaseModel
 
 /// [`read_adapter_with`]; what nobody states, `proof` settles, if there is a base to run it on.
 ///
-/// Errors: as there, but for open conventions those of [`search::settle`].
+/// # Errors
+///
+/// As there, but for open conventions those of [`search::settle`].
 pub fn read_adapter_settling(
     path: &Path,
     options: &Options,
@@ -64,7 +73,8 @@ pub fn read_adapter_settling(
     Ok((validated, settlement))
 }
 
-/// What to convert and how.
+/// What to convert and how; [`Convert::new`] has the defaults.
+#[non_exhaustive]
 pub struct Convert<'a> {
     /// The adapter: canonical folder, GGUF, or a checkpoint of another training code.
     pub adapter: &'a Path,
@@ -100,6 +110,34 @@ pub struct Convert<'a> {
     pub prove: Option<Proof<'a>>,
     /// Called with bytes written and bytes in all.
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
+}
+
+impl<'a> Convert<'a> {
+    /// Converts every tensor in the type that it has; states nothing about the source, compares nothing, and replaces
+    /// nothing. Other wishes go into the fields.
+    pub fn new(adapter: &'a Path, output: &'a Path, format: Format) -> Self {
+        static NOTHING_STATED: LazyLock<Options> = LazyLock::new(Options::default);
+        static KEEP: LazyLock<TypeRules> = LazyLock::new(|| TypeRules::from(OutType::Keep));
+        Convert {
+            adapter,
+            reading: &NOTHING_STATED,
+            base: None,
+            architecture: None,
+            output,
+            format,
+            types: &KEEP,
+            max_error: &[],
+            auto_kl: None,
+            measure: None,
+            overflow: Overflow::Error,
+            overwrite: Overwrite::Never,
+            base_mismatch: BaseMismatch::Refuse,
+            command: None,
+            dry_run: false,
+            prove: None,
+            progress: &|_, _| {},
+        }
+    }
 }
 
 /// A verification of the output, before anyone can see it.
@@ -198,38 +236,23 @@ pub struct ConvertedTensor {
 /// Converts an adapter.
 ///
 /// ```
-/// use ptplus::format::output::Overwrite;
-/// use ptplus::pipeline::{Convert, Format, OutType, TypeRules, convert};
-/// use ptplus::transform::cast::Overflow;
-/// use ptplus::{base::BaseModel, import::Options, validate::BaseMismatch};
+/// use ptplus::base::BaseModel;
+/// use ptplus::pipeline::{Convert, Format, convert};
 ///
 /// let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-mha");
 /// let base = BaseModel::open(&model.join("base"))?;
 /// let folder = tempfile::tempdir().unwrap();
-/// let done = convert(&Convert {
-///     adapter: &model.join("adapter"),
-///     reading: &Options::default(),
-///     base: Some(&base),
-///     architecture: None,
-///     output: &folder.path().join("adapter.gguf"),
-///     format: Format::Gguf,
-///     types: &TypeRules::from(OutType::Keep),
-///     max_error: &[],
-///     auto_kl: None,
-///     measure: None,
-///     overflow: Overflow::Error,
-///     base_mismatch: BaseMismatch::Refuse,
-///     command: None,
-///     overwrite: Overwrite::Never,
-///     dry_run: false,
-///     prove: None, // a probe is verified before the file gets its name
-///     progress: &|_, _| {},
-/// })?;
+/// let (adapter, output) = (model.join("adapter"), folder.path().join("adapter.gguf"));
+/// let mut job = Convert::new(&adapter, &output, Format::Gguf);
+/// job.base = Some(&base);
+/// let done = convert(&job)?;
 /// assert_eq!(done.row_order, "norm");
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```
 ///
-/// Errors: [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
+/// # Errors
+///
+/// [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
 /// writing; [`Code::ErrorBound`], [`Code::NumbersDiffer`] and [`Code::NoEffect`] where a bound or the
 /// proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
@@ -522,7 +545,9 @@ fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<
 
 /// Reads the adapter at `path` as anybody would and holds it against the probe.
 ///
-/// Errors: [`Code::NumbersDiffer`], [`Code::NoEffect`]; those of reading and running.
+/// # Errors
+///
+/// [`Code::NumbersDiffer`], [`Code::NoEffect`]; those of reading and running.
 pub(crate) fn prove_file(
     path: &Path,
     base: Option<&BaseModel>,

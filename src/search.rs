@@ -71,7 +71,9 @@ impl Settlement {
 
 /// Reads the draft as the probe says.
 ///
-/// Errors: [`Code::ConventionNone`] with the best five where no reading fits; [`Code::ConventionAmbiguous`] naming the
+/// # Errors
+///
+/// [`Code::ConventionNone`] with the best five where no reading fits; [`Code::ConventionAmbiguous`] naming the
 /// conventions and their flags where several do; [`Code::ProbeMismatch`]; those of the runner.
 pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'_>) -> Result<(Imported, Settlement)> {
     probe.check_fits(base)?;

@@ -55,7 +55,9 @@ impl Validated {
 
     /// Whether `base` is the one that the adapter was made for; `None` where the file does not say which that is.
     ///
-    /// Errors: [`Code::BaseDiffers`] where it is not, unless `ignore` is [`BaseMismatch::Ignore`]; those of reading weights.
+    /// # Errors
+    ///
+    /// [`Code::BaseDiffers`] where it is not, unless `ignore` is [`BaseMismatch::Ignore`]; those of reading weights.
     pub fn confirm_base(&self, base: &BaseModel, depth: Depth, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let Some(stated) = self.base_fingerprint() else { return Ok(None) };
         let identity = fingerprint::identify(stated, base, self.adapter.layers.keys().copied(), depth)?;
@@ -72,6 +74,10 @@ impl Validated {
 
     /// [`confirm_base`](Self::confirm_base), and has outputs of this adapter say what came of it: the fingerprint that the
     /// file has, or else that of `base`; and a difference that was ignored.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`confirm_base`](Self::confirm_base); those of reading weights.
     pub fn record_base(&mut self, base: &BaseModel, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let identity = self.confirm_base(base, Depth::Weights, ignore)?;
         let extra = &mut self.adapter.config.extra;
@@ -148,6 +154,10 @@ impl Rejected {
 /// assert!(rejected.findings.len() > 1); // all of them at once
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```
+///
+/// # Errors
+///
+/// [`Rejected`], with every finding.
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
     let Imported { adapter, ledger, mut findings, origin } = imported;
     let mut notes = Vec::new();
@@ -378,6 +388,10 @@ fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: 
 }
 
 /// For tests and tools that build an adapter in memory: [`check`] without a file behind it.
+///
+/// # Errors
+///
+/// [`Rejected`], with every finding.
 pub fn check_in_memory(adapter: Adapter, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
     let origin = Origin {
         path: "memory".into(),

@@ -31,6 +31,10 @@ impl BaseModel {
 
     /// NaN and Inf in the weights that the forward pass uses. Reads all of them, calling `progress` with the bytes read
     /// and those of all tensors.
+    ///
+    /// # Errors
+    ///
+    /// Those of decoding a weight.
     pub fn non_finite_weights(&self, progress: &dyn Fn(u64, u64)) -> Result<Vec<Finding>> {
         let total = self.tensors().map(|t| t.bytes.len() as u64).sum();
         let mut done = 0;

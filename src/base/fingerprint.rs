@@ -62,7 +62,9 @@ pub enum Identity {
 impl Fingerprint {
     /// The fingerprint of `base` as an adapter of these layers sees it. Layers that the base has not are left out.
     ///
-    /// Errors: those of reading weights.
+    /// # Errors
+    ///
+    /// Those of reading weights.
     pub fn of(base: &BaseModel, layers: impl IntoIterator<Item = usize>) -> Result<Fingerprint> {
         let layers: Vec<usize> = layers.into_iter().filter(|i| *i < base.config.n_layers).collect();
         let parts: Vec<(DType, String)> = layers.par_iter().map(|&i| query_digest(base, i)).collect::<Result<_>>()?;
@@ -122,7 +124,9 @@ pub fn is_well_formed(text: &str) -> bool {
 
 /// Whether `base` is the one that the text `stated` is the fingerprint of, for an adapter of these layers.
 ///
-/// Errors: those of reading weights, at [`Depth::Weights`].
+/// # Errors
+///
+/// Those of reading weights, at [`Depth::Weights`].
 pub fn identify(
     stated: &str,
     base: &BaseModel,

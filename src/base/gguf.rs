@@ -100,7 +100,9 @@ impl Keys<'_> {
 
 /// Reads the configuration; `tensor` finds a tensor of the file by name.
 ///
-/// Errors: [`Code::BaseArchitecture`] for an architecture that is not on the list, [`Code::ConfigUnsupported`] for
+/// # Errors
+///
+/// [`Code::BaseArchitecture`] for an architecture that is not on the list, [`Code::ConfigUnsupported`] for
 /// what is not computed here, [`Code::ConfigField`] and [`Code::GgufKey`] for what is wrong in itself.
 pub(super) fn parse<'t>(
     file: &Path,

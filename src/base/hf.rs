@@ -74,7 +74,9 @@ impl Defaults {
 
 /// Reads the configuration that `json` states. `file` is for messages.
 ///
-/// Errors: [`Code::BaseArchitecture`] for a `model_type` that is not on the list, [`Code::ConfigUnsupported`] for
+/// # Errors
+///
+/// [`Code::BaseArchitecture`] for a `model_type` that is not on the list, [`Code::ConfigUnsupported`] for
 /// what is not computed here, [`Code::ConfigField`] for what is wrong in itself.
 pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     let fields = Fields::new(file, json)?;

@@ -48,7 +48,9 @@ pub struct BaseModel {
 impl BaseConfig {
     /// Reads a parsed `config.json`; `file` names it in messages.
     ///
-    /// Errors: [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`].
+    /// # Errors
+    ///
+    /// [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`].
     pub fn from_json(file: &Path, json: &serde_json::Value) -> Result<Self> {
         hf::parse(file, json)
     }
@@ -66,7 +68,9 @@ impl BaseModel {
     /// # Ok::<(), ptplus::error::Error>(())
     /// ```
     ///
-    /// Errors: what [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
+    /// # Errors
+    ///
+    /// What [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|e| Error::io(path, "cannot open the base model", e))?;
         if metadata.is_dir() { Self::from_hf_folder(path) } else { Self::from_gguf(path) }
@@ -74,7 +78,9 @@ impl BaseModel {
 
     /// Opens a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` with its shards.
     ///
-    /// Errors: [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`] about the configuration;
+    /// # Errors
+    ///
+    /// [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`] about the configuration;
     /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
@@ -86,7 +92,9 @@ impl BaseModel {
 
     /// Opens a GGUF file, or any part of a split one.
     ///
-    /// Errors: as [`from_hf_folder`](Self::from_hf_folder), and what the GGUF reader refuses.
+    /// # Errors
+    ///
+    /// As [`from_hf_folder`](Self::from_hf_folder), and what the GGUF reader refuses.
     pub fn from_gguf(file: &Path) -> Result<Self> {
         let container = gguf_format::open(file)?;
         let find = |name: &str| container.tensors.iter().find(|t| t.name == name);

@@ -83,7 +83,9 @@ fn norm_row(row: usize, head_dim: usize) -> usize {
 impl BaseModel {
     /// The matrix `weight`.
     ///
-    /// Errors: [`Code::BaseTensor`] where the model has no such weight, [`Code::ConfigUnsupported`] for an element
+    /// # Errors
+    ///
+    /// [`Code::BaseTensor`] where the model has no such weight, [`Code::ConfigUnsupported`] for an element
     /// type that is not decoded here. Asserts that the weight is a matrix.
     pub fn rows(&self, weight: Weight) -> Result<Rows> {
         let t = self.decodable(weight)?;
@@ -93,7 +95,9 @@ impl BaseModel {
 
     /// The vector `weight`: a norm, a bias or RoPE's divisors.
     ///
-    /// Errors: as [`rows`](Self::rows).
+    /// # Errors
+    ///
+    /// As [`rows`](Self::rows).
     pub fn vector(&self, weight: Weight) -> Result<Vec<f32>> {
         let t = self.decodable(weight)?;
         let mut values = vec![0f32; t.shape.iter().product()];
@@ -106,7 +110,9 @@ impl BaseModel {
 
     /// The embeddings of `ids`, `[ids.len(), hidden]`; only the rows that occur are decoded.
     ///
-    /// Errors: [`Code::ProbeMismatch`] for an id outside the vocabulary; as [`rows`](Self::rows).
+    /// # Errors
+    ///
+    /// [`Code::ProbeMismatch`] for an id outside the vocabulary; as [`rows`](Self::rows).
     pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>> {
         let rows = self.rows(Weight::TokenEmbedding)?;
         let mut out = vec![0f32; ids.len() * rows.row_len];
@@ -123,7 +129,9 @@ impl BaseModel {
 
     /// The weight whose rows give the logits: the output head, or the token embedding where both are one.
     ///
-    /// Errors: [`Code::BaseTensor`] for a folder that declares both to be one and holds two that differ; versions of
+    /// # Errors
+    ///
+    /// [`Code::BaseTensor`] for a folder that declares both to be one and holds two that differ; versions of
     /// transformers disagree on which of them counts.
     pub fn output_weight(&self) -> Result<Weight> {
         if !self.config.tied_embeddings {

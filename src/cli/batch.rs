@@ -140,7 +140,9 @@ fn has_known_extension(path: &Path) -> bool {
 
 /// `OUTDIR/NAME.gguf` or `OUTDIR/NAME/`.
 ///
-/// Errors: [`Code::Usage`] where two adapters would get the same name; that is decided before anything is written.
+/// # Errors
+///
+/// [`Code::Usage`] where two adapters would get the same name; that is decided before anything is written.
 fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Task>> {
     let mut taken: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut out = Vec::new();

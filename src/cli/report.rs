@@ -25,7 +25,9 @@ pub struct Others<'a> {
     pub output: Option<&'a Path>,
 }
 
-/// Errors: those of [`ReportFile::create`]; [`Code::Usage`] for a name that is none of a page; [`Code::OutputIsInput`] where the report would replace one of `others`, also
+/// # Errors
+///
+/// Those of [`ReportFile::create`]; [`Code::Usage`] for a name that is none of a page; [`Code::OutputIsInput`] where the report would replace one of `others`, also
 /// with `force`.
 pub fn create(path: Option<&Path>, force: bool, others: &Others<'_>) -> Result<Option<Pending>> {
     let Some(path) = path else { return Ok(None) };

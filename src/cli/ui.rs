@@ -69,7 +69,9 @@ impl Ui {
 
     /// Prints the result: `document`'s fields with `--json`, else `text`.
     ///
-    /// Errors: [`Code::Io`] where stdout cannot be written; a reader that closes the pipe early (`| head`) is none.
+    /// # Errors
+    ///
+    /// [`Code::Io`] where stdout cannot be written; a reader that closes the pipe early (`| head`) is none.
     pub fn result(&self, status: Status, document: Value, text: &str) -> Result<()> {
         self.progress.clear();
         if !self.json {
@@ -82,7 +84,11 @@ impl Ui {
     }
 
     /// Prints one of many results, whole and on a line of its own: `document` with `--json`, else `text`; a failure's text
-    /// goes to stderr. Called from any thread. Errors: as [`result`](Self::result).
+    /// goes to stderr. Called from any thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`result`](Self::result).
     pub fn batch_line(&self, (status, document): (Status, Value), text: &str) -> Result<()> {
         let print = || match (self.json, status) {
             (true, _) => write_stdout(&format!("{}\n", Value::Object(self.envelope(status, document)))),
@@ -96,7 +102,11 @@ impl Ui {
         self.progress.suspend(print)
     }
 
-    /// Prints what became of all. Errors: as [`result`](Self::result).
+    /// Prints what became of all.
+    ///
+    /// # Errors
+    ///
+    /// As [`result`](Self::result).
     pub fn batch_end(&self, status: Status, document: Value, text: &str) -> Result<()> {
         self.progress.clear();
         if self.json {

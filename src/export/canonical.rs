@@ -14,7 +14,9 @@ use crate::validate::Validated;
 
 /// Plans `adapter_model.safetensors`: layers ascending, roles in their order, Hugging Face component order.
 ///
-/// Errors: those of the rules; [`Code::Usage`](crate::error::Code::Usage) for block types.
+/// # Errors
+///
+/// Those of the rules; [`Code::Usage`](crate::error::Code::Usage) for block types.
 pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
     let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let tensors: Vec<OutputTensor> = source
@@ -37,7 +39,9 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
 
 /// The text of `adapter_config.json`: the canonical keys in their order, then every other key that was carried.
 ///
-/// Errors: [`Code::JsonTooLarge`] for what no reader of the file would take, naming the largest key.
+/// # Errors
+///
+/// [`Code::JsonTooLarge`] for what no reader of the file would take, naming the largest key.
 pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> Result<String> {
     let adapter = source.adapter();
     let c = &adapter.config;

@@ -24,7 +24,9 @@ const DIGEST_PENDING: &str = "00000000000000000000000000000000000000000000000000
 
 /// Plans the file for a base of this GGUF architecture.
 ///
-/// Errors: [`Code::BaseArchitecture`] where the row order is not established; [`Code::GgufWrite`] for what the format
+/// # Errors
+///
+/// [`Code::BaseArchitecture`] where the row order is not established; [`Code::GgufWrite`] for what the format
 /// cannot hold; those of the rules.
 pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, rules: &TypeRules) -> Result<Plan> {
     let order = RowOrder::of_gguf_architecture(architecture)
@@ -61,6 +63,10 @@ pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str
 }
 
 /// Writes the source digest, now known, over its placeholder.
+///
+/// # Errors
+///
+/// [`Code::Io`] where the file cannot be written.
 pub fn patch_source_digest(plan: &Plan, source: &Validated, written: &Written, out: &StagedFile) -> Result<()> {
     let digest = source_sha256(&source.origin.config_digest_text, written.sources.clone());
     let offset = plan.file.value_offset(names::SOURCE_SHA256).expect("every plan has a place for the digest");
@@ -139,7 +145,9 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
 
 /// What the configuration states beyond the keys, as compact JSON; see `docs/FORMAT.md`.
 ///
-/// Errors: [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
+/// # Errors
+///
+/// [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
 fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> Result<String> {
     let c = &adapter.config;
     let recorded = c.extra.iter().filter(|(key, _)| *key != foreign::KEY);

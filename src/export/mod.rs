@@ -81,6 +81,10 @@ pub enum Known<'a> {
 ///
 /// Tensors are independent: threads take them as they come, and every byte has its place in the plan, so the file is
 /// the same from any number of threads. `progress` is called with the bytes written so far added.
+///
+/// # Errors
+///
+/// [`Code::CastOverflow`] for values beyond the output type; those of decoding and of writing.
 pub fn write_tensors(
     plan: &Plan,
     known: Known<'_>,

@@ -22,7 +22,11 @@ pub enum OutType {
 }
 
 impl OutType {
-    /// A writable type by name, in any case, or by ggml's number; a mix by name; or `keep`. Errors: [`Code::Usage`].
+    /// A writable type by name, in any case, or by ggml's number; a mix by name; or `keep`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`].
     pub fn parse(text: &str) -> Result<OutType> {
         if text.eq_ignore_ascii_case("keep") {
             return Ok(OutType::Keep);
@@ -67,7 +71,11 @@ pub struct Override {
 }
 
 impl Override {
-    /// Parses `REGEX=TYPE`. Errors: [`Code::Usage`].
+    /// Parses `REGEX=TYPE`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`].
     pub fn parse(text: &str) -> Result<Override> {
         let wrong = |message: String| Error::new(Code::Usage, message).field("--tensor-type");
         let (pattern, dtype) =
@@ -113,7 +121,11 @@ pub fn writable() -> impl Iterator<Item = DType> {
     [DType::F32, DType::F16, DType::BF16].into_iter().chain(quant::BLOCK_FORMATS.iter().copied())
 }
 
-/// A writable type by name, in any case, or by ggml's number. Errors: [`Code::Usage`].
+/// A writable type by name, in any case, or by ggml's number.
+///
+/// # Errors
+///
+/// [`Code::Usage`].
 pub fn parse_dtype(text: &str) -> Result<DType> {
     DType::parse(text).filter(|d| quant::can_quantize(*d)).ok_or_else(|| {
         let names: Vec<_> = writable().map(DType::name).collect();
@@ -147,7 +159,9 @@ impl<'a> Overrides<'a> {
         Some(self.list[i].dtype)
     }
 
-    /// Errors: [`Code::Usage`] for an override that decided nothing: a misspelt name must not pass silently. `what` and
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for an override that decided nothing: a misspelt name must not pass silently. `what` and
     /// `why` say which tensors there are to decide.
     pub fn finish(self, what: &str, why: &str) -> Result<()> {
         match self.used.iter().position(|used| !used) {
@@ -165,7 +179,9 @@ impl<'a> Overrides<'a> {
 /// `asked`, or where the rows are no whole blocks of it, what the rules take instead. `name` and `tensor` are the
 /// output's; `kept` is the type that keeping the tensor as it is would give it.
 ///
-/// Errors: [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
+/// # Errors
+///
+/// [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
 pub(super) fn fitted(
     rules: &TypeRules,
     asked: DType,
@@ -210,7 +226,9 @@ pub(super) struct Chooser<'a> {
 }
 
 impl<'a> Chooser<'a> {
-    /// Errors: [`Code::Usage`] for block types in safetensors, which has none, and for mixes.
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for block types in safetensors, which has none, and for mixes.
     pub fn new(source: &'a Validated, rules: &'a TypeRules, format: Format) -> Result<Self> {
         let default = match rules.default {
             OutType::As(dtype) => Some(("--outtype", dtype)),
@@ -236,7 +254,9 @@ impl<'a> Chooser<'a> {
     /// The type of one tensor, given in the output's axes and under its output name. b and N stay F32 in GGUF, and are
     /// not narrowed elsewhere.
     ///
-    /// Errors: [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
+    /// # Errors
+    ///
+    /// [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
     pub fn choose(&mut self, layer: usize, role: Role, name: &str, tensor: &LazyTensor) -> Result<Choice> {
         let is_vector = matches!(role, Role::FeatureBias | Role::Normalizer);
         let asked = match (is_vector, self.rules.default) {
@@ -249,7 +269,9 @@ impl<'a> Chooser<'a> {
         fitted(self.rules, asked, kept, name, tensor)
     }
 
-    /// Errors: [`Code::Usage`] for an override that decided nothing.
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for an override that decided nothing.
     pub fn finish(self) -> Result<()> {
         self.overrides.finish("a memory or feature map", "biases and normalisers stay F32")
     }

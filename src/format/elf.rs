@@ -52,7 +52,9 @@ pub fn is_elf(bytes: &[u8]) -> bool {
 
 /// Reads the dynamic part, with the symbols whose name begins with `prefix`.
 ///
-/// Errors: [`Code::Elf`] for offsets beyond the file; [`Code::ElfKind`] for 32 bits or big endian.
+/// # Errors
+///
+/// [`Code::Elf`] for offsets beyond the file; [`Code::ElfKind`] for 32 bits or big endian.
 pub fn dynamic(bytes: &[u8], prefix: &str) -> Result<Dynamic> {
     let file = Reader(bytes);
     if !is_elf(bytes) || bytes.get(4..6) != Some(&[2, 1]) {

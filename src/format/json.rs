@@ -17,7 +17,9 @@ use crate::error::{Code, Error, Result};
 
 /// Parses one document; the order of keys is kept, a UTF-8 byte order mark is skipped.
 ///
-/// Errors, with the byte offset: [`Code::JsonSyntax`] (also for numbers beyond f64 and anything after the document),
+/// # Errors
+///
+/// With the byte offset: [`Code::JsonSyntax`] (also for numbers beyond f64 and anything after the document),
 /// [`Code::JsonDuplicateKey`] at any depth, [`Code::JsonTooLarge`].
 pub fn parse(text: &[u8]) -> Result<Value> {
     parse_at_most(text, JSON_VALUES)
@@ -33,7 +35,9 @@ fn parse_at_most(text: &[u8], max_values: usize) -> Result<Value> {
 
 /// Parses a configuration: at most [`CONFIG_BYTES`] and [`CONFIG_VALUES`] values.
 ///
-/// Errors: as [`parse`].
+/// # Errors
+///
+/// As [`parse`].
 pub fn parse_config(text: &[u8]) -> Result<Value> {
     if text.len() as u64 > CONFIG_BYTES {
         return Err(too_large(text.len() as u64, CONFIG_BYTES));
@@ -43,21 +47,27 @@ pub fn parse_config(text: &[u8]) -> Result<Value> {
 
 /// [`parse_config`] of a file.
 ///
-/// Errors: as [`read_file`].
+/// # Errors
+///
+/// As [`read_file`].
 pub fn read_config(path: &Path) -> Result<Value> {
     read_at_most(path, CONFIG_BYTES, CONFIG_VALUES)
 }
 
 /// Reads and parses a file of at most `max_bytes` (and never more than [`JSON_BYTES`]).
 ///
-/// Errors: as [`parse`] and [`open_regular`], with the file's name.
+/// # Errors
+///
+/// As [`parse`] and [`open_regular`], with the file's name.
 pub fn read_file(path: &Path, max_bytes: u64) -> Result<Value> {
     read_at_most(path, max_bytes, JSON_VALUES)
 }
 
 /// Reads and parses a file of at most [`JSON_BYTES`] and `max_values` values, for documents that are long lists.
 ///
-/// Errors: as [`read_file`].
+/// # Errors
+///
+/// As [`read_file`].
 pub fn read_large_file(path: &Path, max_values: usize) -> Result<Value> {
     read_at_most(path, JSON_BYTES, max_values)
 }

@@ -14,7 +14,9 @@ use memmap2::UncheckedAdvice;
 
 /// Opens a regular file for reading; never blocks, whatever stands at `path`.
 ///
-/// Errors: [`Code::NotFound`], [`Code::Io`]; [`Code::NotAFile`] for folders, pipes, sockets and devices.
+/// # Errors
+///
+/// [`Code::NotFound`], [`Code::Io`]; [`Code::NotAFile`] for folders, pipes, sockets and devices.
 pub fn open_regular(path: &Path) -> Result<File> {
     // Without O_NONBLOCK, opening a FIFO waits for a writer that may never come. It has no effect on regular files.
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
@@ -34,7 +36,9 @@ fn not_a_file(path: &Path, metadata: &std::fs::Metadata) -> Error {
 
 /// Maps a regular file; an empty file gives empty bytes. Pages are read when they are touched.
 ///
-/// Errors: as [`open_regular`]; [`Code::Io`] where the system refuses the map.
+/// # Errors
+///
+/// As [`open_regular`]; [`Code::Io`] where the system refuses the map.
 pub fn map_file(path: &Path) -> Result<Bytes> {
     let file = open_regular(path)?;
     let metadata = file.metadata().map_err(|e| Error::io(path, "cannot read its size", e))?;

@@ -39,6 +39,10 @@ pub struct StoredTensor {
 
 impl StoredTensor {
     /// The tensor as a view, decoding blocks where it is quantized.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ConfigUnsupported`] for a type that is not decoded here; [`Code::ShapeOverflow`].
     pub fn lazy(&self) -> Result<LazyTensor> {
         if self.dtype.is_quantized() {
             LazyTensor::quantized(self.bytes.clone(), self.dtype, &self.shape, crate::quant::decode)

@@ -6,7 +6,9 @@ use crate::error::{Code, Error, Result};
 /// Refuses names that are empty, longer than [`NAME_BYTES`], hold control characters, are absolute paths or have a
 /// path part `..`. Tensor names become file names in other tools, and all names are printed.
 ///
-/// Errors: [`Code::NameInvalid`].
+/// # Errors
+///
+/// [`Code::NameInvalid`].
 pub fn check_name(name: &str) -> Result<()> {
     let fault = if name.is_empty() {
         "is empty".to_owned()

@@ -20,7 +20,9 @@ const CHUNK: usize = 512;
 impl Candle {
     /// Prepares the model; no adapter is on.
     ///
-    /// Errors: those of [`Model::load`].
+    /// # Errors
+    ///
+    /// Those of [`Model::load`].
     pub fn new(base: &BaseModel, adapters: Vec<Validated>, device: &Device, n_context: usize) -> Result<Self> {
         let model = Model::load(base, device)?;
         let cache = model.new_cache();

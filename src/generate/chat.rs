@@ -42,7 +42,9 @@ impl BaseText {
     /// Reads the keys of a GGUF base, or the tokenizer's files beside a folder's weights; `template`, a file and its text,
     /// takes the place of the one that is stated there.
     ///
-    /// Errors: those of [`Vocabulary::from_gguf`], [`hf::read`], [`Tokenizer::new`] and
+    /// # Errors
+    ///
+    /// Those of [`Vocabulary::from_gguf`], [`hf::read`], [`Tokenizer::new`] and
     /// [`Template::new`]; [`Code::TokenizerInvalid`] for more tokens than the model has logits.
     pub fn of(base: &BaseModel, template: Option<(&Path, &str)>) -> Result<Self> {
         Self::read(base, template).map_err(|e| e.file(&base.path))
@@ -66,7 +68,9 @@ impl BaseText {
 
     /// The tokens of a whole prompt, which has to leave room in a context of `n_context`.
     ///
-    /// Errors, with the file: [`Code::ChatTemplate`] for a conversation without a template, or one that it refuses;
+    /// # Errors
+    ///
+    /// With the file: [`Code::ChatTemplate`] for a conversation without a template, or one that it refuses;
     /// [`Code::ContextFull`] for text that is longer than so many tokens can be.
     pub fn tokens(&self, prompt: Prompt<'_>, n_context: usize) -> Result<Vec<u32>> {
         let text = match prompt {

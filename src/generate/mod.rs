@@ -30,14 +30,24 @@ pub trait Engine {
 
     /// Appends `tokens` to the sequence; the result is the logits `[V]` of the last position.
     ///
-    /// Errors: the engine's own; a sequence longer than the engine's context.
+    /// # Errors
+    ///
+    /// The engine's own; a sequence longer than the engine's context.
     fn append(&mut self, tokens: &[u32]) -> Result<Vec<f32>>;
 
     /// Forgets the sequence.
+    ///
+    /// # Errors
+    ///
+    /// The engine's own.
     fn clear(&mut self) -> Result<()>;
 
     /// Which of the adapters that were given at the start are on, `(number, strength)`; their terms add up. Forgets
     /// the sequence, whose keys and values the former adapters made.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::AdapterMismatch`] for an adapter that does not fit the base; the engine's own.
     fn switch_adapters(&mut self, on: &[(usize, f32)]) -> Result<()>;
 }
 
@@ -87,7 +97,9 @@ const PIECE: usize = 256;
 /// Answers `prompt` from the beginning of a sequence, handing out text as it comes; `progress` is called with tokens of
 /// the prompt that are done and all of them.
 ///
-/// Errors: [`Code::ContextFull`] for a prompt that leaves no room; [`Code::Usage`] for an empty one; those of the engine,
+/// # Errors
+///
+/// [`Code::ContextFull`] for a prompt that leaves no room; [`Code::Usage`] for an empty one; those of the engine,
 /// of [`Sampler::choose`] and of `show`.
 pub fn answer(
     engine: &mut dyn Engine,
@@ -160,7 +172,9 @@ pub fn answer(
 /// Whether each adapter, alone and at its strength, changes the logits of `tokens` at all; engines start and end with
 /// none on.
 ///
-/// Errors: those of the engine.
+/// # Errors
+///
+/// Those of the engine.
 pub fn effects(engine: &mut dyn Engine, tokens: &[u32], adapters: &[(usize, f32)]) -> Result<Vec<bool>> {
     /// A term of 0 is 0 at every position; a few are enough to see another.
     const POSITIONS: usize = 16;

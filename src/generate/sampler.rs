@@ -56,7 +56,9 @@ impl Sampler {
 
     /// The next token, of equally likely ones the lowest, and counts it as having occurred.
     ///
-    /// Errors: [`Code::LogitsInvalid`] for logits `[V]` among which is a NaN, or of which none is finite.
+    /// # Errors
+    ///
+    /// [`Code::LogitsInvalid`] for logits `[V]` among which is a NaN, or of which none is finite.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32> {
         if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) || logits.iter().all(|x| !x.is_finite()) {
             let message = format!("expected finite logits at position {}, found NaN or Inf", self.history.len());

@@ -77,7 +77,9 @@ const DEPTH: usize = 64;
 const STACK_BYTES: usize = 128 << 20;
 
 impl Template {
-    /// Errors: [`Code::ChatTemplate`] for a syntax error, more than [`TEMPLATE_BYTES`], or a tag that is too long.
+    /// # Errors
+    ///
+    /// [`Code::ChatTemplate`] for a syntax error, more than [`TEMPLATE_BYTES`], or a tag that is too long.
     pub fn new(source: &str) -> Result<Self> {
         Self::compiled(source).map_err(|e| e.field(FIELD))
     }
@@ -101,7 +103,9 @@ impl Template {
     ///
     /// There is no clock: `strftime_now` is not defined, which templates that use it ask for.
     ///
-    /// Errors: [`Code::ChatTemplate`] where the template refuses the conversation, does something impossible or spends
+    /// # Errors
+    ///
+    /// [`Code::ChatTemplate`] where the template refuses the conversation, does something impossible or spends
     /// or writes too much.
     pub fn render(&self, messages: &[Message], tokens: Tokens<'_>) -> Result<String> {
         self.rendered(messages, tokens).map_err(|e| e.field(FIELD))

@@ -86,7 +86,11 @@ pub(super) fn check_stated_layers(
 
 /// The configuration: conventions as stated, sizes as stated or else from the tensors' shapes or the base.
 ///
-/// `open` lists what is open beside. Errors: [`Code::ConventionOpen`], listing everything that nothing states and how to
+/// `open` lists what is open beside.
+///
+/// # Errors
+///
+/// [`Code::ConventionOpen`], listing everything that nothing states and how to
 /// state it.
 pub(super) fn config(
     stated: Stated,

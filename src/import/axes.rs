@@ -37,7 +37,11 @@ pub type Sizes = BTreeMap<Axis, usize>;
 pub struct Axes(Vec<Vec<Axis>>);
 
 impl Axes {
-    /// Reads `"L H F V"`, `"(H F) V"`. Errors: [`Code::LayoutFile`].
+    /// Reads `"L H F V"`, `"(H F) V"`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LayoutFile`].
     pub fn parse(text: &str) -> Result<Axes> {
         let wrong = |why: &str| {
             Error::new(

@@ -80,7 +80,9 @@ impl Conventions {
 impl Draft {
     /// Every reading that statements, shapes and `base` allow, each function once.
     ///
-    /// Errors: [`Code::AdapterShape`] and its like where no reading fits the base.
+    /// # Errors
+    ///
+    /// [`Code::AdapterShape`] and its like where no reading fits the base.
     pub fn candidates(&self, base: &BaseModel) -> Result<Candidates> {
         let b = Some(base);
         let (n_heads, n_kv_heads) = self.heads(b).ok_or_else(|| {
@@ -191,6 +193,10 @@ impl Draft {
     }
 
     /// The configuration as `c` reads it.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ConfigField`] where sizes are missing or contradict each other.
     pub fn config_of(
         &self,
         c: &Conventions,
@@ -212,6 +218,10 @@ impl Draft {
     }
 
     /// The adapter as `c` reads it, recording that a probe chose it; `facts` are kept beside.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`config_of`](Self::config_of); [`Code::AdapterShape`].
     pub fn settle(
         mut self,
         c: &Candidate,

@@ -149,7 +149,11 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
 /// Key of `adapter_config.json` for `--transpose-memory`.
 const TRANSPOSE_MEMORY: &str = "transpose_memory";
 
-/// What configuration and flag say about the orientation of the memories. Errors: [`Code::ConfigField`];
+/// What configuration and flag say about the orientation of the memories.
+///
+/// # Errors
+///
+/// [`Code::ConfigField`];
 /// [`Code::ConventionContradiction`].
 fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Option<bool>> {
     let stated = match config.get(TRANSPOSE_MEMORY) {
@@ -431,7 +435,11 @@ impl Draft {
         open
     }
 
-    /// The adapter, where nothing is open. Errors: [`Code::ConventionOpen`], listing all that is.
+    /// The adapter, where nothing is open.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ConventionOpen`], listing all that is.
     pub fn into_imported(mut self, base: Option<&BaseModel>) -> Result<Imported> {
         let open = self.open(base);
         let orientation = self.orientations(self.stated.memory_sharing, base).first().copied().unwrap_or_default();

@@ -70,7 +70,9 @@ pub(crate) fn carried(meta: &Metadata, config: &Map<String, Json>) -> Option<Jso
 
 /// The metadata that `config` carries under [`KEY`].
 ///
-/// Errors: [`Code::ConfigField`], [`Code::NameInvalid`] for what is no metadata, or not somebody else's.
+/// # Errors
+///
+/// [`Code::ConfigField`], [`Code::NameInvalid`] for what is no metadata, or not somebody else's.
 pub(crate) fn of_config(config: &Map<String, Json>) -> Result<Metadata> {
     let mut out = Metadata::new();
     let wrong =

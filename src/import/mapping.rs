@@ -77,7 +77,11 @@ struct IgnoreRule {
 }
 
 impl Mapping {
-    /// Reads a layout file. Errors: as [`parse`](Self::parse), with the file's name; those of [`open_regular`].
+    /// Reads a layout file.
+    ///
+    /// # Errors
+    ///
+    /// As [`parse`](Self::parse), with the file's name; those of [`open_regular`].
     pub fn open(path: &Path) -> Result<Mapping> {
         let mut text = Vec::new();
         // One byte more than allowed, rather than trusting the size: a file may grow, and /proc reports 0.
@@ -91,7 +95,9 @@ impl Mapping {
 
     /// Reads the text of a layout file.
     ///
-    /// Errors: [`Code::LayoutSyntax`] for what is no TOML or beyond a limit, [`Code::LayoutFile`] for what is no layout.
+    /// # Errors
+    ///
+    /// [`Code::LayoutSyntax`] for what is no TOML or beyond a limit, [`Code::LayoutFile`] for what is no layout.
     pub fn parse(text: &str) -> Result<Mapping> {
         if text.len() as u64 > LAYOUT_BYTES {
             return Err(broken(format!("expected at most {LAYOUT_BYTES} bytes, found more")));
@@ -130,7 +136,9 @@ impl Mapping {
 
     /// Refuses more matching than a layout needs, before it is begun; `names_bytes` are those of all names together.
     ///
-    /// Errors: [`Code::LayoutSyntax`].
+    /// # Errors
+    ///
+    /// [`Code::LayoutSyntax`].
     pub fn check_work(&self, names_bytes: usize) -> Result<()> {
         let work = names_bytes.saturating_mul(self.rules.len() + self.ignore.len());
         if work > LAYOUT_WORK_BYTES {
@@ -145,7 +153,9 @@ impl Mapping {
 
     /// What the file says about `name`; `None` for nothing, which leaves the name to the rules.
     ///
-    /// Errors: [`Code::LayoutFile`] where two entries match, or the number in a name is none.
+    /// # Errors
+    ///
+    /// [`Code::LayoutFile`] where two entries match, or the number in a name is none.
     pub fn read(&self, name: &str) -> Result<Option<Mapped>> {
         let parts = self.rules.iter().filter(|r| r.name.is_match(name));
         let ignored = self.ignore.iter().filter(|(r, _)| r.is_match(name));

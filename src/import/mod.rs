@@ -91,7 +91,11 @@ pub enum Opened {
 
 /// Opens the adapter at `path` without deciding anything.
 ///
-/// `base` supplies sizes that the source does not state. Errors: those of the formats; [`Code::AdapterKind`] for
+/// `base` supplies sizes that the source does not state.
+///
+/// # Errors
+///
+/// Those of the formats; [`Code::AdapterKind`] for
 /// something that is no Prefix-Tuning+ adapter; [`Code::ConventionContradiction`] where statements disagree.
 ///
 /// [`Code::AdapterKind`]: crate::error::Code::AdapterKind
@@ -121,14 +125,20 @@ fn open_source(path: &Path, source: Source, options: &Options, base: Option<&Bas
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```
 ///
-/// Errors: those of [`open`]; [`Code::ConventionOpen`] where a convention is stated nowhere, listing all that are.
+/// # Errors
+///
+/// Those of [`open`]; [`Code::ConventionOpen`] where a convention is stated nowhere, listing all that are.
 ///
 /// [`Code::ConventionOpen`]: crate::error::Code::ConventionOpen
 pub fn read(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
     settled(open(path, options, base)?, base)
 }
 
-/// The adapter in a bundle that was checked. Errors: as [`read`].
+/// The adapter in a bundle that was checked.
+///
+/// # Errors
+///
+/// As [`read`].
 pub fn read_bundle(bundle: &Container) -> Result<Imported> {
     settled(open_source(&bundle.path, source::of_bundle(bundle)?, &Options::default(), None)?, None)
 }

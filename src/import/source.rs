@@ -77,6 +77,10 @@ impl SourceTensor {
     }
 
     /// The tensor as a view. In an archive with checksums this is where the bytes are compared with theirs.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::PickleChecksum`], [`Code::PickleStorage`]; those of the view.
     pub fn open(&self) -> Result<LazyTensor> {
         match &self.elements {
             Elements::Stored(t) => t.lazy(),
@@ -87,7 +91,11 @@ impl SourceTensor {
 
 /// Opens `path` for reading an adapter. Only headers are read.
 ///
-/// Of a bundle everything is read once, since its hashes are checked first. Errors: those of the formats; of a bundle the
+/// Of a bundle everything is read once, since its hashes are checked first.
+///
+/// # Errors
+///
+/// Those of the formats; of a bundle the
 /// first finding of [`check::check`], with all others.
 pub fn open(path: &Path) -> Result<Source> {
     if container::is_bundle(path) {
@@ -106,7 +114,11 @@ fn open_bundle(path: &Path) -> Result<Source> {
     of_bundle(&bundle)
 }
 
-/// The adapter in a bundle that was checked. Errors: those of the formats; where there is none, or two.
+/// The adapter in a bundle that was checked.
+///
+/// # Errors
+///
+/// Those of the formats; where there is none, or two.
 pub fn of_bundle(bundle: &Container) -> Result<Source> {
     let path = bundle.path.as_path();
     let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
@@ -131,7 +143,9 @@ pub fn of_bundle(bundle: &Container) -> Result<Source> {
 
 /// The file with the weights in an adapter's or trainer's folder.
 ///
-/// Errors: [`Code::AdapterKind`] where there is none, or where several could be meant.
+/// # Errors
+///
+/// [`Code::AdapterKind`] where there is none, or where several could be meant.
 pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
     // The whole file first, as for bases: an index beside it is a leftover of something else.
     if let Some(known) = [WEIGHTS_FILE, INDEX_FILE, PICKLE_FILE].iter().map(|f| dir.join(f)).find(|p| p.is_file()) {

@@ -50,7 +50,9 @@ pub struct Stated {
 impl Stated {
     /// Reads a parsed `adapter_config.json`.
     ///
-    /// Errors: [`Code::AdapterKind`] for another `peft_type`; [`Code::ConfigField`] for a field of the wrong type or
+    /// # Errors
+    ///
+    /// [`Code::AdapterKind`] for another `peft_type`; [`Code::ConfigField`] for a field of the wrong type or
     /// out of range; [`Code::ConfigUnsupported`] for an unknown feature map, tap or sharing.
     pub fn from_json(config: Value) -> Result<Stated> {
         let Value::Object(mut map) = config else {

@@ -16,7 +16,9 @@ pub type Settled = BTreeMap<String, Value>;
 
 /// The configuration with what the others add, and who added what.
 ///
-/// Errors: [`Code::ConventionContradiction`].
+/// # Errors
+///
+/// [`Code::ConventionContradiction`].
 pub(super) fn merge(
     config: Map<String, Value>,
     layout: Option<&Map<String, Value>>,

@@ -25,7 +25,9 @@ struct Group {
 /// The text of a layout file for the tensors at `path`: one entry for each pattern of names, with roles and axes as far
 /// as names and shapes suggest them, and the rest to fill in. It always parses.
 ///
-/// Errors: those of the formats; [`Code::AdapterKind`] for GGUF, which has one layout.
+/// # Errors
+///
+/// Those of the formats; [`Code::AdapterKind`] for GGUF, which has one layout.
 pub fn suggest_layout(path: &Path) -> Result<String> {
     let Source::Tensors(source) = source::open(path)? else {
         return Err(

@@ -99,7 +99,9 @@ pub struct Context {
 impl Context {
     /// Makes a context. Without adapters it is stock llama.cpp.
     ///
-    /// Errors: [`Code::LlamaCppAdapter`] where the drop-in refuses; [`Code::LlamaCpp`] where llama.cpp does.
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] where the drop-in refuses; [`Code::LlamaCpp`] where llama.cpp does.
     pub fn new(model: &Rc<Model>, adapters: &[Rc<Adapter>], options: &ContextOptions) -> Result<Context> {
         let count = |n: usize| u32::try_from(n).map_err(|_| failed("expected a count that fits 32 bits"));
         let n_batch = i32::try_from(options.n_batch).map_err(|_| failed("expected a batch that fits 31 bits"))?;
@@ -159,7 +161,9 @@ impl Context {
 
     /// Changes the factor on adapter number `index`; 0 switches it off. No reload; the cached keys and values stay.
     ///
-    /// Errors: [`Code::Usage`] for a number that is not there; [`Code::LlamaCppAdapter`] for a scale that is not finite.
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for a number that is not there; [`Code::LlamaCppAdapter`] for a scale that is not finite.
     pub fn set_scale(&mut self, index: usize, scale: f32) -> Result<()> {
         let (Some(hook), Some(adapter)) = (self.hook, self.adapters.get(index)) else {
             let message = format!("expected an adapter below {}, found {index}", self.adapters.len());
@@ -172,7 +176,9 @@ impl Context {
 
     /// Computes `tokens`, at most [`ContextOptions::n_batch`].
     ///
-    /// Errors: [`Code::Usage`] for none, too many or an id outside the vocabulary; [`Code::LlamaCpp`] where llama.cpp
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for none, too many or an id outside the vocabulary; [`Code::LlamaCpp`] where llama.cpp
     /// fails; [`Code::LlamaCppAdapter`] where an adapter was not applied.
     pub fn decode(&mut self, tokens: &[Token]) -> Result<()> {
         if tokens.is_empty() || tokens.len() > self.n_batch {
@@ -203,7 +209,11 @@ impl Context {
         Ok(())
     }
 
-    /// Whether the adapters that are on were applied everywhere. Errors: [`Code::LlamaCppAdapter`].
+    /// Whether the adapters that are on were applied everywhere.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`].
     fn check(&mut self) -> Result<()> {
         let Some(hook) = self.hook else { return Ok(()) };
         // SAFETY: the hook is live; the text that it returns lives until the next call.
@@ -218,7 +228,9 @@ impl Context {
 
     /// The logits `[V]` of token `index` of the last batch.
     ///
-    /// Errors: [`Code::Usage`] if they were not asked for.
+    /// # Errors
+    ///
+    /// [`Code::Usage`] if they were not asked for.
     pub fn logits(&self, index: usize) -> Result<&[f32]> {
         let index_c = i32::try_from(index).unwrap_or(i32::MAX);
         // SAFETY: llama.cpp gives null for a token without logits, else V values that live until the next decode,

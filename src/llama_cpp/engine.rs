@@ -26,7 +26,9 @@ pub struct LlamaCpp {
 impl LlamaCpp {
     /// Loads base and adapters, all of them off, for sequences of up to `n_positions` tokens.
     ///
-    /// Errors: [`Code::BaseArchitecture`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; those of writing a folder as GGUF.
+    /// # Errors
+    ///
+    /// [`Code::BaseArchitecture`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; those of writing a folder as GGUF.
     pub fn open(base: &BaseModel, adapters: &[&Validated], n_positions: usize, n_threads: usize) -> Result<LlamaCpp> {
         let file = runnable_base(base)?;
         let model = Rc::new(Model::load(&file.path)?);

@@ -16,7 +16,9 @@ const LOGITS_VALUES: usize = 1 << 24;
 /// Runs the base, plain and with one adapter, in llama.cpp and gives the logits at `positions` to `sink`: lane 0 is
 /// the base, lane 1 the adapter. Layers are not reported. F32 weights, F32 cache, no flash attention.
 ///
-/// Errors: those of [`exact_base`] and [`readable_adapter`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; whatever
+/// # Errors
+///
+/// Those of [`exact_base`] and [`readable_adapter`]; [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`]; whatever
 /// `sink` returns.
 pub fn run(
     base: &BaseModel,

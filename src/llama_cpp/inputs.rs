@@ -25,7 +25,9 @@ pub struct Readable {
 
 /// The base with every weight in F32, as comparisons need it: llama.cpp rounds activations to the type of the weights.
 ///
-/// Errors: [`Code::BaseArchitecture`] for an architecture that was not tested; [`Code::LlamaCpp`] where llama.cpp cannot
+/// # Errors
+///
+/// [`Code::BaseArchitecture`] for an architecture that was not tested; [`Code::LlamaCpp`] where llama.cpp cannot
 /// decode the file; those of writing a base.
 pub fn exact_base(base: &BaseModel) -> Result<Readable> {
     check_architecture(base.gguf_architecture())?;
@@ -42,7 +44,9 @@ pub fn exact_base(base: &BaseModel) -> Result<Readable> {
 
 /// The base as it is, if it is GGUF; a Hugging Face folder with the weights' own types, without its tokenizer.
 ///
-/// Errors: [`Code::BaseArchitecture`]; those of writing a base.
+/// # Errors
+///
+/// [`Code::BaseArchitecture`]; those of writing a base.
 pub fn runnable_base(base: &BaseModel) -> Result<Readable> {
     check_architecture(base.gguf_architecture())?;
     match base.dialect {
@@ -62,7 +66,9 @@ fn folder_to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
 
 /// The adapter as GGUF: its own file if it is one, else written in F32 for this architecture.
 ///
-/// Errors: those of writing an adapter.
+/// # Errors
+///
+/// Those of writing an adapter.
 pub fn readable_adapter(adapter: &Validated, architecture: &str) -> Result<Readable> {
     check_architecture(architecture)?;
     // In a bundle's archive the file is another one's part.

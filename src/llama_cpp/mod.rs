@@ -23,7 +23,11 @@ pub use model::{Adapter, Model, decode_to_f16, decode_to_f32, show_log};
 
 use crate::error::{Code, Error};
 
-/// Refuses architectures that were not run against PyTorch. Errors: [`Code::BaseArchitecture`].
+/// Refuses architectures that were not run against PyTorch.
+///
+/// # Errors
+///
+/// [`Code::BaseArchitecture`].
 pub fn check_architecture(architecture: &str) -> crate::error::Result<()> {
     if model::supports(architecture) {
         return Ok(());

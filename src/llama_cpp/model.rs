@@ -17,7 +17,9 @@ pub struct Model(pub(super) NonNull<llama::llama_model>);
 impl Model {
     /// Loads a GGUF file.
     ///
-    /// Errors: [`Code::LlamaCpp`] where llama.cpp refuses it, with the last line of its log.
+    /// # Errors
+    ///
+    /// [`Code::LlamaCpp`] where llama.cpp refuses it, with the last line of its log.
     pub fn load(path: &Path) -> Result<Model> {
         start();
         let file = c_path(path)?;
@@ -57,7 +59,9 @@ pub struct Adapter(pub(super) NonNull<ffi::AdapterHandle>);
 impl Adapter {
     /// Loads a GGUF adapter and checks it against the model.
     ///
-    /// Errors: [`Code::LlamaCppAdapter`] with the drop-in's reason.
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] with the drop-in's reason.
     pub fn load(path: &Path, model: &Model) -> Result<Adapter> {
         let file = c_path(path)?;
         // SAFETY: the path ends in NUL, the model is loaded; both outlive the call, and the result keeps neither.
@@ -75,14 +79,18 @@ impl Drop for Adapter {
 
 /// Writes `input`, a GGUF model, to `output` with every weight decoded to F32, by llama.cpp's own means.
 ///
-/// Errors: [`Code::LlamaCpp`].
+/// # Errors
+///
+/// [`Code::LlamaCpp`].
 pub fn decode_to_f32(input: &Path, output: &Path) -> Result<()> {
     requantize(input, output, llama::LLAMA_FTYPE_ALL_F32)
 }
 
 /// The same in F16, as most models are distributed.
 ///
-/// Errors: [`Code::LlamaCpp`].
+/// # Errors
+///
+/// [`Code::LlamaCpp`].
 pub fn decode_to_f16(input: &Path, output: &Path) -> Result<()> {
     requantize(input, output, llama::LLAMA_FTYPE_MOSTLY_F16)
 }

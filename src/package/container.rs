@@ -28,13 +28,19 @@ pub struct Container {
 impl Container {
     /// Opens a bundle as [`pack`](super::pack) writes it.
     ///
-    /// Errors: [`Code::NotFound`], [`Code::Io`]; [`Code::UnknownFormat`] for a file that is no tar archive. What breaks a
+    /// # Errors
+    ///
+    /// [`Code::NotFound`], [`Code::Io`]; [`Code::UnknownFormat`] for a file that is no tar archive. What breaks a
     /// rule of bundles is in [`findings`](Self::findings).
     pub fn open(path: &Path) -> Result<Container> {
         Self::open_as(path, Strictness::Exact)
     }
 
     /// [`open`](Self::open), reading an archive more or less strictly.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open).
     pub fn open_as(path: &Path, strictness: Strictness) -> Result<Container> {
         let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the bundle", e))?;
         if meta.is_dir() {

@@ -102,6 +102,10 @@ impl TensorDifference {
 }
 
 /// Compares two adapters. Reads every tensor of both twice, once for the digests.
+///
+/// # Errors
+///
+/// Those of decoding.
 pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
     let (x, y) = (a.adapter(), b.adapter());
     let mut metadata = conventions_of(x, y);

@@ -139,14 +139,18 @@ pub struct PathDigests {
 
 /// Hashes the tensors at `path`: an adapter, a bundle, or any GGUF or safetensors file.
 ///
-/// Errors: those of the formats; of an adapter, the deciding finding of its validation.
+/// # Errors
+///
+/// Those of the formats; of an adapter, the deciding finding of its validation.
 pub fn of_path(path: &Path) -> Result<PathDigests> {
     of_path_reporting(path, &|_, _| {})
 }
 
 /// [`of_path`], calling `progress` with the bytes hashed and those to hash in all, from any thread.
 ///
-/// Errors: as there.
+/// # Errors
+///
+/// As there.
 pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<PathDigests> {
     // First: it opens the files too, and a table of many tensors is large.
     let (adapter, note) = match adapter_of(path) {

@@ -83,7 +83,9 @@ pub fn may_be_of_bundle(text: &[u8]) -> bool {
 impl Manifest {
     /// Reads a manifest and checks every rule that needs no other file.
     ///
-    /// Errors: [`Code::BundleManifest`], [`Code::BundlePath`].
+    /// # Errors
+    ///
+    /// [`Code::BundleManifest`], [`Code::BundlePath`].
     pub fn parse(text: &[u8]) -> Result<Manifest> {
         let broken = |e: Error| {
             let code = if e.code() == Code::BundlePath { e.code() } else { Code::BundleManifest };

@@ -115,7 +115,9 @@ fn replace_only_a_bundle(folder: &Path) -> Result<()> {
 
 /// Packs an adapter.
 ///
-/// Errors: those of [`pipeline::convert`]; [`Code::Usage`] without a base; [`Code::NumbersDiffer`] and [`Code::NoEffect`]
+/// # Errors
+///
+/// Those of [`pipeline::convert`]; [`Code::Usage`] without a base; [`Code::NumbersDiffer`] and [`Code::NoEffect`]
 /// where the verification fails. Nothing is left behind then.
 pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let missing = || Error::new(Code::Usage, "expected --base: a bundle says which base it is for").field("--base");
@@ -381,7 +383,9 @@ fn write_in_steps(out: &OutputFile, offset: u64, bytes: &Bytes) -> Result<()> {
 
 /// The date that `SOURCE_DATE_EPOCH` asks for, as `2026-01-31`; without it a bundle has none.
 ///
-/// Errors: [`Code::Usage`] for a text that is no number of seconds. Source: reproducible-builds.org.
+/// # Errors
+///
+/// [`Code::Usage`] for a text that is no number of seconds. Source: reproducible-builds.org.
 pub fn source_date(epoch: Option<&str>) -> Result<Option<String>> {
     let Some(text) = epoch.filter(|t| !t.is_empty()) else { return Ok(None) };
     // Up to the year 9999.

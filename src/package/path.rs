@@ -6,7 +6,9 @@ use crate::format::names::{check_name, shorten};
 /// Refuses what [`check_name`] refuses, backslashes, empty, `.` and `..` parts, names that Windows cannot have, and
 /// characters that no one sees.
 ///
-/// Errors: [`Code::BundlePath`].
+/// # Errors
+///
+/// [`Code::BundlePath`].
 pub fn check_path(path: &str) -> Result<()> {
     let fault = match check_name(path) {
         Err(e) => e.message().to_owned(),

@@ -27,7 +27,9 @@ pub struct PublicKey(minisign::PublicKey);
 impl PublicKey {
     /// Reads the line of base64 in a public key's file.
     ///
-    /// Errors: [`Code::KeyInvalid`], also for a key of another algorithm than Ed25519.
+    /// # Errors
+    ///
+    /// [`Code::KeyInvalid`], also for a key of another algorithm than Ed25519.
     pub fn from_base64(text: &str) -> Result<PublicKey> {
         let invalid = |why: String| Error::new(Code::KeyInvalid, format!("expected a public key, {why}"));
         let key = minisign::PublicKey::from_base64(text).map_err(|e| invalid(format!("found none: {e}")))?;
@@ -79,7 +81,11 @@ pub struct KeyFiles {
     pub public_base64: String,
 }
 
-/// Makes a key pair. Errors: [`Code::KeyInvalid`] where the system gives no random numbers or the user no password.
+/// Makes a key pair.
+///
+/// # Errors
+///
+/// [`Code::KeyInvalid`] where the system gives no random numbers or the user no password.
 pub fn generate(protection: Protection) -> Result<KeyFiles> {
     let failed = |e: PError| Error::new(Code::KeyInvalid, e.to_string());
     let (pair, comment) = match protection {
@@ -103,7 +109,9 @@ pub struct Signer {
 impl Signer {
     /// Opens a secret key's file.
     ///
-    /// Errors: [`Code::KeyInvalid`] for a file that is none; [`Code::KeyPassword`] for a password that is missing or
+    /// # Errors
+    ///
+    /// [`Code::KeyInvalid`] for a file that is none; [`Code::KeyPassword`] for a password that is missing or
     /// wrong.
     pub fn open(path: &Path, protection: Protection) -> Result<Signer> {
         let text = read_text(path)?;
@@ -140,6 +148,10 @@ impl Signer {
     ///
     /// Signed here and not by `minisign::sign`, which puts random numbers into its signatures: packing twice would give
     /// two bundles.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::KeyInvalid`] for a key that cannot sign; [`Code::SignatureInvalid`] where its signature does not hold.
     pub fn sign(&self, data: &[u8]) -> Result<String> {
         let bytes = self.secret.to_bytes();
         let key = bytes.get(KEY).and_then(|k| ed25519_compact::SecretKey::from_slice(k).ok());
@@ -181,7 +193,9 @@ fn plain_key_of_minisign(text: &str) -> Option<SecretKey> {
 
 /// A public key, from its file or as the line of base64 in it.
 ///
-/// Errors: [`Code::KeyInvalid`]; those of opening the file.
+/// # Errors
+///
+/// [`Code::KeyInvalid`]; those of opening the file.
 pub fn public_key(text_or_path: &str) -> Result<PublicKey> {
     let path = Path::new(text_or_path);
     let invalid = |why: String| Error::new(Code::KeyInvalid, format!("expected a public key, {why}")).file(path);
@@ -195,13 +209,19 @@ pub fn public_key(text_or_path: &str) -> Result<PublicKey> {
 
 /// Whether `signature`, a signature file, is `key`'s over `data`, byte for byte as the format says.
 ///
-/// Errors: [`Code::SignatureInvalid`].
+/// # Errors
+///
+/// [`Code::SignatureInvalid`].
 pub fn verify(key: &PublicKey, signature: &[u8], data: &[u8]) -> Result<()> {
     let parsed = parse(signature)?;
     minisign::verify(&key.0, &parsed, Cursor::new(data), true, false, false).map_err(|e| invalid(e.to_string()))
 }
 
-/// Reads a signature file. Errors: [`Code::SignatureInvalid`] for one that differs from its own normal form.
+/// Reads a signature file.
+///
+/// # Errors
+///
+/// [`Code::SignatureInvalid`] for one that differs from its own normal form.
 pub(super) fn parse(signature: &[u8]) -> Result<SignatureBox> {
     if signature.len() > MAX_FILE_BYTES {
         return Err(invalid(format!("expected at most {MAX_FILE_BYTES} bytes, found {}", signature.len())));

@@ -46,7 +46,9 @@ pub struct Placed {
 
 /// Where each of `files` (path and size, sorted by path) goes, and the archive's length. Bytes in between are zero.
 ///
-/// Errors: [`Code::BundlePath`] for a path that ustar cannot hold; [`Code::ConfigUnsupported`] for 8 GiB or more.
+/// # Errors
+///
+/// [`Code::BundlePath`] for a path that ustar cannot hold; [`Code::ConfigUnsupported`] for 8 GiB or more.
 pub fn plan(files: &[(&str, u64)]) -> Result<(Vec<Placed>, u64)> {
     let mut offset = 0;
     let mut placed = Vec::with_capacity(files.len());

@@ -48,7 +48,9 @@ pub enum Tokenizer<'a> {
 
 /// Converts a base model to one GGUF file.
 ///
-/// Errors: those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
+/// # Errors
+///
+/// Those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
 /// anywhere in the weights; [`Code::ErrorBound`]. Nothing is left behind.
 pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     if job.max_error.iter().any(|b| b.metric == Metric::Kl) {

@@ -29,7 +29,9 @@ pub struct Candidate {
 /// conversion does; with a base that runs it as `measure` says, which is told the work on all types together. Types that
 /// come to the same after falling back are one. The second list says what could not be measured, and why.
 ///
-/// Errors: [`Code::Io`](crate::error::Code::Io) where there is no temporary folder.
+/// # Errors
+///
+/// [`Code::Io`](crate::error::Code::Io) where there is no temporary folder.
 pub fn candidates(
     adapter: &Path,
     reading: &Options,

@@ -37,12 +37,18 @@ pub use tokens::Tokens;
 pub struct ReportFile(OutputFile);
 
 impl ReportFile {
-    /// Errors: those of [`OutputFile::create`].
+    /// # Errors
+    ///
+    /// Those of [`OutputFile::create`].
     pub fn create(path: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
         OutputFile::create(path, overwrite, inputs).map(ReportFile)
     }
 
-    /// Writes the page. Errors: those of [`OutputFile::commit`].
+    /// Writes the page.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`OutputFile::commit`].
     pub fn write(self, html: &str) -> Result<()> {
         self.0.write_all_at(0, html.as_bytes())?;
         self.0.commit()

@@ -19,7 +19,9 @@ pub struct Tokens(Vec<Vec<u8>>);
 impl Tokens {
     /// The vocabulary beside or in the base's files; none is no error.
     ///
-    /// Errors: those of the formats; [`Code::ConfigField`] for a `tokenizer.json` without a vocabulary.
+    /// # Errors
+    ///
+    /// Those of the formats; [`Code::ConfigField`] for a `tokenizer.json` without a vocabulary.
     pub fn of(base: &BaseModel) -> Result<Tokens> {
         let spelled: Vec<String> = match base.dialect {
             Dialect::Gguf => {

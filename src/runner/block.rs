@@ -70,7 +70,9 @@ impl Block {
 
     /// `x` `[B, T, hidden]` to the same shape. What was observed comes back when there are terms.
     ///
-    /// Errors: [`Code::DenominatorZero`](crate::error::Code::DenominatorZero) from a term.
+    /// # Errors
+    ///
+    /// [`Code::DenominatorZero`](crate::error::Code::DenominatorZero) from a term.
     pub fn forward(
         &self,
         x: &Tensor,

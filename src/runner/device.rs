@@ -52,7 +52,9 @@ impl fmt::Display for DeviceChoice {
 impl DeviceChoice {
     /// Opens the device.
     ///
-    /// Errors: [`Code::DeviceUnavailable`] for a GPU that this build cannot use or that is not there.
+    /// # Errors
+    ///
+    /// [`Code::DeviceUnavailable`] for a GPU that this build cannot use or that is not there.
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::cpu()),

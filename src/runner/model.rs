@@ -59,7 +59,9 @@ pub enum Logits {
 impl Model {
     /// Prepares every layer.
     ///
-    /// Errors: [`Code::ConfigUnsupported`] for element types that are not decoded here, [`Code::BaseTensor`] for a
+    /// # Errors
+    ///
+    /// [`Code::ConfigUnsupported`] for element types that are not decoded here, [`Code::BaseTensor`] for a
     /// tied output head that differs from the embedding, [`Code::Runner`] when the device has too little memory.
     pub fn load(base: &BaseModel, device: &Device) -> Result<Self> {
         let n_layers = base.config.n_layers;
@@ -81,7 +83,9 @@ impl Model {
     /// Replaces the adapters that are on; each has a strength that multiplies its term. None is the plain base.
     /// On an error nothing changes.
     ///
-    /// Errors: [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base.
+    /// # Errors
+    ///
+    /// [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base.
     pub fn set_adapters(&mut self, adapters: &[(&Adapter, f64)]) -> Result<()> {
         let mut per_layer: Vec<Terms> = self.blocks.iter().map(|_| Vec::new()).collect();
         for (adapter, strength) in adapters {
@@ -107,7 +111,9 @@ impl Model {
     /// Appends `input_ids`, rows of equal length, to the sequences in `cache` and gives logits, `[B, V]` for
     /// [`Logits::Last`], `[B, T, V]` for [`Logits::All`].
     ///
-    /// Errors: [`Code::ProbeMismatch`] for token ids outside the vocabulary; [`Code::Usage`] for rows of unequal
+    /// # Errors
+    ///
+    /// [`Code::ProbeMismatch`] for token ids outside the vocabulary; [`Code::Usage`] for rows of unequal
     /// length or of another number than the cache holds; [`Code::DenominatorZero`] from an adapter. After an error
     /// the cache is spoilt.
     pub fn forward(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {

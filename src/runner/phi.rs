@@ -33,7 +33,9 @@ pub(super) struct Term {
 impl Term {
     /// Decodes a layer. `strength` multiplies the term.
     ///
-    /// Errors: [`Code::AdapterShape`] for tensors that do not have the shapes that the configuration implies,
+    /// # Errors
+    ///
+    /// [`Code::AdapterShape`] for tensors that do not have the shapes that the configuration implies,
     /// [`Code::ConfigUnsupported`] for an element type that is not decoded here.
     pub fn new(
         config: &AdapterConfig,
@@ -72,7 +74,9 @@ impl Term {
 
     /// `q` `[B, H, T, D]`, at the term's tap, of positions from `start` on: `[B, H, T, D_v]`.
     ///
-    /// Errors: [`Code::DenominatorZero`] naming layer, head and position.
+    /// # Errors
+    ///
+    /// [`Code::DenominatorZero`] naming layer, head and position.
     pub fn apply(&self, q: &Tensor, start: usize) -> Result<Tensor> {
         let (n_batches, h, t, d) = q.dims4().map_err(candle)?;
         let n_memories = self.memory.dim(0).map_err(candle)?;
@@ -142,7 +146,9 @@ fn tensor(t: &LazyTensor, expected: &[usize], as_shape: [usize; 3], device: &Dev
 /// The term of one layer for given queries, on the CPU: `q` `[B, H, T, D]` at the adapter's tap, positions from 0 on;
 /// the result is `[B, H, T, D_v]`.
 ///
-/// Errors: [`Code::AdapterMismatch`] for queries that do not have the adapter's heads; [`Code::AdapterShape`],
+/// # Errors
+///
+/// [`Code::AdapterMismatch`] for queries that do not have the adapter's heads; [`Code::AdapterShape`],
 /// [`Code::DenominatorZero`] and [`Code::ConfigUnsupported`] about the adapter. Asserts that `q` has `shape`.
 pub fn term_f32(
     q: &[f32],

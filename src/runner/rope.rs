@@ -15,7 +15,9 @@ use crate::error::Result;
 /// Source: `compute_default_rope_parameters`, `_compute_linear_scaling_rope_parameters` and
 /// `_compute_llama3_parameters` of transformers 5.23.0, which compute in F32; `ggml_rope_ext` for divisors.
 ///
-/// Errors: those of [`BaseModel::vector`].
+/// # Errors
+///
+/// Those of [`BaseModel::vector`].
 pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
     let rope = base.config.rope;
     let d = base.config.head_dim as f32;
@@ -79,7 +81,9 @@ impl Rotation {
 
 /// Queries `[B, H, T, D]` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
 ///
-/// Errors: those of the base's RoPE. Asserts that `q` has `shape`.
+/// # Errors
+///
+/// Those of the base's RoPE. Asserts that `q` has `shape`.
 pub fn before_rope(base: &BaseModel, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
     assert_eq!(q.len(), shape.iter().product::<usize>());
     let device = Device::cpu();

@@ -38,15 +38,27 @@ pub trait Sink {
 
     /// Queries `[B, H, T, D]`, after RoPE and in Hugging Face order, and the sum of the terms `[B, H, T, D_v]`, of a
     /// lane that adapts this layer.
+    ///
+    /// # Errors
+    ///
+    /// The sink's own; it ends the evaluation.
     fn layer(&mut self, lane: usize, layer: usize, q: &[f32], term: &[f32]) -> Result<()> {
         let _ = (lane, layer, q, term);
         Ok(())
     }
 
     /// The logits of one position, `[V]` per lane. Positions ascend within a batch row, batch rows ascend.
+    ///
+    /// # Errors
+    ///
+    /// The sink's own; it ends the evaluation.
     fn logits(&mut self, batch: usize, position: usize, lanes: &[&[f32]]) -> Result<()>;
 
     /// Called after each of `total` steps; an error ends the evaluation with that error.
+    ///
+    /// # Errors
+    ///
+    /// The sink's own; it ends the evaluation.
     fn progress(&mut self, done: usize, total: usize) -> Result<()> {
         let _ = (done, total);
         Ok(())
@@ -61,7 +73,9 @@ const LOGITS_VALUES: usize = 1 << 24;
 /// The lanes are rows of one batch, so a weight is decoded once for all of them. Beside the memory map, this holds the
 /// hidden states of all lanes, what one layer makes of them, and a few MiB of decoded weights.
 ///
-/// Errors: [`Code::ProbeInvalid`] for no or unequal rows; [`Code::ProbeMismatch`] for token ids or positions that are
+/// # Errors
+///
+/// [`Code::ProbeInvalid`] for no or unequal rows; [`Code::ProbeMismatch`] for token ids or positions that are
 /// not there; [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base;
 /// [`Code::DenominatorZero`]; whatever `sink` returns.
 pub fn stream(

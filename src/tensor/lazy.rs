@@ -128,7 +128,9 @@ pub struct LazyTensor {
 impl LazyTensor {
     /// A contiguous row-major tensor of a plain (unquantized) type.
     ///
-    /// Errors: [`Code::ShapeOverflow`]; asserts that `bytes` has the size that shape and type need, which readers
+    /// # Errors
+    ///
+    /// [`Code::ShapeOverflow`]; asserts that `bytes` has the size that shape and type need, which readers
     /// have checked.
     pub fn new(bytes: Bytes, dtype: DType, shape: &[usize]) -> Result<Self> {
         assert!(!dtype.is_quantized(), "blocks need a decoder");
@@ -136,6 +138,10 @@ impl LazyTensor {
     }
 
     /// A contiguous tensor stored in blocks; its elements are F32, made by `decode`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ShapeOverflow`], [`Code::ShapeBlock`]; [`Code::PickleStorage`] where the bytes are not those of the shape.
     pub fn quantized(bytes: Bytes, dtype: DType, shape: &[usize], decode: Decode) -> Result<Self> {
         Self::contiguous(bytes, dtype, shape, Some(decode))
     }
@@ -166,7 +172,9 @@ impl LazyTensor {
 
     /// A view with explicit strides and offset (in elements) into `storage`, as PyTorch saves tensors.
     ///
-    /// Errors: [`Code::ShapeOverflow`] where an element would lie outside the storage.
+    /// # Errors
+    ///
+    /// [`Code::ShapeOverflow`] where an element would lie outside the storage.
     pub fn strided(storage: Bytes, dtype: DType, shape: &[usize], strides: &[usize], offset: usize) -> Result<Self> {
         assert!(!dtype.is_quantized() && shape.len() == strides.len());
         let outside = || {
@@ -199,6 +207,10 @@ impl LazyTensor {
     }
 
     /// Concatenates along axis 0; all other dimensions and the element types must agree.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::AdapterShape`] where they do not agree, or there is none.
     pub fn concat(tensors: Vec<LazyTensor>) -> Result<Self> {
         let first = tensors.first().expect("at least one tensor");
         let (tail, dtype) = (first.shape[1..].to_vec(), first.dtype());
@@ -350,7 +362,9 @@ impl LazyTensor {
 
     /// Splits `axis` of length `outer * inner` into two axes.
     ///
-    /// Errors: [`Code::AdapterShape`] where the length is not `outer * inner`.
+    /// # Errors
+    ///
+    /// [`Code::AdapterShape`] where the length is not `outer * inner`.
     pub fn split_axis(self, axis: usize, outer: usize, inner: usize) -> Result<Self> {
         if outer.checked_mul(inner) != Some(self.shape[axis]) {
             return Err(Error::new(

@@ -4,7 +4,11 @@
 use super::DType;
 use crate::error::{Code, Error, Result};
 
-/// Number of elements. Errors: [`Code::ShapeOverflow`].
+/// Number of elements.
+///
+/// # Errors
+///
+/// [`Code::ShapeOverflow`].
 pub fn n_elements(shape: &[usize]) -> Result<usize> {
     // A zero anywhere makes the tensor empty, but the other factors must still not overflow: readers elsewhere
     // multiply in order.
@@ -17,7 +21,9 @@ pub fn n_elements(shape: &[usize]) -> Result<usize> {
 
 /// Bytes that a tensor of this shape and type occupies.
 ///
-/// Errors: [`Code::ShapeOverflow`]; [`Code::ShapeBlock`] where the innermost dimension is no multiple of the block.
+/// # Errors
+///
+/// [`Code::ShapeOverflow`]; [`Code::ShapeBlock`] where the innermost dimension is no multiple of the block.
 pub fn len_bytes(shape: &[usize], dtype: DType) -> Result<usize> {
     let n = n_elements(shape)?;
     let innermost = shape.last().copied().unwrap_or(1);

@@ -16,7 +16,9 @@ pub enum Overflow {
 
 /// Little-endian elements of a plain float type as F32. F64 is rounded.
 ///
-/// Errors: [`Code::CastOverflow`] for a finite F64 beyond F32; [`Code::SafetensorsDtype`] for other types.
+/// # Errors
+///
+/// [`Code::CastOverflow`] for a finite F64 beyond F32; [`Code::SafetensorsDtype`] for other types.
 pub fn to_f32(dtype: DType, src: &[u8]) -> Result<Vec<f32>> {
     Ok(match dtype {
         DType::F32 => src.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -40,7 +42,11 @@ pub fn to_f32(dtype: DType, src: &[u8]) -> Result<Vec<f32>> {
 
 /// Casts little-endian elements from one plain float type to another; the same type is a copy, bit for bit.
 ///
-/// Returns the bytes and how many elements were saturated. Errors: as [`to_f32`], and [`Code::CastOverflow`] under
+/// Returns the bytes and how many elements were saturated.
+///
+/// # Errors
+///
+/// As [`to_f32`], and [`Code::CastOverflow`] under
 /// [`Overflow::Error`]; the element index is relative to `src`. `to` is F32, F16 or BF16 (asserted).
 pub fn cast(from: DType, src: &[u8], to: DType, on_overflow: Overflow) -> Result<(Vec<u8>, usize)> {
     if from == to { Ok((src.to_vec(), 0)) } else { from_f32(&to_f32(from, src)?, to, on_overflow) }
@@ -48,7 +54,9 @@ pub fn cast(from: DType, src: &[u8], to: DType, on_overflow: Overflow) -> Result
 
 /// F32 values as little-endian elements of F32, F16 or BF16 (asserted), and how many were saturated.
 ///
-/// Errors: [`Code::CastOverflow`] under [`Overflow::Error`]; the element index is relative to `values`.
+/// # Errors
+///
+/// [`Code::CastOverflow`] under [`Overflow::Error`]; the element index is relative to `values`.
 pub fn from_f32(values: &[f32], to: DType, on_overflow: Overflow) -> Result<(Vec<u8>, usize)> {
     let mut saturated = 0;
     let bytes = match to {

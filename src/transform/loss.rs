@@ -106,7 +106,11 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Parses `rmse=1e-3`, `max_abs=..`, `relative=..`, `cosine=..` or `kl=..`. Errors: [`Code::Usage`].
+    /// Parses `rmse=1e-3`, `max_abs=..`, `relative=..`, `cosine=..` or `kl=..`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`].
     pub fn parse(text: &str) -> Result<Bound> {
         let wrong = || {
             let message = format!(
@@ -127,7 +131,11 @@ impl Bound {
         Ok(Bound { metric, limit })
     }
 
-    /// Holds one tensor's loss against the bound; [`Metric::Kl`] is no tensor's. Errors: [`Code::ErrorBound`].
+    /// Holds one tensor's loss against the bound; [`Metric::Kl`] is no tensor's.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ErrorBound`].
     pub fn check(&self, loss: &Loss) -> Result<()> {
         match self.metric {
             Metric::Rmse => self.check_value("rmse", loss.rmse),
@@ -143,7 +151,11 @@ impl Bound {
         }
     }
 
-    /// Holds one figure against the bound. Errors: [`Code::ErrorBound`].
+    /// Holds one figure against the bound.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ErrorBound`].
     pub fn check_value(&self, name: &str, found: f64) -> Result<()> {
         if found <= self.limit {
             return Ok(());

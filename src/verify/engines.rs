@@ -36,7 +36,9 @@ pub struct EngineMetrics {
 
 /// Runs the adapter inside llama.cpp and compares it with `reference`, which candle computes where it is no probe.
 ///
-/// Errors: as [`verify`](super::verify()); [`Code::EngineUnavailable`] for a base that llama.cpp cannot read;
+/// # Errors
+///
+/// As [`verify`](super::verify()); [`Code::EngineUnavailable`] for a base that llama.cpp cannot read;
 /// [`Code::LlamaCpp`], [`Code::LlamaCppAdapter`].
 pub fn verify_in_llama_cpp(
     adapter: &Validated,

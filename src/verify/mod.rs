@@ -120,7 +120,9 @@ pub struct Failure {
 impl Report {
     /// The report, if it passed.
     ///
-    /// Errors: [`Code::NoEffect`] or [`Code::NumbersDiffer`], about the adapter at `path`: the first failure and what follows
+    /// # Errors
+    ///
+    /// [`Code::NoEffect`] or [`Code::NumbersDiffer`], about the adapter at `path`: the first failure and what follows
     /// from it (`nothing was written`), the other failures as details, the report as the cause: [`FailedReport`].
     pub fn passed(self, what_follows: &str, path: &Path) -> Result<Report> {
         let Some((first, others)) = self.failures.split_first() else { return Ok(self) };
@@ -162,7 +164,9 @@ impl Failure {
 
 /// Runs the adapter on its base and compares.
 ///
-/// Errors: [`Code::NothingCompared`] where there is no position to compare or no tolerance is established;
+/// # Errors
+///
+/// [`Code::NothingCompared`] where there is no position to compare or no tolerance is established;
 /// [`Code::ProbeMismatch`]; those of the runner. Numbers that differ are no error: they are in the report.
 pub fn verify(
     adapter: &Validated,
@@ -262,7 +266,9 @@ fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamO
 
 /// The limits that are stated, or else those of the coarsest type that any of the adapters has ever been in.
 ///
-/// Errors: [`Code::NothingCompared`] where none are established for it.
+/// # Errors
+///
+/// [`Code::NothingCompared`] where none are established for it.
 pub(crate) fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
     if let Some(t) = &options.tolerance {
         return Ok(t.clone());

@@ -38,7 +38,11 @@ struct Tap {
 }
 
 impl Probe {
-    /// Opens and checks a probe. Errors: [`Code::ProbeInvalid`], naming the tensor; those of safetensors.
+    /// Opens and checks a probe.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ProbeInvalid`], naming the tensor; those of safetensors.
     pub fn open(path: &Path) -> Result<Probe> {
         Self::read(safetensors::open(path)?).map_err(|e| e.file(path))
     }
@@ -127,6 +131,10 @@ impl Probe {
     }
 
     /// Checks the probe against the model: vocabulary, heads, head lengths, layers.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ProbeMismatch`], naming file and tensor.
     pub fn check_fits(&self, base: &BaseModel) -> Result<()> {
         let mismatch = |field: &str, expected: String, found: String| {
             let message = format!("expected {expected}, found {found}");
@@ -206,7 +214,9 @@ impl Probe {
 /// Trainers save these beside the ids. Rows are unpadded and positions count from 0: what says otherwise was computed
 /// otherwise.
 ///
-/// Errors: [`Code::ProbeInvalid`].
+/// # Errors
+///
+/// [`Code::ProbeInvalid`].
 fn check_padding(tensors: &[StoredTensor], batch: usize, length: usize) -> Result<()> {
     for t in tensors {
         let expected: fn(usize) -> i64 = match &*t.name {

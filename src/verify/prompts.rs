@@ -22,7 +22,11 @@ impl Prompts {
     /// What is asked where nobody says.
     pub const DEFAULT: Prompts = Prompts::Seeded { seed: 0, rows: 2, length: 32 };
 
-    /// The token ids `[B][T]`. Errors: [`Code::Usage`] for no tokens, rows of different length or an id beyond the
+    /// The token ids `[B][T]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`] for no tokens, rows of different length or an id beyond the
     /// vocabulary.
     pub fn ids(&self, vocab_size: usize) -> Result<Vec<Vec<u32>>> {
         let rows = match self {

@@ -62,7 +62,9 @@ fn dtype_name<S: serde::Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Err
 /// How far each tensor's values are from the reference's; tensors that only one of them has, or in another shape, are
 /// left out.
 ///
-/// Errors: those of decoding.
+/// # Errors
+///
+/// Those of decoding.
 pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss>> {
     let tensors: Vec<_> = found.adapter().tensors().collect();
     let one = |&(i, role, t): &(usize, Role, &LazyTensor)| {
@@ -81,7 +83,9 @@ pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss
 
 /// Compares configurations and tensors. Elements may differ by half a unit in the last place of the coarser type.
 ///
-/// Errors: [`Code::NothingCompared`] where a side is quantized: rounding to blocks has no bound per element.
+/// # Errors
+///
+/// [`Code::NothingCompared`] where a side is quantized: rounding to blocks has no bound per element.
 pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport> {
     let (a, b) = (found.adapter(), reference.adapter());
     let config = config_findings(a, b);

@@ -83,7 +83,9 @@ pub struct Limits {
 impl Tolerance {
     /// The rule for weights stored in this type.
     ///
-    /// Errors: [`Code::NothingCompared`] for a type for which none is established: state one with `--tolerance`.
+    /// # Errors
+    ///
+    /// [`Code::NothingCompared`] for a type for which none is established: state one with `--tolerance`.
     pub fn for_dtype(dtype: DType) -> Result<Tolerance> {
         let rule = match dtype {
             DType::F32 | DType::F64 => Rule::Larger { floor: FLOOR, factor: 1.2e-4 },
@@ -108,6 +110,10 @@ impl Tolerance {
     }
 
     /// A type's name, or `max_abs=X,mean_kl=Y,...`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Usage`].
     pub fn parse(text: &str) -> Result<Tolerance> {
         let wrong = |found: &str| {
             Error::new(

@@ -56,7 +56,9 @@ const PRE: &[Pre] = &[
 ];
 
 impl Pre {
-    /// Errors: [`Code::TokenizerUnsupported`], naming the ones that are known.
+    /// # Errors
+    ///
+    /// [`Code::TokenizerUnsupported`], naming the ones that are known.
     pub fn named(name: &str) -> Result<&'static Pre> {
         PRE.iter().find(|p| p.names.contains(&name)).ok_or_else(|| {
             let known: Vec<_> = PRE.iter().flat_map(|p| p.names).copied().collect();
@@ -76,7 +78,9 @@ pub(super) struct Bpe {
 }
 
 impl Bpe {
-    /// Errors: [`Code::TokenizerInvalid`] for a merge that is no pair of tokens, or whose result is none.
+    /// # Errors
+    ///
+    /// [`Code::TokenizerInvalid`] for a merge that is no pair of tokens, or whose result is none.
     pub fn new(ids: &HashMap<String, u32>, pre: &Pre, merges: &[String]) -> Result<Self> {
         let mut seen = HashSet::with_capacity(merges.len());
         let mut pairs = Vec::with_capacity(merges.len());
@@ -118,7 +122,9 @@ impl Bpe {
 
     /// Appends the tokens of `text` to `out`. Bytes that no token spells are left out, and nothing merges across them.
     ///
-    /// Errors: [`Code::TokenizerUnsupported`] where the tokenizer gives up.
+    /// # Errors
+    ///
+    /// [`Code::TokenizerUnsupported`] where the tokenizer gives up.
     pub fn split(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         let failed = |e: tokenizers::Error| {
             Error::new(Code::TokenizerUnsupported, format!("expected text to be split into tokens, found: {e}"))

@@ -10,7 +10,9 @@ use crate::format::names::shorten;
 impl Vocabulary {
     /// Reads the keys `tokenizer.*`.
     ///
-    /// Errors: [`Code::GgufKey`] for a key that is missing or of the wrong type; [`Code::TokenizerInvalid`] for lists
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for a key that is missing or of the wrong type; [`Code::TokenizerInvalid`] for lists
     /// of different lengths or above [`VOCABULARY_TOKENS`], unknown token types, scores that are no numbers and ids beyond the vocabulary;
     /// [`Code::TokenizerUnsupported`] for a file without a tokenizer, and for an algorithm that is neither byte-level BPE nor
     /// SentencePiece.

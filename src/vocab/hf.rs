@@ -45,7 +45,9 @@ pub struct Found {
 /// unused tokens. `None` where the folder has no tokenizer. `pre` states `tokenizer.ggml.pre`, and that the caller knows
 /// how llama.cpp will split text.
 ///
-/// Errors: [`Code::TokenizerInvalid`] for files that contradict themselves or the model,
+/// # Errors
+///
+/// [`Code::TokenizerInvalid`] for files that contradict themselves or the model,
 /// [`Code::TokenizerUnsupported`] for tokenizers that llama.cpp would not follow; those of JSON.
 pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<Found>> {
     if n_tokens > VOCABULARY_TOKENS {

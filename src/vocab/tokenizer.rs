@@ -95,7 +95,9 @@ const CONTROL_TEXTS: &[&str] = &[
 ];
 
 impl Tokenizer {
-    /// Errors: [`Code::TokenizerUnsupported`] for a `pre` that is not on the list; [`Code::TokenizerInvalid`] for
+    /// # Errors
+    ///
+    /// [`Code::TokenizerUnsupported`] for a `pre` that is not on the list; [`Code::TokenizerInvalid`] for
     /// repeated tokens, merges of what is no token, a byte without a token in SentencePiece, and a `bos` that
     /// begins every sequence and is not stated.
     pub fn new(vocabulary: Vocabulary) -> Result<Self> {
@@ -171,7 +173,9 @@ impl Tokenizer {
     /// The tokens of a text that begins a sequence, with `bos` where the vocabulary wants it. An `eos` that it wants after
     /// a whole text is not added: prompts go on.
     ///
-    /// Errors: as [`encode`](Self::encode).
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
     pub fn sequence(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let mut tokens: Vec<u32> = self.vocabulary.special.bos.into_iter().filter(|_| self.add_bos).collect();
         tokens.extend(self.encode(text, specials)?);
@@ -180,7 +184,9 @@ impl Tokenizer {
 
     /// The tokens of a text.
     ///
-    /// Errors: [`Code::TokenizerUnsupported`] where the pattern's search gives up.
+    /// # Errors
+    ///
+    /// [`Code::TokenizerUnsupported`] where the pattern's search gives up.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let mut out = Vec::new();
         let mut after_special = true;

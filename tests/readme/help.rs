@@ -12,6 +12,8 @@ fn examples(help: &str) -> Vec<String> {
     for line in lines.take_while(|l| !l.is_empty()).map(str::trim) {
         match out.last_mut() {
             Some(last) if !line.starts_with("ptplus ") => {
+                // As a shell reads a line that ends so.
+                last.truncate(last.trim_end_matches([' ', '\\']).len());
                 last.push(' ');
                 last.push_str(line);
             }
@@ -136,5 +138,8 @@ fn the_examples_of_help_work() {
         }
     }
     assert!(n_run > 20, "{n_run}");
-    assert_eq!(examples("Text\n\nExample:\n  ptplus a b\n  c\n  ptplus d\n\nMore\n"), ["ptplus a b c", "ptplus d"]);
+    assert_eq!(
+        examples("Text\n\nExample:\n  ptplus a b \\\n      c\n  ptplus d\n\nMore\n"),
+        ["ptplus a b c", "ptplus d"]
+    );
 }

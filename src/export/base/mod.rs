@@ -32,7 +32,9 @@ pub struct BasePlan {
 
 /// Plans the GGUF file of `base`. `vocabulary` is that of a Hugging Face folder; a GGUF file's stays in its metadata.
 ///
-/// Errors: [`Code::ConfigUnsupported`] for what GGUF has no place for, and for element types that are not decoded
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] for what GGUF has no place for, and for element types that are not decoded
 /// here where they would have to be; [`Code::BaseTensor`]; those of the rules and of [`gguf::plan`].
 pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<BasePlan> {
     let mut types = Types { recipe: Recipe::new(rules.default, base), rules, overrides: Overrides::new(rules) };
@@ -99,7 +101,9 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
     Ok(weights)
 }
 
-/// Errors: [`Code::ConfigUnsupported`] for integers and 8-bit floats, which no weight of the supported families is.
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] for integers and 8-bit floats, which no weight of the supported families is.
 fn readable(t: &StoredTensor) -> Result<LazyTensor> {
     if t.dtype.is_float() || t.dtype.is_quantized() {
         return t.lazy();

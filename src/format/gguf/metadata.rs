@@ -61,16 +61,28 @@ impl Metadata {
     }
 
     /// A non-negative integer of any integer type (llama.cpp writes u32, other tools i32 or u64).
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type or a negative number.
     pub fn u64(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "a non-negative integer", Value::as_u64)
     }
 
     /// As [`u64`](Self::u64), below 2^32.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type or a number out of range.
     pub fn u32(&self, key: &str) -> Result<Option<u32>> {
         self.typed(key, "an integer from 0 to 4294967295", |v| v.as_u64()?.try_into().ok())
     }
 
     /// A number of type f32 or f64; one that would become infinite or 0 as f32 is refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type or a number out of range.
     pub fn f32(&self, key: &str) -> Result<Option<f32>> {
         self.typed(key, "an f32 or f64", |v| match *v {
             Value::F32(x) => Some(x),
@@ -80,21 +92,37 @@ impl Metadata {
     }
 
     /// A boolean.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type.
     pub fn bool(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "a bool", |v| if let Value::Bool(b) = v { Some(*b) } else { None })
     }
 
     /// A string.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type.
     pub fn str(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a str", |v| if let Value::String(s) = v { Some(s.as_str()) } else { None })
     }
 
     /// An array of any type.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type.
     pub fn array(&self, key: &str) -> Result<Option<&Array>> {
         self.typed(key, "an array", as_array)
     }
 
     /// An array of at most [`GGUF_LIST`] non-negative integers below 2^32, of any integer type.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type, more elements, or one out of range.
     pub fn u32_array(&self, key: &str) -> Result<Option<Vec<u32>>> {
         self.typed(key, "an array of at most 65536 integers from 0 to 4294967295", |v| {
             as_list(v)?.iter().map(|v| v.as_u64()?.try_into().ok()).collect()
@@ -102,6 +130,10 @@ impl Metadata {
     }
 
     /// An array of at most [`GGUF_LIST`] booleans.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type or more elements.
     pub fn bool_array(&self, key: &str) -> Result<Option<Vec<bool>>> {
         self.typed(key, "an array of at most 65536 bool", |v| {
             as_list(v)?.iter().map(|v| if let Value::Bool(b) = v { Some(b) } else { None }).collect()
@@ -109,6 +141,10 @@ impl Metadata {
     }
 
     /// An array of strings.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::GgufKey`] for another type.
     pub fn str_array(&self, key: &str) -> Result<Option<impl Iterator<Item = &str>>> {
         self.typed(key, "an array of str", |v| as_array(v)?.strs())
     }

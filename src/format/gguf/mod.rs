@@ -64,7 +64,9 @@ pub struct Gguf {
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```
 ///
-/// Errors: the codes `Gguf*`, [`NameInvalid`](crate::error::Code::NameInvalid),
+/// # Errors
+///
+/// The codes `Gguf*`, [`NameInvalid`](crate::error::Code::NameInvalid),
 /// [`NameDuplicate`](crate::error::Code::NameDuplicate), and those of [`map_file`](super::mmap::map_file).
 pub fn open(path: &Path) -> Result<Gguf> {
     match split::part_name(path) {
@@ -85,7 +87,9 @@ pub const FILE_TYPE: &str = "general.file_type";
 
 /// The [`QUANTIZATION_VERSION`] that a file states. Blocks mean what version 2 says; 1 packed some of them otherwise.
 ///
-/// Errors: [`GgufKey`](crate::error::Code::GgufKey) for a value that is no number,
+/// # Errors
+///
+/// [`GgufKey`](crate::error::Code::GgufKey) for a value that is no number,
 /// [`ConfigUnsupported`](crate::error::Code::ConfigUnsupported) for another version beside blocks.
 pub fn quantization_version(metadata: &Metadata, has_blocks: bool) -> Result<Option<u32>> {
     match metadata.u32(QUANTIZATION_VERSION)? {
@@ -104,14 +108,18 @@ pub fn is_gguf(start: &[u8]) -> bool {
 
 /// Parses a GGUF file that is in memory; `path` only names it. Split models are not followed.
 ///
-/// Errors: as [`open`].
+/// # Errors
+///
+/// As [`open`].
 pub fn parse(path: &Path, bytes: &Bytes) -> Result<Gguf> {
     read::parse(path, bytes).map_err(|e| e.file(path))
 }
 
 /// [`parse`] of a file that has to be whole: one part of a split model is refused.
 ///
-/// Errors: as [`open`].
+/// # Errors
+///
+/// As [`open`].
 pub fn parse_whole(path: &Path, bytes: &Bytes) -> Result<Gguf> {
     let gguf = parse(path, bytes)?;
     split::refuse_lone_part(&gguf)?;

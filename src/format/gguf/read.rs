@@ -147,7 +147,11 @@ fn read_alignment(metadata: &Metadata) -> Result<u32> {
     }
 }
 
-/// The alignment that the value of `general.alignment` states. Errors: [`Code::GgufAlignment`].
+/// The alignment that the value of `general.alignment` states.
+///
+/// # Errors
+///
+/// [`Code::GgufAlignment`].
 pub(super) fn check_alignment(value: &Value) -> Result<u32> {
     match *value {
         Value::U32(a) if a.is_power_of_two() && a <= limits::GGUF_ALIGNMENT => Ok(a),

@@ -14,7 +14,9 @@ const VERSION: u32 = 3;
 
 /// Lays out a file. The header ends where the data starts; the file ends with the padding of its last tensor.
 ///
-/// Errors: [`Code::GgufWrite`] where a type, name or size has no place in GGUF, [`Code::NameInvalid`],
+/// # Errors
+///
+/// [`Code::GgufWrite`] where a type, name or size has no place in GGUF, [`Code::NameInvalid`],
 /// [`Code::NameDuplicate`], [`Code::ShapeBlock`], [`Code::GgufDims`], [`Code::GgufAlignment`].
 pub fn plan(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<FilePlan> {
     let alignment = metadata.get(KEY_ALIGNMENT).map_or(Ok(limits::GGUF_DEFAULT_ALIGNMENT), check_alignment)?;

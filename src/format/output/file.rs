@@ -22,13 +22,19 @@ pub struct OutputFile {
 impl OutputFile {
     /// Prepares to write `target`. `inputs` are the files that are being read.
     ///
-    /// Errors: [`Code::OutputExists`]; [`Code::OutputIsInput`] where target and an input are the same file by any
+    /// # Errors
+    ///
+    /// [`Code::OutputExists`]; [`Code::OutputIsInput`] where target and an input are the same file by any
     /// name, link or hard link; [`Code::NotAFile`]; [`Code::NotFound`] where the folder is absent; [`Code::Io`].
     pub fn create(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
         Self::create_with_mode(target, overwrite, inputs, USUAL_MODE)
     }
 
     /// [`create`](Self::create), for its owner alone from the first moment on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create).
     pub fn create_private(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
         Self::create_with_mode(target, overwrite, inputs, PRIVATE_MODE)
     }
@@ -52,7 +58,9 @@ impl OutputFile {
 
     /// Syncs the file and renames it into place. A link at the target is replaced, not followed.
     ///
-    /// Errors: [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
+    /// # Errors
+    ///
+    /// [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
     /// [`Code::Io`]. The temporary file is gone in any case.
     pub fn commit(self) -> Result<()> {
         let OutputFile { staged, temporary, overwrite } = self;

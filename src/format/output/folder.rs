@@ -39,7 +39,9 @@ impl OutputFolder {
     /// Prepares to fill `target`: an absent or empty folder or, with [`Overwrite::Force`], any folder, of which only
     /// files of the same name are replaced. `inputs` are the files and folders that are being read.
     ///
-    /// Errors: [`Code::OutputExists`] for a folder that is not empty and for a file; [`Code::OutputIsInput`];
+    /// # Errors
+    ///
+    /// [`Code::OutputExists`] for a folder that is not empty and for a file; [`Code::OutputIsInput`];
     /// [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
     pub fn create(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
         let inputs = identities(inputs);
@@ -71,7 +73,9 @@ impl OutputFolder {
     /// A new file in the folder; `relative` may have `/`-separated parts. Where a folder cannot be renamed as a whole,
     /// files appear in the order in which they were made: those that others depend on come last.
     ///
-    /// Errors: [`Code::NameInvalid`], [`Code::NameDuplicate`], [`Code::OutputIsInput`], [`Code::Io`].
+    /// # Errors
+    ///
+    /// [`Code::NameInvalid`], [`Code::NameDuplicate`], [`Code::OutputIsInput`], [`Code::Io`].
     pub fn file(&self, relative: &str) -> Result<StagedFile> {
         check_name(relative)?;
         if relative.contains('\\') || relative.split('/').any(|part| part.is_empty() || part == ".") {
@@ -119,7 +123,9 @@ impl OutputFolder {
 
     /// Syncs all files and puts them in place.
     ///
-    /// Errors: [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
+    /// # Errors
+    ///
+    /// [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
     /// [`Code::Io`]. The temporary folder is gone in any case.
     pub fn commit(self) -> Result<()> {
         let OutputFolder { target, temporary, place, overwrite, files, is_whole, .. } = self;

@@ -40,11 +40,19 @@ pub struct StagedFile {
 
 impl StagedFile {
     /// Sets the length; bytes never written are zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Io`].
     pub fn set_len(&self, len_bytes: u64) -> Result<()> {
         self.file.set_len(len_bytes).map_err(|e| Error::io(&self.target, "cannot set the length", e))
     }
 
     /// Writes all of `bytes` at `file_offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::Io`], with the offset.
     pub fn write_all_at(&self, file_offset: u64, bytes: &[u8]) -> Result<()> {
         self.file
             .write_all_at(bytes, file_offset)
@@ -72,7 +80,11 @@ impl StagedFile {
 pub struct Scratch(temporary::Temporary);
 
 impl Scratch {
-    /// An empty folder beside `target`. Errors: [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
+    /// An empty folder beside `target`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
     pub fn beside(target: &Path) -> Result<Scratch> {
         let (parent, name) = parent_and_name(target)?;
         temporary::Temporary::folder(&parent, &name).map(Scratch)

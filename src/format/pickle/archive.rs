@@ -36,14 +36,20 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// The entry `name`. Errors: [`Code::PickleArchive`].
+    /// The entry `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::PickleArchive`].
     pub(super) fn get(&self, name: &str) -> Result<&Entry> {
         self.entries.get(name).ok_or_else(|| archive(format!("the entry {name:?} is missing")))
     }
 
     /// The bytes of the entry `name`, of at most `limit`, compared with its checksum.
     ///
-    /// Errors: [`Code::PickleArchive`], [`Code::PickleLimit`], [`Code::PickleChecksum`].
+    /// # Errors
+    ///
+    /// [`Code::PickleArchive`], [`Code::PickleLimit`], [`Code::PickleChecksum`].
     pub(super) fn read<'a>(&self, file: &'a [u8], name: &str, limit: usize) -> Result<&'a [u8]> {
         let entry = self.get(name)?;
         let fail = |code, message| Error::new(code, message).field(name).at(entry.data.start as u64);
@@ -60,7 +66,9 @@ impl Archive {
 
 /// Reads and checks the directory and every local header; touches no data.
 ///
-/// Errors: [`Code::PickleArchive`], [`Code::PickleLimit`], [`Code::PickleTruncated`], [`Code::NameInvalid`],
+/// # Errors
+///
+/// [`Code::PickleArchive`], [`Code::PickleLimit`], [`Code::PickleTruncated`], [`Code::NameInvalid`],
 /// [`Code::NameDuplicate`].
 pub(super) fn read(file: &[u8]) -> Result<Archive> {
     let end = End::read(file)?;

@@ -34,7 +34,9 @@ enum Seen {
 
 /// Checks the tree below `root` and the attributes beside it. Each container is visited once.
 ///
-/// Errors: [`Code::PickleStructure`], [`Code::PickleLimit`], [`Code::NameDuplicate`].
+/// # Errors
+///
+/// [`Code::PickleStructure`], [`Code::PickleLimit`], [`Code::NameDuplicate`].
 pub(super) fn tree(pickle: &Pickle, root: Value) -> Result<()> {
     let mut seen = vec![Seen::No; pickle.arena.nodes.len()];
     graph(&pickle.arena, root, Tensors::Allowed, &mut seen)?;

@@ -24,7 +24,9 @@ const PROTOCOL_VERSION: i64 = 1001;
 
 /// Reads the whole file: the object, its root, and where each of its storages lies.
 ///
-/// Errors: those of [`machine::run`], [`Code::PickleStorage`], [`Code::PickleUnsupported`].
+/// # Errors
+///
+/// Those of [`machine::run`], [`Code::PickleStorage`], [`Code::PickleUnsupported`].
 pub(super) fn read(file: &[u8]) -> Result<(Pickle, Value, Vec<Range<usize>>)> {
     let mut at = 0;
     let mut next = |what: &'static str| {

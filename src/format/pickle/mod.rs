@@ -88,13 +88,19 @@ fn is_pickle(start: &[u8]) -> bool {
 
 /// Opens the checkpoint `path`.
 ///
-/// Errors: [`Code::NotFound`] and [`Code::Io`]; the `Pickle` codes, [`Code::NameInvalid`] and
+/// # Errors
+///
+/// [`Code::NotFound`] and [`Code::Io`]; the `Pickle` codes, [`Code::NameInvalid`] and
 /// [`Code::NameDuplicate`] for what the file says, with tensor and offset where they are known.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     read(path, map_file(path)?)
 }
 
-/// Reads a checkpoint from the bytes of the file `path`. Errors as [`open`].
+/// Reads a checkpoint from the bytes of the file `path`.
+///
+/// # Errors
+///
+/// As [`open`].
 pub fn read(path: &Path, file: Bytes) -> Result<Checkpoint> {
     let path: Arc<Path> = path.into();
     let read = if is_pickle(&file) { read_legacy(&path, &file) } else { read_zip(&path, &file) };

@@ -59,7 +59,9 @@ impl TensorRef {
     /// Compares the storage's bytes with the checksum of its archive entry, once for all tensors that share it.
     /// A legacy file has no checksum; there nothing is compared.
     ///
-    /// Errors: [`Code::PickleChecksum`].
+    /// # Errors
+    ///
+    /// [`Code::PickleChecksum`].
     pub fn verify(&self) -> Result<()> {
         let s = &*self.storage;
         let Some(expected) = s.crc32 else { return Ok(()) };
@@ -72,7 +74,9 @@ impl TensorRef {
 
     /// The tensor as a view. This is where its bytes are read for the first time, and [verified](Self::verify).
     ///
-    /// Errors: [`Code::PickleChecksum`].
+    /// # Errors
+    ///
+    /// [`Code::PickleChecksum`].
     pub fn lazy(&self) -> Result<LazyTensor> {
         self.verify()?;
         self.view()

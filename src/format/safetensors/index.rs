@@ -13,7 +13,9 @@ use crate::format::{json, limits, links};
 /// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
 /// list exactly the same tensors.
 ///
-/// Errors: [`Code::SafetensorsIndex`], and those of [`open`] and [`json::read_file`].
+/// # Errors
+///
+/// [`Code::SafetensorsIndex`], and those of [`open`] and [`json::read_file`].
 pub fn open_index(path: &Path) -> Result<Safetensors> {
     let index = json::read_file(path, limits::JSON_BYTES)?;
     let shards = shards_of(&index).map_err(|e| e.file(path))?;

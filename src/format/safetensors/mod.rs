@@ -45,7 +45,9 @@ pub struct Safetensors {
 
 /// Opens one safetensors file.
 ///
-/// Errors: [`Code::SafetensorsHeader`], [`Code::SafetensorsDtype`], [`Code::NameInvalid`], [`Code::NameDuplicate`],
+/// # Errors
+///
+/// [`Code::SafetensorsHeader`], [`Code::SafetensorsDtype`], [`Code::NameInvalid`], [`Code::NameDuplicate`],
 /// and those of [`map_file`](super::mmap::map_file).
 pub fn open(path: &Path) -> Result<Safetensors> {
     parse(path, &super::mmap::map_file(path)?)
@@ -60,7 +62,9 @@ pub fn is_safetensors(start: &[u8]) -> bool {
 
 /// Parses a safetensors file that is in memory; `path` only names it.
 ///
-/// Errors: as [`open`].
+/// # Errors
+///
+/// As [`open`].
 pub fn parse(path: &Path, bytes: &Bytes) -> Result<Safetensors> {
     parse_unnamed(path, bytes).map_err(|e| e.file(path))
 }

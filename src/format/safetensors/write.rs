@@ -11,7 +11,9 @@ use crate::tensor::shape;
 
 /// Lays out a file. Spaces after the header let the data start at a multiple of 8, as the format asks of writers.
 ///
-/// Errors: [`Code::SafetensorsDtype`] for types that the format lacks, [`Code::NameInvalid`],
+/// # Errors
+///
+/// [`Code::SafetensorsDtype`] for types that the format lacks, [`Code::NameInvalid`],
 /// [`Code::NameDuplicate`], [`Code::ShapeOverflow`], [`Code::SafetensorsHeader`] above a limit.
 pub fn plan(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Result<FilePlan> {
     let metadata_bytes: usize = metadata.iter().map(|(k, v)| k.len() + v.len()).sum();

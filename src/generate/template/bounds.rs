@@ -17,7 +17,9 @@ const TAG_TOKENS: usize = 1024;
 
 /// `source` with the filters.
 ///
-/// Errors: [`Code::ChatTemplate`] for a tag of more than [`TAG_TOKENS`]. What is no template stays as it is from there
+/// # Errors
+///
+/// [`Code::ChatTemplate`] for a tag of more than [`TAG_TOKENS`]. What is no template stays as it is from there
 /// on: compiling it says what is wrong.
 pub(super) fn bounded(source: &str, syntax: &SyntaxConfig) -> Result<String> {
     let mut edits: Vec<(usize, String)> = Vec::new();

@@ -20,7 +20,9 @@ const MAX_BASE_MODELS: u32 = 4096;
 
 /// Keys about the file: nothing is computed from them, but a wrong type says that they are damaged.
 ///
-/// Errors: [`Code::GgufKey`], [`Code::ConfigField`].
+/// # Errors
+///
+/// [`Code::GgufKey`], [`Code::ConfigField`].
 pub(super) fn check_general(meta: &Metadata) -> Result<()> {
     for key in ["general.name", names::TOOL_VERSION, names::COMMAND] {
         meta.str(key)?;

@@ -22,7 +22,9 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     /// The document of `file`; `None` where there is no such file.
     ///
-    /// Errors: [`TokenizerInvalid`](crate::error::Code::TokenizerInvalid) for what is no object, as for all functions
+    /// # Errors
+    ///
+    /// [`TokenizerInvalid`](crate::error::Code::TokenizerInvalid) for what is no object, as for all functions
     /// here.
     pub fn of(file: &'a Path, document: Option<&'a Value>) -> Result<Self> {
         let map = document.map(|v| v.as_object().ok_or_else(|| expected("an object", v).file(file))).transpose()?;

@@ -50,7 +50,9 @@ pub(super) struct DeclaredTensor {
 
 /// Reads the pickle that starts at `input[0]`, which is at `file_offset` in its file.
 ///
-/// Errors: [`Code::PickleTruncated`], [`Code::PickleLimit`], [`Code::PickleOpcode`], [`Code::PickleGlobal`],
+/// # Errors
+///
+/// [`Code::PickleTruncated`], [`Code::PickleLimit`], [`Code::PickleOpcode`], [`Code::PickleGlobal`],
 /// [`Code::PickleStructure`], [`Code::PickleTensor`], [`Code::PickleUnsupported`].
 pub(super) fn run(input: &[u8], file_offset: u64, container: Container) -> Result<(Pickle, Value)> {
     let mut m = Machine {
