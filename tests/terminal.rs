@@ -267,3 +267,15 @@ fn a_comparison_of_tensors_says_what_it_found_in_words() {
     );
     assert!(!text.contains("Geometry") && text.contains("FAIL") && text.contains("hold different adapters"), "{text}");
 }
+
+#[test]
+fn a_folder_that_cannot_be_written_is_named_and_no_temporary_file() {
+    let adapter = model("llama-mha").join("adapter").display().to_string();
+    let out = ptplus(["convert", &adapter, "--arch", "llama", "-o", "/proc/x.gguf"]);
+    assert_eq!(exit(&out), 1);
+    let text = stderr(&out);
+    assert!(
+        text.starts_with("error: /proc: cannot write into this folder: ") && !text.contains("ptplus-tmp"),
+        "{text}"
+    );
+}

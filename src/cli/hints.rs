@@ -43,6 +43,12 @@ impl Given {
                     out.push(format!("{} is {found}; {place} takes {}", shown(path), what(*part)));
                 }
                 Some(_) => {}
+                None if *part == Lies::Adapter && n_inside(path, *part) > 1 => {
+                    out.push(format!(
+                        "{} holds several adapters: `ptplus convert --jobs N` takes them all",
+                        shown(path)
+                    ));
+                }
                 None => out.extend(near(path, *part).map(|p| format!("did you mean {}?", shown(&p)))),
             }
         }
@@ -71,7 +77,15 @@ fn near(path: &Path, part: Lies) -> Option<PathBuf> {
     if path.is_dir() {
         return inside(path, part);
     }
+    // Weights of an adapter may be given by themselves: broken ones are no hint that the folder was meant.
+    if part != Lies::Base && path.extension().is_none_or(|e| e != "json") {
+        return None;
+    }
     path.parent().filter(|folder| lies_at(folder) == Some(part)).map(Path::to_owned)
+}
+
+fn n_inside(folder: &Path, part: Lies) -> usize {
+    entries(folder).filter(|path| lies_at(path) == Some(part)).count()
 }
 
 /// The one entry of a folder that can play the part; none where several can.
@@ -181,6 +195,12 @@ mod tests {
         assert_eq!(line(&[(Base, "base/config.json")]), "did you mean M/base?");
         assert_eq!(line(&[(Adapter, "adapter/adapter_config.json")]), "did you mean M/adapter?");
         assert_eq!(line(&[(Base, "nowhere")]), "");
+        let several = Given(vec![(Adapter, m.parent().unwrap().join("llama-mha/foreign"))]).mistaken();
+        assert!(
+            several.len() == 1
+                && several[0].ends_with("holds several adapters: `ptplus convert --jobs N` takes them all"),
+            "{several:?}"
+        );
         assert!(not_expanded(Path::new("~/x/y")).unwrap().ends_with("$HOME/x/y"));
         assert_eq!(not_expanded(Path::new("a/~")), None);
     }

@@ -205,7 +205,7 @@ fn create<T>(
 ) -> Result<(Temporary, T)> {
     let prefix = prefix(target_name);
     remove_stale(folder, &prefix);
-    let failed = |e| Error::io(folder, "cannot create a temporary file in this folder", e);
+    let failed = |e| Error::io(folder, "cannot write into this folder", without_path(e));
     loop {
         // Creating and listing happen under one lock, so that an interrupt finds either both or neither.
         let mut registry = registry();
@@ -223,6 +223,16 @@ fn create<T>(
         if same_file(&temporary.path, &temporary._lock) {
             return Ok((temporary, made));
         }
+    }
+}
+
+/// The error of the system alone: `tempfile` adds the name of the temporary, which nobody knows, and gives the cause in
+/// no other way.
+fn without_path(e: std::io::Error) -> std::io::Error {
+    let text = e.to_string();
+    match text.split_once(" at path ") {
+        Some((cause, _)) => std::io::Error::new(e.kind(), cause),
+        None => e,
     }
 }
 
