@@ -189,12 +189,20 @@ fn a_quantized_cache_is_refused() {
 fn a_denominator_of_0_is_an_error_and_the_context_survives_it() {
     let temp = tempfile::tempdir().unwrap();
     let mut raw = crate::common::RawAdapter::fixture("qwen2");
-    let memory = raw.tensors["layers.1.memory"].clone();
-    let normalizer = crate::common::Tensor {
-        shape: memory.shape[..2].to_vec(),
-        values: vec![0.0; memory.shape[0] * memory.shape[1]],
-    };
-    raw.tensors.insert("layers.1.normalizer".into(), normalizer);
+    // phi is 1 in every feature, but in layer 1, where no feature ever comes above 0; the normaliser is 1 everywhere.
+    raw.config["feature_map"] = "relu".into();
+    let layers: Vec<String> = raw.tensors.keys().filter_map(|n| n.strip_suffix(".memory").map(str::to_owned)).collect();
+    for layer in layers {
+        let shape = raw.tensors[&format!("{layer}.memory")].shape.clone();
+        let of = |shape: &[usize], value: f32| crate::common::Tensor {
+            shape: shape.to_vec(),
+            values: vec![value; shape.iter().product()],
+        };
+        raw.tensors.insert(format!("{layer}.feature.weight"), of(&shape, 0.0));
+        raw.tensors
+            .insert(format!("{layer}.feature.bias"), of(&shape[..2], if layer == "layers.1" { -1.0 } else { 1.0 }));
+        raw.tensors.insert(format!("{layer}.normalizer"), of(&shape[..2], 1.0));
+    }
     raw.write(&temp.path().join("zero"));
     let base = model("qwen2").join("base.gguf");
     let file = converted(&temp.path().join("zero"), &base, temp.path());
