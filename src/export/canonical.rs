@@ -16,7 +16,7 @@ use crate::validate::Validated;
 ///
 /// # Errors
 ///
-/// Those of the rules; [`Code::Usage`](crate::error::Code::Usage) for block types.
+/// Those of the rules; [`Code::Usage`] for block types.
 pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
     let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let tensors: Vec<OutputTensor> = source

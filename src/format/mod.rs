@@ -42,7 +42,7 @@ impl StoredTensor {
     ///
     /// # Errors
     ///
-    /// [`Code::ConfigUnsupported`] for a type that is not decoded here; [`Code::ShapeOverflow`].
+    /// `config-unsupported` for a type that is not decoded here; `shape-overflow`.
     pub fn lazy(&self) -> Result<LazyTensor> {
         if self.dtype.is_quantized() {
             LazyTensor::quantized(self.bytes.clone(), self.dtype, &self.shape, crate::quant::decode)
