@@ -120,7 +120,9 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
     if crate::package::container::is_bundle(path) {
-        return adapter(path, options, base);
+        let mut out = adapter(path, options, base)?;
+        out.format = format!("{} in a bundle whose hashes hold", out.format);
+        return Ok(out);
     }
     if !meta.is_dir() {
         return file(path, options, base);

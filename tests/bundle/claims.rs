@@ -183,3 +183,12 @@ fn unpacking_does_not_follow_links_out_of_its_target() {
     assert_ne!(exit(&out), 0, "{}", stderr(&out));
     assert_eq!(std::fs::read_dir(path("elsewhere")).unwrap().count(), 0);
 }
+
+#[test]
+fn inspect_says_that_it_is_a_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    pack("llama-gqa", &dir.path().join("b"), &[]);
+    let (code, document) = json(["inspect", &text(&dir.path().join("b"))]);
+    assert_eq!((code, &document["kind"]), (0, &"adapter".into()));
+    assert!(document["format"].as_str().unwrap().ends_with("in a bundle whose hashes hold"), "{document}");
+}
