@@ -112,6 +112,11 @@ pub fn hints(e: &Error, given: &Given) -> Vec<String> {
     if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
         return Vec::new();
     }
+    // A file that is broken inside is of the right kind; to read it again could take as long as to refuse it.
+    let is_other_format = matches!(e.code(), Code::GgufMagic | Code::SafetensorsHeader | Code::SafetensorsIndex);
+    if e.kind() == Kind::Corrupt && !is_other_format {
+        return e.hint_lines().to_vec();
+    }
     if !e.hint_lines().is_empty() {
         return e.hint_lines().to_vec();
     }
