@@ -144,6 +144,8 @@ mod tests {
         let wide = within(&header, &rows, None);
         assert!(wide.contains(NAME));
         assert_eq!(within(&header, &rows, Some(80)), wide);
+        // The figures take 25 columns: with 16 left for names they stay columns, with 15 not.
+        assert_eq!([41, 40].map(|total| within(&header, &rows, Some(total)).lines().count()), [2, 3]);
         let narrow = within(&header, &rows, Some(46));
         assert!(fits(&narrow, 46) && narrow.lines().count() == 2, "{narrow}");
         assert!(
