@@ -26,6 +26,7 @@ pub use value::{Item, Key, Tensors, dotted};
 
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
+use crate::format::names::check_name;
 use crate::tensor::Bytes;
 use limits::MAX_TENSORS;
 use machine::Pickle;
@@ -218,9 +219,14 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
             return Err(Error::new(Code::PickleLimit, message));
         }
         let n = n as usize;
+        // Each key is a name; this is about all of them together. A tensor that was saved by itself has none.
+        let name = dotted(walk.path());
+        if !walk.path().is_empty() {
+            check_name(&name).map_err(|e| e.at(declared_at[n]))?;
+        }
         tree.tensors[n].view().map_err(|e| {
             let message = e.message().to_owned();
-            Error::new(Code::PickleTensor, message).field(dotted(walk.path())).at(declared_at[n])
+            Error::new(Code::PickleTensor, message).field(name).at(declared_at[n])
         })?;
     }
     Ok(tree)

@@ -94,6 +94,11 @@ fn calls() -> Vec<Row> {
     let spelled_out = Pickle::new().tensor(0, &[6], &[1]).op(b"0").0[2..].to_vec();
     let ones = Pickle::new().storage("FloatStorage", "0", 6).int(0).ints(&[1; 16]).ints(&[1; 16]).0[2..].to_vec();
     let shared = [&b"ctorch._utils\n_rebuild_tensor_v2\nq\x020("[..], &ones, b"\x89}tq\x030"].concat();
+    // 60,000 tensors whose names would have 6 kB each.
+    let long_names = [b"}(".to_vec(), [&b"X\xfa\0\0\0"[..], &[b'k'; 250], b"}("].concat().repeat(25)].concat();
+    let name = |i: usize| Pickle(Vec::new()).text(&i.to_string()).op(b"h\x05").0;
+    let deep: Vec<u8> = (0..60_000).flat_map(name).chain(b"u".repeat(26)).collect();
+    let long_names = [&spelled_out[..spelled_out.len() - 1], b"q\x050", &long_names, &deep].concat();
     let in_memo = [&spelled_out[..spelled_out.len() - 1], b"q\x050]("].concat();
     vec![
         ("devices of a long name", repeated(&device, b"h\x02h\x01K\x01\x86R0", 20 * MB, b"N."), limit),
@@ -104,6 +109,7 @@ fn calls() -> Vec<Row> {
         ("a long tuple as a persistent id", repeated(&arguments, b"h\0Q0", 20 * MB, b"N."), wrong),
         ("tensors of 16 dimensions", repeated(&shared, b"h\x02h\x03R0", 25 * MB, b"N."), limit),
         ("60,000 tensors spelled out", repeated(b"", &spelled_out, 18 * MB, b"N."), None),
+        ("60,000 tensors with long names", once(&[long_names]), Some(Code::NameInvalid)),
         ("one tensor a million times", repeated(&in_memo, b"h\x05", 2 * MB, b"e."), limit),
     ]
 }

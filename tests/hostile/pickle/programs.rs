@@ -125,6 +125,23 @@ fn tensors_that_cannot_be_rebuilt_are_named() {
 }
 
 #[test]
+fn the_keys_that_lead_to_a_tensor_are_one_name() {
+    let below = |outer: &str, inner: &str| {
+        let dicts = Pickle::new().op(b"}").text(outer).op(b"}").text(inner).tensor(0, &[6], &[1]).op(b"ss");
+        read(archive(&dicts.stop()))
+    };
+    let longest = below(&"o".repeat(127), &"i".repeat(127)).unwrap();
+    assert_eq!(contents(&longest)[0].0.len(), 255);
+    for (outer, inner) in [("o".repeat(127), "i".repeat(128)), ("a/".into(), "./b".into())] {
+        let e = below(&outer, &inner).unwrap_err();
+        assert!(e.code() == Code::NameInvalid && e.offset().is_some_and(|o| o > 0), "{e}");
+    }
+    // A tensor that was saved by itself has no key.
+    let alone = read(archive(&Pickle::new().tensor(0, &[6], &[1]).stop())).unwrap();
+    assert_eq!(contents(&alone)[0].0, "");
+}
+
+#[test]
 fn tensors_at_the_edge_of_their_storage_are_accepted() {
     let cases: &[(i32, &[i32], &[i32])] = &[
         (0, &[6], &[1]),
