@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, Value as Json};
 
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
@@ -11,7 +11,7 @@ use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
 use crate::format::{StoredTensor, safetensors};
 use crate::import::ledger::Ledger;
-use crate::import::source::{CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, weights_of_folder};
+use crate::import::source::{self, CONFIG_FILE, INDEX_FILE, Source, TensorSource, WEIGHTS_FILE, weights_of_folder};
 use crate::import::{self, Draft, Imported, Opened, Options};
 
 /// Array elements shown of a metadata value; tokenizers have a hundred thousand.
@@ -94,7 +94,7 @@ pub struct TensorLine {
     /// Name in the file.
     pub name: String,
     /// Type in the file.
-    pub dtype: String,
+    pub dtype: &'static str,
     /// Shape, outermost first.
     pub shape: Vec<usize>,
     /// Bytes.
@@ -153,8 +153,11 @@ pub fn is_base(path: &Path) -> Result<bool> {
     if !gguf::is_gguf(&crate::format::mmap::map_file(path)?) {
         return Ok(false);
     }
-    let file = gguf::open(path)?;
-    Ok(file.metadata.str("general.type").map_err(|e| e.file(path))?.is_none_or(|kind| kind == "model"))
+    says_model(&gguf::open(path)?).map_err(|e| e.file(path))
+}
+
+fn says_model(file: &Gguf) -> Result<bool> {
+    Ok(file.metadata.str("general.type")?.is_none_or(|kind| kind == "model"))
 }
 
 /// What a path looks like, told from names and headers alone: enough for a hint, never for a decision.
@@ -177,22 +180,20 @@ pub fn lies_at(path: &Path) -> Option<Lies> {
         }
         return is_base(path).unwrap_or(false).then_some(Lies::Base);
     }
-    let bytes = crate::format::mmap::map_file(path).ok()?;
-    if gguf::is_gguf(&bytes) {
-        let file = gguf::open(path).ok()?;
-        return match import::is_gguf_adapter(&file.metadata).ok()? {
-            true => Some(Lies::Adapter),
-            false => is_base(path).unwrap_or(false).then_some(Lies::Base),
-        };
-    }
-    if safetensors::is_safetensors(&bytes) {
-        let file = safetensors::open(path).ok()?;
-        let has = |name: &str| file.tensors.iter().any(|t| t.name == name);
-        if has("input_ids") && has("logits") {
-            return Some(Lies::Probe);
+    let tensors = match source::open(path).ok()? {
+        Source::Gguf(file) => {
+            return match import::is_gguf_adapter(&file.metadata).ok()? {
+                true => Some(Lies::Adapter),
+                false => says_model(&file).unwrap_or(false).then_some(Lies::Base),
+            };
         }
+        Source::Tensors(source) => source.tensors,
+    };
+    let has = |name: &str| tensors.iter().any(|t| t.name == name);
+    match has("input_ids") && has("logits") {
+        true => Some(Lies::Probe),
+        false => import::has_parts(&tensors).then_some(Lies::Adapter),
     }
-    import::open(path, &Options::default(), None).is_ok().then_some(Lies::Adapter)
 }
 
 fn is_adapter_folder(path: &Path) -> bool {
@@ -200,28 +201,34 @@ fn is_adapter_folder(path: &Path) -> bool {
 }
 
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
-    let bytes = crate::format::mmap::map_file(path)?;
-    if gguf::is_gguf(&bytes) {
-        let file = gguf::open(path)?;
-        if import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
-            let mut out = adapter(path, options, base)?;
-            describe_gguf(&mut out, &file);
-            return Ok(out);
+    match source::open(path)? {
+        Source::Gguf(file) => {
+            if !import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
+                return plain_gguf(path, file);
+            }
+            let (format, metadata) = gguf_description(&file);
+            let inspection = of_source(path, Source::Gguf(file), options, base)?;
+            Ok(Inspection { format, metadata, ..inspection })
         }
-        return plain_gguf(path, file);
-    }
-    match adapter(path, options, base) {
-        Err(e) if e.code() == Code::AdapterKind => plain_tensors(path, e),
-        other => other,
+        // No part of an adapter by its name, and nobody says otherwise.
+        Source::Tensors(tensors) if options.layout.is_none() && !import::has_parts(&tensors.tensors) => {
+            plain_tensors(path, tensors)
+        }
+        tensors => match of_source(path, tensors, options, base) {
+            Err(e) if e.code() == Code::AdapterKind => match source::open(path)? {
+                Source::Tensors(tensors) => plain_tensors(path, tensors),
+                Source::Gguf(_) => Err(e),
+            },
+            other => other,
+        },
     }
 }
 
 /// Tensors that are no adapter's.
-fn plain_tensors(path: &Path, why: Error) -> Result<Inspection> {
-    let import::source::Source::Tensors(source) = import::source::open(path)? else { return Err(why) };
+fn plain_tensors(path: &Path, source: TensorSource) -> Result<Inspection> {
     let kind = if source.format.contains("safetensors") { "safetensors" } else { "checkpoint" };
     let mut out = empty(path, kind, source.format.into());
-    if kind == "safetensors" && !path.to_string_lossy().ends_with(".json") {
+    if source.format == "safetensors" {
         let metadata = safetensors::open(path)?.metadata;
         out.metadata = metadata.into_iter().map(|(k, v)| (k, v.into())).collect();
     }
@@ -229,7 +236,7 @@ fn plain_tensors(path: &Path, why: Error) -> Result<Inspection> {
         .tensors
         .into_iter()
         .map(|t| TensorLine {
-            dtype: t.dtype().name().into(),
+            dtype: t.dtype().name(),
             shape: t.shape().to_vec(),
             len_bytes: crate::tensor::shape::len_bytes(t.shape(), t.dtype()).unwrap_or(0) as u64,
             role: None,
@@ -241,14 +248,23 @@ fn plain_tensors(path: &Path, why: Error) -> Result<Inspection> {
 }
 
 fn adapter(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
-    let draft = match import::open(path, options, base)? {
+    of_source(path, source::open(path)?, options, base)
+}
+
+fn of_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
+    let mut draft = match import::open_source(path, source, options, base)? {
         Opened::Adapter(imported) => return Ok(adapter_inspection(path, *imported)),
         Opened::Draft(draft) => *draft,
     };
+    // Either way the same, and large: not to be copied.
+    let ledger = std::mem::take(&mut draft.ledger);
     match draft.clone().into_imported(base) {
-        Ok(imported) => Ok(adapter_inspection(path, imported)),
+        Ok(imported) => Ok(adapter_inspection(path, Imported { ledger, ..imported })),
         // What is not settled is worth showing, not refusing: this is the command that people turn to.
-        Err(e) if e.code() == Code::ConventionOpen => Ok(draft_inspection(path, draft, &e)),
+        Err(e) if e.code() == Code::ConventionOpen => {
+            draft.ledger = ledger;
+            Ok(draft_inspection(path, draft, &e))
+        }
         Err(e) => Err(e),
     }
 }
@@ -266,7 +282,7 @@ fn draft_inspection(path: &Path, draft: Draft, open: &Error) -> Inspection {
 fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
     let line = |e: &import::ledger::Entry| TensorLine {
         name: e.name.clone(),
-        dtype: e.dtype.name().into(),
+        dtype: e.dtype.name(),
         shape: e.shape.clone(),
         len_bytes: e.len_bytes(),
         role: Some(e.fate_text()),
@@ -302,8 +318,8 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
 }
 
 fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
-    let mut out = empty(path, "gguf", String::new());
-    describe_gguf(&mut out, &file);
+    let (format, metadata) = gguf_description(&file);
+    let mut out = Inspection { metadata, ..empty(path, "gguf", format) };
     // One at a time: a table of many tensors is large.
     drop(file.tensors);
     summarise_base(&mut out, BaseModel::from_gguf(path));
@@ -311,9 +327,10 @@ fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
     Ok(out)
 }
 
-fn describe_gguf(out: &mut Inspection, file: &Gguf) {
-    out.format = format!("GGUF v{}, alignment {}", file.version, file.alignment);
-    out.metadata = file.metadata.iter().map(|(k, v)| (k.to_owned(), v.to_json(Some(SHOWN_ELEMENTS)))).collect();
+/// Format and metadata.
+fn gguf_description(file: &Gguf) -> (String, Map<String, Json>) {
+    let metadata = file.metadata.iter().map(|(k, v)| (k.to_owned(), v.to_json(Some(SHOWN_ELEMENTS)))).collect();
+    (format!("GGUF v{}, alignment {}", file.version, file.alignment), metadata)
 }
 
 fn base_folder(path: &Path) -> Result<Inspection> {
@@ -383,7 +400,7 @@ fn list(out: &mut Inspection, tensors: Vec<StoredTensor>) {
         .into_iter()
         .map(|t| TensorLine {
             name: t.name,
-            dtype: t.dtype.name().into(),
+            dtype: t.dtype.name(),
             shape: t.shape,
             len_bytes: t.bytes.len() as u64,
             role: None,
@@ -401,11 +418,4 @@ fn finish(out: &mut Inspection, files: Vec<PathBuf>) {
         .map(|m| m.len())
         .sum();
     out.files = files;
-}
-
-impl Inspection {
-    /// The machine-readable form.
-    pub fn to_json(&self) -> Json {
-        json!(self)
-    }
 }

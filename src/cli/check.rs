@@ -60,7 +60,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         "base_identity": identity,
         "notes": checked.notes,
     });
-    ui.result(status, document, &text(a, &bundle, &checked, identity.as_ref()))?;
+    ui.result(status, document, text(a, &bundle, &checked, identity.as_ref()))?;
     checked.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
     Ok(if checked.pass() { 0 } else { Kind::Integrity.exit_code() })

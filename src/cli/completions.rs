@@ -19,6 +19,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let mut script = Vec::new();
     clap_complete::generate(a.shell, &mut Cli::command(), "ptplus", &mut script);
     let text = String::from_utf8_lossy(&script).into_owned();
-    ui.result(Status::Ok, json!({ "shell": a.shell.to_string(), "script": text }), &text)?;
+    ui.result(Status::Ok, json!({ "shell": a.shell.to_string(), "script": text }), text)?;
     Ok(0)
 }

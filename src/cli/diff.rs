@@ -24,7 +24,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let (left, right) = (read_adapter(&a.a, None)?, read_adapter(&a.b, None)?);
     let d = diff(&left, &right)?;
     let status = if d.same { Status::Ok } else { Status::Failed };
-    ui.result(status, json!(d), &text(a, &d, ui.is_verbose()))?;
+    ui.result(status, json!(d), text(a, &d, ui.is_verbose()))?;
     Ok(if d.same { 0 } else { Kind::Differs.exit_code() })
 }
 

@@ -19,7 +19,7 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let found = diagnose(&a.program)?;
     let works = found.linking == Linking::Dynamic;
-    ui.result(if works { Status::Ok } else { Status::Failed }, json!(found), &text(&found))?;
+    ui.result(if works { Status::Ok } else { Status::Failed }, json!(found), text(&found))?;
     Ok(if works { 0 } else { Kind::Unsupported.exit_code() })
 }
 

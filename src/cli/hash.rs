@@ -1,7 +1,7 @@
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::progress::Unit;
 use super::ui::{Status, Ui};
@@ -27,8 +27,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         .iter()
         .map(|p| of_path_reporting(p, &|done, total| ui.progress(done, total, Unit::Bytes)))
         .collect::<Result<Vec<_>>>()?;
-    let text: String = digests.iter().map(|d| lines(d, a.tensors)).collect();
-    ui.result(Status::Ok, json!({ "digests": digests }), &text)?;
+    ui.result(Status::Ok, Document { digests: &digests }, Lines { of: &digests, tensors: a.tensors })?;
     digests.iter().filter_map(|d| d.note.as_ref()).for_each(|n| ui.note(n));
     if let [first, rest @ ..] = &digests[..]
         && let Some(first) = &first.adapter
@@ -46,19 +45,30 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     Ok(0)
 }
 
+#[derive(Serialize)]
+struct Document<'a> {
+    digests: &'a [PathDigests],
+}
+
 /// llama-gguf-hash prints `%-8s  %s  %s` and reads any white space.
-fn lines(d: &PathDigests, tensors: bool) -> String {
-    let name = escape(&d.path.to_string_lossy());
-    let mut out = String::new();
-    if let Some(a) = &d.adapter {
-        let _ = writeln!(out, "canonical  {}  {name}", a.canonical);
-        let _ = writeln!(out, "values    {}  {name}", a.values);
-    }
-    if tensors {
-        for t in &d.tensors {
-            let _ = writeln!(out, "{:<8}  {}  {name}:{}", "sha256", t.sha256, escape(&t.name));
+struct Lines<'a> {
+    of: &'a [PathDigests],
+    tensors: bool,
+}
+
+impl Display for Lines<'_> {
+    fn fmt(&self, out: &mut Formatter) -> fmt::Result {
+        for d in self.of {
+            let name = escape(&d.path.to_string_lossy());
+            if let Some(a) = &d.adapter {
+                writeln!(out, "canonical  {}  {name}", a.canonical)?;
+                writeln!(out, "values    {}  {name}", a.values)?;
+            }
+            for t in d.tensors.iter().filter(|_| self.tensors) {
+                writeln!(out, "{:<8}  {}  {name}:{}", "sha256", t.sha256, escape(&t.name))?;
+            }
+            writeln!(out, "{:<8}  {}  {name}", "sha256", d.sha256)?;
         }
+        Ok(())
     }
-    let _ = writeln!(out, "{:<8}  {}  {name}", "sha256", d.sha256);
-    out
 }

@@ -1,6 +1,7 @@
 //! What a person may have meant: hints below an error, never a decision.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{Code, Error, Kind};
 use crate::inspect::{Lies, lies_at};
@@ -9,6 +10,8 @@ use crate::inspect::{Lies, lies_at};
 const MAX_ENTRIES: usize = 10_000;
 /// Entries of a folder that are opened to see what they are.
 const MAX_INSIDE: usize = 32;
+/// How long they are looked at; a hint is not worth more, and a file may be made to take long.
+const MAX_LOOKING: Duration = Duration::from_millis(500);
 
 /// The paths that a command line gives, each with the part that it is to play.
 #[derive(Debug, Clone, Default)]
@@ -43,13 +46,14 @@ impl Given {
                     out.push(format!("{} is {found}; {place} takes {}", shown(path), what(*part)));
                 }
                 Some(_) => {}
-                None if *part == Lies::Adapter && n_inside(path, *part) > 1 => {
-                    out.push(format!(
+                None if path.is_dir() => match (*part, &inside(path, *part)[..]) {
+                    (Lies::Adapter, [_, _, ..]) => out.push(format!(
                         "{} holds several adapters: `ptplus convert --jobs N` takes them all",
                         shown(path)
-                    ));
-                }
-                None => out.extend(near(path, *part).map(|p| format!("did you mean {}?", shown(&p)))),
+                    )),
+                    (_, found) => out.extend(the_one(found).map(|p| format!("did you mean {}?", shown(p)))),
+                },
+                None => out.extend(folder_of(path, *part).map(|p| format!("did you mean {}?", shown(p)))),
             }
         }
         out
@@ -72,38 +76,38 @@ fn place(part: Lies) -> &'static str {
     }
 }
 
-/// What can play the part in a folder; of a file (`config.json`, one of several shards), the folder that it lies in.
-fn near(path: &Path, part: Lies) -> Option<PathBuf> {
-    if path.is_dir() {
-        return inside(path, part);
-    }
+/// Of a file (`config.json`, one of several shards) the folder that it lies in, if that can play the part.
+fn folder_of(path: &Path, part: Lies) -> Option<&Path> {
     // Weights of an adapter may be given by themselves: broken ones are no hint that the folder was meant.
     if part != Lies::Base && path.extension().is_none_or(|e| e != "json") {
         return None;
     }
-    path.parent().filter(|folder| lies_at(folder) == Some(part)).map(Path::to_owned)
+    path.parent().filter(|folder| lies_at(folder) == Some(part))
 }
 
-fn n_inside(folder: &Path, part: Lies) -> usize {
-    entries(folder).filter(|path| lies_at(path) == Some(part)).count()
+/// The entries of a folder that can play the part. An index is not opened: its shards are.
+fn inside(folder: &Path, part: Lies) -> Vec<PathBuf> {
+    let start = Instant::now();
+    std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .take(MAX_INSIDE)
+        .flatten()
+        .map(|e| e.path())
+        .filter(|path| path.extension().is_none_or(|e| e != "json"))
+        .take_while(|_| start.elapsed() < MAX_LOOKING)
+        .filter(|path| lies_at(path) == Some(part))
+        .collect()
 }
 
-/// The one entry of a folder that can play the part; none where several can.
-fn inside(folder: &Path, part: Lies) -> Option<PathBuf> {
-    let mut found = entries(folder).filter(|path| lies_at(path) == Some(part));
-    let first = found.next()?;
-    // A base often lies there twice, as a folder and as GGUF: then the folder.
-    let others: Vec<PathBuf> = found.collect();
-    let all: Vec<&PathBuf> = std::iter::once(&first).chain(&others).filter(|p| p.is_dir()).collect();
-    match (&all[..], others.is_empty()) {
-        (_, true) => Some(first),
-        ([one], _) => Some((*one).clone()),
+/// The one that is meant. A base often lies there twice, as a folder and as GGUF: then the folder.
+fn the_one(found: &[PathBuf]) -> Option<&PathBuf> {
+    let folders: Vec<&PathBuf> = found.iter().filter(|p| p.is_dir()).collect();
+    match (found, &folders[..]) {
+        ([one], _) => Some(one),
+        (_, [one]) => Some(*one),
         _ => None,
     }
-}
-
-fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    std::fs::read_dir(folder).into_iter().flatten().take(MAX_INSIDE).flatten().map(|e| e.path())
 }
 
 /// Lines to show below `e`.

@@ -1,4 +1,4 @@
-use std::fmt::Write as _;
+use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
 use super::reading::Reading;
@@ -7,7 +7,7 @@ use super::ui::{self, Status, Ui};
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
-use crate::inspect::{Inspection, inspect_with};
+use crate::inspect::{Inspection, TensorLine, inspect_with};
 use serde_json::json;
 
 #[derive(clap::Args)]
@@ -30,96 +30,100 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.suggest_layout {
         let text = suggest_layout(&a.path)?;
-        ui.result(Status::Ok, json!({ "layout": text }), &text)?;
+        ui.result(Status::Ok, json!({ "layout": text }), text)?;
         return Ok(0);
     }
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
     let found = inspect_with(&a.path, &a.reading.options()?, base.as_ref())?;
-    ui.result(Status::Ok, found.to_json(), &text(&found, ui.is_verbose()))?;
+    ui.result(Status::Ok, &found, Text { of: &found, verbose: ui.is_verbose() })?;
     Ok(0)
 }
 
-fn text(i: &Inspection, verbose: bool) -> String {
-    let mut out = String::new();
-    let name = escape(&i.path.to_string_lossy());
-    let _ = writeln!(
-        out,
-        "{name}: {} ({}), {}, {} parameters in {} tensors",
-        i.kind,
-        i.format,
-        ui::bytes(i.len_bytes),
-        i.n_parameters,
-        i.tensors.len()
-    );
-    if let Some(a) = &i.adapter {
-        let _ = writeln!(out, "\nPrefix-Tuning+ adapter, {}", a.layout);
-        let _ = writeln!(
+/// An inspection for people.
+struct Text<'a> {
+    of: &'a Inspection,
+    verbose: bool,
+}
+
+impl Display for Text<'_> {
+    fn fmt(&self, out: &mut Formatter) -> fmt::Result {
+        let Text { of: i, verbose } = *self;
+        let name = escape(&i.path.to_string_lossy());
+        writeln!(
             out,
-            "  feature_map {}, query_tap {}, query_scale {}, memory_scale {}, memory_sharing {}",
-            a.feature_map, a.query_tap, a.query_scale, a.memory_scale, a.memory_sharing
-        );
-        let _ = writeln!(
-            out,
-            "  {} of {} layers, {} heads, {} kv heads, head_dim {}, value head_dim {}, {} features, row order {}",
-            a.adapted_layers.len(),
-            a.num_layers,
-            a.num_attention_heads,
-            a.num_key_value_heads,
-            a.head_dim,
-            a.value_head_dim,
-            a.num_features,
-            a.row_order
-        );
-    }
-    if let Some(b) = &i.base {
-        let _ = writeln!(
-            out,
-            "\nBase model, family {} (GGUF architecture {}, row order {})",
-            b.family, b.gguf_architecture, b.row_order
-        );
-        let _ = writeln!(
-            out,
-            "  {} layers, hidden size {}, {} heads, {} kv heads, head_dim {}, vocabulary {}{}",
-            b.num_layers,
-            b.hidden_size,
-            b.num_attention_heads,
-            b.num_key_value_heads,
-            b.head_dim,
-            b.vocab_size,
-            if b.tied_embeddings { ", tied embeddings" } else { "" }
-        );
-    }
-    if !i.metadata.is_empty() {
-        let _ = writeln!(out, "\nMetadata");
-        for (k, v) in &i.metadata {
-            let mut value = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-            const SHOWN_CHARS: usize = 120;
-            if !verbose && value.chars().count() > SHOWN_CHARS {
-                value = value.chars().take(SHOWN_CHARS).chain("...".chars()).collect();
-            }
-            let _ = writeln!(out, "  {} = {}", escape(k), escape(&value));
+            "{name}: {} ({}), {}, {} parameters in {} tensors",
+            i.kind,
+            i.format,
+            ui::bytes(i.len_bytes),
+            i.n_parameters,
+            i.tensors.len()
+        )?;
+        if let Some(a) = &i.adapter {
+            writeln!(out, "\nPrefix-Tuning+ adapter, {}", a.layout)?;
+            writeln!(
+                out,
+                "  feature_map {}, query_tap {}, query_scale {}, memory_scale {}, memory_sharing {}",
+                a.feature_map, a.query_tap, a.query_scale, a.memory_scale, a.memory_sharing
+            )?;
+            writeln!(
+                out,
+                "  {} of {} layers, {} heads, {} kv heads, head_dim {}, value head_dim {}, {} features, row order {}",
+                a.adapted_layers.len(),
+                a.num_layers,
+                a.num_attention_heads,
+                a.num_key_value_heads,
+                a.head_dim,
+                a.value_head_dim,
+                a.num_features,
+                a.row_order
+            )?;
         }
-    }
-    if !i.tensors.is_empty() {
-        let _ = writeln!(out, "\nTensors");
-        let with_role = i.tensors.iter().any(|t| t.role.is_some());
-        let rows: Vec<Vec<String>> = i
-            .tensors
-            .iter()
-            .map(|t| {
-                let mut row = vec![escape(&t.name), t.dtype.clone(), format!("{:?}", t.shape), ui::bytes(t.len_bytes)];
+        if let Some(b) = &i.base {
+            writeln!(
+                out,
+                "\nBase model, family {} (GGUF architecture {}, row order {})",
+                b.family, b.gguf_architecture, b.row_order
+            )?;
+            writeln!(
+                out,
+                "  {} layers, hidden size {}, {} heads, {} kv heads, head_dim {}, vocabulary {}{}",
+                b.num_layers,
+                b.hidden_size,
+                b.num_attention_heads,
+                b.num_key_value_heads,
+                b.head_dim,
+                b.vocab_size,
+                if b.tied_embeddings { ", tied embeddings" } else { "" }
+            )?;
+        }
+        if !i.metadata.is_empty() {
+            writeln!(out, "\nMetadata")?;
+            for (k, v) in &i.metadata {
+                let mut value = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+                const SHOWN_CHARS: usize = 120;
+                if !verbose && value.chars().count() > SHOWN_CHARS {
+                    value = value.chars().take(SHOWN_CHARS).chain("...".chars()).collect();
+                }
+                writeln!(out, "  {} = {}", escape(k), escape(&value))?;
+            }
+        }
+        if !i.tensors.is_empty() {
+            writeln!(out, "\nTensors")?;
+            let with_role = i.tensors.iter().any(|t| t.role.is_some());
+            let row = |t: &TensorLine| {
+                let mut row = vec![escape(&t.name), t.dtype.into(), format!("{:?}", t.shape), ui::bytes(t.len_bytes)];
                 row.extend(t.role.as_deref().filter(|_| with_role).map(escape));
                 row
-            })
-            .collect();
-        let header = ["name", "type", "shape", "size", "what it is"];
-        out.push_str(&table::table(&header[..if with_role { 5 } else { 4 }], &rows));
+            };
+            let header = ["name", "type", "shape", "size", "what it is"];
+            table::write_table(out, &header[..if with_role { 5 } else { 4 }], || i.tensors.iter().map(row))?;
+        }
+        for f in &i.findings {
+            writeln!(out, "\nfinding: {}", f.line())?;
+        }
+        for n in &i.notes {
+            writeln!(out, "\nnote: {}", escape(n))?;
+        }
+        Ok(())
     }
-    for f in &i.findings {
-        let _ = writeln!(out, "\nfinding: {}", f.line());
-    }
-    for n in &i.notes {
-        let _ = writeln!(out, "\nnote: {}", escape(n));
-    }
-    out
 }

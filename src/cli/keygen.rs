@@ -44,6 +44,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let (secret, public) = (escape(&a.key.to_string_lossy()), escape(&public_path.to_string_lossy()));
     let document = json!({ "secret_key": secret, "public_key": public, "public_key_base64": keys.public_base64 });
     let text = format!("{secret}: secret key, keep it to yourself\n{public}: public key {}\n", keys.public_base64);
-    ui.result(Status::Ok, document, &text)?;
+    ui.result(Status::Ok, document, text)?;
     Ok(0)
 }

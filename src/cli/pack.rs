@@ -172,7 +172,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let done = outcome?;
     let mut document = json!(done);
     document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
-    ui.result(Status::Ok, document, &text(a, &done))?;
+    ui.result(Status::Ok, document, text(a, &done))?;
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     if a.probe.is_none() {

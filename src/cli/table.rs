@@ -1,7 +1,7 @@
 //! Tables for people: columns where they fit the terminal, one block a row where they do not. Figures are never cut.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt::{self, Write};
 use std::io::IsTerminal as _;
 
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
@@ -19,14 +19,32 @@ const MIN_WIDTH: usize = 20;
 /// Left-aligned columns, within the width of the terminal if stdout is one. The first column is names, which may lose
 /// their middle; the others are figures. Cells come escaped.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
-    within(header, rows, terminal.map(|(width, _)| usize::from(width.0)))
+    let mut out = String::new();
+    write_table(&mut out, header, || rows.iter().cloned()).expect("a String takes anything");
+    out
 }
 
-fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String {
+/// [`table`], written as it is made. `rows` is called more than once, so that the cells of many rows need never be held
+/// together.
+///
+/// # Errors
+///
+/// Those of `out`.
+pub fn write_table<R>(out: &mut impl Write, header: &[&str], rows: impl Fn() -> R) -> fmt::Result
+where
+    R: Iterator<Item = Vec<String>>,
+{
+    let terminal = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    within(out, header, rows, terminal.map(|(width, _)| usize::from(width.0)))
+}
+
+fn within<R>(out: &mut impl Write, header: &[&str], rows: impl Fn() -> R, total: Option<usize>) -> fmt::Result
+where
+    R: Iterator<Item = Vec<String>>,
+{
     let mut widths: Vec<usize> = header.iter().map(|h| h.width()).collect();
-    for row in rows {
-        for (w, cell) in widths.iter_mut().zip(row) {
+    for row in rows() {
+        for (w, cell) in widths.iter_mut().zip(&row) {
             *w = (*w).max(cell.width());
         }
     }
@@ -34,19 +52,17 @@ fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String
         let others: usize = widths[1..].iter().map(|w| GAP + w).sum::<usize>() + INDENT;
         let left = total.max(MIN_WIDTH).saturating_sub(others);
         if widths[0] > left && left < MIN_NAME.max(header[0].width()) {
-            return blocks(header, rows, total.max(MIN_WIDTH));
+            return blocks(out, header, rows(), total.max(MIN_WIDTH));
         }
-        let names = |of: &dyn Fn(&str) -> String| {
-            rows.iter().filter_map(|r| r.first()).map(|name| of(name)).collect::<BTreeSet<_>>().len()
-        };
+        let names = || rows().filter_map(|row| row.into_iter().next());
+        let distinct = |of: &dyn Fn(String) -> String| names().map(of).collect::<BTreeSet<_>>().len();
         // `model.layers.3.self_attn.M` must not look like layer 4's, and words are no names.
-        let has_words = rows.iter().filter_map(|r| r.first()).any(|name| name.contains(' '));
-        if widths[0] > left && (has_words || names(&|name| cut(name, left)) < names(&str::to_owned)) {
-            return blocks(header, rows, total.max(MIN_WIDTH));
+        let is_ambiguous = || distinct(&|name| cut(&name, left)) < distinct(&|name| name);
+        if widths[0] > left && (names().any(|name| name.contains(' ')) || is_ambiguous()) {
+            return blocks(out, header, rows(), total.max(MIN_WIDTH));
         }
         widths[0] = widths[0].min(left);
     }
-    let mut out = String::new();
     let mut line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = " ".repeat(INDENT);
         for (cell, w) in cells.zip(&widths) {
@@ -54,41 +70,37 @@ fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String
             text.push_str(&cell);
             text.extend(std::iter::repeat_n(' ', w + GAP - cell.width()));
         }
-        let _ = writeln!(out, "{}", text.trim_end());
+        writeln!(out, "{}", text.trim_end())
     };
-    line(&mut header.iter().copied());
-    for row in rows {
-        line(&mut row.iter().map(String::as_str));
-    }
-    out
+    line(&mut header.iter().copied())?;
+    rows().try_for_each(|row| line(&mut row.iter().map(String::as_str)))
 }
 
 /// Each row as its name and below it a line for every other cell.
-fn blocks(header: &[&str], rows: &[Vec<String>], total: usize) -> String {
+fn blocks(out: &mut impl Write, header: &[&str], rows: impl Iterator<Item = Vec<String>>, total: usize) -> fmt::Result {
     let label = header[1..].iter().map(|h| h.width()).max().unwrap_or(0);
-    let mut out = String::new();
     for row in rows {
         let name = row.first().map_or("", String::as_str);
         // A number alone does not say what it counts.
         let title = if name.parse::<f64>().is_ok() { format!("{} {name}", header[0]) } else { name.to_owned() };
         for part in wrapped(&title, total - INDENT) {
-            let _ = writeln!(out, "{:INDENT$}{part}", "");
+            writeln!(out, "{:INDENT$}{part}", "")?;
         }
         for (name, cell) in header[1..].iter().zip(&row[1..]) {
             let before = 2 * INDENT + label + GAP;
             let pad = label - name.width();
             // Beside its label, or where that leaves too little room, below it.
             if before + cell.width() <= total {
-                let _ = writeln!(out, "{:w$}{name}{:pad$}{:GAP$}{cell}", "", "", "", w = 2 * INDENT);
+                writeln!(out, "{:w$}{name}{:pad$}{:GAP$}{cell}", "", "", "", w = 2 * INDENT)?;
             } else {
-                let _ = writeln!(out, "{:w$}{name}", "", w = 2 * INDENT);
+                writeln!(out, "{:w$}{name}", "", w = 2 * INDENT)?;
                 for part in wrapped(cell, total - 3 * INDENT) {
-                    let _ = writeln!(out, "{:w$}{part}", "", w = 3 * INDENT);
+                    writeln!(out, "{:w$}{part}", "", w = 3 * INDENT)?;
                 }
             }
         }
     }
-    out
+    Ok(())
 }
 
 /// The start and the end of a cell that is too wide: names differ at either.
@@ -132,6 +144,12 @@ mod tests {
     use super::*;
 
     const NAME: &str = "blk.12.attn_prefix_memory.weight";
+
+    fn within(header: &[&str], rows: &[Vec<String>], total: Option<usize>) -> String {
+        let mut out = String::new();
+        super::within(&mut out, header, || rows.iter().cloned(), total).unwrap();
+        out
+    }
 
     fn fits(text: &str, width: usize) -> bool {
         text.lines().all(|l| l.width() <= width)

@@ -116,7 +116,7 @@ pub fn list(ui: &Ui) -> Result<u8> {
         })
         .collect();
     let text = table::table(&["type", "ggml number", "elements in a block", "bits per element"], &rows);
-    ui.result(Status::Ok, serde_json::json!({ "types": document }), &text)?;
+    ui.result(Status::Ok, serde_json::json!({ "types": document }), text)?;
     Ok(0)
 }
 

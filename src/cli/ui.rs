@@ -1,11 +1,13 @@
 //! Where output goes and how it looks: stdout for results, stderr for the rest; colour only where it helps.
 
 use std::error::Error as _;
-use std::io::{IsTerminal, Write as _};
+use std::fmt::Display;
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::hints::{Given, hints};
 use super::progress::{Progress, Unit};
@@ -26,6 +28,8 @@ pub struct Ui {
     /// Where a report was written, for the result.
     report: OnceLock<PathBuf>,
 }
+
+type Stdout = BufWriter<io::StdoutLock<'static>>;
 
 /// Whether the command found what it should.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -67,20 +71,21 @@ impl Ui {
         self.verbose
     }
 
-    /// Prints the result: `document`'s fields with `--json`, else `text`.
+    /// Prints the result: `document`'s fields with `--json`, else `text`. Either is written as it is made, since a table
+    /// of many tensors is large.
     ///
     /// # Errors
     ///
     /// [`Code::Io`] where stdout cannot be written; a reader that closes the pipe early (`| head`) is none.
-    pub fn result(&self, status: Status, document: Value, text: &str) -> Result<()> {
+    pub fn result(&self, status: Status, document: impl Serialize, text: impl Display) -> Result<()> {
         self.progress.clear();
-        if !self.json {
-            return write_stdout(&format!("{text}{}", self.report_line()));
-        }
-        let mut text =
-            serde_json::to_string_pretty(&Value::Object(self.envelope(status, document))).unwrap_or_default();
-        text.push('\n');
-        write_stdout(&text)
+        to_stdout(|out| match self.json {
+            true => {
+                serde_json::to_writer_pretty(&mut *out, &self.envelope(status, document))?;
+                out.write_all(b"\n")
+            }
+            false => write!(out, "{text}{}", self.report_line()),
+        })
     }
 
     /// Prints one of many results, whole and on a line of its own: `document` with `--json`, else `text`; a failure's text
@@ -91,7 +96,7 @@ impl Ui {
     /// As [`result`](Self::result).
     pub fn batch_line(&self, (status, document): (Status, Value), text: &str) -> Result<()> {
         let print = || match (self.json, status) {
-            (true, _) => write_stdout(&format!("{}\n", Value::Object(self.envelope(status, document)))),
+            (true, _) => self.json_line(status, document),
             (false, Status::Ok) if self.quiet => Ok(()),
             (false, Status::Ok) => write_stdout(text),
             (false, Status::Failed) => {
@@ -109,22 +114,24 @@ impl Ui {
     /// As [`result`](Self::result).
     pub fn batch_end(&self, status: Status, document: Value, text: &str) -> Result<()> {
         self.progress.clear();
-        if self.json {
-            return write_stdout(&format!("{}\n", Value::Object(self.envelope(status, document))));
-        }
-        write_stdout(text)
+        if self.json { self.json_line(status, document) } else { write_stdout(text) }
     }
 
-    fn envelope(&self, status: Status, document: Value) -> Map<String, Value> {
-        let mut out = Map::new();
-        out.insert("schema_version".into(), SCHEMA_VERSION.into());
-        out.insert("command".into(), self.command.into());
-        out.insert("status".into(), if status == Status::Ok { "ok" } else { "failed" }.into());
-        if let Value::Object(fields) = document {
-            out.extend(fields);
+    fn json_line(&self, status: Status, document: Value) -> Result<()> {
+        // Made first: threads write whole lines.
+        let mut line = serde_json::to_string(&self.envelope(status, document)).unwrap_or_default();
+        line.push('\n');
+        write_stdout(&line)
+    }
+
+    fn envelope<D: Serialize>(&self, status: Status, document: D) -> Envelope<D> {
+        Envelope {
+            schema_version: SCHEMA_VERSION,
+            command: self.command,
+            status: if status == Status::Ok { "ok" } else { "failed" },
+            document,
+            report: self.report.get().map(|path| path.to_string_lossy().into_owned()),
         }
-        out.extend(self.report.get().map(|path| ("report".to_owned(), path.to_string_lossy().into())));
-        out
     }
 
     /// Text between the results of several steps, on stdout.
@@ -174,6 +181,18 @@ impl Ui {
     }
 }
 
+/// What every JSON document has around its own fields.
+#[derive(Serialize)]
+struct Envelope<D> {
+    schema_version: u32,
+    command: &'static str,
+    status: &'static str,
+    #[serde(flatten)]
+    document: D,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    report: Option<String>,
+}
+
 /// An error as a document.
 pub fn error_fields(e: &Error, given: &Given) -> Value {
     json!({ "error": {
@@ -189,9 +208,13 @@ pub fn error_fields(e: &Error, given: &Given) -> Value {
 }
 
 fn write_stdout(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+    to_stdout(|out| out.write_all(text.as_bytes()))
+}
+
+fn to_stdout(write: impl FnOnce(&mut Stdout) -> io::Result<()>) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::new(Code::Io, format!("cannot write to stdout: {e}")).caused_by(e))
         }
         _ => Ok(()),
@@ -203,13 +226,13 @@ fn colour_wanted(terminal: bool) -> bool {
 }
 
 fn paint_stderr(text: &str, ansi: &str) -> String {
-    if colour_wanted(std::io::stderr().is_terminal()) { format!("\x1b[{ansi}m{text}\x1b[0m") } else { text.to_owned() }
+    if colour_wanted(io::stderr().is_terminal()) { format!("\x1b[{ansi}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// `PASS` or `FAIL`, the word always, the colour where there is one.
 pub fn verdict(pass: bool) -> String {
     let (word, ansi) = if pass { ("PASS", "32;1") } else { ("FAIL", "31;1") };
-    if colour_wanted(std::io::stdout().is_terminal()) { format!("\x1b[{ansi}m{word}\x1b[0m") } else { word.to_owned() }
+    if colour_wanted(io::stdout().is_terminal()) { format!("\x1b[{ansi}m{word}\x1b[0m") } else { word.to_owned() }
 }
 
 /// `4.4 MB`, decimal units as disks and `ls -h --si` count.

@@ -63,7 +63,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         escape(&a.output.to_string_lossy()),
         bundle.files.len()
     );
-    ui.result(Status::Ok, document, &text)?;
+    ui.result(Status::Ok, document, text)?;
     checked.notes.iter().for_each(|n| ui.note(n));
     Ok(0)
 }

@@ -72,7 +72,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     let status = if exit == 0 { Status::Ok } else { Status::Failed };
     let document = json!({ "adapter": a.adapter.to_string_lossy(), "base": a.base.as_ref().map(|b| b.to_string_lossy()), "pass": exit == 0, "findings": findings, "notes": notes, "base_identity": identity });
-    ui.result(status, document, &text(a, &findings))?;
+    ui.result(status, document, text(a, &findings))?;
     notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
     Ok(exit)

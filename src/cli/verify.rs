@@ -138,7 +138,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         #[cfg(feature = "report")]
         let reported =
             report_file.map(|file| file.write(&crate::report::comparison(&adapter, &other, &report), ui)).transpose();
-        ui.result(status, json!(report), &tensor_text(&report))?;
+        ui.result(status, json!(report), tensor_text(&report))?;
         #[cfg(feature = "report")]
         reported?;
         return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
@@ -200,7 +200,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     };
     #[cfg(feature = "report")]
     let reported = write_report();
-    ui.result(status, document, &shown)?;
+    ui.result(status, document, shown)?;
     #[cfg(feature = "report")]
     reported?;
     Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })

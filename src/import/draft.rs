@@ -16,7 +16,7 @@ use super::axes::{Axes, Axis};
 use super::ledger::{Entry, Fate, Ledger};
 use super::mapping::{Mapped, Mapping};
 use super::rules::{self, Meaning, Rows};
-use super::source::TensorSource;
+use super::source::{SourceTensor, TensorSource};
 use super::stated::Stated;
 use super::statements::{self, Settled};
 use super::{Imported, Options, Origin};
@@ -27,8 +27,12 @@ use crate::finding::Finding;
 use crate::tensor::{LazyTensor, shape};
 pub use orientation::Orientation;
 
-/// Most parts (layers times heads times roles) of an adapter. The deepest models have 130 layers of 128 heads.
-const MAX_PIECES: usize = 1 << 18;
+/// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
+const MAX_PARTS: usize = 1 << 16;
+/// Most parts (layers times roles) of an adapter. The deepest models have 130 layers.
+const MAX_PIECES: usize = 1 << 16;
+/// Left-over tensors that are listed one by one. Nobody reads more, and a base model's are no help.
+const MAX_LISTED: usize = 1000;
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -175,21 +179,32 @@ fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Opti
     }
 }
 
+/// Whether any name is that of an adapter's part, layout files aside.
+pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
+    tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
+}
+
 impl Draft {
     /// Finds every tensor's meaning. Bytes are touched (checksums) for the adapter's parts alone.
     fn classify(
         &mut self,
-        tensors: Vec<super::source::SourceTensor>,
+        tensors: Vec<SourceTensor>,
         mapping: Option<&Mapping>,
         base: Option<&BaseModel>,
     ) -> Result<()> {
         if let Some(m) = mapping {
             m.check_work(tensors.iter().map(|t| t.name.len()).sum())?;
         }
+        let names = tensors.iter().map(|t| t.name.as_str());
+        if mapping.is_none() && !has_parts(&tensors) {
+            let is_whole_model = names.clone().any(|name| matches!(rules::read(name), Meaning::Ignored(_)));
+            return Err(self.no_part(names, is_whole_model));
+        }
         let base_names: HashSet<&str> = base.into_iter().flat_map(|b| b.tensors()).map(|t| t.name.as_str()).collect();
         let mut suffixes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
+        self.ledger.entries.reserve(tensors.len());
         for t in tensors {
             let mapped = match mapping {
                 Some(m) => m.read(&t.name)?,
@@ -234,6 +249,10 @@ impl Draft {
                 },
             };
             if let Some((role, layer, head, order, adapter)) = part {
+                if self.parts.len() == MAX_PARTS {
+                    let message = format!("expected at most {MAX_PARTS} tensors of an adapter, found more");
+                    return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&entry.name));
+                }
                 if let Some(adapter) = adapter {
                     suffixes.entry(adapter).or_default().push(self.parts.len());
                 }
@@ -247,32 +266,43 @@ impl Draft {
             self.ledger.entries.push(entry);
         }
         self.one_adapter_name(&suffixes, &mut unknown);
-        for (i, looks_like_adapter) in unknown {
-            let entry = &self.ledger.entries[i];
-            // A file that holds nothing but an adapter has no business with other weights.
-            if looks_like_adapter || !is_whole_model {
-                self.findings.push(Finding::new(
-                    Code::AdapterLeftOver,
-                    &entry.name,
-                    "a tensor that a rule knows (or an entry of a layout file, --layout)",
-                    "a tensor that belongs to no part of the adapter",
-                ));
-            }
-        }
         if self.parts.is_empty() {
-            let suspects: Vec<String> = self.findings.iter().take(5).map(|f| f.place.clone()).collect();
-            let found = if suspects.is_empty() {
-                "none".into()
-            } else {
-                format!("none that a rule knows, but {}", suspects.join(", "))
-            };
-            return Err(Error::new(
-                Code::AdapterKind,
-                format!("expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}; a layout file can say what they are: ptplus inspect --suggest-layout"),
-            )
-            .file(&self.path));
+            let names = self.ledger.entries.iter().filter(|e| e.fate == Fate::LeftOver).map(|e| e.name.as_str());
+            return Err(self.no_part(names, is_whole_model));
+        }
+        // A file that holds nothing but an adapter has no business with other weights.
+        let left_over = unknown.iter().filter(|(_, looks_like_adapter)| *looks_like_adapter || !is_whole_model);
+        let n_left_over = left_over.clone().count();
+        let finding = |place: &str, found: &str| {
+            let expected = "a tensor that a rule knows (or an entry of a layout file, --layout)";
+            Finding::new(Code::AdapterLeftOver, place, expected, found)
+        };
+        for (i, _) in left_over.take(MAX_LISTED) {
+            let name = &self.ledger.entries[*i].name;
+            self.findings.push(finding(name, "a tensor that belongs to no part of the adapter"));
+        }
+        if n_left_over > MAX_LISTED {
+            let found = format!("{} more that belong to no part of the adapter", n_left_over - MAX_LISTED);
+            self.findings.push(finding("other tensors", &found));
         }
         Ok(())
+    }
+
+    /// The refusal of a source without any part of an adapter; `names` are those that nothing claims.
+    fn no_part<'a>(&self, names: impl Iterator<Item = &'a str>, is_whole_model: bool) -> Error {
+        let is_suspect = |name: &&str| match rules::read(name) {
+            Meaning::Unknown { looks_like_adapter } => looks_like_adapter || !is_whole_model,
+            _ => false,
+        };
+        let suspects: Vec<&str> = names.filter(is_suspect).take(5).collect();
+        let found = match suspects[..] {
+            [] => "none".into(),
+            _ => format!("none that a rule knows, but {}", suspects.join(", ")),
+        };
+        let message = format!(
+            "expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}; a layout file can say what they are: ptplus inspect --suggest-layout"
+        );
+        Error::new(Code::AdapterKind, message).file(&self.path)
     }
 
     /// Words after a rule's phrase are taken for PEFT's adapter name only where every part has the same.

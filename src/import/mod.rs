@@ -22,6 +22,7 @@ use crate::error::Result;
 use crate::finding::Finding;
 use crate::package::Container;
 pub use candidates::{Candidate, Candidates, Conventions};
+pub(crate) use draft::has_parts;
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};
 use ledger::Ledger;
@@ -105,7 +106,7 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 }
 
 /// [`open`], of a source that is open.
-fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
+pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
     match source {
         Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
         Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),

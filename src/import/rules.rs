@@ -247,7 +247,8 @@ fn places<'a>(all: &[&'a str]) -> Places<'a> {
 
 /// A plain decimal number, as `str` prints it.
 fn number(word: &str) -> Option<usize> {
-    word.parse::<usize>().ok().filter(|n| n.to_string() == word)
+    let is_plain = word == "0" || !word.starts_with(['0', '+']);
+    word.parse::<usize>().ok().filter(|_| is_plain)
 }
 
 /// The first number counts layers and the second heads, unless the words before them say otherwise. `None` where they
@@ -291,7 +292,7 @@ fn phrases(words: &[&str]) -> Vec<(String, Option<String>)> {
 
 /// Whether the words end as a weight of a transformer does: `self_attn.q_proj.weight`. A LoRA in there is none.
 fn is_base(words: &[&str]) -> bool {
-    if words.iter().any(|w| !WRAPPERS.contains(w) && SUSPECT.iter().any(|s| w.to_ascii_lowercase().contains(s))) {
+    if words.iter().any(|w| !WRAPPERS.contains(w) && contains_any(w, SUSPECT)) {
         return false;
     }
     match words {
@@ -308,10 +309,16 @@ const SUSPECT: &[&str] = &["prefix", "memor", "feature", "normali", "prompt", "l
 
 fn looks_like_adapter(words: &[&str]) -> bool {
     words.iter().any(|w| {
-        let lower = w.to_ascii_lowercase();
-        SUSPECT.iter().chain(&["attn", "attention"]).any(|p| lower.contains(p))
+        contains_any(w, SUSPECT)
+            || contains_any(w, &["attn", "attention"])
             || matches!(*w, "M" | "N" | "W" | "mem" | "phi")
     })
+}
+
+/// Whether the word has one of these parts, in whatever case.
+fn contains_any(word: &str, parts: &[&str]) -> bool {
+    let lower = word.to_ascii_lowercase();
+    parts.iter().any(|part| lower.contains(part))
 }
 
 #[cfg(test)]

@@ -47,6 +47,16 @@ pub struct TensorSource {
     pub files: Vec<PathBuf>,
 }
 
+impl Source {
+    /// Every tensor, in the file's order.
+    pub fn into_tensors(self) -> Vec<SourceTensor> {
+        match self {
+            Source::Gguf(file) => stored(file.tensors),
+            Source::Tensors(source) => source.tensors,
+        }
+    }
+}
+
 /// A tensor of a source.
 pub struct SourceTensor {
     /// Name in the source; in a PyTorch checkpoint the keys that lead to it, joined by dots.
@@ -245,8 +255,11 @@ fn from_safetensors(opened: safetensors::Safetensors) -> Opened {
     if !files.contains(&opened.path) {
         files.push(opened.path);
     }
-    let tensor = |t: StoredTensor| SourceTensor { name: t.name.clone(), elements: Elements::Stored(t) };
-    (format, opened.tensors.into_iter().map(tensor).collect(), files)
+    (format, stored(opened.tensors), files)
+}
+
+fn stored(tensors: Vec<StoredTensor>) -> Vec<SourceTensor> {
+    tensors.into_iter().map(|t| SourceTensor { name: t.name.clone(), elements: Elements::Stored(t) }).collect()
 }
 
 fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {

@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 use crate::adapter::{Adapter, Role};
 use crate::digest::{TensorDigest, hex, sorted_compact_json};
 use crate::error::{Code, Result};
-use crate::import::source::{self, Source};
+use crate::import::source::{self, Source, SourceTensor};
 use crate::import::{self, Options};
-use crate::tensor::{DType, LazyTensor};
+use crate::tensor::{DType, LazyTensor, shape};
 use crate::transform::cast;
 use crate::validate::{self, Validated};
 
@@ -152,43 +152,45 @@ pub fn of_path(path: &Path) -> Result<PathDigests> {
 ///
 /// As there.
 pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<PathDigests> {
-    // First: it opens the files too, and a table of many tensors is large.
-    let (adapter, note) = match adapter_of(path) {
-        Ok(adapter) => (Some(adapter), None),
-        Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
-            (None, Some(format!("no digest of an adapter: {}", e.message())))
+    let source = source::open(path)?;
+    let (adapter, note) = match &source {
+        // Not worth reading again.
+        Source::Tensors(s) if !import::has_parts(&s.tensors) => {
+            (None, Some("no digest of an adapter: no tensor has the name of a part of one".to_owned()))
         }
-        Err(e) => return Err(e),
+        _ => match adapter_of(path) {
+            Ok(adapter) => (Some(adapter), None),
+            Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
+                (None, Some(format!("no digest of an adapter: {}", e.message())))
+            }
+            Err(e) => return Err(e),
+        },
     };
-    let tensors = stored_tensors(path)?;
-    let len = |t: &LazyTensor| t.stored_bytes().map_or(t.len_bytes(), <[u8]>::len) as u64;
+    let tensors = source.into_tensors();
+    let len = |t: &SourceTensor| shape::len_bytes(t.shape(), t.dtype()).unwrap_or(0) as u64;
     // Each tensor, all of them in a row, and what the adapter computes.
     let of_adapter: u64 = adapter.iter().flat_map(|a| a.adapter().tensors()).map(|(.., t)| t.len_bytes() as u64).sum();
-    let total = tensors.iter().map(|(_, t)| 2 * len(t)).sum::<u64>() + of_adapter;
+    let total = tensors.iter().map(|t| 2 * len(t)).sum::<u64>() + of_adapter;
     let done = AtomicU64::new(0);
     let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
-    let whole = || {
+    // Each opened when its turn comes: views of many tensors are large.
+    let whole = || -> Result<String> {
         let mut all = Sha256::new();
-        tensors.iter().for_each(|(_, t)| update(&mut all, t, &step));
-        hex(&all.finalize())
+        tensors.iter().try_for_each(|t| t.open().map(|view| update(&mut all, &view, &step)))?;
+        Ok(hex(&all.finalize()))
     };
-    let each = || tensors.par_iter().map(|(name, t)| tensor_digest(name, t, &step)).collect::<Vec<_>>();
+    let each = || -> Result<Vec<TensorDigest>> {
+        tensors.par_iter().map(|t| t.open().map(|view| tensor_digest(&t.name, &view, &step))).collect()
+    };
     let (sha256, digests) = rayon::join(whole, each);
+    let (sha256, tensors) = sha256.and_then(|s| Ok((s, digests?))).map_err(|e| e.file(path))?;
     let adapter = adapter.map(|a| AdapterDigest::in_steps(a.adapter(), &step));
-    Ok(PathDigests { path: path.to_owned(), tensors: digests, sha256, adapter, note })
+    Ok(PathDigests { path: path.to_owned(), tensors, sha256, adapter, note })
 }
 
 fn adapter_of(path: &Path) -> Result<Validated> {
     let imported = import::read(path, &Options::default(), None)?;
     validate::check(imported, None).map_err(|r| r.into_error().file(path))
-}
-
-fn stored_tensors(path: &Path) -> Result<Vec<(String, LazyTensor)>> {
-    let opened: Result<Vec<_>> = match source::open(path)? {
-        Source::Gguf(file) => file.tensors.into_iter().map(|t| t.lazy().map(|lazy| (t.name, lazy))).collect(),
-        Source::Tensors(source) => source.tensors.into_iter().map(|t| t.open().map(|lazy| (t.name, lazy))).collect(),
-    };
-    opened.map_err(|e| e.file(path))
 }
 
 /// Of each tensor of an adapter, as its file has it.

@@ -204,7 +204,7 @@ pub fn cases() -> Vec<Case> {
         ConfigUnsupported,
     ));
     cases.push(crate::case::large(
-        "2,000 small blocks and 200,000 tensors of nobody",
+        "2,000 small blocks and 130,000 tensors of nobody",
         crowded,
         Some(ConfigUnsupported),
     ));
@@ -335,7 +335,7 @@ fn crowded() -> Vec<u8> {
             raw = raw.f32s(&name.replacen("blk.0.", &format!("blk.{block}."), 1), &ne, &vec![0.5; n]);
         }
     }
-    for i in 0..200_000 {
+    for i in 0..130_000 {
         raw = raw.f32s(&format!("x{i}"), &[0], &[]);
     }
     raw.build()

@@ -1,9 +1,13 @@
 //! A sample of every table through the tool: exit code, one escaped line on stderr, no output left.
 
+use std::io::Read as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
-use crate::case::Case;
+use ptplus::format::limits::{SAFETENSORS_TENSORS, TENSORS};
+
+use crate::case::{Case, MEMORY_MIB, alone};
+use crate::gguf_file::Raw;
 use crate::{adapter, gguf, gguf_adapter, safetensors};
 
 /// Every how manieth case; each costs a process.
@@ -70,4 +74,68 @@ fn refusals_have_an_exit_code_and_one_line_and_leave_nothing() {
     ]
     .concat();
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
+
+/// Most tensors that a format may have, with long names.
+fn most_tensors(dir: &Path) {
+    let name = |i: usize| format!("{i:0>60}");
+    let tensors = TENSORS as usize;
+    let gguf = (0..tensors).fold(Raw::new(), |raw, i| raw.info(name(i).as_bytes(), &[1, 1, 1, 0], 0, 0)).build();
+    std::fs::write(dir.join("most.gguf"), gguf).expect("a file");
+    let shard = |start: usize, end: usize| {
+        let entry =
+            |i: usize| format!("\"{}\":{{\"dtype\":\"F32\",\"shape\":[1,1,1,0],\"data_offsets\":[0,0]}}", name(i));
+        safetensors::file(&format!("{{{}}}", (start..end).map(entry).collect::<Vec<_>>().join(",")), 0)
+    };
+    let mut index = Vec::new();
+    for start in (0..tensors).step_by(SAFETENSORS_TENSORS) {
+        let end = (start + SAFETENSORS_TENSORS).min(tensors);
+        std::fs::write(dir.join(format!("{start}.safetensors")), shard(start, end)).expect("a file");
+        index.extend((start..end).map(|i| format!("\"{}\":\"{start}.safetensors\"", name(i))));
+    }
+    let index = format!("{{\"weight_map\":{{{}}}}}", index.join(","));
+    std::fs::write(dir.join("most.safetensors.index.json"), index).expect("a file");
+}
+
+/// Runs the tool and reads what it prints piece by piece; bytes printed, and its memory while it lived.
+fn memory_mib(args: &[&str], dir: &Path) -> (usize, usize) {
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_ptplus"))
+        .args(args)
+        .current_dir(dir)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the tool runs");
+    let mut stdout = tool.stdout.take().expect("a pipe");
+    let (mut piece, mut printed, mut peak) = (vec![0; 1 << 16], 0, 0);
+    loop {
+        let n = stdout.read(&mut piece).expect("a pipe");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", tool.id())).unwrap_or_default();
+        let kib =
+            status.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<usize>().ok());
+        peak = peak.max(kib.unwrap_or(0) / 1024);
+        printed += n;
+        if n == 0 {
+            break;
+        }
+    }
+    assert!(tool.wait().expect("the tool ends").success(), "{args:?}");
+    (printed, peak)
+}
+
+#[test]
+fn tables_of_most_tensors_are_printed_within_the_memory() {
+    let _turn = alone();
+    let dir = tempfile::tempdir().expect("a folder");
+    most_tensors(dir.path());
+    for file in ["most.gguf", "most.safetensors.index.json"] {
+        for args in [&["inspect"][..], &["inspect", "--json"], &["hash", "--tensors"], &["hash", "--json"]] {
+            let args = [args, &[file]].concat();
+            let (printed, peak) = memory_mib(&args, dir.path());
+            if std::env::var_os("PTPLUS_SHOW").is_some() {
+                println!("{args:?}: {printed} bytes, {peak} MiB");
+            }
+            assert!(printed > TENSORS as usize * 60 && (10..=MEMORY_MIB).contains(&peak), "{args:?}: {peak} MiB");
+        }
+    }
 }

@@ -23,7 +23,7 @@ pub(super) fn parse(path: &Path, bytes: &Bytes) -> Result<Gguf> {
     let version = read_version(&mut r)?;
     let n_tensors = r.count("tensors", limits::TENSORS)?;
     let n_keys = r.count("metadata entries", limits::GGUF_KEYS)?;
-    // Both tables must fit what is left. The counts are below 2^18, so nothing overflows.
+    // Both tables must fit what is left. The counts are below 150,001, so nothing overflows.
     let needed = n_keys as u64 * MIN_KEY_BYTES + n_tensors as u64 * MIN_TENSOR_BYTES;
     if needed > r.left() {
         return Err(r.truncated(format!("{n_keys} metadata entries and {n_tensors} tensors"), needed));

@@ -40,7 +40,7 @@ pub const MAX_ARGUMENTS: usize = 8;
 /// Bytes of a dictionary's key. Names have up to 255; this bounds the work of looking for keys that occur twice.
 pub const MAX_KEY_BYTES: usize = 512;
 
-/// Tensors, and how often they may be referred to: as in any format, 3.7 times the yardstick.
+/// Tensors, and how often they may be referred to: as in any format, twice the yardstick.
 pub const MAX_TENSORS: usize = crate::format::limits::TENSORS as usize;
 
 /// Dimensions of a tensor. PyTorch allows 64; no weight has more than 5.

@@ -18,14 +18,14 @@ use crate::format::{json, limits, links};
 /// [`Code::SafetensorsIndex`], and those of [`open`] and [`json::read_file`].
 pub fn open_index(path: &Path) -> Result<Safetensors> {
     let index = json::read_file(path, limits::JSON_BYTES)?;
-    let shards = shards_of(&index).map_err(|e| e.file(path))?;
+    let shards = shards_of(index).map_err(|e| e.file(path))?;
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
     let mut whole: Option<Safetensors> = None;
     for (shard, listed) in shards {
-        let file = shard_path(folder, shard).map_err(|e| e.file(path).field(shorten(shard)))?;
+        let file = shard_path(folder, &shard).map_err(|e| e.file(path).field(shorten(&shard)))?;
         let part = open(&file).map_err(|e| match e.code() {
             Code::NotFound => fault(format!("the index names this shard, but there is none at {}", file.display()))
                 .file(path)
@@ -45,19 +45,22 @@ fn fault(message: String) -> Error {
     Error::new(Code::SafetensorsIndex, message)
 }
 
-/// The shards by name, each with its tensors.
-fn shards_of(index: &Value) -> Result<BTreeMap<&str, Vec<&str>>> {
-    let Some(Value::Object(map)) = index.get("weight_map") else {
+/// The shards by name, each with its tensors. Takes the index apart, which is large.
+fn shards_of(mut index: Value) -> Result<BTreeMap<String, Vec<String>>> {
+    let Some(Value::Object(map)) = index.get_mut("weight_map").map(Value::take) else {
         return Err(fault("expected an object of file names".into()).field("weight_map"));
     };
-    let mut shards = BTreeMap::<&str, Vec<&str>>::new();
+    let n_tensors = map.len();
+    let mut shards = BTreeMap::<String, Vec<String>>::new();
     for (tensor, shard) in map {
-        check_name(tensor)?;
-        let shard = shard.as_str().ok_or_else(|| fault("expected a file name".into()).field(tensor))?;
+        check_name(&tensor)?;
+        let Value::String(shard) = shard else {
+            return Err(fault("expected a file name".into()).field(tensor));
+        };
         shards.entry(shard).or_default().push(tensor);
     }
-    if shards.len() > limits::SHARDS || map.len() as u64 > limits::TENSORS {
-        let message = format!("{} shards with {} tensors are above the limits", shards.len(), map.len());
+    if shards.len() > limits::SHARDS || n_tensors as u64 > limits::TENSORS {
+        let message = format!("{} shards with {n_tensors} tensors are above the limits", shards.len());
         return Err(fault(message).field("weight_map"));
     }
     Ok(shards)
@@ -77,8 +80,8 @@ fn shard_path(folder: &Path, shard: &str) -> Result<PathBuf> {
 }
 
 /// The shard holds the listed tensors and no other.
-fn compare(part: &Safetensors, listed: Vec<&str>) -> Result<()> {
-    let mut missing: HashSet<&str> = listed.into_iter().collect();
+fn compare(part: &Safetensors, listed: Vec<String>) -> Result<()> {
+    let mut missing: HashSet<&str> = listed.iter().map(String::as_str).collect();
     for t in &part.tensors {
         if !missing.remove(&*t.name) {
             return Err(fault("the shard holds this tensor, but the index does not list it here".into()).field(&t.name));
