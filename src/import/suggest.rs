@@ -8,6 +8,7 @@ use super::rules::{self, Meaning, Rule};
 use super::source::{self, Source, SourceTensor};
 use crate::adapter::Role;
 use crate::error::{Code, Error, Result};
+use crate::format::limits::LAYOUT_PATTERNS;
 use crate::tensor::shape;
 
 /// Names with the same pattern.
@@ -36,6 +37,7 @@ pub fn suggest_layout(path: &Path) -> Result<String> {
     };
     let mut groups: Vec<Group> = Vec::new();
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut n_left_out = 0;
     let varying = varying(source.tensors.iter().map(|t| t.name.as_str()));
     for t in &source.tensors {
         let meaning = rules::read(&t.name);
@@ -45,13 +47,18 @@ pub fn suggest_layout(path: &Path) -> Result<String> {
                 groups[i].n_tensors += 1;
                 groups[i].same_shape &= groups[i].shape == t.shape();
             }
+            None if groups.len() == LAYOUT_PATTERNS => n_left_out += 1,
             None => {
                 places.insert(pattern.clone(), groups.len());
                 groups.push(group(t, pattern, n_numbers, meaning));
             }
         }
     }
-    Ok(text(&groups))
+    let mut out = text(&groups);
+    if n_left_out > 0 {
+        let _ = writeln!(out, "\n# {n_left_out} more tensors: a layout file has at most {LAYOUT_PATTERNS} entries.");
+    }
+    Ok(out)
 }
 
 fn group(t: &SourceTensor, pattern: String, n_numbers: usize, meaning: Meaning) -> Group {

@@ -20,6 +20,8 @@ use crate::error::{Code, Error, Result};
 
 /// `0x1950a86a20f9469cfc6c`, little endian.
 pub(super) const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+/// The same as protocols 0 and 1 write it.
+pub(super) const MAGIC_IN_TEXT: &[u8] = b"L119547037146038801333356L\n.";
 const PROTOCOL_VERSION: i64 = 1001;
 
 /// Reads the whole file: the object, its root, and where each of its storages lies.

@@ -50,6 +50,14 @@ pub const MAX_DIMS: usize = 16;
 /// the heads of a layer by `expand` has some 2 MB.
 pub const MAX_REPEATED_BYTES: usize = 64 << 20;
 
+/// How many times the bytes of all storages the tensors may have together. A model under two names with tied embeddings
+/// has not quite three times.
+pub const MAX_SHARING: usize = 4;
+
+/// Bytes that tensors may have beyond that: 130 layers of one memory each, shared between the heads by `expand`, have
+/// 260 MB. Hashing and writing take as long as tensors are large, and 60,000 of them may share one storage.
+pub const MAX_SHARED_BYTES: usize = 320 << 20;
+
 /// Containers inside one another. A training checkpoint has about 6 levels.
 pub const MAX_DEPTH: usize = 32;
 

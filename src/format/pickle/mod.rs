@@ -28,7 +28,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
 use crate::format::names::check_name;
 use crate::tensor::Bytes;
-use limits::MAX_TENSORS;
+use limits::{MAX_SHARED_BYTES, MAX_SHARING, MAX_TENSORS};
 use machine::Pickle;
 use tensor::Storage;
 use value::{Tree, Value};
@@ -78,9 +78,12 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 /// Whether a file that starts with these bytes (16 are enough) is to be read as a PyTorch checkpoint: a zip archive,
-/// or a pickle of protocol 2 or later.
+/// or a pickle of protocol 2 or later. Older protocols are refused by name.
 pub fn is_checkpoint(start: &[u8]) -> bool {
-    start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") || is_pickle(start)
+    start.starts_with(b"PK\x03\x04")
+        || start.starts_with(b"PK\x05\x06")
+        || is_pickle(start)
+        || start.starts_with(&legacy::MAGIC_IN_TEXT[..16])
 }
 
 fn is_pickle(start: &[u8]) -> bool {
@@ -104,7 +107,14 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
 /// As [`open`].
 pub fn read(path: &Path, file: Bytes) -> Result<Checkpoint> {
     let path: Arc<Path> = path.into();
-    let read = if is_pickle(&file) { read_legacy(&path, &file) } else { read_zip(&path, &file) };
+    let read = if is_pickle(&file) {
+        read_legacy(&path, &file)
+    } else if file.starts_with(legacy::MAGIC_IN_TEXT) {
+        let message = "the file is pickled with protocol 0 or 1: save it with PyTorch's default, 2";
+        Err(Error::new(Code::PickleUnsupported, message).at(0))
+    } else {
+        read_zip(&path, &file)
+    };
     read.map_err(|e| e.file(&path))
 }
 
@@ -210,6 +220,9 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
     });
     let tree = Tree { arena: pickle.arena, root, tensors: tensors.collect() };
 
+    let stored: usize = storages.iter().map(|s| s.bytes.len()).sum(); // parts of one file
+    let most = stored.saturating_mul(MAX_SHARING).saturating_add(MAX_SHARED_BYTES);
+    let mut left = most;
     let mut walk = Item::new(&tree, root).tensors();
     let mut n_found = 0;
     while let Some(n) = walk.advance() {
@@ -224,9 +237,15 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
         if !walk.path().is_empty() {
             check_name(&name).map_err(|e| e.at(declared_at[n]))?;
         }
-        tree.tensors[n].view().map_err(|e| {
+        let view = tree.tensors[n].view().map_err(|e| {
             let message = e.message().to_owned();
-            Error::new(Code::PickleTensor, message).field(name).at(declared_at[n])
+            Error::new(Code::PickleTensor, message).field(&name).at(declared_at[n])
+        })?;
+        left = left.checked_sub(view.len_bytes()).ok_or_else(|| {
+            let message = format!(
+                "expected tensors of at most {most} bytes together, sharing {stored} bytes of storages, found more"
+            );
+            Error::new(Code::PickleLimit, message).field(&name).at(declared_at[n])
         })?;
     }
     Ok(tree)

@@ -49,6 +49,12 @@ fn big_text(n: usize) -> Vec<u8> {
     [b"X".to_vec(), (n as u32).to_le_bytes().to_vec(), b"a".repeat(n), b"q\x010".to_vec()].concat()
 }
 
+/// A list of `n` tensors, each one element 2^21 times.
+fn repeating(n: usize) -> Vec<u8> {
+    let tensor = Pickle(Vec::new()).tensor(0, &[1 << 21], &[0]).0;
+    [b"](".to_vec(), tensor.repeat(n), b"e".to_vec()].concat()
+}
+
 const MB: usize = 1_000_000;
 
 /// Name, bomb, and the code it is refused with; what is merely large is accepted.
@@ -109,6 +115,8 @@ fn calls() -> Vec<Row> {
         ("a long tuple as a persistent id", repeated(&arguments, b"h\0Q0", 20 * MB, b"N."), wrong),
         ("tensors of 16 dimensions", repeated(&shared, b"h\x02h\x03R0", 25 * MB, b"N."), limit),
         ("60,000 tensors spelled out", repeated(b"", &spelled_out, 18 * MB, b"N."), None),
+        ("41 memories that repeat 8 MiB", once(&[repeating(41)]), Some(Code::PickleLimit)),
+        ("40 memories that repeat 8 MiB", once(&[repeating(40)]), None),
         ("60,000 tensors with long names", once(&[long_names]), Some(Code::NameInvalid)),
         ("one tensor a million times", repeated(&in_memo, b"h\x05", 2 * MB, b"e."), limit),
     ]

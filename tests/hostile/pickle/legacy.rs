@@ -72,6 +72,7 @@ fn what_is_said_twice_is_compared() {
             wrong,
         ),
         ("another magic number", with(|p| p.magic[6] ^= 1), wrong),
+        ("pickle protocol 0", with(|p| p.magic = b"L119547037146038801333356L\n.".to_vec()), Code::PickleUnsupported),
         ("file protocol 1000", with(|p| p.protocol = Pickle::new().op(b"M\xe8\x03").stop()), wrong),
         ("another protocol in the system", with(|p| p.system = system(1000, b"\x88")), wrong),
         // In an archive it is "unsupported"; here one changed bit says so, and nothing tells it from damage.
