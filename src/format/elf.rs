@@ -7,6 +7,10 @@ use crate::error::{Code, Error, Result};
 
 /// Symbols looked at; the largest programs have some hundred thousand.
 const MAX_SYMBOLS: usize = 1 << 22;
+/// Symbols with the prefix asked for; llama.cpp has some 300.
+const MAX_FOUND: usize = 1 << 12;
+/// Bytes of a name that is asked for: a file's path.
+const MAX_NAME: usize = 1 << 12;
 /// Entries of a dynamic section looked at; real ones have some dozen.
 const MAX_DYNAMIC: usize = 1 << 12;
 
@@ -120,10 +124,15 @@ fn symbols(
     for i in 0..n.min(MAX_SYMBOLS as u64) {
         let Ok(at) = add(offset, i * ENTRY) else { break };
         let (Ok(name_at), Ok(section)) = (file.u32(at), file.u16(add(at, 6)?)) else { break };
-        let Ok(name) = name(text, u64::from(name_at)) else { break };
-        if name.starts_with(prefix) {
-            found.push((name.to_owned(), if section == 0 { Definition::Imported } else { Definition::Own }));
+        let Some(rest) = text.get(name_at as usize..) else { break };
+        if !rest.starts_with(prefix.as_bytes()) {
+            continue;
         }
+        let Ok(name) = name(text, u64::from(name_at)) else { break };
+        if found.len() == MAX_FOUND {
+            return Err(Error::new(Code::Elf, format!("expected at most {MAX_FOUND} symbols {prefix}*, found more")));
+        }
+        found.push((name.to_owned(), if section == 0 { Definition::Imported } else { Definition::Own }));
     }
     Ok(found)
 }
@@ -148,7 +157,9 @@ fn add(a: u64, b: u64) -> Result<u64> {
 
 fn name(text: &[u8], at: u64) -> Result<&str> {
     let rest = usize::try_from(at).ok().and_then(|at| text.get(at..));
-    let found = rest.and_then(|r| r.split(|b| *b == 0).next()).and_then(|n| std::str::from_utf8(n).ok());
+    let start = rest.map(|r| &r[..r.len().min(MAX_NAME)]);
+    let found =
+        start.and_then(|r| Some(&r[..r.iter().position(|b| *b == 0)?])).and_then(|n| std::str::from_utf8(n).ok());
     found.ok_or_else(|| Error::new(Code::Elf, "expected a name, found none").at(at))
 }
 
@@ -193,6 +204,42 @@ mod tests {
         assert!(found.needed.iter().any(|n| n.starts_with("libc.so")), "{:?}", found.needed);
         assert_eq!(found.symbol("malloc"), Some(Definition::Imported));
         assert_eq!(found.symbol("mallory"), None);
+    }
+
+    /// A program of one loaded part: the dynamic section, `n` symbols whose names begin at 0, and the names.
+    fn program(n: usize, names: &[u8]) -> Vec<u8> {
+        let (dynamic, symbols) = (200_u64, 264_u64);
+        let text = symbols + 24 * n as u64;
+        let len = text + names.len() as u64;
+        let mut out = b"\x7fELF\x02\x01".to_vec();
+        out.resize(64, 0);
+        out[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        out[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        out[56..58].copy_from_slice(&2_u16.to_le_bytes());
+        for (kind, offset, len) in [(PT_LOAD, 0, len), (PT_DYNAMIC, dynamic, 64)] {
+            out.extend(kind.to_le_bytes());
+            out.extend([0; 4]);
+            [offset, offset, 0, len, len, 0].iter().for_each(|x| out.extend(x.to_le_bytes()));
+        }
+        out.resize(dynamic as usize, 0);
+        for (tag, value) in [(DT_STRTAB, text), (DT_STRSZ, names.len() as u64), (DT_SYMTAB, symbols), (0, 0)] {
+            out.extend([tag, value].iter().flat_map(|x| x.to_le_bytes()));
+        }
+        out.resize(text as usize, 0);
+        [&out, names].concat()
+    }
+
+    #[test]
+    fn symbols_cost_what_their_prefix_costs() {
+        let found = dynamic(&program(3, b"llama_x\0"), "llama_").unwrap();
+        assert_eq!(found.symbols.len(), 3);
+        assert_eq!(found.symbol("llama_x"), Some(Definition::Imported));
+        // A million names that end a megabyte later, and none is asked for.
+        let long = [&vec![b'n'; 1 << 20][..], b"\0"].concat();
+        assert!(dynamic(&program(1 << 20, &long), "llama_").unwrap().symbols.is_empty());
+        assert_eq!(dynamic(&program(MAX_FOUND + 1, b"llama_\0"), "llama_").unwrap_err().code(), Code::Elf);
+        let long = [&b"llama_"[..], &[b'n'; MAX_NAME], b"\0"].concat();
+        assert!(dynamic(&program(3, &long), "llama_").unwrap().symbols.is_empty());
     }
 
     #[test]
