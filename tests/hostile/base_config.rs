@@ -76,6 +76,7 @@ fn with(key: &str, value: Option<&str>) -> String {
 }
 
 /// A right configuration.
+#[cfg(feature = "generate")]
 pub fn right() -> String {
     with("", None)
 }
