@@ -65,12 +65,15 @@ impl Keys<'_> {
         if per_layer.len() != n_layers {
             return Err(self.invalid(name, format!("expected {n_layers} entries, found {}", per_layer.len())));
         }
-        match per_layer.iter().find(|n| **n != per_layer[0]) {
-            Some(other) => Err(self.unsupported(
-                name,
-                format!("expected the same value in all layers, found {} and {other}", per_layer[0]),
-            )),
-            None => Ok(Some(per_layer[0] as usize)),
+        let Some(&first) = per_layer.first() else {
+            return Err(self.invalid(name, "expected at least one entry, found none"));
+        };
+        match per_layer.iter().find(|n| **n != first) {
+            Some(other) => {
+                let message = format!("expected the same value in all layers, found {first} and {other}");
+                Err(self.unsupported(name, message))
+            }
+            None => Ok(Some(first as usize)),
         }
     }
 

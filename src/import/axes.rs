@@ -144,6 +144,8 @@ impl Axes {
                 None if rest != 1 => return None,
                 None => {}
             }
+            // An empty dimension divides by anything; what is known need not go together with it.
+            group.iter().rev().try_fold(1_usize, |n, axis| n.checked_mul(sizes[axis]))?;
         }
         Some(sizes)
     }
@@ -199,6 +201,14 @@ mod tests {
     /// Element `[l, h, f, v]` of the canonical tensor, for lengths 2, 3, 4 and 5.
     fn element(l: usize, h: usize, f: usize, v: usize) -> f32 {
         (l * 1000 + h * 100 + f * 10 + v) as f32
+    }
+
+    #[test]
+    fn an_empty_dimension_does_not_make_sizes_go_together() {
+        let axes = Axes::parse("(H F V)").unwrap();
+        let known = |f: usize, v: usize| [(Axis::Feature, f), (Axis::Value, v)].into_iter().collect::<Sizes>();
+        assert_eq!(axes.solve(&[0], &known(1 << 20, 1 << 63)), None);
+        assert_eq!(axes.solve(&[0], &known(4, 5)).unwrap()[&Axis::Head], 0);
     }
 
     #[test]

@@ -237,6 +237,11 @@ pub(super) fn parse(signature: &[u8]) -> Result<SignatureBox> {
         let found = format!("expected one of {UNTRUSTED_COMMENTS:?} as untrusted comment, found {comment:?}");
         return Err(invalid(found));
     }
+    // The crate takes the second signature for 64 bytes without looking; 88 characters of normal Base64 are.
+    let is_whole = |line: &str| line.len() == 88 && line.ends_with("==");
+    if !text.lines().nth(3).is_some_and(is_whole) {
+        return Err(invalid("expected a signature of 64 bytes in the fourth line, found another".into()));
+    }
     if parsed.trusted_comment().is_err() || parsed.to_string() != text {
         return Err(invalid("expected the normal form of a signature file, found another".into()));
     }
@@ -287,6 +292,25 @@ mod tests {
         }
         for cut in 0..text.len() {
             assert!(verify(&signer.public, &text.as_bytes()[..cut], b"manifest").is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_signature_of_another_length_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let signer = signer(Protection::None, dir.path());
+        let text = signer.sign(b"manifest").unwrap();
+        for line in [1, 3] {
+            for n_bytes in [0, 1, 3, 10, 31, 32, 63, 65, 66, 73, 74, 75, 128] {
+                let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+                let other = Base64::encode_to_string(vec![0x45; n_bytes]).unwrap();
+                if other.len() == lines[line].len() {
+                    continue;
+                }
+                lines[line] = other;
+                let e = verify(&signer.public, (lines.join("\n") + "\n").as_bytes(), b"manifest").unwrap_err();
+                assert_eq!(e.code(), Code::SignatureInvalid, "line {line}, {n_bytes} bytes");
+            }
         }
     }
 

@@ -113,6 +113,21 @@ pub fn cases() -> Vec<Case> {
         refused("general.type as number", with("general.type", u32(1)), GgufKey),
         refused("general.name as number", with("general.name", u32(1)), GgufKey),
         refused(
+            "counts per layer, none, in no block",
+            file(
+                keys()
+                    .into_iter()
+                    .map(|(key, t, v)| match key {
+                        "llama.block_count" => (key, t, vec![0; 4]),
+                        "llama.attention.head_count" => (key, 9, array(4, 0, &[])),
+                        _ => (key, t, v),
+                    })
+                    .collect(),
+                tensors(),
+            ),
+            ConfigField,
+        ),
+        refused(
             "counts per layer, none",
             with("llama.attention.head_count_kv", Some((9, array(4, 0, &[])))),
             ConfigField,
