@@ -34,6 +34,55 @@ impl Finding {
     }
 }
 
+/// Findings one by one up to [`Findings::LISTED`], and how many more there are: nobody reads millions of lines.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    list: Vec<Finding>,
+    n_more: usize,
+}
+
+impl Findings {
+    /// How many are listed.
+    pub const LISTED: usize = 1000;
+
+    pub fn push(&mut self, finding: Finding) {
+        // One of a graver kind decides the exit code, however late it comes.
+        let is_graver = || {
+            let gravest = self.list.iter().map(|f| f.code.kind().precedence()).min();
+            gravest.is_some_and(|p| finding.code.kind().precedence() < p)
+        };
+        match self.list.len() < Self::LISTED || is_graver() {
+            true => self.list.push(finding),
+            false => self.n_more += 1,
+        }
+    }
+
+    pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
+        findings.into_iter().for_each(|f| self.push(f));
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// The list, and where there are more a last line that says so.
+    pub fn into_vec(self) -> Vec<Finding> {
+        let Findings { mut list, n_more } = self;
+        if let Some(code) = list.last().map(|f| f.code).filter(|_| n_more > 0) {
+            list.push(Finding::new(code, "and more", "none of these", format!("{n_more} beyond those listed")));
+        }
+        list
+    }
+}
+
+impl From<Vec<Finding>> for Findings {
+    fn from(list: Vec<Finding>) -> Self {
+        let mut out = Findings::default();
+        out.extend(list);
+        out
+    }
+}
+
 impl Serialize for Finding {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeStruct;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
@@ -387,12 +388,8 @@ fn empty(path: &Path, kind: &'static str, format: String) -> Inspection {
 }
 
 fn list(out: &mut Inspection, tensors: Vec<StoredTensor>) {
-    let mut files: Vec<PathBuf> = Vec::new();
-    for t in &tensors {
-        if !files.iter().any(|f| **f == *t.file) {
-            files.push(t.file.to_path_buf());
-        }
-    }
+    let files: IndexSet<&Path> = tensors.iter().map(|t| &*t.file).collect();
+    let mut files: Vec<PathBuf> = files.into_iter().map(Path::to_owned).collect();
     if files.is_empty() {
         files.push(out.path.clone());
     }

@@ -11,7 +11,7 @@ use crate::adapter::{Adapter, Geometry, Role, RowOrder, gguf_names};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
-use crate::finding::Finding;
+use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{Imported, Origin, ledger::Ledger};
@@ -159,7 +159,8 @@ impl Rejected {
 ///
 /// [`Rejected`], with every finding.
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
-    let Imported { adapter, ledger, mut findings, origin } = imported;
+    let Imported { adapter, ledger, findings, origin } = imported;
+    let mut findings = Findings::from(findings);
     let mut notes = Vec::new();
     if adapter.layers.is_empty() && findings.is_empty() {
         findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
@@ -171,6 +172,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         against_base(&adapter, &origin, base, &mut findings);
     }
     findings.extend(values::check(&adapter));
+    let mut findings = findings.into_vec();
     if origin.gguf_architecture.is_some() {
         findings.iter_mut().for_each(gguf_names::place_in_gguf);
     }
@@ -208,7 +210,7 @@ fn not_read(ledger: &Ledger) -> Option<String> {
 }
 
 /// What the tool itself has written into the configuration: damage there must not switch a check off.
-fn own_fields(adapter: &Adapter, findings: &mut Vec<Finding>) {
+fn own_fields(adapter: &Adapter, findings: &mut Findings) {
     let extra = &adapter.config.extra;
     let mut check = |field: &str, expected: &str, holds: fn(&str) -> bool| {
         if let Some(value) = extra.get(field).filter(|v| !v.as_str().is_some_and(holds)) {
@@ -219,7 +221,7 @@ fn own_fields(adapter: &Adapter, findings: &mut Vec<Finding>) {
     check(BASE_FINGERPRINT, "the fingerprint of a base", fingerprint::is_well_formed);
 }
 
-fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
+fn against_itself(adapter: &Adapter, findings: &mut Findings) {
     let g = &adapter.config.geometry;
     if !g.n_heads.is_multiple_of(g.n_kv_heads) {
         findings.push(Finding::new(
@@ -268,7 +270,7 @@ fn against_itself(adapter: &Adapter, findings: &mut Vec<Finding>) {
 }
 
 /// W, b and N are properties of an adapter: one that lacks a part in some of its layers has lost it.
-fn uneven(adapter: &Adapter, findings: &mut Vec<Finding>) {
+fn uneven(adapter: &Adapter, findings: &mut Findings) {
     for &role in Role::ALL {
         let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(role).is_some()) else { continue };
         for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(role).is_none()) {
@@ -324,7 +326,7 @@ fn name_in(path: &str) -> Option<&str> {
     (!last.is_empty() && !last.starts_with("checkpoint") && !SAY_NOTHING.contains(&last)).then_some(last)
 }
 
-fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Vec<Finding>) {
+fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
     let c = &adapter.config;
     let Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, .. } = c.geometry;
     for (field, adapter_has, base_has) in [

@@ -45,9 +45,10 @@ impl BaseModel {
             if t.shape.len() == 2 {
                 let rows = self.rows(weight)?;
                 // A few rows at a time: the embedding of a large model takes GiBs as F32.
-                const ROWS: usize = 1024;
-                for start in (0..rows.n_rows()).step_by(ROWS) {
-                    let range = start..rows.n_rows().min(start + ROWS);
+                const VALUES: usize = 1 << 20;
+                let step = (VALUES / rows.row_len().max(1)).max(1);
+                for start in (0..rows.n_rows()).step_by(step) {
+                    let range = start..rows.n_rows().min(start + step);
                     values.resize(range.len() * rows.row_len(), 0.0);
                     rows.decode(range, &mut values);
                     if let Some(f) = first_bad(&t.name, &values, start * rows.row_len()) {

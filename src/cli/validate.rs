@@ -1,7 +1,8 @@
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde::Serialize;
 
 use super::base_check::{self, BaseCheck};
 use super::progress::Unit;
@@ -71,11 +72,28 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         notes.push("checked against its own configuration only; --base checks that it fits its model".into());
     }
     let status = if exit == 0 { Status::Ok } else { Status::Failed };
-    let document = json!({ "adapter": a.adapter.to_string_lossy(), "base": a.base.as_ref().map(|b| b.to_string_lossy()), "pass": exit == 0, "findings": findings, "notes": notes, "base_identity": identity });
+    let document = Document {
+        adapter: a.adapter.to_string_lossy(),
+        base: a.base.as_ref().map(|b| b.to_string_lossy()),
+        pass: exit == 0,
+        findings: &findings,
+        notes: &notes,
+        base_identity: identity.as_ref(),
+    };
     ui.result(status, document, text(a, &findings))?;
     notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
     Ok(exit)
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    adapter: Cow<'a, str>,
+    base: Option<Cow<'a, str>>,
+    pass: bool,
+    findings: &'a [Finding],
+    notes: &'a [String],
+    base_identity: Option<&'a Identity>,
 }
 
 fn text(a: &Arguments, findings: &[Finding]) -> String {

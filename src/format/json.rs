@@ -22,10 +22,15 @@ use crate::error::{Code, Error, Result};
 /// With the byte offset: [`Code::JsonSyntax`] (also for numbers beyond f64 and anything after the document),
 /// [`Code::JsonDuplicateKey`] at any depth, [`Code::JsonTooLarge`].
 pub fn parse(text: &[u8]) -> Result<Value> {
-    parse_at_most(text, JSON_VALUES)
+    parse_of(text, JSON_VALUES)
 }
 
-fn parse_at_most(text: &[u8], max_values: usize) -> Result<Value> {
+/// [`parse`], with at most `max_values` values.
+///
+/// # Errors
+///
+/// As [`parse`].
+pub fn parse_of(text: &[u8], max_values: usize) -> Result<Value> {
     if text.len() as u64 > JSON_BYTES {
         return Err(too_large(text.len() as u64, JSON_BYTES));
     }
@@ -42,7 +47,7 @@ pub fn parse_config(text: &[u8]) -> Result<Value> {
     if text.len() as u64 > CONFIG_BYTES {
         return Err(too_large(text.len() as u64, CONFIG_BYTES));
     }
-    parse_at_most(text, CONFIG_VALUES)
+    parse_of(text, CONFIG_VALUES)
 }
 
 /// [`parse_config`] of a file.
@@ -82,7 +87,7 @@ fn read_at_most(path: &Path, max_bytes: u64, max_values: usize) -> Result<Value>
         let len = std::fs::metadata(path).map_or(max_bytes + 1, |m| m.len());
         return Err(too_large(len, max_bytes).file(path));
     }
-    parse_at_most(&text, max_values).map_err(|e| e.file(path))
+    parse_of(&text, max_values).map_err(|e| e.file(path))
 }
 
 fn too_large(found: u64, limit: u64) -> Error {

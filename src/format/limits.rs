@@ -6,6 +6,8 @@
 //! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s, and no model in use comes near
 //! any of them, format constants apart.
 
+use std::time::Duration;
+
 /// Bytes of a key or of any name that is not a GGUF tensor's. Source: the longest file name on common file systems;
 /// GGUF itself allows 65,535 for keys.
 pub const NAME_BYTES: usize = 255;
@@ -23,9 +25,9 @@ pub const GGUF_ALIGNMENT: u32 = 2 << 20;
 /// `general.alignment` where a file does not say. Source: ggml's `GGUF_DEFAULT_ALIGNMENT`.
 pub const GGUF_DEFAULT_ALIGNMENT: u32 = 32;
 
-/// Bytes before the data of a GGUF file: metadata and tensor table. The same as safetensors' header; the largest
-/// vocabularies (262,144 tokens with scores, types and merges) need 15 MB.
-pub const GGUF_HEADER_BYTES: usize = HEADER_BYTES;
+/// Bytes before the data of a GGUF file: metadata and tensor table. The largest vocabularies (262,144 tokens with scores,
+/// types and merges) need 15 MB, and some files embed a `tokenizer.json` of 33 MB beside.
+pub const GGUF_HEADER_BYTES: usize = 100_000_000;
 
 /// Metadata entries of a GGUF file. Models have 20 to 60.
 pub const GGUF_KEYS: u64 = 1 << 16;
@@ -50,8 +52,9 @@ pub const ADAPTER_TENSORS: usize = 4 * 4096;
 /// matrices, each with a scale, has 138,240 and some of attention; one costs some 600 bytes while a file is read.
 pub const TENSORS: u64 = 150_000;
 
-/// Bytes of a safetensors header. Source: `MAX_HEADER_SIZE` in the safetensors crate.
-pub const HEADER_BYTES: usize = 100_000_000;
+/// Bytes of a safetensors header, padding included. The crate's own limit, `MAX_HEADER_SIZE`, is 100 MB, but reading that
+/// costs four times as much; [`SAFETENSORS_TENSORS`] with names of 255 bytes and all metadata fit.
+pub const HEADER_BYTES: usize = 48 << 20;
 
 /// Tensors of one safetensors file. The crate spends 1.2 kB on each; single files have some thousands, since large
 /// models are sharded.
@@ -92,6 +95,10 @@ pub const CONFIG_BYTES: u64 = 1 << 20;
 /// Tokens of a vocabulary: each costs some 200 bytes once text is split by it. The largest in use have 262,144.
 pub const VOCABULARY_TOKENS: usize = 1 << 19;
 
+/// Bytes of all tokens of a vocabulary, and of all its pairs: each text is kept five times where text is split. The largest
+/// in use have 3 and 9 MB.
+pub const VOCABULARY_BYTES: usize = 16 << 20;
+
 /// Pairs that merge into tokens; each costs some 250 bytes. The longest list in use has 514,906.
 pub const VOCABULARY_MERGES: usize = 1 << 19;
 
@@ -115,16 +122,23 @@ pub const LAYOUT_PATTERNS: usize = 256;
 /// Bytes of one pattern in a layout file.
 pub const LAYOUT_PATTERN_BYTES: usize = 4096;
 
-/// Bytes of one compiled pattern, and of its matching cache: times [`LAYOUT_PATTERNS`] that is 64 MiB of each. The regex
-/// crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB.
-pub const LAYOUT_COMPILED_BYTES: usize = 256 << 10;
+/// Bytes of one compiled pattern; its matching cache may have four times as many: times [`LAYOUT_PATTERNS`] that is 16
+/// and 64 MiB. The regex crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB.
+pub const LAYOUT_COMPILED_BYTES: usize = 64 << 10;
 
 /// Bytes of all tensor names times patterns of a layout file. Ten patterns on the 50,000 names of a large checkpoint,
-/// 60 bytes each, are 30 MB; a compiled pattern of the largest size takes some 10 ns for a byte.
+/// 60 bytes each, are 30 MB, at some 10 ns for a byte.
 pub const LAYOUT_WORK_BYTES: usize = 64 << 20;
+
+/// How long names are matched with the patterns of a layout file. A pattern that is made for it outgrows its cache with
+/// every byte and takes a thousand times as long as others.
+pub const LAYOUT_TIME: Duration = Duration::from_secs(1);
 
 /// Levels of tables and lists in one line of a layout file. Its own lines have two; a constant may be a list of tables.
 pub const LAYOUT_DEPTH: usize = 16;
+
+/// Rows times tokens of a probe. 8 rows of 32,768 are more than anybody compares.
+pub const PROBE_TOKENS: usize = 1 << 20;
 
 /// Files of a sharded or split model. A model of 2 TB in shards of 4 GB, a usual size, has 500.
 pub const SHARDS: usize = 4096;
@@ -132,8 +146,14 @@ pub const SHARDS: usize = 4096;
 /// Files of a bundle. What pack writes has six; a folder of shards has some hundred.
 pub const BUNDLE_FILES: usize = 1024;
 
+/// Files and folders of a bundle's folder, those that are refused included.
+pub const BUNDLE_ENTRIES: usize = 2 * BUNDLE_FILES;
+
 /// Folders within folders of a bundle. What pack writes has one.
 pub const BUNDLE_DEPTH: usize = 8;
+
+/// Values in a bundle's manifest: sixteen for each of the most tensors of an adapter.
+pub const MANIFEST_VALUES: usize = 16 * ADAPTER_TENSORS;
 
 /// Bytes of a bundle's manifest. A line of 100 bytes for each tensor of the deepest models, several per layer, is 100 kB.
 pub const MANIFEST_BYTES: usize = 4 << 20;

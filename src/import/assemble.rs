@@ -1,20 +1,24 @@
 //! Pieces with a role to an [`Adapter`]: shared by every source.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::stated::Stated;
 use super::statements::still_open;
 use crate::adapter::{Adapter, AdapterConfig, AdapterLayer, Geometry, MemorySharing, Role, StatedLayers};
 use crate::base::BaseModel;
-use crate::error::{Code, Result};
-use crate::finding::Finding;
+use crate::error::{Code, Error, Result};
+use crate::finding::{Finding, Findings};
 use crate::tensor::LazyTensor;
+
+/// Elements of a memory or feature weight of one head, which is decoded, reordered and written as a whole. 64 x 64 to
+/// 256 x 256 are usual; this is 8,192 features of 512.
+const HEAD_ELEMENTS: usize = 1 << 22;
 
 /// The layers of an adapter, keyed by layer and role.
 pub(super) type Pieces = BTreeMap<(usize, Role), LazyTensor>;
 
 /// Layers from pieces. A layer without memory, or a bias without its weight, becomes a finding and is left out.
-pub(super) fn layers(mut pieces: Pieces, findings: &mut Vec<Finding>) -> BTreeMap<usize, AdapterLayer> {
+pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<usize, AdapterLayer> {
     let numbers: std::collections::BTreeSet<usize> = pieces.keys().map(|(i, _)| *i).collect();
     let mut layers = BTreeMap::new();
     for i in numbers {
@@ -57,7 +61,7 @@ pub(super) fn check_stated_layers(
     stated: Option<&StatedLayers>,
     n_layers: usize,
     found: &BTreeMap<usize, AdapterLayer>,
-    findings: &mut Vec<Finding>,
+    findings: &mut Findings,
 ) {
     let missing = |i: usize| {
         Finding::new(
@@ -72,11 +76,12 @@ pub(super) fn check_stated_layers(
         Some(StatedLayers::All) => findings.extend((0..n_layers).filter(|i| !found.contains_key(i)).map(missing)),
         Some(StatedLayers::List(list)) => {
             findings.extend(list.iter().filter(|i| !found.contains_key(i)).map(|&i| missing(i)));
-            findings.extend(found.keys().filter(|i| !list.contains(i)).map(|&i| {
+            let stated: HashSet<usize> = list.iter().copied().collect();
+            findings.extend(found.keys().filter(|i| !stated.contains(i)).map(|&i| {
                 Finding::new(
                     Code::AdapterLeftOver,
                     Adapter::canonical_name(i, Role::Memory),
-                    format!("only the layers of layers_to_transform {list:?}"),
+                    format!("only the {} layers of layers_to_transform", list.len()),
                     format!("weights for layer {i}"),
                 )
             }));
@@ -137,6 +142,12 @@ pub(super) fn config(
     else {
         return Err(still_open(&missing));
     };
+    for (name, columns) in [("head_dim", head_dim), ("value head_dim", value_head_dim)] {
+        if n_features.checked_mul(columns).is_none_or(|n| n > HEAD_ELEMENTS) {
+            let message = format!("expected heads of at most {HEAD_ELEMENTS} elements, found {n_features} x {columns}");
+            return Err(Error::new(Code::ConfigUnsupported, message).field(name));
+        }
+    }
     Ok(AdapterConfig {
         feature_map,
         query_tap,

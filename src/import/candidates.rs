@@ -13,6 +13,7 @@ use super::{Imported, assemble};
 use crate::adapter::{AdapterConfig, AdapterLayer, FeatureMap, MemorySharing, QueryTap};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
+use crate::finding::Findings;
 
 /// A value for every convention.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -110,9 +111,9 @@ impl Draft {
         let mut refusal = None;
         for &sharing in &sharings {
             for orientation in self.orientations(Some(sharing), b) {
-                let mut findings = Vec::new();
+                let mut findings = Findings::default();
                 let layers = self.layers(orientation, HeadOrder::InOrder, Some(sharing), b, &mut findings)?;
-                if let Some(f) = findings.into_iter().next() {
+                if let Some(f) = findings.into_vec().into_iter().next() {
                     refusal.get_or_insert(f.to_error());
                     continue;
                 }
@@ -122,6 +123,10 @@ impl Draft {
                         && shape[2] == base.config.value_head_dim
                         && (l.feature_weight.is_some() || shape[1] == base.config.head_dim)
                 };
+                if let Some((last, _)) = layers.last_key_value().filter(|(i, _)| **i >= base.config.n_layers) {
+                    let message = format!("expected layers below the base's {}, found {last}", base.config.n_layers);
+                    return Err(Error::new(Code::AdapterMismatch, message).field(format!("layers.{last}")));
+                }
                 if let Some((i, l)) = layers.iter().find(|(_, l)| !fits(l)) {
                     refusal.get_or_insert_with(|| {
                         let message = format!("expected a memory that fits the base's {n_heads} heads, {n_kv_heads} key/value heads and head length {}, found {:?}", base.config.head_dim, l.memory.shape());
@@ -131,7 +136,8 @@ impl Draft {
                 }
                 let groups = n_kv_heads > 1 && n_kv_heads < n_heads && count(sharing) > 1;
                 if sharing_is_open && groups {
-                    let strided = self.layers(orientation, HeadOrder::Strided, Some(sharing), b, &mut Vec::new())?;
+                    let strided =
+                        self.layers(orientation, HeadOrder::Strided, Some(sharing), b, &mut Findings::default())?;
                     layouts.push(strided);
                     keys.push((MemorySharing::PerHead, orientation, HeadOrder::Strided));
                 }
@@ -238,7 +244,7 @@ impl Draft {
         self.settled.extend(facts);
         self.stated = self.stated_with(&c.conventions);
         let findings = std::mem::take(&mut self.findings);
-        self.finish(candidates.layers(c).clone(), findings, &[], Some(base))
+        self.finish(candidates.layers(c).clone(), findings.into(), &[], Some(base))
     }
 }
 

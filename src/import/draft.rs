@@ -8,6 +8,8 @@ mod orientation;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::{Map, Value};
 
@@ -23,16 +25,15 @@ use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, MemorySharing, Role, RowOrder, StatedLayers};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
-use crate::finding::Finding;
+use crate::finding::{Finding, Findings};
+use crate::format::limits::LAYOUT_TIME;
 use crate::tensor::{LazyTensor, shape};
 pub use orientation::Orientation;
 
 /// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
 const MAX_PARTS: usize = 1 << 16;
-/// Most parts (layers times roles) of an adapter. The deepest models have 130 layers.
-const MAX_PIECES: usize = 1 << 16;
-/// Left-over tensors that are listed one by one. Nobody reads more, and a base model's are no help.
-const MAX_LISTED: usize = 1000;
+/// Most layers of a stacked tensor, as many as a model may have.
+const MAX_STACKED: usize = 1 << 12;
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -205,8 +206,13 @@ impl Draft {
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
+        let start = Instant::now();
         for t in tensors {
             let mapped = match mapping {
+                Some(_) if start.elapsed() > LAYOUT_TIME => {
+                    let message = format!("the patterns took more than {LAYOUT_TIME:?} to match names");
+                    return Err(Error::new(Code::LayoutSyntax, message).field(&t.name));
+                }
                 Some(m) => m.read(&t.name)?,
                 None => None,
             };
@@ -272,19 +278,16 @@ impl Draft {
         }
         // A file that holds nothing but an adapter has no business with other weights.
         let left_over = unknown.iter().filter(|(_, looks_like_adapter)| *looks_like_adapter || !is_whole_model);
-        let n_left_over = left_over.clone().count();
-        let finding = |place: &str, found: &str| {
-            let expected = "a tensor that a rule knows (or an entry of a layout file, --layout)";
-            Finding::new(Code::AdapterLeftOver, place, expected, found)
-        };
-        for (i, _) in left_over.take(MAX_LISTED) {
-            let name = &self.ledger.entries[*i].name;
-            self.findings.push(finding(name, "a tensor that belongs to no part of the adapter"));
-        }
-        if n_left_over > MAX_LISTED {
-            let found = format!("{} more that belong to no part of the adapter", n_left_over - MAX_LISTED);
-            self.findings.push(finding("other tensors", &found));
-        }
+        let mut findings = Findings::from(std::mem::take(&mut self.findings));
+        findings.extend(left_over.map(|(i, _)| {
+            Finding::new(
+                Code::AdapterLeftOver,
+                &self.ledger.entries[*i].name,
+                "a tensor that a rule knows (or an entry of a layout file, --layout)",
+                "a tensor that belongs to no part of the adapter",
+            )
+        }));
+        self.findings = findings.into_vec();
         Ok(())
     }
 
@@ -338,12 +341,13 @@ impl Draft {
         let n_layers = self.stated.num_layers.or(base.map(|b| b.config.n_layers));
         match &self.stated.layers_to_transform {
             Some(StatedLayers::List(list)) => (list.len() == n).then(|| list.clone()),
-            _ => (n_layers.is_none_or(|all| all == n) && n <= MAX_PIECES).then(|| (0..n).collect()),
+            _ => (n_layers.is_none_or(|all| all == n) && n <= MAX_STACKED).then(|| (0..n).collect()),
         }
     }
 
     fn enter_parts(&mut self) {
         let Some(list) = &self.stacked_layers else { return };
+        let list: Arc<[usize]> = list.as_slice().into();
         let stacked = self.parts.iter().filter(|p| p.layer.is_none());
         let roles: HashMap<&str, Role> = stacked.map(|p| (p.name.as_str(), p.role)).collect();
         for e in &mut self.ledger.entries {
@@ -360,12 +364,14 @@ impl Draft {
         heads: HeadOrder,
         sharing: Option<MemorySharing>,
         base: Option<&BaseModel>,
-        findings: &mut Vec<Finding>,
+        findings: &mut Findings,
     ) -> Result<BTreeMap<usize, AdapterLayer>> {
         let known = self.sizes(sharing, base);
         /// The pieces of one tensor by head, each with its name in the source.
         type Heads<'a> = BTreeMap<Option<usize>, (&'a str, LazyTensor)>;
         let mut slots: BTreeMap<(usize, Role), Heads<'_>> = BTreeMap::new();
+        let mut stacks: HashMap<(Role, Option<usize>), &str> = HashMap::new();
+        let mut n_pieces = 0;
         for p in &self.parts {
             let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
                 findings.push(Finding::new(
@@ -379,7 +385,7 @@ impl Draft {
                 ));
                 continue;
             };
-            let all = axes.apply(p.tensor.clone(), &sizes).map_err(|e| e.field(&p.name))?;
+            let all = axes.apply(p.tensor.clone(), &sizes).map_err(|e| e.file(&self.path).field(&p.name))?;
             let layers = match p.layer {
                 Some(layer) => vec![layer],
                 None => self.stacked_layers.clone().filter(|l| l.len() == all.shape()[0]).unwrap_or_default(),
@@ -393,10 +399,18 @@ impl Draft {
                 ));
                 continue;
             }
+            if p.layer.is_none()
+                && let Some(other) = stacks.insert((p.role, p.head), &p.name)
+            {
+                let found = format!("{other:?} and {:?}", p.name);
+                findings.push(Finding::new(Code::AdapterDuplicate, p.role.name(), "one tensor of all layers", found));
+                continue;
+            }
             for (k, layer) in layers.into_iter().enumerate() {
                 let slot = slots.entry((layer, p.role)).or_default();
-                let clash = slot.iter().find(|(h, _)| **h == p.head || h.is_none() != p.head.is_none());
-                if let Some((_, (other, _))) = clash {
+                // All of a slot have a head, or none has.
+                let mixed = || slot.first_key_value().filter(|(h, _)| h.is_none() != p.head.is_none()).map(|(_, v)| v);
+                if let Some((other, _)) = slot.get(&p.head).or_else(mixed) {
                     findings.push(Finding::new(
                         Code::AdapterDuplicate,
                         Adapter::canonical_name(layer, p.role),
@@ -405,10 +419,12 @@ impl Draft {
                     ));
                     continue;
                 }
+                n_pieces += 1;
+                if n_pieces > MAX_PARTS {
+                    let message = format!("expected at most {MAX_PARTS} parts (layers, heads, roles), found more");
+                    return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&p.name));
+                }
                 slot.insert(p.head, (&p.name, all.select(k)));
-            }
-            if slots.len() > MAX_PIECES {
-                return Err(Error::new(Code::AdapterShape, format!("more than {MAX_PIECES} tensors")).field(&p.name));
             }
         }
         let mut pieces = Pieces::new();
@@ -422,8 +438,9 @@ impl Draft {
                 ));
                 continue;
             }
+            let place = |e: Error| e.file(&self.path).field(Adapter::canonical_name(layer, role));
             let tensors: Vec<LazyTensor> = heads.into_values().map(|(_, t)| t).collect();
-            let joined = LazyTensor::concat(tensors).map_err(|e| e.field(Adapter::canonical_name(layer, role)))?;
+            let joined = LazyTensor::concat(tensors).map_err(place)?;
             pieces.insert((layer, role), joined);
         }
         let mut layers = assemble::layers(pieces, findings);
@@ -432,7 +449,7 @@ impl Draft {
             for layer in layers.values_mut() {
                 for role in Role::ALL {
                     if let Some(t) = layer.get_mut(*role) {
-                        *t = strided_heads(t, n, n_kv)?;
+                        *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
                     }
                 }
             }
@@ -473,7 +490,7 @@ impl Draft {
     pub fn into_imported(mut self, base: Option<&BaseModel>) -> Result<Imported> {
         let open = self.open(base);
         let orientation = self.orientations(self.stated.memory_sharing, base).first().copied().unwrap_or_default();
-        let mut findings = std::mem::take(&mut self.findings);
+        let mut findings = Findings::from(std::mem::take(&mut self.findings));
         let layers = self.layers(orientation, HeadOrder::InOrder, self.stated.memory_sharing, base, &mut findings)?;
         self.finish(layers, findings, &open, base)
     }
@@ -482,7 +499,7 @@ impl Draft {
     pub(super) fn finish(
         self,
         layers: BTreeMap<usize, AdapterLayer>,
-        mut findings: Vec<Finding>,
+        mut findings: Findings,
         open: &[&'static str],
         base: Option<&BaseModel>,
     ) -> Result<Imported> {
@@ -505,7 +522,7 @@ impl Draft {
         Ok(Imported {
             adapter: Adapter { config, layers },
             ledger: self.ledger,
-            findings,
+            findings: findings.into_vec(),
             origin: Origin {
                 path: self.path,
                 files: self.files,
@@ -530,5 +547,36 @@ fn strided_heads(t: &LazyTensor, n_heads: usize, n_kv_heads: usize) -> Result<La
     if stored != n_heads && stored != n_kv_heads {
         return Ok(t.clone());
     }
+    if t.is_one_view() {
+        // As strides, since a view for each head of each layer is many.
+        return Ok(match stored == n_heads {
+            true => t.clone().regroup(0, n_kv_heads),
+            false => t.clone().repeat0(group),
+        });
+    }
     LazyTensor::concat((0..n_heads).map(|h| t.narrow(index(h), 1)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strided_heads_are_those_of_the_query_heads_that_they_serve() {
+        let (n, n_kv) = (6, 3);
+        for stored in [n, n_kv] {
+            let heads: Vec<f32> = (0..stored).map(|h| h as f32).collect();
+            let whole = LazyTensor::from_f32(&heads, &[stored, 1]);
+            let pieces = (0..stored).map(|h| whole.narrow(h, 1)).collect();
+            let expected: Vec<f32> = match stored == n {
+                // The two heads of a group lie three apart.
+                true => vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0],
+                false => vec![0.0, 1.0, 2.0, 0.0, 1.0, 2.0],
+            };
+            for t in [whole.clone(), LazyTensor::concat(pieces).unwrap()] {
+                let found = strided_heads(&t, n, n_kv).unwrap();
+                assert_eq!(found.to_bytes(), LazyTensor::from_f32(&expected, &[n, 1]).to_bytes(), "{stored} stored");
+            }
+        }
+    }
 }

@@ -9,7 +9,7 @@ use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, Role, RowOrder};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
-use crate::finding::Finding;
+use crate::finding::{Finding, Findings};
 use crate::format::gguf::{self, Gguf, Metadata};
 use crate::format::limits;
 use crate::format::names::shorten;
@@ -98,7 +98,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let (stated, value_length) = keys::stated(meta)?;
     let config_digest_text = config_digest_text(file);
 
-    let mut findings = Vec::new();
+    let mut findings = Findings::default();
     let mut pieces = Pieces::new();
     let mut ledger = Ledger::default();
     check_quantization_version(file)?;
@@ -113,7 +113,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let fate = match names::parse_tensor_name(&t.name) {
             Some((layer, role)) => {
                 pieces.insert((layer, role), canonical_axes(role, tensor.clone()));
-                Fate::Consumed { layers: vec![layer], role }
+                Fate::Consumed { layers: [layer].into(), role }
             }
             None => {
                 findings.push(Finding::new(
@@ -171,7 +171,8 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let recorded_dtypes = recorded_dtypes(meta)?;
     // They loosen the limits of a verification, so they must be about this adapter.
     let is_ours = |name: &str| {
-        layers.iter().any(|(&i, layer)| layer.tensors().any(|(role, _)| Adapter::canonical_name(i, role) == name))
+        let found = Adapter::parse_canonical_name(name).and_then(|(i, role)| layers.get(&i)?.get(role));
+        found.is_some()
     };
     if let Some(name) = recorded_dtypes.keys().find(|name| !is_ours(name)) {
         let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
@@ -180,7 +181,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     Ok(Imported {
         adapter: Adapter { config, layers },
         ledger,
-        findings,
+        findings: findings.into_vec(),
         origin: Origin {
             path: path.to_owned(),
             files: file.files.iter().map(|f| f.to_path_buf()).collect(),

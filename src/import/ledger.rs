@@ -1,5 +1,7 @@
 //! The ledger: what became of every tensor of a source. Nothing is dropped silently.
 
+use std::sync::Arc;
+
 use crate::adapter::Role;
 use crate::tensor::{DType, LazyTensor};
 
@@ -9,7 +11,7 @@ pub enum Fate {
     /// It plays this role in these layers; one, unless layers are stacked in one tensor.
     Consumed {
         /// Layer numbers.
-        layers: Vec<usize>,
+        layers: Arc<[usize]>,
         /// Part of the layer.
         role: Role,
     },

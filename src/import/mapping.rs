@@ -236,7 +236,7 @@ fn whole(pattern: &str) -> Result<Regex> {
     }
     let build = |pattern: &str| {
         let mut builder = regex::RegexBuilder::new(pattern);
-        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(LAYOUT_COMPILED_BYTES).build()
+        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(4 * LAYOUT_COMPILED_BYTES).build()
     };
     // By itself first: `a)|(?:b` would close the group and match parts of names.
     build(pattern)

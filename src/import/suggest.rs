@@ -88,15 +88,27 @@ fn cut(name: &str) -> Vec<&str> {
 }
 
 /// The numbers that differ between names which are otherwise alike: by the name without its numbers, each place's values.
-type Varying<'a> = BTreeMap<String, Vec<std::collections::BTreeSet<&'a str>>>;
+type Varying<'a> = BTreeMap<String, Vec<Place<'a>>>;
+
+/// A number's first value, and whether another name has another.
+struct Place<'a> {
+    first: &'a str,
+    varies: bool,
+}
+
+/// Numbers of a name that are looked at: layer, head, and a few that count something else.
+const MAX_NUMBERS: usize = 8;
 
 fn varying<'a>(names: impl Iterator<Item = &'a str>) -> Varying<'a> {
     let mut out = Varying::new();
     for name in names {
         let pieces = cut(name);
-        let places = out.entry(skeleton(&pieces)).or_insert_with(|| vec![Default::default(); pieces.len() / 2]);
-        for (values, number) in places.iter_mut().zip(pieces.iter().skip(1).step_by(2)) {
-            values.insert(*number);
+        let numbers = || pieces.iter().skip(1).step_by(2).take(MAX_NUMBERS);
+        let places = out
+            .entry(skeleton(&pieces))
+            .or_insert_with(|| numbers().map(|first| Place { first, varies: false }).collect());
+        for (place, number) in places.iter_mut().zip(numbers()) {
+            place.varies |= place.first != *number;
         }
     }
     out
@@ -117,7 +129,7 @@ fn pattern(name: &str, varying: &Varying) -> (String, usize) {
         let Some(number) = pair.get(1) else { break };
         // A digit in a word (`fc1`) counts nothing, unless other names have another one there.
         let in_word = pair[0].ends_with(char::is_alphabetic) && !ends_with_counter(pair[0]);
-        let varies = values.and_then(|v| v.get(i)).is_some_and(|v| v.len() > 1);
+        let varies = values.and_then(|v| v.get(i)).is_some_and(|place| place.varies);
         match n {
             _ if in_word && !varies => {
                 out.push_str(number);

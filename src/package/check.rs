@@ -53,6 +53,9 @@ pub struct Checked {
     pub notes: Vec<String>,
 }
 
+/// Findings that an error lists below its line.
+const MOST_LINES: usize = 100;
+
 impl Checked {
     /// Whether nothing is wrong.
     pub fn pass(&self) -> bool {
@@ -62,7 +65,10 @@ impl Checked {
     /// The first finding as an error that names every file with one.
     pub fn to_error(&self) -> Option<Error> {
         let first = self.findings.first()?;
-        let more: Vec<String> = self.findings.iter().map(Finding::line).collect();
+        let mut more: Vec<String> = self.findings.iter().take(MOST_LINES).map(Finding::line).collect();
+        if self.findings.len() > MOST_LINES {
+            more.push(format!("and {} more; see `ptplus check`", self.findings.len() - MOST_LINES));
+        }
         let e = first.to_error();
         Some(if more.len() > 1 { e.details(more) } else { e })
     }

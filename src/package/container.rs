@@ -8,7 +8,7 @@ use super::tar::{self, Strictness};
 use super::{MANIFEST_FILE, manifest};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
-use crate::format::limits::{BUNDLE_DEPTH, BUNDLE_FILES};
+use crate::format::limits::{BUNDLE_DEPTH, BUNDLE_ENTRIES, BUNDLE_FILES};
 use crate::format::mmap::map_file;
 use crate::tensor::Bytes;
 
@@ -65,6 +65,7 @@ impl Container {
         let mut found =
             Container { path: root.to_owned(), is_tar: false, files: BTreeMap::new(), findings: Vec::new() };
         let mut folders: Vec<(String, usize)> = vec![(String::new(), 0)];
+        let mut n_all = 0;
         while let Some((folder, depth)) = folders.pop() {
             let here = root.join(&folder);
             let failed = |e| Error::io(&here, "cannot list the folder", e);
@@ -72,6 +73,12 @@ impl Container {
             for entry in std::fs::read_dir(&here).map_err(failed)? {
                 let entry = entry.map_err(failed)?;
                 n_entries += 1;
+                n_all += 1;
+                if n_all > BUNDLE_ENTRIES {
+                    let expected = format!("at most {BUNDLE_ENTRIES} files and folders");
+                    found.findings.push(Finding::new(Code::BundleExtra, folder, expected, "more"));
+                    return Ok(found);
+                }
                 let name = entry.file_name();
                 let shown = format!("{folder}{}", name.to_string_lossy());
                 let kind = entry.file_type().map_err(failed)?;

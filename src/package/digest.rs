@@ -222,45 +222,6 @@ fn update(hasher: &mut Sha256, t: &LazyTensor, step: &(dyn Fn(u64) + Sync)) {
     };
     match t.stored_bytes() {
         Some(bytes) => add(bytes),
-        None => gather(t, &mut add),
-    }
-}
-
-/// Hands over the elements of a view, some at a time: a view may repeat its elements.
-fn gather(t: &LazyTensor, add: &mut impl FnMut(&[u8])) {
-    let n = t.shape().first().copied().unwrap_or(0);
-    if t.len_bytes() <= STEP_BYTES {
-        add(&t.to_bytes());
-    } else if n == 1 {
-        gather(&t.select(0), add);
-    } else {
-        let rows = (STEP_BYTES / (t.len_bytes() / n)).max(1);
-        (0..n).step_by(rows).for_each(|start| gather(&t.narrow(start, rows.min(n - start)), add));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn views_of_any_shape_are_handed_over_in_order() {
-        let stored: Vec<f32> = (0..700_000).map(|i| i as f32).collect();
-        let bytes = LazyTensor::from_f32(&stored, &[stored.len()]).to_bytes();
-        for (shape, strides) in [
-            (&[1, 3, 700_000][..], &[0, 0, 1][..]),
-            (&[700_000, 3], &[1, 0]),
-            (&[1, 2, 1, 1_100_000], &[1, 7, 1, 0]),
-            (&[2, 0, 3], &[1, 1, 1]),
-            (&[], &[]),
-        ] {
-            let view = LazyTensor::strided(bytes.clone().into(), DType::F32, shape, strides, 0).unwrap();
-            let (mut found, mut largest) = (Vec::new(), 0);
-            gather(&view, &mut |part: &[u8]| {
-                largest = largest.max(part.len());
-                found.extend_from_slice(part);
-            });
-            assert!(found == view.to_bytes() && largest <= STEP_BYTES, "{shape:?}");
-        }
+        None => t.for_each_part(STEP_BYTES, &mut add),
     }
 }

@@ -13,7 +13,7 @@ use super::{MANIFEST_FILE, SIGNATURE_FILE};
 use crate::digest::{hex, sorted_json};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
-use crate::format::limits::{BUNDLE_FILES, MANIFEST_BYTES};
+use crate::format::limits::{BUNDLE_FILES, MANIFEST_BYTES, MANIFEST_VALUES};
 
 /// Value of `schema`.
 pub const SCHEMA: &str = "ptplus-bundle/1";
@@ -69,7 +69,7 @@ pub fn may_be_of_bundle(text: &[u8]) -> bool {
     if text.len() > MANIFEST_BYTES || is_marked(text) {
         return true;
     }
-    match json::parse(text) {
+    match json::parse_of(text, MANIFEST_VALUES) {
         Ok(Value::Object(m)) => {
             let schema = m.get("schema").and_then(Value::as_str);
             schema.is_some_and(|s| s.starts_with(SCHEMA_FAMILY)) || m.contains_key(SELF_DIGEST)
@@ -98,7 +98,7 @@ impl Manifest {
         if text.len() > MANIFEST_BYTES {
             return Err(wrong("", format!("at most {MANIFEST_BYTES} bytes"), text.len()));
         }
-        let Value::Object(document) = json::parse(text).map_err(broken)? else {
+        let Value::Object(document) = json::parse_of(text, MANIFEST_VALUES).map_err(broken)? else {
             return Err(wrong("", "a JSON object", "another value"));
         };
         let state = |key: &str, value: &str| match document.get(key).and_then(Value::as_str) {

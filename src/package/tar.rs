@@ -88,8 +88,15 @@ pub fn is_tar(start: &[u8]) -> bool {
 /// The files of an archive, and everything that is wrong with it. What is found before a fault is kept, so that a
 /// report can name more than the first.
 pub fn read(name: &str, bytes: &Bytes, strictness: Strictness) -> (BTreeMap<String, Bytes>, Vec<Finding>) {
-    let mut reader =
-        Reader { name, bytes, strictness, files: BTreeMap::new(), findings: Vec::new(), last: String::new() };
+    let mut reader = Reader {
+        name,
+        bytes,
+        strictness,
+        files: BTreeMap::new(),
+        n_entries: 0,
+        findings: Vec::new(),
+        last: String::new(),
+    };
     let mut offset = 0;
     while let Some(next) = reader.entry(offset) {
         offset = next;
@@ -102,6 +109,8 @@ struct Reader<'a> {
     bytes: &'a Bytes,
     strictness: Strictness,
     files: BTreeMap<String, Bytes>,
+    /// Of files, folders and what is refused.
+    n_entries: usize,
     findings: Vec<Finding>,
     last: String,
 }
@@ -126,8 +135,9 @@ impl Reader<'_> {
         let path_bytes = header.path_bytes();
         let raw = String::from_utf8_lossy(&path_bytes).into_owned();
         let place = if raw.is_empty() { self.name.to_owned() } else { raw.clone() };
-        if self.files.len() >= BUNDLE_FILES {
-            self.fault(self.name, &format!("at most {BUNDLE_FILES} files"), "more");
+        self.n_entries += 1;
+        if self.n_entries > BUNDLE_FILES {
+            self.fault(self.name, &format!("at most {BUNDLE_FILES} entries"), "more");
             return None;
         }
         let size = header.entry_size().ok().and_then(|n| usize::try_from(n).ok());

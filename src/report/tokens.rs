@@ -4,13 +4,10 @@ use serde_json::Value;
 
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
+use crate::format::limits::VOCABULARY_TOKENS;
 use crate::format::{gguf, json};
 use crate::vocab::byte_level::byte_of;
-
-/// Larger than any published `tokenizer.json` (Gemma 3's has 33 MB).
-const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
-/// Ids up to here are believed; more is no vocabulary.
-const MAX_TOKENS: usize = 4 << 20;
+use crate::vocab::hf::MAX_TOKENIZER_VALUES;
 
 /// The bytes of each token; empty where the base has no vocabulary.
 #[derive(Default)]
@@ -33,7 +30,7 @@ impl Tokens {
                 if !path.is_file() {
                     return Ok(Tokens::default());
                 }
-                let root = json::read_file(&path, MAX_TOKENIZER_BYTES)?;
+                let root = json::read_large_file(&path, MAX_TOKENIZER_VALUES)?;
                 listed(&root).ok_or_else(|| {
                     Error::new(Code::ConfigField, "expected a vocabulary, found none").file(&path).field("model.vocab")
                 })?
@@ -71,7 +68,7 @@ impl Tokens {
 fn listed(root: &Value) -> Option<Vec<String>> {
     let mut out = Vec::new();
     let mut put = |id: usize, text: &str| {
-        if id < MAX_TOKENS {
+        if id < VOCABULARY_TOKENS {
             out.resize(out.len().max(id + 1), String::new());
             out[id] = text.to_owned();
         }

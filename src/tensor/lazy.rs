@@ -350,6 +350,37 @@ impl LazyTensor {
         self
     }
 
+    /// Whether this is a view of one stored tensor, not a concatenation.
+    pub fn is_one_view(&self) -> bool {
+        self.parts.len() == 1
+    }
+
+    /// Axis 0 `n` times, one after the other, without a copy.
+    pub fn repeat0(self, n: usize) -> Self {
+        let mut t = self.unsqueeze0();
+        t.shape[0] = n;
+        t.parts[0].axes[0] = vec![(n, 0)];
+        t.merge_axes(0)
+    }
+
+    /// Hands over the elements as [`gather`](Self::gather) writes them, at most `most_bytes` at a time (but whole elements,
+    /// and of blocks as many as an axis of the view needs).
+    pub fn for_each_part(&self, most_bytes: usize, f: &mut impl FnMut(&[u8])) {
+        let n = self.shape.first().copied().unwrap_or(0);
+        let len = self.len_bytes();
+        if len <= most_bytes || self.shape.is_empty() {
+            f(&self.to_bytes());
+        } else if n == 1 && self.is_one_view() {
+            self.select(0).for_each_part(most_bytes, f);
+        } else {
+            let rows = (most_bytes / (len / n)).max(1);
+            (0..n).step_by(rows).for_each(|start| {
+                let part = self.narrow(start, rows.min(n - start));
+                if part.len_bytes() < len { part.for_each_part(most_bytes, f) } else { f(&part.to_bytes()) }
+            });
+        }
+    }
+
     /// A new axis of length 1 in front.
     pub fn unsqueeze0(self) -> Self {
         let t = self.single();

@@ -9,6 +9,9 @@ use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
 
+/// Bytes looked at together: a view may repeat its elements, and blocks are smaller than what they hold.
+const STEP_BYTES: usize = 4 << 20;
+
 /// NaN, infinity, what F32 cannot hold, and normalisers that divide by 0 at every position. Reads every tensor.
 pub(super) fn check(adapter: &Adapter) -> Vec<Finding> {
     let tensors: Vec<_> =
@@ -50,20 +53,32 @@ fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
     if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
         return None;
     }
-    let bytes = t.to_bytes();
-    let flat = first_bad(&bytes)?;
     let size = t.dtype().block_bytes();
-    let element = &bytes[flat * size..][..size];
-    let value = match t.dtype() {
-        DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
-        other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
-    };
-    Some((t.index_of(flat), value))
+    let (mut seen, mut found) = (0, None);
+    t.for_each_part(STEP_BYTES, &mut |bytes| {
+        if found.is_none()
+            && let Some(i) = first_bad(bytes)
+        {
+            let element = &bytes[i * size..][..size];
+            let value = match t.dtype() {
+                DType::F64 => f64::from_le_bytes(element.try_into().expect("8 bytes")),
+                other => cast::to_f32(other, element).map_or(f64::NAN, |v| v[0].into()),
+            };
+            found = Some((seen + i, value));
+        }
+        seen += bytes.len() / size;
+    });
+    found.map(|(flat, value)| (t.index_of(flat), value))
 }
 
 /// The first head of N whose features are all 0.
 fn first_empty_head(t: &LazyTensor) -> Option<usize> {
-    let n_features = t.shape().get(1).copied().filter(|n| *n > 0)?;
-    let values = cast::to_f32(t.dtype(), &t.to_bytes()).ok()?;
-    values.chunks(n_features).position(|head| head.iter().all(|x| *x == 0.0))
+    t.shape().get(1).filter(|n| **n > 0)?;
+    (0..t.shape()[0]).find(|head| {
+        let mut is_empty = true;
+        t.narrow(*head, 1).for_each_part(STEP_BYTES, &mut |bytes| {
+            is_empty &= cast::to_f32(t.dtype(), bytes).is_ok_and(|values| values.iter().all(|x| *x == 0.0));
+        });
+        is_empty
+    })
 }

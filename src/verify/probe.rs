@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
+use crate::format::limits::PROBE_TOKENS;
 use crate::format::{StoredTensor, safetensors};
 use crate::tensor::DType;
 use crate::transform::cast;
@@ -54,6 +55,13 @@ impl Probe {
         let [batch, length] = dims::<2>(ids, DType::I64)?;
         if batch == 0 || length == 0 {
             return Err(invalid("input_ids", "at least one token", format!("shape {:?}", ids.shape)));
+        }
+        if batch.checked_mul(length).is_none_or(|n| n > PROBE_TOKENS) {
+            return Err(invalid(
+                "input_ids",
+                format!("at most {PROBE_TOKENS} tokens"),
+                format!("shape {:?}", ids.shape),
+            ));
         }
         let logits = need("logits")?;
         let [b, n_positions, vocab_size] = dims::<3>(logits, DType::F32)?;

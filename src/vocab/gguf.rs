@@ -4,7 +4,7 @@ use super::to_gguf::{MODEL, NO_MODEL};
 use super::{Algorithm, SpecialTokens, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{Array, Metadata, Value};
-use crate::format::limits::{VOCABULARY_MERGES, VOCABULARY_TOKENS};
+use crate::format::limits::{VOCABULARY_BYTES, VOCABULARY_MERGES, VOCABULARY_TOKENS};
 use crate::format::names::shorten;
 
 impl Vocabulary {
@@ -99,6 +99,10 @@ fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
 fn texts(metadata: &Metadata, key: &str, most: usize) -> Result<Vec<String>> {
     if let Some(n) = metadata.array(key)?.map(Array::len).filter(|n| *n > most) {
         return Err(invalid(key, format!("expected at most {most} elements, found {n}")));
+    }
+    // Each text has its length before it.
+    if metadata.array(key)?.is_some_and(|a| a.len_bytes().saturating_sub(8 * a.len()) > VOCABULARY_BYTES) {
+        return Err(invalid(key, format!("expected at most {VOCABULARY_BYTES} bytes of text, found more")));
     }
     let texts = metadata.str_array(key)?.ok_or_else(|| metadata.missing(key))?;
     Ok(texts.map(str::to_owned).collect())

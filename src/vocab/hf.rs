@@ -24,8 +24,8 @@ use crate::format::limits::VOCABULARY_TOKENS;
 use special::{Settings, is_present};
 
 /// Values in a `tokenizer.json`. The largest vocabularies in use (262,144 tokens and 514,906 merges, each two strings)
-/// have 1.8 million.
-const MAX_TOKENIZER_VALUES: usize = 1 << 21;
+/// have 1.9 million, with 6,000 added tokens as objects.
+pub(crate) const MAX_TOKENIZER_VALUES: usize = 1_950_000;
 
 /// Bytes of the files beside it; chat templates have some 10 kB, lists of added tokens some 100 kB.
 const MAX_SETTINGS_BYTES: u64 = 8 << 20;
@@ -59,12 +59,12 @@ pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<
     let json_file = folder.join("tokenizer.json");
     let mut settings = Settings::read(folder)?;
     let is_json_present = is_present(&json_file);
-    let tokenizer = is_json_present.then(|| json::read_large_file(&json_file, MAX_TOKENIZER_VALUES)).transpose()?;
+    let mut tokenizer = is_json_present.then(|| json::read_large_file(&json_file, MAX_TOKENIZER_VALUES)).transpose()?;
     if let Some(json) = &tokenizer {
         settings.add_tokenizer_json(&json_file, json)?;
     }
     let mut notes = Vec::new();
-    let draft = match (sentence_piece::bytes(&model)?, &tokenizer) {
+    let draft = match (sentence_piece::bytes(&model)?, &mut tokenizer) {
         (Some(bytes), _) => {
             settings.files.push(model.clone());
             sentence_piece::read(&model, &bytes, n_tokens, &settings, pre)?

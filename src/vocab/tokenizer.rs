@@ -8,7 +8,7 @@ use super::byte_level::character_of;
 use super::sentencepiece::{self, SPACE};
 use super::{Algorithm, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
-use crate::format::limits::VOCABULARY_SEARCHED;
+use crate::format::limits::{VOCABULARY_BYTES, VOCABULARY_SEARCHED};
 use crate::format::names::shorten;
 
 /// What becomes of text that spells a control token.
@@ -300,6 +300,14 @@ fn check_lengths(vocabulary: &Vocabulary) -> Result<()> {
         Algorithm::SentencePiece { scores, .. } => scores.len(),
         Algorithm::Bpe { .. } => n,
     };
+    let len = |texts: &[String]| texts.iter().map(String::len).sum::<usize>();
+    let n_bytes = match &vocabulary.algorithm {
+        Algorithm::Bpe { merges, .. } => len(&vocabulary.tokens).max(len(merges)),
+        Algorithm::SentencePiece { .. } => len(&vocabulary.tokens),
+    };
+    if n_bytes > VOCABULARY_BYTES {
+        return Err(invalid("tokens", format!("expected at most {VOCABULARY_BYTES} bytes of text, found {n_bytes}")));
+    }
     for (key, found) in [("token_type", vocabulary.kinds.len()), ("scores", n_scores)] {
         if found != n {
             return Err(invalid(key, format!("expected one for each of {n} tokens, found {found}")));

@@ -211,6 +211,16 @@ fn counts() -> Vec<Case> {
         ));
     }
     cases.extend([
+        // Heads of 2^20 x 4 elements are not too large, only not what the memory has.
+        refused("most features", with("num_features", Some("1048576")), Code::AdapterMismatch),
+        refused(
+            "most features, of head length 8",
+            {
+                let config = String::from_utf8(with("num_features", Some("1048576")).into()).expect("JSON");
+                config.replace("\"head_dim\":4", "\"head_dim\":8")
+            },
+            Code::ConfigUnsupported,
+        ),
         accepted("num_layers at the limit", with("num_layers", Some("4096"))),
         accepted("num_layers 1", with("num_layers", Some("1"))),
         refused("num_layers null", with("num_layers", Some("null")), Code::ConventionOpen),

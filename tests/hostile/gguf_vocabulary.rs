@@ -2,7 +2,7 @@
 
 use ptplus::error::{Code, Result};
 use ptplus::format::gguf;
-use ptplus::format::limits::{VOCABULARY_MERGES, VOCABULARY_SEARCHED, VOCABULARY_TOKENS};
+use ptplus::format::limits::{VOCABULARY_BYTES, VOCABULARY_MERGES, VOCABULARY_SEARCHED, VOCABULARY_TOKENS};
 use ptplus::vocab::Vocabulary;
 use ptplus::vocab::tokenizer::Tokenizer;
 
@@ -49,6 +49,11 @@ fn splits(n: usize) -> impl Iterator<Item = String> {
     numbered(n).skip(16).filter(move |t| is_token(&t[1..])).map(|t| format!("{} {}", &t[..1], &t[1..]))
 }
 
+/// 64 tokens of so many bytes together.
+fn long(n_bytes: usize) -> impl Iterator<Item = String> {
+    (0..64).map(move |i| format!("{i:02}{}", "x".repeat(n_bytes / 64 - 2)))
+}
+
 fn empty(n: usize) -> impl Iterator<Item = String> {
     std::iter::repeat_n(String::new(), n)
 }
@@ -68,6 +73,9 @@ pub fn cases() -> Vec<Case> {
         large("twelve million empty tokens", || of(empty(12_000_000), empty(0)), Some(Code::TokenizerInvalid)),
         large("ten million empty merges", || of(empty(3), empty(10_000_000)), Some(Code::TokenizerInvalid)),
         large("most tokens, with merges", || of(numbered(VOCABULARY_TOKENS), splits(VOCABULARY_TOKENS / 2)), None),
+        large("most bytes of tokens", || of(long(VOCABULARY_BYTES), empty(0)), None),
+        large("a byte of tokens too many", || of(long(VOCABULARY_BYTES + 64), empty(0)), Some(Code::TokenizerInvalid)),
+        large("many tokens of 31 bytes", || of((0..VOCABULARY_TOKENS).map(|i| format!("{i:x>31}")), empty(0)), None),
         large("most merges, all empty", || of(empty(3), empty(VOCABULARY_MERGES)), Some(Code::TokenizerInvalid)),
         large("most merges, all one", || of(numbered(256), (0..VOCABULARY_MERGES).map(|_| "a b".to_owned())), None),
     ]

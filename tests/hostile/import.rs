@@ -30,23 +30,68 @@ pub fn read_with_layout(weights: Vec<u8>) -> Result<()> {
 
 /// Tensors of one F32 element each.
 fn named(names: impl Iterator<Item = String>) -> Vec<u8> {
+    shaped(names, &[1, 1, 1, 1])
+}
+
+fn shaped(names: impl Iterator<Item = String>, shape: &[usize]) -> Vec<u8> {
     let mut header = String::from("{");
     let mut n = 0;
+    let len = 4 * shape.iter().product::<usize>();
     for name in names {
         let comma = if n == 0 { "" } else { "," };
         let _ = write!(
             header,
-            "{comma}\"{name}\":{{\"dtype\":\"F32\",\"shape\":[1,1,1,1],\"data_offsets\":[{},{}]}}",
-            4 * n,
-            4 * n + 4
+            "{comma}\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{},{}]}}",
+            len * n,
+            len * (n + 1)
         );
         n += 1;
     }
-    safetensors::file(&(header + "}"), 4 * n)
+    safetensors::file(&(header + "}"), len * n)
+}
+
+/// What `inspect --suggest-layout` reads.
+pub fn read_for_suggestion(weights: Vec<u8>) -> Result<()> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("w.safetensors");
+    std::fs::write(&path, weights).expect("a file");
+    import::suggest_layout(&path).map(drop)
+}
+
+pub fn cases_of_suggestion() -> Vec<Case> {
+    vec![
+        large("60,000 names of 50 numbers", || named((0..60_000).map(numbers)), None),
+        large("60,000 names that are nothing alike", || named((0..60_000).map(letters)), None),
+    ]
+}
+
+/// 50 numbers with letters between.
+fn numbers(i: usize) -> String {
+    (0..50).map(|k| (i * (k + 1)).to_string()).collect::<Vec<_>>().join("g").chars().take(250).collect()
+}
+
+/// A number in letters.
+fn letters(i: usize) -> String {
+    (0..6).map(|k| char::from(b'g' + ((i >> (4 * k)) & 15) as u8)).collect::<String>().repeat(30)
 }
 
 pub fn cases() -> Vec<Case> {
     vec![
+        large(
+            "65,536 heads of one layer",
+            || shaped((0..65_536).map(|i| format!("layers.0.heads.{i}.memory")), &[1, 1]),
+            Some(Code::ConventionOpen),
+        ),
+        large(
+            "1,000 stacks of 4,096 layers",
+            || shaped((0..1_000).map(|i| format!("x{i}q.memory")), &[4096, 1, 1, 1]),
+            Some(Code::ConventionOpen),
+        ),
+        large(
+            "65 stacks of heads of 1,024 layers",
+            || shaped((0..65).map(|i| format!("heads.{i}.memory")), &[1024, 1, 1]),
+            Some(Code::AdapterShape),
+        ),
         large(
             "two names of adapters, 32,768 tensors of each",
             || {
@@ -61,6 +106,35 @@ pub fn cases() -> Vec<Case> {
             Some(Code::ConventionOpen),
         ),
     ]
+}
+
+/// The same, beside a layout file whose pattern is in a state of its own after every byte.
+pub fn read_with_slow_layout(weights: Vec<u8>) -> Result<()> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("w.safetensors");
+    std::fs::write(&path, weights).expect("a file");
+    let layout = dir.path().join("layout.toml");
+    let rule = "[[tensor]]\nname='[ab]*a[ab]{120}y?(?<layer>[0-9]+)'\nrole='memory'\naxes='H F V'\n";
+    std::fs::write(&layout, rule).expect("a file");
+    import::read(&path, &Options { layout: Some(layout), ..Options::default() }, None).map(drop)
+}
+
+pub fn cases_with_slow_layout() -> Vec<Case> {
+    vec![large(
+        "60,000 long names",
+        || named((0..60_000).map(|i| letters_a_and_b(i) + &i.to_string())),
+        Some(Code::LayoutSyntax),
+    )]
+}
+
+/// 240 letters without a period.
+fn letters_a_and_b(seed: usize) -> String {
+    let mut state = seed as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if state >> 63 == 0 { 'a' } else { 'b' }
+    };
+    (0..240).map(|_| next()).collect()
 }
 
 pub fn cases_with_layout() -> Vec<Case> {

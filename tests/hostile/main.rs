@@ -59,6 +59,8 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         ("layout", layout::cases(), layout::read),
         ("import", import::cases(), import::read),
         ("import with a layout", import::cases_with_layout(), import::read_with_layout),
+        ("import with a slow layout", import::cases_with_slow_layout(), import::read_with_slow_layout),
+        ("suggested layout", import::cases_of_suggestion(), import::read_for_suggestion),
         ("names", names::cases(), names::read),
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::error::{Code, Result};
-use ptplus::format::limits::{BUNDLE_FILES, JSON_OBJECT_VALUES, JSON_VALUES, MANIFEST_BYTES, NAME_BYTES};
+use ptplus::format::limits::{BUNDLE_FILES, JSON_OBJECT_VALUES, MANIFEST_BYTES, MANIFEST_VALUES, NAME_BYTES};
 use ptplus::package::manifest::{FileEntry, Manifest, write};
 use serde_json::{Value, json};
 
@@ -210,8 +210,8 @@ pub fn cases() -> Vec<Case> {
         refused("ours with a letter escaped", replaced("README", r"\u0052EADME"), BundleManifest),
         large("most bytes", || of_bytes(MANIFEST_BYTES), None),
         large("a byte too many", || of_bytes(MANIFEST_BYTES + 1), Some(BundleManifest)),
-        large("most values", || of_values(JSON_VALUES), None),
-        large("a value too many", || of_values(JSON_VALUES + 1), Some(BundleManifest)),
+        large("most values", || of_values(MANIFEST_VALUES), None),
+        large("a value too many", || of_values(MANIFEST_VALUES + 1), Some(BundleManifest)),
         large(
             "a long key",
             || foreign("").replacen('{', &format!("{{\"{}\":1,", "k".repeat(MANIFEST_BYTES / 2)), 1).into_bytes(),

@@ -1,9 +1,10 @@
 //! Probes: one safetensors file whose tensors must fit each other.
 
 use ptplus::error::{Code, Result};
+use ptplus::format::limits::PROBE_TOKENS;
 use ptplus::verify::probe::Probe;
 
-use crate::case::{self, Case, accepted, refused};
+use crate::case::{self, Case, accepted, large, refused};
 use crate::safetensors;
 
 pub fn read(file: Vec<u8>) -> Result<()> {
@@ -67,6 +68,11 @@ fn with(tensor: Tensor) -> Vec<u8> {
     file(all)
 }
 
+/// A row for each token, and a vocabulary of 1.
+fn tokens(n: usize) -> Vec<u8> {
+    file(vec![i64s("input_ids", &[n, 1], &vec![0; n]), f32s("logits", &[n, 1, 1], 0.5)])
+}
+
 fn without(name: &str) -> Vec<u8> {
     file(right().into_iter().filter(|(n, ..)| n != name).collect())
 }
@@ -97,6 +103,8 @@ pub fn cases() -> Vec<Case> {
             with(i64s("position_ids", &[2, 3], &[0, 1, 2, 1, 2, 3])),
             ProbeInvalid,
         ),
+        large("most tokens", || tokens(PROBE_TOKENS), None),
+        large("a token too many", || tokens(PROBE_TOKENS + 1), Some(ProbeInvalid)),
         accepted("two positions", positions(&[0, 2], 2)),
         accepted("one position", positions(&[1], 1)),
         refused("no byte", b"", SafetensorsHeader),

@@ -211,7 +211,7 @@ fn memory() -> Vec<Case> {
     }
     vec![
         large("objects in objects", || chains("{\"\":", "}", 16_000), Some(JsonTooLarge)),
-        large("lists in lists", || chains("[", "]", 17_000), Some(TokenizerInvalid)),
+        large("lists in lists", || chains("[", "]", 16_000), Some(TokenizerInvalid)),
         large(
             "objects in a list",
             || format!("[{}{{}}]", "{\"\":0},".repeat(1_500_000)).into_bytes(),
@@ -220,12 +220,12 @@ fn memory() -> Vec<Case> {
         large(
             "keys in an object",
             || {
-                format!("{{{}\"\":0}}", (0..2_000_000).map(|i| format!("\"{i:x}\":0,")).collect::<String>())
+                format!("{{{}\"\":0}}", (0..1_900_000).map(|i| format!("\"{i:x}\":0,")).collect::<String>())
                     .into_bytes()
             },
             Some(TokenizerInvalid),
         ),
-        large("texts in a list", || format!("[{}0]", "\"a\",".repeat(2_000_000)).into_bytes(), Some(TokenizerInvalid)),
+        large("texts in a list", || format!("[{}0]", "\"a\",".repeat(1_900_000)).into_bytes(), Some(TokenizerInvalid)),
     ]
 }
 

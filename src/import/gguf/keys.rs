@@ -76,6 +76,9 @@ fn len_as_json(text: &str) -> usize {
 pub(super) fn bound(meta: &Metadata) -> Result<()> {
     let (mut len_bytes, mut n_elements) = (0, 0);
     for (key, value) in meta.iter() {
+        // An entry costs as much as eight elements, whatever it holds.
+        n_elements += 8;
+        len_bytes += key.len();
         match value {
             gguf::Value::String(text) => len_bytes += len_as_json(text),
             gguf::Value::Array(a) => {

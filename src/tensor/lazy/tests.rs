@@ -158,3 +158,37 @@ fn only_blocks_that_a_view_reaches_are_decoded() {
         assert_eq!(DECODED.load(Ordering::Relaxed) - before, n_decoded, "{:?}", view.shape());
     }
 }
+
+#[test]
+fn views_of_any_shape_are_handed_over_in_order_and_parts() {
+    const MOST: usize = 4 << 20;
+    let stored: Vec<f32> = (0..700_000).map(|i| i as f32).collect();
+    let bytes = LazyTensor::from_f32(&stored, &[stored.len()]).to_bytes();
+    let view = |shape: &[usize], strides: &[usize]| {
+        LazyTensor::strided(bytes.clone().into(), DType::F32, shape, strides, 0).unwrap()
+    };
+    let rows = |n: usize| view(&[n, 700_000], &[0, 1]);
+    for t in [
+        view(&[1, 3, 700_000], &[0, 0, 1]),
+        view(&[700_000, 3], &[1, 0]),
+        view(&[1, 2, 1, 1_100_000], &[1, 7, 1, 0]),
+        view(&[2, 0, 3], &[1, 1, 1]),
+        view(&[], &[]),
+        LazyTensor::concat(vec![rows(2), rows(1)]).unwrap(),
+        LazyTensor::concat(vec![rows(1), view(&[0, 700_000], &[0, 1])]).unwrap(),
+    ] {
+        let (mut found, mut largest) = (Vec::new(), 0);
+        t.for_each_part(MOST, &mut |part: &[u8]| {
+            largest = largest.max(part.len());
+            found.extend_from_slice(part);
+        });
+        assert!(found == t.to_bytes() && largest <= MOST, "{:?}", t.shape());
+    }
+}
+
+#[test]
+fn axis_0_is_repeated_without_a_copy() {
+    let t = LazyTensor::from_f32(&[1.0, 2.0, 3.0, 4.0], &[2, 2]).repeat0(3);
+    assert_eq!((t.shape(), t.is_one_view()), (&[6, 2][..], true));
+    assert_eq!(t.to_bytes(), LazyTensor::from_f32(&[1.0, 2.0, 3.0, 4.0].repeat(3), &[6, 2]).to_bytes());
+}

@@ -14,22 +14,21 @@ use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
 
 pub(super) fn read(
     file: &Path,
-    json: &Value,
+    json: &mut Value,
     n_tokens: usize,
     settings: &Settings,
     pre: Option<&str>,
     notes: &mut Vec<String>,
 ) -> Result<Draft> {
     let at = |field: &str, e: Error| e.file(file).field(field);
-    let document = Fields::of(file, Some(json))?;
-    let model = document.value("model").ok_or_else(|| at("model", invalid("expected an object, found none")))?;
-    let model = document.below("model", model)?;
-    check_model(&model)?;
-    let vocab = model.object("vocab")?.ok_or_else(|| model.at("vocab", invalid("expected an object of tokens")))?;
-    let merges = model.list("merges")?.ok_or_else(|| model.at("merges", invalid("expected a list of pairs")))?;
+    let (vocab, merges) = take_lists(file, json)?;
     let merges = merges::read(merges).map_err(|e| at("model.merges", e))?;
+    let json = &*json;
+    let document = Fields::of(file, Some(json))?;
+    let model = model_of(file, &document)?;
+    let merges_hold = merges::check(&vocab, &merges).map_err(|e| at("model.merges", e));
     let (tokens, mut kinds) = tokens(vocab, n_tokens, settings).map_err(|e| at("model.vocab", e))?;
-    merges::check(vocab, &merges).map_err(|e| at("model.merges", e))?;
+    merges_hold?;
 
     let algorithm = if model.bool("byte_fallback")? == Some(true) {
         let add_space_prefix = space_prefix(json).map_err(|e| at("normalizer", e))?;
@@ -59,10 +58,30 @@ pub(super) fn read(
                 })?
             }
         };
-        Algorithm::Bpe { pre, merges: merges.iter().map(|(a, b)| format!("{a} {b}")).collect() }
+        Algorithm::Bpe { pre, merges: merges.into_iter().map(merges::Merge::into_text).collect() }
     };
     let unknown = unknown(&model, &tokens)?;
     Ok(Draft { algorithm, tokens, kinds, special: SpecialTokens { unknown, ..SpecialTokens::default() } })
+}
+
+fn model_of<'a>(file: &'a Path, document: &Fields<'a>) -> Result<Fields<'a>> {
+    let model = document.value("model");
+    let model = model.ok_or_else(|| invalid("expected an object, found none").file(file).field("model"))?;
+    document.below("model", model)
+}
+
+/// Tokens and pairs, out of the document: they are nearly all of it, and read once.
+fn take_lists(file: &Path, json: &mut Value) -> Result<(Map<String, Value>, Vec<Value>)> {
+    let document = Fields::of(file, Some(json))?;
+    let model = model_of(file, &document)?;
+    check_model(&model)?;
+    model.object("vocab")?.ok_or_else(|| model.at("vocab", invalid("expected an object of tokens")))?;
+    model.list("merges")?.ok_or_else(|| model.at("merges", invalid("expected a list of pairs")))?;
+    let mut take = |pointer: &str| json.pointer_mut(pointer).map(Value::take);
+    match (take("/model/vocab"), take("/model/merges")) {
+        (Some(Value::Object(vocab)), Some(Value::Array(merges))) => Ok((vocab, merges)),
+        _ => unreachable!("both were just looked at"),
+    }
 }
 
 /// What llama.cpp's tokenizers do not do.
@@ -95,15 +114,15 @@ fn unknown(model: &Fields<'_>, tokens: &[String]) -> Result<Option<u32>> {
 }
 
 /// Tokens and kinds by number: those of the model, the added ones over them, holes between.
-fn tokens(vocab: &Map<String, Value>, n_tokens: usize, settings: &Settings) -> Result<(Vec<String>, Vec<TokenKind>)> {
+fn tokens(vocab: Map<String, Value>, n_tokens: usize, settings: &Settings) -> Result<(Vec<String>, Vec<TokenKind>)> {
     let mut by_id: Vec<Option<(String, TokenKind)>> = vec![None; n_tokens];
     for (token, id) in vocab {
-        check_nul(token)?;
-        let slot = &mut by_id[token_id(id, n_tokens)?];
+        check_nul(&token)?;
+        let slot = &mut by_id[token_id(&id, n_tokens)?];
         if let Some((other, _)) = slot {
             return Err(invalid(format!("expected one token of number {id}, found {other:?} and {token:?}")));
         }
-        *slot = Some((token.clone(), TokenKind::Normal));
+        *slot = Some((token, TokenKind::Normal));
     }
     for (&id, t) in &settings.added_tokens {
         let slot = by_id.get_mut(id).ok_or_else(|| {

@@ -1,5 +1,6 @@
 //! The pairs of byte pair encoding, and what they say about SentencePiece's scores.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
@@ -13,37 +14,64 @@ use crate::vocab::TokenKind;
 /// some 100.
 const MAX_TOKEN_BYTES: usize = 256;
 
+/// Two tokens that are one together.
+pub(super) struct Merge {
+    /// `a b`
+    text: String,
+    /// Bytes of `a`.
+    at: usize,
+}
+
+impl Merge {
+    fn tokens(&self) -> (&str, &str) {
+        (&self.text[..self.at], &self.text[self.at + 1..])
+    }
+
+    /// As GGUF has it.
+    pub fn into_text(self) -> String {
+        self.text
+    }
+}
+
 /// `["a b", ...]` or `[["a", "b"], ...]`. A space inside a token, which the strings of GGUF have no place for, becomes the
 /// character that stands for a space among the byte-level ones, as in llama.cpp's converter.
-pub(super) fn read(list: &[Value]) -> Result<Vec<(String, String)>> {
-    let wrong = |i: usize| invalid(format!("expected two tokens in pair {i}, found {}", shorten(&list[i].to_string())));
-    let whole = |s: &str| (!s.is_empty()).then(|| s.replace(' ', "Ġ"));
-    list.iter()
+pub(super) fn read(list: Vec<Value>) -> Result<Vec<Merge>> {
+    let merge = |pair: &Value| {
+        let (a, b) = match pair {
+            Value::String(text) => text.split_once(' ')?,
+            Value::Array(two) => match &two[..] {
+                [Value::String(a), Value::String(b)] => (a.as_str(), b.as_str()),
+                _ => return None,
+            },
+            _ => return None,
+        };
+        let whole = |s: &str| s.replace(' ', "Ġ");
+        let a = whole(a);
+        (!a.is_empty() && !b.is_empty()).then(|| Merge { at: a.len(), text: format!("{a} {}", whole(b)) })
+    };
+    list.into_iter()
         .enumerate()
         .map(|(i, pair)| {
-            let (a, b) = match pair {
-                Value::String(text) => text.split_once(' '),
-                Value::Array(two) => match &two[..] {
-                    [Value::String(a), Value::String(b)] => Some((a.as_str(), b.as_str())),
-                    _ => None,
-                },
-                _ => None,
-            }
-            .ok_or_else(|| wrong(i))?;
-            whole(a).zip(whole(b)).ok_or_else(|| wrong(i))
+            merge(&pair).ok_or_else(|| {
+                invalid(format!("expected two tokens in pair {i}, found {}", shorten(&pair.to_string())))
+            })
         })
         .collect()
 }
 
 /// Every pair is two tokens that are a third one together, as Hugging Face's library and llama.cpp want it.
-pub(super) fn check(vocab: &Map<String, Value>, merges: &[(String, String)]) -> Result<()> {
+pub(super) fn check(vocab: &Map<String, Value>, merges: &[Merge]) -> Result<()> {
     // As the pairs are read.
-    let tokens: HashSet<String> = vocab.keys().map(|t| t.replace(' ', "Ġ")).collect();
+    fn as_read(t: &String) -> Cow<'_, str> {
+        if t.contains(' ') { Cow::Owned(t.replace(' ', "Ġ")) } else { Cow::Borrowed(t) }
+    }
+    let tokens: HashSet<Cow<str>> = vocab.keys().map(as_read).collect();
     let mut made = String::new();
-    for (i, (a, b)) in merges.iter().enumerate() {
+    for (i, merge) in merges.iter().enumerate() {
+        let (a, b) = merge.tokens();
         made.clear();
-        made.extend([a.as_str(), b.as_str()]);
-        if let Some(missing) = [a, b, &made].into_iter().find(|t| !tokens.contains(t.as_str())) {
+        made.extend([a, b]);
+        if let Some(missing) = [a, b, &made].into_iter().find(|t| !tokens.contains(*t)) {
             return Err(invalid(format!(
                 "expected two tokens that are a third one together in pair {i}, found no token {:?}",
                 shorten(missing)
@@ -58,17 +86,18 @@ pub(super) fn check(vocab: &Map<String, Value>, merges: &[(String, String)]) -> 
 /// That is the same tokenizer if all pairs that make one token are neighbours in the list, and if the list has every
 /// pair of tokens that make a token; converters of SentencePiece models write such lists. Errors:
 /// [`Code::TokenizerUnsupported`](crate::error::Code::TokenizerUnsupported) for others.
-pub(super) fn scores(tokens: &[String], kinds: &[TokenKind], merges: &[(String, String)]) -> Result<Vec<f32>> {
+pub(super) fn scores(tokens: &[String], kinds: &[TokenKind], merges: &[Merge]) -> Result<Vec<f32>> {
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut last = String::new();
-    for (i, (a, b)) in merges.iter().enumerate() {
+    for (i, merge) in merges.iter().enumerate() {
+        let (a, b) = merge.tokens();
         let made = format!("{a}{b}");
         if made != last && places.insert(made.clone(), i).is_some() {
             return Err(unsupported(format!("expected all pairs that make {made:?} side by side, found them apart")));
         }
         last = made;
     }
-    let merged: HashSet<(&str, &str)> = merges.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
+    let merged: HashSet<(&str, &str)> = merges.iter().map(Merge::tokens).collect();
     let mergeable = || tokens.iter().zip(kinds).filter(|(_, k)| **k == TokenKind::Normal).map(|(t, _)| t.as_str());
     let normal: HashSet<&str> = mergeable().collect();
     for token in mergeable() {
