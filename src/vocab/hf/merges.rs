@@ -62,10 +62,10 @@ pub(super) fn read(list: Vec<Value>) -> Result<Vec<Merge>> {
 /// Every pair is two tokens that are a third one together, as Hugging Face's library and llama.cpp want it.
 pub(super) fn check(vocab: &Map<String, Value>, merges: &[Merge]) -> Result<()> {
     // As the pairs are read.
-    fn as_read(t: &String) -> Cow<'_, str> {
+    fn as_read(t: &str) -> Cow<'_, str> {
         if t.contains(' ') { Cow::Owned(t.replace(' ', "Ġ")) } else { Cow::Borrowed(t) }
     }
-    let tokens: HashSet<Cow<str>> = vocab.keys().map(as_read).collect();
+    let tokens: HashSet<Cow<str>> = vocab.keys().map(|t| as_read(t)).collect();
     let mut made = String::new();
     for (i, merge) in merges.iter().enumerate() {
         let (a, b) = merge.tokens();
