@@ -1,0 +1,204 @@
+//! The layers that the parts of a draft make under a reading of their axes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::names::MAX_PARTS;
+use super::{Draft, Orientation};
+use crate::adapter::{Adapter, AdapterLayer, MemorySharing, Role, StatedLayers};
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::finding::{Finding, Findings};
+use crate::import::assemble::{self, Pieces};
+use crate::import::axes::{Axes, Axis};
+use crate::import::ledger::Fate;
+use crate::tensor::LazyTensor;
+
+/// Most layers of a stacked tensor, as many as a model may have.
+const MAX_STACKED: usize = 1 << 12;
+
+/// Which stored head serves which query head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum HeadOrder {
+    /// As SPEC says: memory `j` serves the query heads `j*g .. j*g+g-1`.
+    #[default]
+    InOrder,
+    /// Memory `j` of a key/value head serves query heads `j, j + H_kv, ..` (`repeat` where SPEC has `repeat_interleave`);
+    /// with one memory per query head, those of a group lie `H_kv` apart.
+    Strided,
+}
+
+impl Draft {
+    /// The layers that a stacked tensor's axis L counts.
+    pub(super) fn layers_of_stack(&self, base: Option<&BaseModel>) -> Option<Vec<usize>> {
+        let n = self.parts.iter().filter(|p| p.layer.is_none()).find_map(|p| self.plain_len(p, Axis::Layer))?;
+        let n_layers = self.stated.num_layers.or(base.map(|b| b.config.n_layers));
+        match &self.stated.layers_to_transform {
+            Some(StatedLayers::List(list)) => (list.len() == n).then(|| list.clone()),
+            _ => (n_layers.is_none_or(|all| all == n) && n <= MAX_STACKED).then(|| (0..n).collect()),
+        }
+    }
+
+    pub(super) fn enter_parts(&mut self) {
+        let Some(list) = &self.stacked_layers else { return };
+        let list: Arc<[usize]> = list.as_slice().into();
+        let stacked = self.parts.iter().filter(|p| p.layer.is_none());
+        let roles: HashMap<&str, Role> = stacked.map(|p| (p.name.as_str(), p.role)).collect();
+        for e in &mut self.ledger.entries {
+            if let Some(role) = roles.get(e.name.as_str()) {
+                e.fate = Fate::Consumed { layers: list.clone(), role: *role };
+            }
+        }
+    }
+
+    /// The layers under a reading, with what is missing or claimed twice.
+    pub(in crate::import) fn layers(
+        &self,
+        o: Orientation,
+        heads: HeadOrder,
+        sharing: Option<MemorySharing>,
+        base: Option<&BaseModel>,
+        findings: &mut Findings,
+    ) -> Result<BTreeMap<usize, AdapterLayer>> {
+        let known = self.sizes(sharing, base);
+        /// The pieces of one tensor by head, each with its name in the source.
+        type Heads<'a> = BTreeMap<Option<usize>, (&'a str, LazyTensor)>;
+        let mut slots: BTreeMap<(usize, Role), Heads<'_>> = BTreeMap::new();
+        let mut stacks: HashMap<(Role, Option<usize>), &str> = HashMap::new();
+        let mut n_pieces = 0;
+        for p in &self.parts {
+            let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
+                findings.push(Finding::new(
+                    Code::AdapterShape,
+                    &p.name,
+                    format!(
+                        "axes {} of this role, heads perhaps flattened into rows",
+                        Axes::new(Self::own_axes(p).into_iter().map(|a| vec![a]).collect())
+                    ),
+                    format!("shape {:?}", p.tensor.shape()),
+                ));
+                continue;
+            };
+            let all = axes.apply(p.tensor.clone(), &sizes).map_err(|e| e.file(&self.path).field(&p.name))?;
+            let layers = match p.layer {
+                Some(layer) => vec![layer],
+                None => self.stacked_layers.clone().filter(|l| l.len() == all.shape()[0]).unwrap_or_default(),
+            };
+            if p.layer.is_none() && layers.is_empty() {
+                findings.push(Finding::new(
+                    Code::AdapterShape,
+                    &p.name,
+                    "as many layers in this tensor as are adapted (--layers says which)",
+                    format!("{} in shape {:?}", all.shape()[0], p.tensor.shape()),
+                ));
+                continue;
+            }
+            if p.layer.is_none()
+                && let Some(other) = stacks.insert((p.role, p.head), &p.name)
+            {
+                let found = format!("{other:?} and {:?}", p.name);
+                findings.push(Finding::new(Code::AdapterDuplicate, p.role.name(), "one tensor of all layers", found));
+                continue;
+            }
+            for (k, layer) in layers.into_iter().enumerate() {
+                let slot = slots.entry((layer, p.role)).or_default();
+                // All of a slot have a head, or none has.
+                let mixed = || slot.first_key_value().filter(|(h, _)| h.is_none() != p.head.is_none()).map(|(_, v)| v);
+                if let Some((other, _)) = slot.get(&p.head).or_else(mixed) {
+                    findings.push(Finding::new(
+                        Code::AdapterDuplicate,
+                        Adapter::canonical_name(layer, p.role),
+                        "one tensor",
+                        format!("{other:?} and {:?}", p.name),
+                    ));
+                    continue;
+                }
+                n_pieces += 1;
+                if n_pieces > MAX_PARTS {
+                    let message = format!("expected at most {MAX_PARTS} parts (layers, heads, roles), found more");
+                    return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&p.name));
+                }
+                slot.insert(p.head, (&p.name, all.select(k)));
+            }
+        }
+        let mut pieces = Pieces::new();
+        for ((layer, role), heads) in slots {
+            if let Some(missing) = heads.keys().flatten().enumerate().find(|(i, h)| i != *h).map(|(i, _)| i) {
+                findings.push(Finding::new(
+                    Code::AdapterMissing,
+                    Adapter::canonical_name(layer, role),
+                    format!("heads from 0 to {}", heads.len().max(missing + 1) - 1),
+                    format!("no tensor for head {missing}"),
+                ));
+                continue;
+            }
+            let place = |e: Error| e.file(&self.path).field(Adapter::canonical_name(layer, role));
+            let tensors: Vec<LazyTensor> = heads.into_values().map(|(_, t)| t).collect();
+            let joined = LazyTensor::concat(tensors).map_err(place)?;
+            pieces.insert((layer, role), joined);
+        }
+        let mut layers = assemble::layers(pieces, findings);
+        if heads == HeadOrder::Strided {
+            let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
+            for layer in layers.values_mut() {
+                for role in Role::ALL {
+                    if let Some(t) = layer.get_mut(*role) {
+                        *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
+                    }
+                }
+            }
+        }
+        Ok(layers)
+    }
+
+    /// H and H_kv.
+    pub(in crate::import) fn heads(&self, base: Option<&BaseModel>) -> Option<(usize, usize)> {
+        let n = self.stated.num_attention_heads.or(base.map(|b| b.config.n_heads))?;
+        let n_kv = self.stated.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads))?;
+        (n_kv > 0 && n.is_multiple_of(n_kv)).then_some((n, n_kv))
+    }
+}
+
+/// One memory per query head, from heads that are stored [`HeadOrder::Strided`].
+fn strided_heads(t: &LazyTensor, n_heads: usize, n_kv_heads: usize) -> Result<LazyTensor> {
+    let stored = t.shape()[0];
+    let group = n_heads / n_kv_heads;
+    let index = |head: usize| {
+        if stored == n_heads { (head % group) * n_kv_heads + head / group } else { head % n_kv_heads }
+    };
+    if stored != n_heads && stored != n_kv_heads {
+        return Ok(t.clone());
+    }
+    if t.is_one_view() {
+        // As strides, since a view for each head of each layer is many.
+        return Ok(match stored == n_heads {
+            true => t.clone().regroup(0, n_kv_heads),
+            false => t.clone().repeat0(group),
+        });
+    }
+    LazyTensor::concat((0..n_heads).map(|h| t.narrow(index(h), 1)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strided_heads_are_those_of_the_query_heads_that_they_serve() {
+        let (n, n_kv) = (6, 3);
+        for stored in [n, n_kv] {
+            let heads: Vec<f32> = (0..stored).map(|h| h as f32).collect();
+            let whole = LazyTensor::from_f32(&heads, &[stored, 1]);
+            let pieces = (0..stored).map(|h| whole.narrow(h, 1)).collect();
+            let expected: Vec<f32> = match stored == n {
+                // The two heads of a group lie three apart.
+                true => vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0],
+                false => vec![0.0, 1.0, 2.0, 0.0, 1.0, 2.0],
+            };
+            for t in [whole.clone(), LazyTensor::concat(pieces).unwrap()] {
+                let found = strided_heads(&t, n, n_kv).unwrap();
+                assert_eq!(found.to_bytes(), LazyTensor::from_f32(&expected, &[n, 1]).to_bytes(), "{stored} stored");
+            }
+        }
+    }
+}

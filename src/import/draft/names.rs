@@ -1,0 +1,174 @@
+//! The meaning of every tensor of a source, by its name.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Instant;
+
+use super::{Draft, Order, Part};
+use crate::adapter::Role;
+use crate::base::BaseModel;
+use crate::error::{Code, Error, Result};
+use crate::finding::{Finding, Findings};
+use crate::format::limits::LAYOUT_TIME;
+use crate::import::ledger::{Entry, Fate};
+use crate::import::mapping::{Mapped, Mapping};
+use crate::import::rules::{self, Meaning, Rows};
+use crate::import::source::SourceTensor;
+use crate::tensor::shape;
+
+/// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
+pub(super) const MAX_PARTS: usize = 1 << 16;
+
+/// Whether any name is that of an adapter's part, layout files aside.
+pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
+    tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
+}
+impl Draft {
+    /// Finds every tensor's meaning. Bytes are touched (checksums) for the adapter's parts alone.
+    pub(super) fn classify(
+        &mut self,
+        tensors: Vec<SourceTensor>,
+        mapping: Option<&Mapping>,
+        base: Option<&BaseModel>,
+    ) -> Result<()> {
+        if let Some(m) = mapping {
+            m.check_work(tensors.iter().map(|t| t.name.len()).sum())?;
+        }
+        let names = tensors.iter().map(|t| t.name.as_str());
+        if mapping.is_none() && !has_parts(&tensors) {
+            let is_whole_model = names.clone().any(|name| matches!(rules::read(name), Meaning::Ignored(_)));
+            return Err(self.no_part(names, is_whole_model));
+        }
+        let base_names: HashSet<&str> = base.into_iter().flat_map(|b| b.tensors()).map(|t| t.name.as_str()).collect();
+        let mut suffixes: BTreeMap<Option<String>, Vec<usize>> = BTreeMap::new();
+        let mut unknown = Vec::new();
+        let mut is_whole_model = false;
+        self.ledger.entries.reserve(tensors.len());
+        let start = Instant::now();
+        for t in tensors {
+            let mapped = match mapping {
+                Some(_) if start.elapsed() > LAYOUT_TIME => {
+                    let message = format!("the patterns took more than {LAYOUT_TIME:?} to match names");
+                    return Err(Error::new(Code::LayoutSyntax, message).field(&t.name));
+                }
+                Some(m) => m.read(&t.name)?,
+                None => None,
+            };
+            let mut entry = Entry {
+                name: t.name.clone(),
+                dtype: t.dtype(),
+                shape: t.shape().to_vec(),
+                tensor: None,
+                fate: Fate::LeftOver,
+            };
+            let part = match mapped {
+                Some(Mapped::Ignored(reason)) => {
+                    entry.fate = Fate::Ignored { reason };
+                    None
+                }
+                Some(Mapped::Part { role, layer, head, axes }) => {
+                    Some((role, layer, head, axes.map_or(Order::Open, Order::Stated), None))
+                }
+                None => match rules::read(&t.name) {
+                    Meaning::Part { rule, layer, head, adapter } => {
+                        let order = match (rule.rows, rule.role, self.transpose_memory) {
+                            (Rows::Open, ..) | (_, Role::Memory, Some(_)) => Order::Open,
+                            _ => Order::Canonical,
+                        };
+                        Some((rule.role, layer, head, order, Some(adapter)))
+                    }
+                    Meaning::Ignored(reason) => {
+                        is_whole_model = true;
+                        entry.fate = Fate::Ignored { reason: reason.into() };
+                        None
+                    }
+                    Meaning::Unknown { .. } if base_names.contains(t.name.as_str()) => {
+                        entry.fate = Fate::Ignored { reason: "weights of the base model".into() };
+                        None
+                    }
+                    Meaning::Unknown { looks_like_adapter } => {
+                        unknown.push((self.ledger.entries.len(), looks_like_adapter));
+                        None
+                    }
+                },
+            };
+            if let Some((role, layer, head, order, adapter)) = part {
+                if self.parts.len() == MAX_PARTS {
+                    let message = format!("expected at most {MAX_PARTS} tensors of an adapter, found more");
+                    return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&entry.name));
+                }
+                if let Some(adapter) = adapter {
+                    suffixes.entry(adapter).or_default().push(self.parts.len());
+                }
+                // An impossible shape must not be opened: its size may overflow.
+                shape::len_bytes(&entry.shape, entry.dtype).map_err(|e| e.file(&self.path).field(&entry.name))?;
+                let tensor = t.open().map_err(|e| e.file(&self.path))?;
+                entry.tensor = Some(tensor.clone());
+                entry.fate = Fate::Consumed { layers: layer.into_iter().collect(), role };
+                self.parts.push(Part { name: t.name.clone(), role, layer, head, order, tensor });
+            }
+            self.ledger.entries.push(entry);
+        }
+        self.one_adapter_name(&suffixes, &mut unknown);
+        if self.parts.is_empty() {
+            let names = self.ledger.entries.iter().filter(|e| e.fate == Fate::LeftOver).map(|e| e.name.as_str());
+            return Err(self.no_part(names, is_whole_model));
+        }
+        // A file that holds nothing but an adapter has no business with other weights.
+        let left_over = unknown.iter().filter(|(_, looks_like_adapter)| *looks_like_adapter || !is_whole_model);
+        let mut findings = Findings::from(std::mem::take(&mut self.findings));
+        findings.extend(left_over.map(|(i, _)| {
+            Finding::new(
+                Code::AdapterLeftOver,
+                &self.ledger.entries[*i].name,
+                "a tensor that a rule knows (or an entry of a layout file, --layout)",
+                "a tensor that belongs to no part of the adapter",
+            )
+        }));
+        self.findings = findings.into_vec();
+        Ok(())
+    }
+
+    /// The refusal of a source without any part of an adapter; `names` are those that nothing claims.
+    fn no_part<'a>(&self, names: impl Iterator<Item = &'a str>, is_whole_model: bool) -> Error {
+        let is_suspect = |name: &&str| match rules::read(name) {
+            Meaning::Unknown { looks_like_adapter } => looks_like_adapter || !is_whole_model,
+            _ => false,
+        };
+        let suspects: Vec<&str> = names.filter(is_suspect).take(5).collect();
+        let found = match suspects[..] {
+            [] => "none".into(),
+            _ => format!("none that a rule knows, but {}", suspects.join(", ")),
+        };
+        let message = format!(
+            "expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}; a layout file can say what they are: ptplus inspect --suggest-layout"
+        );
+        Error::new(Code::AdapterKind, message).file(&self.path)
+    }
+
+    /// Words after a rule's phrase are taken for PEFT's adapter name only where every part has the same.
+    fn one_adapter_name(&mut self, suffixes: &BTreeMap<Option<String>, Vec<usize>>, unknown: &mut Vec<(usize, bool)>) {
+        if suffixes.len() < 2 {
+            return;
+        }
+        // Plain names count; without any, `default`, PEFT's own. The others are left over.
+        let default = Some("default".to_owned());
+        let kept = if suffixes.contains_key(&None) { None } else { default };
+        let dropped: HashSet<usize> =
+            suffixes.iter().filter(|(s, _)| **s != kept).flat_map(|(_, parts)| parts.iter().copied()).collect();
+        let mut names = HashSet::new();
+        let mut i = 0;
+        self.parts.retain(|part| {
+            let is_dropped = dropped.contains(&i);
+            i += 1;
+            if is_dropped {
+                names.insert(part.name.clone());
+            }
+            !is_dropped
+        });
+        for (k, entry) in self.ledger.entries.iter_mut().enumerate().filter(|(_, e)| names.contains(&e.name)) {
+            (entry.fate, entry.tensor) = (Fate::LeftOver, None);
+            unknown.push((k, true));
+        }
+        unknown.sort_unstable();
+    }
+}
