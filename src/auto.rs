@@ -117,15 +117,16 @@ pub fn decide(
         .map(|((tensor, name), place)| Ladder { place, tensor, name, candidates: candidates(tensor), kl_alone: 0.0 })
         .collect();
     let trial = |choice: &[usize]| with_types(adapter, order, &ladders, choice);
-    let alone: Vec<Vec<usize>> = (0..ladders.len())
-        .map(|i| ladders.iter().enumerate().map(|(k, l)| if k == i { l.candidates.len() - 1 } else { 0 }).collect())
-        .collect();
+    let alone = |i: usize| -> Vec<usize> {
+        ladders.iter().enumerate().map(|(k, l)| if k == i { l.candidates.len() - 1 } else { 0 }).collect()
+    };
+    let each: Vec<usize> = (0..ladders.len()).collect();
     let n_possible: usize = ladders.iter().map(|l| l.candidates.len() - 1).sum();
-    let mut rounds = Rounds::new(trials, alone.len().div_ceil(LANES), n_possible);
+    let mut rounds = Rounds::new(trials, each.len().div_ceil(LANES), n_possible);
     let few_tokens = [trials.input_ids[0].iter().copied().take(ALONE_TOKENS).collect::<Vec<_>>()];
     let mut kls = Vec::new();
-    for group in alone.chunks(LANES) {
-        kls.extend(rounds.mean_kls(&group.iter().map(|c| trial(c)).collect::<Vec<_>>(), &few_tokens)?);
+    for group in each.chunks(LANES) {
+        kls.extend(rounds.mean_kls(&group.iter().map(|i| trial(&alone(*i))).collect::<Vec<_>>(), &few_tokens)?);
     }
     let n_alone = kls.len();
     ladders.iter_mut().zip(kls).for_each(|(l, kl)| l.kl_alone = kl);

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use indexmap::IndexSet;
+
 use crate::error::{Code, Error, Result};
 use crate::format::elf::{self, Definition, Dynamic};
 use crate::format::mmap::map_file;
@@ -98,16 +100,16 @@ fn advice(linking: Linking) -> &'static str {
     }
 }
 
+/// Folders of a search path that are looked into; programs state a few.
+const MAX_FOLDERS: usize = 64;
+
 /// The first library beside the program or on its search path that calls llama.cpp: newer llama.cpp programs are a few
 /// lines around one.
 fn calling_library(program: &Path, dynamic: &Dynamic, wrapped: &str) -> Result<Option<String>> {
     let origin = program.canonicalize().map_err(|e| Error::io(program, "cannot find its folder", e))?;
     let origin = origin.parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
-    let expanded = dynamic
-        .search_path
-        .iter()
-        .flat_map(|p| p.split(':'))
-        .map(|p| PathBuf::from(p.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin)));
+    let stated: IndexSet<&str> = dynamic.search_path.iter().flat_map(|p| p.split(':')).take(MAX_FOLDERS).collect();
+    let expanded = stated.iter().map(|p| PathBuf::from(p.replace("${ORIGIN}", &origin).replace("$ORIGIN", &origin)));
     let folders: Vec<PathBuf> = expanded.filter(|p| p.is_absolute()).chain([PathBuf::from(&origin)]).collect();
     for name in dynamic.needed.iter().filter(|n| !n.contains('/')) {
         let Some(path) = folders.iter().map(|f| f.join(name)).find(|p| p.is_file()) else { continue };

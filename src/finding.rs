@@ -34,11 +34,14 @@ impl Finding {
     }
 }
 
-/// Findings one by one up to [`Findings::LISTED`], and how many more there are: nobody reads millions of lines.
+/// Place of the finding that stands for those beyond the listed ones.
+const MORE: &str = "and more";
+
+/// Findings one by one up to [`Findings::LISTED`], and whether there are more: nobody reads millions of lines.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     list: Vec<Finding>,
-    n_more: usize,
+    has_more: bool,
 }
 
 impl Findings {
@@ -53,7 +56,7 @@ impl Findings {
         };
         match self.list.len() < Self::LISTED || is_graver() {
             true => self.list.push(finding),
-            false => self.n_more += 1,
+            false => self.has_more = true,
         }
     }
 
@@ -67,9 +70,9 @@ impl Findings {
 
     /// The list, and where there are more a last line that says so.
     pub fn into_vec(self) -> Vec<Finding> {
-        let Findings { mut list, n_more } = self;
-        if let Some(code) = list.last().map(|f| f.code).filter(|_| n_more > 0) {
-            list.push(Finding::new(code, "and more", "none of these", format!("{n_more} beyond those listed")));
+        let Findings { mut list, has_more } = self;
+        if let Some(code) = list.last().map(|f| f.code).filter(|_| has_more) {
+            list.push(Finding::new(code, MORE, "none of these", format!("more than the first {}", Self::LISTED)));
         }
         list
     }
@@ -78,7 +81,12 @@ impl Findings {
 impl From<Vec<Finding>> for Findings {
     fn from(list: Vec<Finding>) -> Self {
         let mut out = Findings::default();
-        out.extend(list);
+        for finding in list {
+            match finding.place == MORE {
+                true => out.has_more = true,
+                false => out.push(finding),
+            }
+        }
         out
     }
 }

@@ -100,6 +100,9 @@ fn what_cannot_be_told_apart_is_refused_before_anything_is_written() {
     let dir = tempfile::tempdir().unwrap();
     many(dir.path(), 1);
     std::fs::create_dir(dir.path().join("empty")).unwrap();
+    // Without its ending a name for the folder above.
+    let above = text(&dir.path().join("...safetensors"));
+    std::fs::copy(dir.path().join("0000/adapter_model.safetensors"), &above).unwrap();
     let base = text(&model("llama-mha").join("base"));
     let (one, to) = (text(&dir.path().join("0000")), text(&dir.path().join("out")));
     let owned = |args: &[&str]| args.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>();
@@ -108,6 +111,7 @@ fn what_cannot_be_told_apart_is_refused_before_anything_is_written() {
         owned(&["convert", "--jobs", "2", &one, "-o", &to, "--base", &base]),
         owned(&["convert", "--jobs", "0", &one, "-o", &to, "--to", "gguf", "--base", &base]),
         args(&dir.path().join("empty"), Path::new(&to)),
+        owned(&["convert", "--jobs", "1", &above, "-o", &to, "--to", "safetensors", "--base", &base]),
     ] {
         let out = ptplus(&args);
         assert_eq!(exit(&out), 2, "{args:?}: {}", stderr(&out));

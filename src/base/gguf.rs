@@ -201,6 +201,12 @@ fn refuse_what_changes_the_computation(keys: &Keys) -> Result<()> {
     if let Some(n) = keys.count("expert_count")?.filter(|&n| n > 0) {
         return Err(keys.unsupported("expert_count", format!("expected no mixture of experts, found {n}")));
     }
+    // llama.cpp ends the program, or takes blocks away.
+    for name in ["expert_used_count", "expert_group_count", "nextn_predict_layers"] {
+        if let Some(n) = keys.count(name)?.filter(|&n| n > 0) {
+            return Err(keys.unsupported(name, format!("expected 0, found {n}")));
+        }
+    }
     // A factor on the rotated query and key; 0 is one too.
     if let Some(x) = keys.number("rope.scaling.attn_factor")?.filter(|&x| x != 1.0) {
         return Err(keys.unsupported("rope.scaling.attn_factor", format!("expected 1, found {x}")));

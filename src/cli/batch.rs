@@ -1,7 +1,7 @@
 //! `convert --jobs N DIR... -o OUTDIR`: many adapters, one base.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
@@ -156,6 +156,10 @@ fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Ta
         let mut name = name.to_string_lossy().into_owned();
         if format == Format::Gguf {
             name.push_str(".gguf");
+        }
+        // `...gguf` without its ending is the folder above.
+        if !matches!(Path::new(&name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+            return Err(usage("ADAPTER", format!("expected a path with a name, found {adapter:?}")));
         }
         // Also on file systems that ignore case.
         if let Some(other) = taken.insert(name.to_lowercase(), adapter.clone()) {

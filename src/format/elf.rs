@@ -3,6 +3,8 @@
 //! Only program headers and the dynamic section are read, which a program cannot be stripped of. Every offset is checked
 //! against the file; nothing is allocated from a count in it.
 
+use indexmap::IndexSet;
+
 use crate::error::{Code, Error, Result};
 
 /// Symbols looked at; the largest programs have some hundred thousand.
@@ -11,6 +13,8 @@ const MAX_SYMBOLS: usize = 1 << 22;
 const MAX_FOUND: usize = 1 << 12;
 /// Bytes of a name that is asked for: a file's path.
 const MAX_NAME: usize = 1 << 12;
+/// Libraries, and search paths, that a program names. Large ones need some hundred.
+const MAX_NAMES: usize = 512;
 /// Entries of a dynamic section looked at; real ones have some dozen.
 const MAX_DYNAMIC: usize = 1 << 12;
 
@@ -83,8 +87,13 @@ pub fn dynamic(bytes: &[u8], prefix: &str) -> Result<Dynamic> {
     let value = |tag: u64| entries.iter().find(|(t, _)| *t == tag).map(|(_, v)| *v);
     let (Some(text_at), Some(text_len)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Ok(Dynamic::default()) };
     let text = file.slice(offset_of(&loads, text_at)?, text_len)?;
+    // Each once: a section may name one text many times.
     let names = |tag: u64| -> Result<Vec<String>> {
-        entries.iter().filter(|(t, _)| *t == tag).map(|(_, v)| name(text, *v).map(str::to_owned)).collect()
+        let offsets: IndexSet<u64> = entries.iter().filter(|(t, _)| *t == tag).map(|(_, v)| *v).collect();
+        if offsets.len() > MAX_NAMES {
+            return Err(Error::new(Code::Elf, format!("expected at most {MAX_NAMES} names of a kind, found more")));
+        }
+        offsets.into_iter().map(|at| name(text, at).map(str::to_owned)).collect()
     };
     let mut search_path = names(DT_RUNPATH)?;
     search_path.extend(names(DT_RPATH)?);

@@ -14,6 +14,12 @@ pub(super) fn target_outside(folder: &Path, path: &Path) -> Option<PathBuf> {
     (!allowed).then_some(target)
 }
 
+/// Whether `path` is a link by which the Hugging Face cache keeps a file of the snapshot `folder`.
+pub(crate) fn is_in_hub_cache(folder: &Path, path: &Path) -> bool {
+    let (Ok(home), Ok(target)) = (folder.canonicalize(), path.canonicalize()) else { return false };
+    target.is_file() && target.parent() == hub_blobs(&home).as_deref() && target.parent().is_some()
+}
+
 /// The Hugging Face cache keeps the files of `models--X--Y/snapshots/REVISION` as links into `models--X--Y/blobs`.
 fn hub_blobs(folder: &Path) -> Option<PathBuf> {
     let snapshots = folder.parent()?;

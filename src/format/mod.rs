@@ -4,7 +4,7 @@ pub mod elf;
 pub mod gguf;
 pub mod json;
 pub mod limits;
-mod links;
+pub(crate) mod links;
 pub mod mmap;
 pub mod names;
 pub mod output;

@@ -68,8 +68,11 @@ fn ranges(numbers: &[usize]) -> String {
             _ => out.push((n, n)),
         }
     }
+    /// A list that is longer says little, and every tensor of a file may have it.
+    const SHOWN: usize = 16;
     let text = |(a, b): &(usize, usize)| if a == b { a.to_string() } else { format!("{a}-{b}") };
-    out.iter().map(text).collect::<Vec<_>>().join(", ")
+    let shown = out.iter().take(SHOWN).map(text).collect::<Vec<_>>().join(", ");
+    if out.len() > SHOWN { format!("{shown}, ...") } else { shown }
 }
 
 /// Every tensor of a source, in the source's order.

@@ -130,7 +130,7 @@ impl Mapping {
         Ok(Mapping {
             constants,
             rules: file.tensor.into_iter().map(MappingRule::new).collect::<Result<_>>()?,
-            ignore: file.ignore.into_iter().map(|i| Ok((whole(&i.name)?, i.reason))).collect::<Result<_>>()?,
+            ignore: file.ignore.into_iter().map(ignored).collect::<Result<_>>()?,
         })
     }
 
@@ -226,6 +226,15 @@ impl MappingRule {
         let axes = axes.map(|a| if t.transpose { a.transposed() } else { a });
         Ok(MappingRule { name, role, axes })
     }
+}
+
+/// Said of every tensor that matches.
+fn ignored(rule: IgnoreRule) -> Result<(Regex, String)> {
+    if rule.reason.len() > NAME_BYTES {
+        let message = format!("expected a reason of at most {NAME_BYTES} bytes, found {}", rule.reason.len());
+        return Err(fault(message).field(&rule.name));
+    }
+    Ok((whole(&rule.name)?, rule.reason))
 }
 
 /// A regular expression that matches whole names only.

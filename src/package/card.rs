@@ -56,14 +56,15 @@ impl Card<'_> {
         self.running(&mut out);
         let _ = write!(
             out,
-            "## Origin\n\nMade by ptplus {} with\n\n```sh\n{}\n```\n\n",
+            "## Origin\n\nMade by ptplus {} with\n\n{fence}sh\n{}\n{fence}\n\n",
             env!("CARGO_PKG_VERSION"),
-            self.command
+            crate::error::escape(self.command),
+            fence = fence(self.command)
         );
         if let Some(record) = c.extra.get(crate::import::RECORD_KEY).and_then(Value::as_object) {
             let _ = writeln!(out, "Conventions that the checkpoint did not state were settled by:\n");
             for (key, by) in record {
-                let _ = writeln!(out, "- `{key}`: {}", markdown(by.as_str().unwrap_or(&by.to_string())));
+                let _ = writeln!(out, "- {}: {}", markdown(key), markdown(by.as_str().unwrap_or(&by.to_string())));
             }
             out.push('\n');
         }
@@ -216,6 +217,12 @@ pub fn is_hub_name(text: &str) -> bool {
 }
 
 /// Text from a file, without what Markdown or HTML would act on.
+/// Backticks around a text that may hold some.
+fn fence(text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    "`".repeat(3.max(longest + 1))
+}
+
 fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in crate::error::escape(text).chars() {
@@ -234,6 +241,8 @@ mod tests {
     #[test]
     fn text_from_a_file_is_no_markup() {
         assert_eq!(markdown("<b>[x](y)\n"), r"\<b\>\[x\](y)\\n");
+        assert_eq!(fence("a ``` b"), "````");
+        assert_eq!(fence("a"), "```");
         assert!(is_hub_name("HuggingFaceTB/SmolLM2-135M-Instruct"));
         for other in ["a", "/a/b", "a/b/c", "../b", "a/", "a b/c", "./a"] {
             assert!(!is_hub_name(other), "{other}");

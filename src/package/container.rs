@@ -9,6 +9,7 @@ use super::{MANIFEST_FILE, manifest};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::limits::{BUNDLE_DEPTH, BUNDLE_ENTRIES, BUNDLE_FILES};
+use crate::format::links;
 use crate::format::mmap::map_file;
 use crate::tensor::Bytes;
 
@@ -24,6 +25,9 @@ pub struct Container {
     /// Links, bad paths, deviations of an archive.
     pub findings: Vec<Finding>,
 }
+
+/// What repositories of a hub have beside their files.
+const OF_REPOSITORIES: [&str; 3] = [".gitattributes", ".git", ".cache"];
 
 impl Container {
     /// Opens a bundle as [`pack`](super::pack) writes it.
@@ -89,9 +93,11 @@ impl Container {
                     refuse(Code::BundlePath, "a name in UTF-8", "another".into());
                 } else if let Err(e) = check_path(&shown) {
                     refuse(e.code(), "a path of a bundle", e.message().into());
+                } else if folder.is_empty() && OF_REPOSITORIES.contains(&shown.as_str()) {
+                    // Of no bundle, and read by nothing here.
                 } else if kind.is_dir() && depth < BUNDLE_DEPTH {
                     folders.push((format!("{shown}/"), depth + 1));
-                } else if kind.is_file() {
+                } else if kind.is_file() || (kind.is_symlink() && links::is_in_hub_cache(root, &entry.path())) {
                     if found.files.len() >= BUNDLE_FILES {
                         refuse(Code::BundleExtra, &format!("at most {BUNDLE_FILES} files"), "more".into());
                         return Ok(found);

@@ -49,6 +49,13 @@ impl PublicKey {
     }
 }
 
+/// Where a secret key file states what its password costs, after algorithms and salt.
+const OPS_LIMIT: Range<usize> = 38..46;
+const MEMORY_LIMIT: Range<usize> = 46..54;
+/// What minisign writes: libsodium's `OPSLIMIT_SENSITIVE` and `MEMLIMIT_SENSITIVE` of scrypt.
+const MOST_OPS: u64 = 33_554_432;
+const MOST_MEMORY: u64 = 1 << 30;
+
 const UNTRUSTED_COMMENT: &str = "signature from ptplus secret key";
 /// What ptplus, minisign and rsign write in the first line.
 const UNTRUSTED_COMMENTS: [&str; 3] =
@@ -118,6 +125,7 @@ impl Signer {
         if let Some(secret) = plain_key_of_minisign(&text) {
             return Ok(Signer { public: PublicKey::of(&secret, path)?, secret });
         }
+        let text_of_key = text.clone();
         let key = SecretKeyBox::from(text);
         let plain = key.clone().into_unencrypted_secret_key();
         let secret = match (plain, protection) {
@@ -128,6 +136,7 @@ impl Signer {
                 return Err(Error::new(Code::KeyPassword, message).file(path));
             }
             (Err(_), protection) => {
+                check_cost(&text_of_key, path)?;
                 let password = match protection {
                     Protection::Password(p) => Some(p),
                     _ => None,
@@ -248,6 +257,23 @@ pub(super) fn parse(signature: &[u8]) -> Result<SignatureBox> {
     Ok(parsed)
 }
 
+/// Refuses a key file that asks for more work than minisign's own: what it asks for decides how long the password is
+/// worked on.
+fn check_cost(text: &str, path: &Path) -> Result<()> {
+    let bytes =
+        text.lines().nth(1).and_then(|line| Base64::decode_to_vec(line.trim_end(), None).ok()).unwrap_or_default();
+    let number = |at: Range<usize>| bytes.get(at).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    match (number(OPS_LIMIT), number(MEMORY_LIMIT)) {
+        (Some(ops), Some(memory)) if ops <= MOST_OPS && memory <= MOST_MEMORY => Ok(()),
+        _ => {
+            let message = format!(
+                "expected a password limit of at most {MOST_OPS} operations and {MOST_MEMORY} bytes, found another"
+            );
+            Err(Error::new(Code::KeyInvalid, message).file(path))
+        }
+    }
+}
+
 fn invalid(message: String) -> Error {
     Error::new(Code::SignatureInvalid, message)
 }
@@ -292,6 +318,25 @@ mod tests {
         }
         for cut in 0..text.len() {
             assert!(verify(&signer.public, &text.as_bytes()[..cut], b"manifest").is_err(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_asks_for_more_work_than_minisigns_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let password = Protection::Password("secret".into());
+        signer(password.clone(), dir.path());
+        let path = dir.path().join("key");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let bytes = Base64::decode_to_vec(lines[1], None).unwrap();
+        for (at, most) in [(OPS_LIMIT, MOST_OPS), (MEMORY_LIMIT, MOST_MEMORY)] {
+            let mut bad = bytes.clone();
+            bad[at].copy_from_slice(&(most + 1).to_le_bytes());
+            let bad = Base64::encode_to_string(bad).unwrap();
+            std::fs::write(&path, format!("{}\n{bad}\n", lines[0])).unwrap();
+            let e = Signer::open(&path, password.clone()).err().unwrap();
+            assert_eq!(e.code(), Code::KeyInvalid, "{e}");
         }
     }
 

@@ -169,6 +169,11 @@ impl Reader<'_> {
             return Some(next);
         }
         match header.entry_type() {
+            // Python's and GNU's tar write times so. A name, a link or a size that is said there would count.
+            EntryType::XHeader | EntryType::XGlobalHeader
+                if self.strictness == Strictness::Unpack
+                    && has_valid_checksum(header, block)
+                    && says_times_alone(&self.bytes[start..end]) => {}
             EntryType::Regular => self.file(path, header, block, offset, start..end),
             EntryType::Directory if self.strictness == Strictness::Unpack => self.folder(path, header, offset),
             other => {
@@ -232,6 +237,23 @@ impl Reader<'_> {
             self.fault(self.name, "1024 zeros at the end", found);
         }
     }
+}
+
+/// Whether the records of a pax header (`LENGTH KEY=VALUE` lines) are about times, owners and remarks.
+fn says_times_alone(mut records: &[u8]) -> bool {
+    const HARMLESS: [&str; 8] = ["mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment"];
+    while !records.is_empty() {
+        let Some(space) = records.iter().take(8).position(|b| *b == b' ') else { return false };
+        let len = std::str::from_utf8(&records[..space]).ok().and_then(|n| n.parse::<usize>().ok());
+        let Some(record) = len.and_then(|len| records.get(space + 1..len)) else { return false };
+        let is_harmless =
+            HARMLESS.iter().any(|key| record.strip_prefix(key.as_bytes()).is_some_and(|r| r.starts_with(b"=")));
+        if !is_harmless || record.last() != Some(&b'\n') {
+            return false;
+        }
+        records = &records[space + 1 + record.len()..];
+    }
+    true
 }
 
 fn has_valid_checksum(header: &Header, block: &[u8]) -> bool {

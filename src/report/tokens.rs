@@ -23,22 +23,22 @@ impl Tokens {
         let spelled: Vec<String> = match base.dialect {
             Dialect::Gguf => {
                 let file = gguf::open(&base.path)?;
-                file.metadata.str_array("tokenizer.ggml.tokens")?.into_iter().flatten().map(str::to_owned).collect()
+                let tokens = file.metadata.str_array("tokenizer.ggml.tokens")?.into_iter().flatten();
+                tokens.take(base.config.vocab_size.min(VOCABULARY_TOKENS)).map(str::to_owned).collect()
             }
             Dialect::HuggingFace => {
                 let path = base.path.join("tokenizer.json");
                 if !path.is_file() {
                     return Ok(Tokens::default());
                 }
-                let root = json::read_large_file(&path, MAX_TOKENIZER_VALUES)?;
-                listed(&root).ok_or_else(|| {
+                listed(json::read_large_file(&path, MAX_TOKENIZER_VALUES)?).ok_or_else(|| {
                     Error::new(Code::ConfigField, "expected a vocabulary, found none").file(&path).field("model.vocab")
                 })?
             }
         };
         // Byte-level vocabularies spell a space as this letter, SentencePiece as U+2581.
         let byte_level = spelled.iter().any(|t| t.starts_with('\u{120}'));
-        Ok(Tokens(spelled.iter().map(|t| bytes(t, byte_level)).collect()))
+        Ok(Tokens(spelled.into_iter().map(|t| bytes(&t, byte_level)).collect()))
     }
 
     /// `" pirate"`, or `#123` where there is no text.
@@ -65,28 +65,36 @@ impl Tokens {
 }
 
 /// The tokens of a `tokenizer.json` by id: `model.vocab` is a map (BPE) or a list of pairs (Unigram).
-fn listed(root: &Value) -> Option<Vec<String>> {
+fn listed(mut root: Value) -> Option<Vec<String>> {
+    let vocab = root.pointer_mut("/model/vocab").map(Value::take)?;
+    // What is left are pairs, most of it.
+    let added = root.get_mut("added_tokens").map(Value::take).unwrap_or_default();
+    drop(root);
     let mut out = Vec::new();
-    let mut put = |id: usize, text: &str| {
+    let mut put = |id: usize, text: String| {
         if id < VOCABULARY_TOKENS {
             out.resize(out.len().max(id + 1), String::new());
-            out[id] = text.to_owned();
+            out[id] = text;
         }
     };
-    match root.get("model")?.get("vocab")? {
-        Value::Object(map) => map.iter().for_each(|(text, id)| {
-            id.as_u64().into_iter().for_each(|id| put(id as usize, text));
+    match vocab {
+        Value::Object(map) => map.into_iter().for_each(|(text, id)| {
+            if let Some(id) = id.as_u64() {
+                put(id as usize, text);
+            }
         }),
-        Value::Array(list) => list.iter().enumerate().for_each(|(id, pair)| {
-            pair.get(0).and_then(Value::as_str).into_iter().for_each(|text| put(id, text));
+        Value::Array(list) => list.into_iter().enumerate().for_each(|(id, pair)| {
+            if let Some(text) = pair.get(0).and_then(Value::as_str) {
+                put(id, text.to_owned());
+            }
         }),
         _ => return None,
     }
-    for token in root.get("added_tokens").and_then(Value::as_array).into_iter().flatten() {
+    for token in added.as_array().into_iter().flatten() {
         if let (Some(id), Some(text)) =
             (token.get("id").and_then(Value::as_u64), token.get("content").and_then(Value::as_str))
         {
-            put(id as usize, text);
+            put(id as usize, text.to_owned());
         }
     }
     Some(out)
@@ -115,12 +123,12 @@ mod tests {
     fn both_shapes_of_a_vocabulary_are_read() {
         let map =
             serde_json::json!({"model": {"vocab": {"b": 1, "a": 0}}, "added_tokens": [{"id": 3, "content": "<s>"}]});
-        assert_eq!(listed(&map).unwrap(), ["a", "b", "", "<s>"]);
+        assert_eq!(listed(map).unwrap(), ["a", "b", "", "<s>"]);
         let list = serde_json::json!({"model": {"vocab": [["x", -1.5], ["y", 0]]}});
-        assert_eq!(listed(&list).unwrap(), ["x", "y"]);
-        assert!(listed(&serde_json::json!({"model": {}})).is_none());
+        assert_eq!(listed(list).unwrap(), ["x", "y"]);
+        assert!(listed(serde_json::json!({"model": {}})).is_none());
         let huge = serde_json::json!({"model": {"vocab": {"a": u64::MAX, "b": 0}}});
-        assert_eq!(listed(&huge).unwrap(), ["b"]);
+        assert_eq!(listed(huge).unwrap(), ["b"]);
     }
 
     #[test]

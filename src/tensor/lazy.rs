@@ -321,12 +321,7 @@ impl LazyTensor {
             }
             let take = want.min(n - skip);
             if take > 0 {
-                let p = if p.axes[0].len() == 1 { p.clone() } else { flatten_axis0(p) };
-                let (_, stride) = p.axes[0][0];
-                let mut q = p.clone();
-                q.offset += skip * stride;
-                q.axes[0] = vec![(take, stride)];
-                parts.push(q);
+                narrow_part(p, skip, take, &mut parts);
             }
             (skip, want) = (0, want - take);
             if want == 0 {
@@ -479,12 +474,29 @@ impl LazyTensor {
     }
 }
 
-/// Axis 0 as one sub-axis, gathering on the heap where its pieces do not lie evenly.
-fn flatten_axis0(p: &Part) -> Part {
-    if let [one] = coalesce(p.axes[0].iter().copied())[..] {
-        return Part { axes: std::iter::once(vec![one]).chain(p.axes[1..].iter().cloned()).collect(), ..p.clone() };
+/// `len` entries of axis 0 from `start` on (both within it): one part where its pieces lie evenly, else one for each.
+fn narrow_part(p: &Part, start: usize, len: usize, out: &mut Vec<Part>) {
+    let axis = coalesce(p.axes[0].iter().copied());
+    let with = |axis: Vec<SubAxis>, offset: usize| {
+        let axes = std::iter::once(axis).chain(p.axes[1..].iter().cloned()).collect();
+        Part { axes, offset: p.offset + offset, ..p.clone() }
+    };
+    let Some((&(_, stride), inner)) = axis.split_first() else {
+        out.push(with(Vec::new(), 0));
+        return;
+    };
+    let inner_len: usize = inner.iter().map(|a| a.0).product();
+    if start.is_multiple_of(inner_len) && len.is_multiple_of(inner_len) {
+        let axis = std::iter::once((len / inner_len, stride)).chain(inner.iter().copied()).collect();
+        out.push(with(axis, start / inner_len * stride));
+        return;
     }
-    heap_part(p)
+    let end = start + len;
+    for outer in start / inner_len..=(end - 1) / inner_len {
+        let first = outer * inner_len;
+        let (from, to) = (start.max(first), end.min(first + inner_len));
+        narrow_part(&with(inner.to_vec(), outer * stride), from - first, to - from, out);
+    }
 }
 
 fn heap_part(p: &Part) -> Part {

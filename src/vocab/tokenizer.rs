@@ -1,6 +1,6 @@
 //! Text to tokens and back, as llama.cpp does it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::bpe::{Bpe, Pre};
@@ -255,36 +255,42 @@ impl Tokenizer {
 
     /// Cuts out the tokens that are written in the text, the longest first wherever they are.
     fn fragments(&self, text: &str, specials: Specials) -> Vec<Fragment> {
-        let mut fragments = if text.is_empty() { vec![] } else { vec![Fragment::Text(0..text.len())] };
+        // What is still text, by its start, and what is a token.
+        let mut left: BTreeMap<usize, usize> = BTreeMap::new();
+        let mut found: BTreeMap<usize, u32> = BTreeMap::new();
+        if !text.is_empty() {
+            left.insert(0, text.len());
+        }
         for &id in &self.searched {
             if specials == Specials::Text && self.kinds[id as usize] != TokenKind::UserDefined {
                 continue;
             }
             let wanted = &self.vocabulary.tokens[id as usize];
-            if !text.contains(wanted.as_str()) {
+            if wanted.is_empty() {
                 continue;
             }
-            let mut cut = Vec::with_capacity(fragments.len() + 2);
-            for fragment in fragments {
-                let Fragment::Text(mut range) = fragment else {
-                    cut.push(fragment);
-                    continue;
-                };
-                while let Some(at) = text[range.clone()].find(wanted.as_str()) {
-                    let at = range.start + at;
-                    if at > range.start {
-                        cut.push(Fragment::Text(range.start..at));
+            let mut from = 0;
+            while let Some(at) = text[from..].find(wanted.as_str()).map(|at| from + at) {
+                let end = at + wanted.len();
+                match left.range(..=at).next_back().map(|(&start, &stop)| (start, stop)) {
+                    Some((start, stop)) if end <= stop => {
+                        left.remove(&start);
+                        left.extend([(start, at), (end, stop)].into_iter().filter(|(a, b)| a < b));
+                        found.insert(at, id);
+                        from = end;
                     }
-                    cut.push(Fragment::Token(id));
-                    range.start = at + wanted.len();
-                }
-                if !range.is_empty() {
-                    cut.push(Fragment::Text(range));
+                    // Across the border of what is a token already, or inside of it: on with the next text.
+                    _ => match left.range(at + 1..).next() {
+                        Some((&start, _)) => from = start,
+                        None => break,
+                    },
                 }
             }
-            fragments = cut;
         }
-        fragments
+        let mut all: Vec<(usize, Fragment)> = left.into_iter().map(|(a, b)| (a, Fragment::Text(a..b))).collect();
+        all.extend(found.into_iter().map(|(at, id)| (at, Fragment::Token(id))));
+        all.sort_by_key(|(at, _)| *at);
+        all.into_iter().map(|(_, fragment)| fragment).collect()
     }
 }
 

@@ -53,6 +53,37 @@ fn a_bundle_is_accepted_wherever_an_adapter_is() {
     }
 }
 
+/// As `huggingface_hub` keeps a repository: links into a folder beside, and files of git.
+#[test]
+fn a_bundle_of_a_hub_is_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = dir.path().join("packed");
+    pack("llama-mha", &packed, &[]);
+    let (snapshot, blobs) = (dir.path().join("models--a--b/snapshots/c"), dir.path().join("models--a--b/blobs"));
+    std::fs::create_dir_all(snapshot.join("reports")).unwrap();
+    std::fs::create_dir_all(&blobs).unwrap();
+    for (i, folder) in ["", "reports"].into_iter().enumerate() {
+        for (k, entry) in std::fs::read_dir(packed.join(folder)).unwrap().map(|e| e.unwrap()).enumerate() {
+            if entry.path().is_file() {
+                let blob = blobs.join(format!("{i}{k}"));
+                std::fs::copy(entry.path(), &blob).unwrap();
+                std::os::unix::fs::symlink(&blob, snapshot.join(folder).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    std::fs::create_dir(packed.join(".cache")).unwrap();
+    for folder in [&packed, &snapshot] {
+        std::fs::write(folder.join(".gitattributes"), "*.gguf filter=lfs").unwrap();
+        for command in ["check", "validate"] {
+            let out = ptplus([command, &text(folder)]);
+            assert_eq!(exit(&out), 0, "{command}: {}{}", stdout(&out), stderr(&out));
+        }
+    }
+    // Links to anywhere else are refused as before.
+    std::os::unix::fs::symlink("/etc/hostname", snapshot.join("zzz")).unwrap();
+    assert_eq!(exit(&ptplus(["check", &text(&snapshot)])), 6);
+}
+
 #[test]
 fn the_same_inputs_give_the_same_bytes_and_nothing_of_this_machine() {
     let dir = tempfile::tempdir().unwrap();

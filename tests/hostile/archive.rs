@@ -78,6 +78,10 @@ fn one(path: &str, change: impl FnOnce(&mut Header)) -> Vec<u8> {
     ended(vec![entry_of(path.as_bytes(), b"x", change)])
 }
 
+fn of_kind_entry(kind: EntryType) -> Vec<u8> {
+    entry_of(b"a", b"", |h| h.set_entry_type(kind))
+}
+
 fn of_kind(kind: EntryType) -> Vec<u8> {
     one("a", |h| h.set_entry_type(kind))
 }
@@ -96,6 +100,18 @@ fn cut(n: usize) -> Vec<u8> {
 
 fn size_field(text: &[u8; 12]) -> Vec<u8> {
     one("a", |h| h.as_old_mut().size = *text)
+}
+
+/// A file after an extended header of these records.
+fn with_records(records: &[&str]) -> Vec<u8> {
+    let line = |record: &&str| {
+        // The length counts its own digits.
+        let len = (record.len() + 2..).find(|n| n.to_string().len() + record.len() + 2 == *n).expect("a length");
+        format!("{len} {record}\n")
+    };
+    let records: String = records.iter().map(line).collect();
+    let header = entry_of(b"PaxHeaders/a", records.as_bytes(), |h| h.set_entry_type(EntryType::XHeader));
+    ended(vec![header, entry_of(b"a", b"x", |_| {})])
 }
 
 /// Archives that are right, each in another way.
@@ -181,6 +197,16 @@ fn common() -> Vec<Case> {
         refused("size empty", size_field(&[0; 12]), BundleTar),
         refused("a path twice", ended(vec![entry_of(b"a", b"x", |_| {}), entry_of(b"a", b"y", |_| {})]), BundleTar),
         refused("path not UTF-8", ended(vec![entry_of(b"a\xff", b"x", |_| {})]), BundlePath),
+        refused("a name in an extended header", with_records(&["mtime=1", "path=b"]), BundleLink),
+        refused("a link in an extended header", with_records(&["linkpath=b"]), BundleLink),
+        refused("a size in an extended header", with_records(&["size=0"]), BundleLink),
+        refused("a record that begins like another", with_records(&["mtimes=1"]), BundleLink),
+        refused("a record without a value", with_records(&["mtime"]), BundleLink),
+        large(
+            "most links",
+            || ended((0..BUNDLE_FILES).map(|_| of_kind_entry(EntryType::Symlink)).collect()),
+            Some(BundleLink),
+        ),
         large("most files", || many(BUNDLE_FILES), None),
         large("a file too many", || many(BUNDLE_FILES + 1), Some(BundleTar)),
     ]);
@@ -228,6 +254,8 @@ fn foreign(want: fn(&'static str, Vec<u8>) -> Case) -> Vec<Case> {
         }),
         want("text after the path's end", with(|h| h.as_old_mut().name[50] = b'!')),
         want("kind 0, as in version 7", with(|h| h.as_old_mut().linkflag = [0])),
+        want("times in an extended header", with_records(&["mtime=1700000000.123456", "uid=1000", "comment=a = b"])),
+        want("an extended header of nothing", with_records(&[])),
     ]
 }
 
@@ -238,6 +266,7 @@ pub fn cases() -> Vec<Case> {
         let code = match name {
             "a leading ./" => Code::BundlePath,
             "a folder" | "the folder itself" => Code::BundleLink,
+            "times in an extended header" | "an extended header of nothing" => Code::BundleLink,
             _ => Code::BundleTar,
         };
         refused(name, file, code)

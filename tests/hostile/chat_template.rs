@@ -56,6 +56,8 @@ fn idioms() -> Vec<Case> {
         ("what looks like a tag in text", "{{ '{% set ns.x = ' }}{% raw %}{% set y = [1] %}{% endraw %}{# {% set #}"),
         ("a dict of lists", "{% set d = {'a': [1, {'b': 'ab'[0]}]} %}{{ d['a'][1].b }}{{ d | tojson(indent=2) }}"),
         ("format with a width", "{{ '{:>3} {}'.format('a', 5) }}"),
+        ("text joined", "{{ 'abc'|join('-') }}{{ ''|join }}{{ [1, 'a', none]|join }}{{ messages|join(',', attribute='role') }}"),
+        ("text joined by Python", "{{ ','.join(['a', 'b']) }}{{ '-'.join('ab') }}{{ [1]|join(d=',') if false }}"),
         ("text of lists", "{{ [1, 'a'] }}{{ [1] ~ 'a' }}{{ [1]|string }}{{ ['a']|join(',') }}"),
         ("numbers up to 100,000", "{{ range(100000)|length }}{{ range(10, 0, -2)|list }}"),
         ("text split", "{{ ('a,b' | split(','))[0] }}{{ 'a b'.split()[1] }}{{ ('a\nb' | lines)[1] }}"),
@@ -177,6 +179,15 @@ fn numbers() -> Vec<Case> {
     cases
 }
 
+/// A list of 100 kB 3,600 times, made while it is read.
+fn sums(end: &str) -> String {
+    let (a, b) = (vec!["a"; 60].join("+"), vec!["b"; 60].join("+"));
+    let text = "x".repeat(100_000);
+    format!(
+        "{{% set a = ['{text}'] %}}{{% with b = {a} %}}{{% with c = {b} %}}{{{{ {end} }}}}{{% endwith %}}{{% endwith %}}"
+    )
+}
+
 /// Much from little.
 fn growth() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -184,6 +195,8 @@ fn growth() -> Vec<Case> {
         ("loops in loops", "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"),
         ("text of ten million", "{{ 'b ' * 10000000 }}"),
         ("text of half a million", "{{ 'b' * 500000 }}"),
+        ("a sum of sums, joined", &sums("''.join(c)|length")),
+        ("a sum of sums, joined by a filter", &sums("c|join|length")),
         (
             "text that doubles",
             "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s }}",

@@ -34,20 +34,22 @@ fn named(names: impl Iterator<Item = String>) -> Vec<u8> {
 }
 
 fn shaped(names: impl Iterator<Item = String>, shape: &[usize]) -> Vec<u8> {
+    mixed(names.map(|name| (name, shape)))
+}
+
+fn mixed<'a>(tensors: impl Iterator<Item = (String, &'a [usize])>) -> Vec<u8> {
     let mut header = String::from("{");
-    let mut n = 0;
-    let len = 4 * shape.iter().product::<usize>();
-    for name in names {
-        let comma = if n == 0 { "" } else { "," };
+    let mut end = 0;
+    for (name, shape) in tensors {
+        let (begin, comma) = (end, if end == 0 { "" } else { "," });
+        end += 4 * shape.iter().product::<usize>();
         let _ = write!(
             header,
             "{comma}\"{name}\":{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{},{}]}}",
-            len * n,
-            len * (n + 1)
+            begin, end
         );
-        n += 1;
     }
-    safetensors::file(&(header + "}"), len * n)
+    safetensors::file(&(header + "}"), end)
 }
 
 /// What `inspect --suggest-layout` reads.
@@ -85,6 +87,14 @@ pub fn cases() -> Vec<Case> {
         large(
             "1,000 stacks of 4,096 layers",
             || shaped((0..1_000).map(|i| format!("x{i}q.memory")), &[4096, 1, 1, 1]),
+            Some(Code::ConventionOpen),
+        ),
+        large(
+            "a stack of 4,096 layers, and 1,000 of heads",
+            || {
+                let heads = (0..1_000).map(|i| (format!("heads.{i}.memory"), &[4096, 1, 1][..]));
+                mixed(std::iter::once(("memory".to_owned(), &[4096, 1, 1, 1][..])).chain(heads))
+            },
             Some(Code::ConventionOpen),
         ),
         large(

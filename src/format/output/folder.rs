@@ -244,6 +244,21 @@ fn create_folders_below(target: &Path, relative: &Path) -> std::io::Result<()> {
 
 /// Moves files one by one. Without force nothing is replaced, and a failure takes back what was moved.
 fn move_files(staged: &Path, target: &Path, files: &[String], overwrite: Overwrite) -> std::io::Result<()> {
+    // Before anything is moved: what would stop it half-way. A bundle chooses its own names.
+    for relative in files {
+        let to = target.join(relative);
+        if std::fs::symlink_metadata(&to).is_ok_and(|m| m.is_dir()) {
+            let message = format!("{} is a folder", to.display());
+            return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, message));
+        }
+        let folders = Path::new(relative).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty());
+        for folder in folders.map(|p| target.join(p)) {
+            if std::fs::symlink_metadata(&folder).is_ok_and(|m| !m.is_dir()) {
+                let message = format!("{} is no folder", folder.display());
+                return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, message));
+            }
+        }
+    }
     let mut moved = Vec::new();
     let result = files.iter().try_for_each(|relative| {
         let to = target.join(relative);
@@ -303,6 +318,22 @@ mod tests {
         }
         assert!(link.is_symlink());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "no temporary stays");
+    }
+
+    #[test]
+    fn a_folder_in_a_files_place_stops_all_of_it() {
+        for (blocking, is_folder) in [("reports/r.json", true), ("reports", false)] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join("a.gguf"), b"old").unwrap();
+            match is_folder {
+                true => std::fs::create_dir_all(dir.path().join(blocking)).unwrap(),
+                false => std::fs::write(dir.path().join(blocking), b"old").unwrap(),
+            }
+            let out = OutputFolder::create(dir.path(), Overwrite::Force, &[]).unwrap();
+            fill(&out);
+            out.commit().unwrap_err();
+            assert_eq!(std::fs::read(dir.path().join("a.gguf")).unwrap(), b"old", "{blocking}");
+        }
     }
 
     #[test]

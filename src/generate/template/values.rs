@@ -56,6 +56,7 @@ pub(super) fn set_up(environment: &mut Environment<'static>) {
     environment.add_filter(PLAIN, |state: &State, value: Value| copied(state, &value, false, LEVELS));
     environment.add_filter(STORED, |state: &State, value: Value| copied(state, &value, true, LEVELS));
     environment.add_filter("tojson", to_json);
+    environment.add_filter("join", join);
     environment.add_filter("string", |state: &State, value: Value| {
         pay_for_text(state, &value)?;
         filters::string(state, &value)
@@ -135,6 +136,50 @@ fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     state.consume_fuel(((bytes_left(state) - counted.left) / STEP_BYTES) as u64)
 }
 
+/// Jinja's `join`, each part paid for before the text grows: a sum of lists is made while it is read, and may have any
+/// length.
+fn join(
+    state: &State,
+    value: Value,
+    by: Option<Arc<str>>,
+    attribute: Option<Arc<str>>,
+    options: Kwargs,
+) -> Result<Value, Error> {
+    let attribute = attribute.or(options.get("attribute")?);
+    options.assert_all_used()?;
+    let by = by.as_deref().unwrap_or("");
+    if value.is_none() || value.is_undefined() {
+        return Ok(Value::from(""));
+    }
+    if let Some(text) = value.as_str() {
+        return joined(state, text.chars().map(Value::from), by);
+    }
+    match attribute {
+        None => joined(state, value.try_iter()?, by),
+        Some(name) => {
+            let parts = value.try_iter()?.map(|part| part.get_attr(&name));
+            joined(state, parts.collect::<Result<Vec<_>, _>>()?.into_iter(), by)
+        }
+    }
+}
+
+fn joined(state: &State, parts: impl Iterator<Item = Value>, by: &str) -> Result<Value, Error> {
+    let mut out = String::new();
+    for (i, part) in parts.enumerate() {
+        pay_for_text(state, &part)?;
+        let len = part.as_str().map_or(0, str::len) + by.len();
+        state.consume_fuel(1 + (len / STEP_BYTES) as u64)?;
+        if i > 0 {
+            out.push_str(by);
+        }
+        match part.as_str() {
+            Some(text) => out.push_str(text),
+            None => write!(out, "{part}").map_err(|_| refused("a value has no text"))?,
+        }
+    }
+    Ok(Value::from(out))
+}
+
 /// Charges for the list that the parts of a text become.
 fn pay_for_parts(state: &State, value: &Value) -> Result<(), Error> {
     let bytes = value.as_str().map_or(0, str::len).saturating_mul(VALUE_BYTES);
@@ -183,7 +228,7 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
         let bytes = match (method, args) {
             ("replace", [old, new, ..]) => (text.len() / len(old).max(1) + 1).saturating_mul(len(new)),
             ("split" | "rsplit" | "splitlines", _) => text.len().saturating_mul(VALUE_BYTES),
-            ("join", [items, ..]) => items.len().unwrap_or(0).saturating_mul(text.len()),
+            ("join", [items]) => return joined(state, items.try_iter()?, text),
             _ => text.len(),
         };
         state.consume_fuel((bytes / STEP_BYTES) as u64)?;

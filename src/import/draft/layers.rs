@@ -111,7 +111,8 @@ impl Draft {
                         "one tensor",
                         format!("{other:?} and {:?}", p.name),
                     ));
-                    continue;
+                    // In all layers of a stack alike.
+                    break;
                 }
                 n_pieces += 1;
                 if n_pieces > MAX_PARTS {

@@ -192,3 +192,27 @@ fn axis_0_is_repeated_without_a_copy() {
     assert_eq!((t.shape(), t.is_one_view()), (&[6, 2][..], true));
     assert_eq!(t.to_bytes(), LazyTensor::from_f32(&[1.0, 2.0, 3.0, 4.0].repeat(3), &[6, 2]).to_bytes());
 }
+
+#[test]
+fn rows_of_a_regrouped_axis_stay_where_they_are() {
+    let values: Vec<f32> = (0..24).map(|i| i as f32).collect();
+    let grouped = LazyTensor::from_f32(&values, &[12, 2]).regroup(0, 3);
+    let repeated = LazyTensor::from_f32(&values[..8], &[4, 2]).repeat0(3);
+    for t in [grouped.clone(), repeated, grouped.regroup(0, 2)] {
+        let whole = t.to_bytes();
+        for start in 0..=12 {
+            for len in 0..=12 - start {
+                let part = t.narrow(start, len);
+                assert_eq!(part.to_bytes(), whole[start * 8..][..len * 8], "{start} {len}");
+                assert!(part.parts.iter().all(|p| std::ptr::eq(&p.bytes[0], &t.parts[0].bytes[0])), "a copy");
+                assert_eq!(
+                    part.narrow(len / 2, len - len / 2).to_bytes(),
+                    whole[(start + len / 2) * 8..(start + len) * 8]
+                );
+            }
+            if start < 12 {
+                assert_eq!(t.select(start).to_bytes(), whole[start * 8..][..8]);
+            }
+        }
+    }
+}
