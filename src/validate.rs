@@ -131,8 +131,13 @@ impl Rejected {
     pub fn into_error(self) -> Error {
         let kind = self.kind();
         let n = self.findings.len();
+        let has_more = self.findings.iter().any(Finding::stands_for_more);
         let first = self.findings.into_iter().find(|f| f.code.kind() == kind).expect("a rejection has findings");
-        let more = if n > 1 { format!(" (and {} more; see `ptplus validate`)", n - 1) } else { String::new() };
+        let more = match (n, has_more) {
+            (_, true) => " (and very many more; see `ptplus validate`)".to_owned(),
+            (0 | 1, _) => String::new(),
+            _ => format!(" (and {} more; see `ptplus validate`)", n - 1),
+        };
         Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found))
             .field(first.place)
             .hints(self.hints)

@@ -13,7 +13,10 @@ const MAX_SYMBOLS: usize = 1 << 22;
 const MAX_FOUND: usize = 1 << 12;
 /// Bytes of a name that is asked for: a file's path.
 const MAX_NAME: usize = 1 << 12;
-/// Libraries, and search paths, that a program names. Large ones need some hundred.
+/// Bytes of a search path, and search paths of a program: all its folders are usually one text.
+const MAX_PATH: usize = 1 << 20;
+const MAX_PATHS: usize = 16;
+/// Libraries that a program names. Large ones need some hundred.
 const MAX_NAMES: usize = 512;
 /// Entries of a dynamic section looked at; real ones have some dozen.
 const MAX_DYNAMIC: usize = 1 << 12;
@@ -88,20 +91,20 @@ pub fn dynamic(bytes: &[u8], prefix: &str) -> Result<Dynamic> {
     let (Some(text_at), Some(text_len)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Ok(Dynamic::default()) };
     let text = file.slice(offset_of(&loads, text_at)?, text_len)?;
     // Each once: a section may name one text many times.
-    let names = |tag: u64| -> Result<Vec<String>> {
+    let names = |tag: u64, most: usize, most_bytes: usize| -> Result<Vec<String>> {
         let offsets: IndexSet<u64> = entries.iter().filter(|(t, _)| *t == tag).map(|(_, v)| *v).collect();
-        if offsets.len() > MAX_NAMES {
-            return Err(Error::new(Code::Elf, format!("expected at most {MAX_NAMES} names of a kind, found more")));
+        if offsets.len() > most {
+            return Err(Error::new(Code::Elf, format!("expected at most {most} names of a kind, found more")));
         }
-        offsets.into_iter().map(|at| name(text, at).map(str::to_owned)).collect()
+        offsets.into_iter().map(|at| name(text, at, most_bytes).map(str::to_owned)).collect()
     };
-    let mut search_path = names(DT_RUNPATH)?;
-    search_path.extend(names(DT_RPATH)?);
+    let mut search_path = names(DT_RUNPATH, MAX_PATHS, MAX_PATH)?;
+    search_path.extend(names(DT_RPATH, MAX_PATHS, MAX_PATH)?);
     let symbols = match value(DT_SYMTAB) {
         Some(at) => symbols(&file, offset_of(&loads, at)?, at, text_at, text, prefix)?,
         None => Vec::new(),
     };
-    Ok(Dynamic { needed: names(DT_NEEDED)?, search_path, symbols })
+    Ok(Dynamic { needed: names(DT_NEEDED, MAX_NAMES, MAX_NAME)?, search_path, symbols })
 }
 
 /// Tags and values up to the end mark.
@@ -137,7 +140,7 @@ fn symbols(
         if !rest.starts_with(prefix.as_bytes()) {
             continue;
         }
-        let Ok(name) = name(text, u64::from(name_at)) else { break };
+        let Ok(name) = name(text, u64::from(name_at), MAX_NAME) else { break };
         if found.len() == MAX_FOUND {
             return Err(Error::new(Code::Elf, format!("expected at most {MAX_FOUND} symbols {prefix}*, found more")));
         }
@@ -164,9 +167,9 @@ fn add(a: u64, b: u64) -> Result<u64> {
     a.checked_add(b).ok_or_else(|| Error::new(Code::Elf, "expected offsets within the file, found one that overflows"))
 }
 
-fn name(text: &[u8], at: u64) -> Result<&str> {
+fn name(text: &[u8], at: u64, most_bytes: usize) -> Result<&str> {
     let rest = usize::try_from(at).ok().and_then(|at| text.get(at..));
-    let start = rest.map(|r| &r[..r.len().min(MAX_NAME)]);
+    let start = rest.map(|r| &r[..r.len().min(most_bytes)]);
     let found =
         start.and_then(|r| Some(&r[..r.iter().position(|b| *b == 0)?])).and_then(|n| std::str::from_utf8(n).ok());
     found.ok_or_else(|| Error::new(Code::Elf, "expected a name, found none").at(at))

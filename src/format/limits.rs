@@ -122,9 +122,9 @@ pub const LAYOUT_PATTERNS: usize = 256;
 /// Bytes of one pattern in a layout file.
 pub const LAYOUT_PATTERN_BYTES: usize = 4096;
 
-/// Bytes of one compiled pattern; its matching cache may have four times as many: times [`LAYOUT_PATTERNS`] that is 16
-/// and 64 MiB. The regex crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB.
-pub const LAYOUT_COMPILED_BYTES: usize = 64 << 10;
+/// Bytes of one compiled pattern, and of its matching cache: times [`LAYOUT_PATTERNS`] that is 64 MiB of each. The regex
+/// crate's matching time is linear in the former. A pattern of words and `\d+` has some 10 kB, each `\w` another 25.
+pub const LAYOUT_COMPILED_BYTES: usize = 256 << 10;
 
 /// Bytes of all tensor names times patterns of a layout file. Ten patterns on the 50,000 names of a large checkpoint,
 /// 60 bytes each, are 30 MB, at some 10 ns for a byte.
@@ -145,6 +145,9 @@ pub const SHARDS: usize = 4096;
 
 /// Files of a bundle. What pack writes has six; a folder of shards has some hundred.
 pub const BUNDLE_FILES: usize = 1024;
+
+/// Entries of an archive that is unpacked: files, folders, and what other programs write before each.
+pub const BUNDLE_ARCHIVED: usize = 4 * BUNDLE_FILES;
 
 /// Files and folders of a bundle's folder, those that are refused included.
 pub const BUNDLE_ENTRIES: usize = 2 * BUNDLE_FILES;

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use regex::Regex;
 use serde::Deserialize;
@@ -155,12 +156,33 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// [`Code::LayoutFile`] where two entries match, or the number in a name is none.
+    /// [`Code::LayoutFile`] where two entries match, or the number in a name is none; [`Code::LayoutSyntax`] where matching
+    /// takes longer than [`LAYOUT_TIME`].
     pub fn read(&self, name: &str) -> Result<Option<Mapped>> {
-        let parts = self.rules.iter().filter(|r| r.name.is_match(name));
-        let ignored = self.ignore.iter().filter(|(r, _)| r.is_match(name));
-        let mut patterns: Vec<&str> = parts.map(|r| r.name.as_str()).collect();
-        patterns.extend(ignored.map(|(r, _)| r.as_str()));
+        let mut spent = Duration::ZERO;
+        self.read_within(name, &mut spent)
+    }
+
+    /// [`read`](Self::read), with the time that matching took before added to, and held to the limit with it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn read_within(&self, name: &str, spent: &mut Duration) -> Result<Option<Mapped>> {
+        let patterns = self.rules.iter().map(|r| &r.name).chain(self.ignore.iter().map(|(r, _)| r));
+        let mut found: Vec<&str> = Vec::new();
+        let start = Instant::now();
+        for pattern in patterns {
+            if pattern.is_match(name) {
+                found.push(pattern.as_str());
+            }
+            if *spent + start.elapsed() > LAYOUT_TIME {
+                let message = format!("the patterns take more than {LAYOUT_TIME:?} to match the names");
+                return Err(broken(message).field(name));
+            }
+        }
+        *spent += start.elapsed();
+        let patterns = found;
         if let [first, second, ..] = patterns[..] {
             return Err(fault(format!("expected one entry for a name, found two: {first} and {second}")).field(name));
         }
@@ -245,12 +267,13 @@ fn whole(pattern: &str) -> Result<Regex> {
     }
     let build = |pattern: &str| {
         let mut builder = regex::RegexBuilder::new(pattern);
-        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(4 * LAYOUT_COMPILED_BYTES).build()
+        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(LAYOUT_COMPILED_BYTES).build()
     };
     // By itself first: `a)|(?:b` would close the group and match parts of names.
-    build(pattern)
-        .and_then(|_| build(&format!("^(?:{pattern})$")))
-        .map_err(|e| fault(format!("{pattern:?} is no regular expression: {e}")))
+    build(pattern).and_then(|_| build(&format!("^(?:{pattern})$"))).map_err(|e| match e {
+        regex::Error::CompiledTooBig(most) => fault(format!("{pattern:?} takes more than {most} bytes when compiled")),
+        other => fault(format!("{pattern:?} is no regular expression: {other}")),
+    })
 }
 
 /// The most levels that keys with dots, lists and inline tables open in a line, strings and comments aside. The parser

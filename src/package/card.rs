@@ -217,12 +217,6 @@ pub fn is_hub_name(text: &str) -> bool {
 }
 
 /// Text from a file, without what Markdown or HTML would act on.
-/// Backticks around a text that may hold some.
-fn fence(text: &str) -> String {
-    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
-    "`".repeat(3.max(longest + 1))
-}
-
 fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in crate::error::escape(text).chars() {
@@ -232,6 +226,12 @@ fn markdown(text: &str) -> String {
         out.push(c);
     }
     out
+}
+
+/// Backticks around a text that may hold some.
+fn fence(text: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    "`".repeat(3.max(longest + 1))
 }
 
 #[cfg(test)]

@@ -80,7 +80,8 @@ impl Container {
                 n_all += 1;
                 if n_all > BUNDLE_ENTRIES {
                     let expected = format!("at most {BUNDLE_ENTRIES} files and folders");
-                    found.findings.push(Finding::new(Code::BundleExtra, folder, expected, "more"));
+                    let place = if folder.is_empty() { "the folder".to_owned() } else { folder };
+                    found.findings.push(Finding::new(Code::BundleExtra, place, expected, "more"));
                     return Ok(found);
                 }
                 let name = entry.file_name();

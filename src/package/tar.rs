@@ -15,7 +15,7 @@ use tar::{EntryType, Header};
 use super::path::check_path;
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
-use crate::format::limits::BUNDLE_FILES;
+use crate::format::limits::{BUNDLE_ARCHIVED, BUNDLE_FILES};
 use crate::tensor::Bytes;
 
 const BLOCK: usize = 512;
@@ -136,8 +136,12 @@ impl Reader<'_> {
         let raw = String::from_utf8_lossy(&path_bytes).into_owned();
         let place = if raw.is_empty() { self.name.to_owned() } else { raw.clone() };
         self.n_entries += 1;
-        if self.n_entries > BUNDLE_FILES {
-            self.fault(self.name, &format!("at most {BUNDLE_FILES} entries"), "more");
+        let (expected, found) = match self.strictness {
+            Strictness::Exact => (BUNDLE_FILES, self.n_entries),
+            Strictness::Unpack => (BUNDLE_FILES, self.files.len() + 1),
+        };
+        if found > expected || self.n_entries > BUNDLE_ARCHIVED {
+            self.fault(self.name, &format!("at most {BUNDLE_FILES} files"), "more");
             return None;
         }
         let size = header.entry_size().ok().and_then(|n| usize::try_from(n).ok());

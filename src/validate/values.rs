@@ -73,12 +73,20 @@ fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
 
 /// The first head of N whose features are all 0.
 fn first_empty_head(t: &LazyTensor) -> Option<usize> {
-    t.shape().get(1).filter(|n| **n > 0)?;
-    (0..t.shape()[0]).find(|head| {
-        let mut is_empty = true;
-        t.narrow(*head, 1).for_each_part(STEP_BYTES, &mut |bytes| {
-            is_empty &= cast::to_f32(t.dtype(), bytes).is_ok_and(|values| values.iter().all(|x| *x == 0.0));
-        });
-        is_empty
-    })
+    let n_features = t.shape().get(1).copied().filter(|n| *n > 0)?;
+    let (mut seen, mut is_empty, mut found) = (0, true, None);
+    t.for_each_part(STEP_BYTES, &mut |bytes| {
+        let Ok(values) = cast::to_f32(t.dtype(), bytes) else { return };
+        for x in values {
+            is_empty &= x == 0.0;
+            seen += 1;
+            if seen % n_features == 0 {
+                if is_empty {
+                    found.get_or_insert(seen / n_features - 1);
+                }
+                is_empty = true;
+            }
+        }
+    });
+    found
 }

@@ -33,6 +33,19 @@ fn weights(values: &[f32; 32]) -> Vec<u8> {
     file
 }
 
+#[test]
+fn a_left_over_tensor_is_refused_whatever_its_name() {
+    for name in ["and_more", "and more", "more than the 1 that are listed", "none of these", " "] {
+        let dir = tempfile::tempdir().expect("a folder");
+        let header = format!(
+            r#"{{"layers.0.memory":{{"dtype":"F32","shape":[2,4,4],"data_offsets":[0,128]}},"{name}":{{"dtype":"F32","shape":[1],"data_offsets":[128,132]}}}}"#
+        );
+        std::fs::write(dir.path().join("adapter_config.json"), with("", None)).expect("a file");
+        std::fs::write(dir.path().join("adapter_model.safetensors"), safetensors::file(&header, 132)).expect("a file");
+        assert_eq!(read_folder(dir.path()).unwrap_err().code(), Code::AdapterLeftOver, "{name:?}");
+    }
+}
+
 const RIGHT: [(&str, &str); 13] = [
     ("peft_type", r#""PREFIX_TUNING_PLUS""#),
     ("task_type", r#""CAUSAL_LM""#),

@@ -57,7 +57,7 @@ fn idioms() -> Vec<Case> {
         ("a dict of lists", "{% set d = {'a': [1, {'b': 'ab'[0]}]} %}{{ d['a'][1].b }}{{ d | tojson(indent=2) }}"),
         ("format with a width", "{{ '{:>3} {}'.format('a', 5) }}"),
         ("text joined", "{{ 'abc'|join('-') }}{{ ''|join }}{{ [1, 'a', none]|join }}{{ messages|join(',', attribute='role') }}"),
-        ("text joined by Python", "{{ ','.join(['a', 'b']) }}{{ '-'.join('ab') }}{{ [1]|join(d=',') if false }}"),
+        ("text joined by Python", "{{ ','.join(['a', 'b']) }}{{ '-'.join('ab') }}{{ ['a', 'b']|join(d=', ') }}{{ [1, 2]|join(0) }}{{ [{'a': {'b': 1}}]|join(',', attribute='a.b') }}"),
         ("text of lists", "{{ [1, 'a'] }}{{ [1] ~ 'a' }}{{ [1]|string }}{{ ['a']|join(',') }}"),
         ("numbers up to 100,000", "{{ range(100000)|length }}{{ range(10, 0, -2)|list }}"),
         ("text split", "{{ ('a,b' | split(','))[0] }}{{ 'a b'.split()[1] }}{{ ('a\nb' | lines)[1] }}"),

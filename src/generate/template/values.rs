@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Arc;
 
-use minijinja::value::{DynObject, Kwargs, ObjectRepr, Tuple, ValueOrKwargs};
+use minijinja::value::{DynObject, Kwargs, ObjectRepr, Rest, Tuple, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters, functions};
 use minijinja_contrib::pycompat;
 use serde::Serialize;
@@ -16,6 +16,9 @@ pub(super) const PLAIN: &str = "ptplus_plain";
 
 /// The filter for values that go into a namespace: data alone, so that no namespace holds itself.
 pub(super) const STORED: &str = "ptplus_stored";
+
+/// minijinja's own `join`.
+const JOIN: &str = "ptplus_join";
 
 /// Levels of lists and dicts. The schemas of tools, the deepest that templates see, have some ten.
 const LEVELS: usize = 32;
@@ -56,6 +59,7 @@ pub(super) fn set_up(environment: &mut Environment<'static>) {
     environment.add_filter(PLAIN, |state: &State, value: Value| copied(state, &value, false, LEVELS));
     environment.add_filter(STORED, |state: &State, value: Value| copied(state, &value, true, LEVELS));
     environment.add_filter("tojson", to_json);
+    environment.add_filter(JOIN, filters::join);
     environment.add_filter("join", join);
     environment.add_filter("string", |state: &State, value: Value| {
         pay_for_text(state, &value)?;
@@ -136,48 +140,29 @@ fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
     state.consume_fuel(((bytes_left(state) - counted.left) / STEP_BYTES) as u64)
 }
 
-/// Jinja's `join`, each part paid for before the text grows: a sum of lists is made while it is read, and may have any
-/// length.
-fn join(
-    state: &State,
-    value: Value,
-    by: Option<Arc<str>>,
-    attribute: Option<Arc<str>>,
-    options: Kwargs,
-) -> Result<Value, Error> {
-    let attribute = attribute.or(options.get("attribute")?);
-    options.assert_all_used()?;
-    let by = by.as_deref().unwrap_or("");
-    if value.is_none() || value.is_undefined() {
-        return Ok(Value::from(""));
-    }
-    if let Some(text) = value.as_str() {
-        return joined(state, text.chars().map(Value::from), by);
-    }
-    match attribute {
-        None => joined(state, value.try_iter()?, by),
-        Some(name) => {
-            let parts = value.try_iter()?.map(|part| part.get_attr(&name));
-            joined(state, parts.collect::<Result<Vec<_>, _>>()?.into_iter(), by)
-        }
-    }
+/// minijinja's `join`, each part paid for before: a sum of lists is made while it is read, and may have any length.
+fn join(state: &mut State, value: Value, options: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let between = options.first().cloned().or_else(|| named.peek("d").ok());
+    let between = between.map_or(0, |b| b.as_str().map_or_else(|| b.to_string().len(), str::len));
+    pay_for_joined(state, &value, between)?;
+    let mut args = vec![value];
+    args.extend(options.iter().cloned());
+    args.push(named.into());
+    state.apply_filter(JOIN, &args)
 }
 
-fn joined(state: &State, parts: impl Iterator<Item = Value>, by: &str) -> Result<Value, Error> {
-    let mut out = String::new();
-    for (i, part) in parts.enumerate() {
-        pay_for_text(state, &part)?;
-        let len = part.as_str().map_or(0, str::len) + by.len();
-        state.consume_fuel(1 + (len / STEP_BYTES) as u64)?;
-        if i > 0 {
-            out.push_str(by);
-        }
-        match part.as_str() {
-            Some(text) => out.push_str(text),
-            None => write!(out, "{part}").map_err(|_| refused("a value has no text"))?,
-        }
+/// Charges for the text that the parts of `value` make with so many bytes between.
+fn pay_for_joined(state: &State, value: &Value, between: usize) -> Result<(), Error> {
+    if let Some(text) = value.as_str() {
+        return state.consume_fuel((text.len().saturating_mul(between + 1) / STEP_BYTES) as u64);
     }
-    Ok(Value::from(out))
+    let Ok(parts) = value.try_iter() else { return Ok(()) };
+    for part in parts {
+        pay_for_text(state, &part)?;
+        let len = part.as_str().map_or(0, str::len) + between;
+        state.consume_fuel(1 + (len / STEP_BYTES) as u64)?;
+    }
+    Ok(())
 }
 
 /// Charges for the list that the parts of a text become.
@@ -228,7 +213,10 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
         let bytes = match (method, args) {
             ("replace", [old, new, ..]) => (text.len() / len(old).max(1) + 1).saturating_mul(len(new)),
             ("split" | "rsplit" | "splitlines", _) => text.len().saturating_mul(VALUE_BYTES),
-            ("join", [items]) => return joined(state, items.try_iter()?, text),
+            ("join", [items, ..]) => {
+                pay_for_joined(state, items, text.len())?;
+                text.len()
+            }
             _ => text.len(),
         };
         state.consume_fuel((bytes / STEP_BYTES) as u64)?;

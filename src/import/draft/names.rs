@@ -1,14 +1,13 @@
 //! The meaning of every tensor of a source, by its name.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Instant;
+use std::time::Duration;
 
 use super::{Draft, Order, Part};
 use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
-use crate::format::limits::LAYOUT_TIME;
 use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping};
 use crate::import::rules::{self, Meaning, Rows};
@@ -22,6 +21,7 @@ pub(super) const MAX_PARTS: usize = 1 << 16;
 pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
     tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
 }
+
 impl Draft {
     /// Finds every tensor's meaning. Bytes are touched (checksums) for the adapter's parts alone.
     pub(super) fn classify(
@@ -43,14 +43,10 @@ impl Draft {
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
-        let start = Instant::now();
+        let mut spent = Duration::ZERO;
         for t in tensors {
             let mapped = match mapping {
-                Some(_) if start.elapsed() > LAYOUT_TIME => {
-                    let message = format!("the patterns took more than {LAYOUT_TIME:?} to match names");
-                    return Err(Error::new(Code::LayoutSyntax, message).field(&t.name));
-                }
-                Some(m) => m.read(&t.name)?,
+                Some(m) => m.read_within(&t.name, &mut spent)?,
                 None => None,
             };
             let mut entry = Entry {
@@ -132,7 +128,9 @@ impl Draft {
     fn no_part<'a>(&self, names: impl Iterator<Item = &'a str>, is_whole_model: bool) -> Error {
         let is_suspect = |name: &&str| match rules::read(name) {
             Meaning::Unknown { looks_like_adapter } => looks_like_adapter || !is_whole_model,
-            _ => false,
+            // Of one of several adapters, none of which is the default.
+            Meaning::Part { .. } => true,
+            Meaning::Ignored(_) => false,
         };
         let suspects: Vec<&str> = names.filter(is_suspect).take(5).collect();
         let found = match suspects[..] {
