@@ -125,8 +125,7 @@ impl Signer {
         if let Some(secret) = plain_key_of_minisign(&text) {
             return Ok(Signer { public: PublicKey::of(&secret, path)?, secret });
         }
-        let text_of_key = text.clone();
-        let key = SecretKeyBox::from(text);
+        let key = SecretKeyBox::from(text.clone());
         let plain = key.clone().into_unencrypted_secret_key();
         let secret = match (plain, protection) {
             (Ok(secret), _) => secret,
@@ -136,7 +135,7 @@ impl Signer {
                 return Err(Error::new(Code::KeyPassword, message).file(path));
             }
             (Err(_), protection) => {
-                check_cost(&text_of_key, path)?;
+                check_cost(&text, path)?;
                 let password = match protection {
                     Protection::Password(p) => Some(p),
                     _ => None,

@@ -136,11 +136,11 @@ impl Reader<'_> {
         let raw = String::from_utf8_lossy(&path_bytes).into_owned();
         let place = if raw.is_empty() { self.name.to_owned() } else { raw.clone() };
         self.n_entries += 1;
-        let (expected, found) = match self.strictness {
-            Strictness::Exact => (BUNDLE_FILES, self.n_entries),
-            Strictness::Unpack => (BUNDLE_FILES, self.files.len() + 1),
+        let n_files = match self.strictness {
+            Strictness::Exact => self.n_entries,
+            Strictness::Unpack => self.files.len() + 1,
         };
-        if found > expected || self.n_entries > BUNDLE_ARCHIVED {
+        if n_files > BUNDLE_FILES || self.n_entries > BUNDLE_ARCHIVED {
             self.fault(self.name, &format!("at most {BUNDLE_FILES} files"), "more");
             return None;
         }

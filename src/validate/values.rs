@@ -90,3 +90,32 @@ fn first_empty_head(t: &LazyTensor) -> Option<usize> {
     });
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_over_all_steps() {
+        // 8 MB: two steps.
+        let mut values = vec![1.0f32; 2_000_000];
+        assert!(first_non_finite(&LazyTensor::from_f32(&values, &[2, 1000, 1000])).is_none());
+        values[1_500_007] = f32::INFINITY;
+        let t = LazyTensor::from_f32(&values, &[2, 1000, 1000]);
+        assert_eq!(first_non_finite(&t), Some((vec![1, 500, 7], f64::INFINITY)));
+        assert_eq!(first_non_finite(&t.transpose(1, 2)), Some((vec![1, 7, 500], f64::INFINITY)));
+    }
+
+    #[test]
+    fn a_head_is_empty_where_all_its_features_are_0() {
+        // 7.2 MB: a head lies across two steps.
+        let mut values = vec![0.0f32; 1_800_000];
+        values[599_999] = 1.0;
+        values[1_200_000] = 1.0;
+        let of = |values: &[f32]| first_empty_head(&LazyTensor::from_f32(values, &[3, 600_000]));
+        assert_eq!(of(&values), Some(1));
+        values[1_100_000] = 1.0;
+        assert_eq!(of(&values), None);
+        assert_eq!(first_empty_head(&LazyTensor::from_f32(&[], &[3, 0])), None);
+    }
+}

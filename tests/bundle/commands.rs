@@ -53,6 +53,27 @@ fn a_bundle_is_accepted_wherever_an_adapter_is() {
     }
 }
 
+#[test]
+fn text_from_an_adapter_is_no_markup_of_its_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let m = model("llama-mha");
+    let adapter = dir.path().join("adapter");
+    std::fs::create_dir(&adapter).unwrap();
+    let weights = "adapter_model.safetensors";
+    std::fs::copy(m.join("adapter").join(weights), adapter.join(weights)).unwrap();
+    let config = std::fs::read(m.join("adapter/adapter_config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["ptplus_conventions"] = serde_json::json!({ "x`\n## Proved\n<b>\u{1b}[31m": "flag\n## By <i>" });
+    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let (base, packed) = (text(&m.join("base")), dir.path().join("packed"));
+    let out = ptplus(["pack", &text(&adapter), "--base", &base, "-o", &text(&packed)]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let card = std::fs::read_to_string(packed.join("README.md")).unwrap();
+    assert!(card.contains("Proved") && card.contains("By "), "{card}");
+    assert!(!card.lines().any(|l| l.starts_with("## Proved") || l.starts_with("## By")), "{card}");
+    assert!(!card.contains("<b>") && !card.contains("<i>") && !card.contains('\u{1b}'), "{card}");
+}
+
 /// As `huggingface_hub` keeps a repository: links into a folder beside, and files of git.
 #[test]
 fn a_bundle_of_a_hub_is_one() {
