@@ -255,45 +255,47 @@ impl Tokenizer {
 
     /// Cuts out the tokens that are written in the text, the longest first wherever they are.
     fn fragments(&self, text: &str, specials: Specials) -> Vec<Fragment> {
-        // What is still text, by its start, and what is a token.
-        let mut left: BTreeMap<usize, usize> = BTreeMap::new();
-        let mut found: BTreeMap<usize, u32> = BTreeMap::new();
-        if !text.is_empty() {
-            left.insert(0, text.len());
-        }
-        for &id in &self.searched {
-            if specials == Specials::Text && self.kinds[id as usize] != TokenKind::UserDefined {
-                continue;
-            }
-            let wanted = &self.vocabulary.tokens[id as usize];
-            if wanted.is_empty() {
-                continue;
-            }
-            let mut from = 0;
-            while let Some(at) = text[from..].find(wanted.as_str()).map(|at| from + at) {
-                let end = at + wanted.len();
-                match left.range(..=at).next_back().map(|(&start, &stop)| (start, stop)) {
-                    Some((start, stop)) if end <= stop => {
-                        left.remove(&start);
-                        left.extend([(start, at), (end, stop)].into_iter().filter(|(a, b)| a < b));
-                        found.insert(at, id);
-                        from = end;
-                    }
-                    // Across the border of what is a token already, or inside of it: on with the next text.
-                    _ => match left.range(at + 1..).next() {
-                        Some((&start, _)) => from = start,
-                        None => break,
-                    },
-                }
-            }
-        }
-        let mut all: Vec<(usize, Fragment)> = left.into_iter().map(|(a, b)| (a, Fragment::Text(a..b))).collect();
-        all.extend(found.into_iter().map(|(at, id)| (at, Fragment::Token(id))));
-        all.sort_by_key(|(at, _)| *at);
-        all.into_iter().map(|(_, fragment)| fragment).collect()
+        let is_wanted = |id: u32| specials != Specials::Text || self.kinds[id as usize] == TokenKind::UserDefined;
+        let wanted = self.searched.iter().filter(|id| is_wanted(**id));
+        cut_out(text, wanted.map(|&id| (id, self.vocabulary.tokens[id as usize].as_str())))
     }
 }
 
+/// Cuts `wanted` out of the text, one after the other: each wherever the pieces that are left hold it, from left to right.
+/// A hit costs a look-up, not a list of all pieces made anew.
+fn cut_out<'a>(text: &str, wanted: impl Iterator<Item = (u32, &'a str)>) -> Vec<Fragment> {
+    // What is still text, by its start, and what is a token.
+    let mut left: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut found: BTreeMap<usize, u32> = BTreeMap::new();
+    if !text.is_empty() {
+        left.insert(0, text.len());
+    }
+    for (id, token) in wanted.filter(|(_, token)| !token.is_empty()) {
+        let mut from = 0;
+        while let Some(at) = text[from..].find(token).map(|at| from + at) {
+            let end = at + token.len();
+            match left.range(..=at).next_back().map(|(&start, &stop)| (start, stop)) {
+                Some((start, stop)) if end <= stop => {
+                    left.remove(&start);
+                    left.extend([(start, at), (end, stop)].into_iter().filter(|(a, b)| a < b));
+                    found.insert(at, id);
+                    from = end;
+                }
+                // Across the border of what is a token already, or inside of it: on with the next text.
+                _ => match left.range(at + 1..).next() {
+                    Some((&start, _)) => from = start,
+                    None => break,
+                },
+            }
+        }
+    }
+    let mut all: Vec<(usize, Fragment)> = left.into_iter().map(|(a, b)| (a, Fragment::Text(a..b))).collect();
+    all.extend(found.into_iter().map(|(at, id)| (at, Fragment::Token(id))));
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, fragment)| fragment).collect()
+}
+
+#[derive(Debug, PartialEq)]
 enum Fragment {
     Token(u32),
     Text(Range<usize>),
@@ -382,5 +384,43 @@ impl TextStream {
     /// What is left at the end: U+FFFD for a character that never became whole.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same as llama.cpp does it: for each token every piece of text is searched, and the list of pieces made anew.
+    fn one_by_one(text: &str, wanted: &[(u32, String)]) -> Vec<Fragment> {
+        let mut pieces = if text.is_empty() { vec![] } else { vec![Fragment::Text(0..text.len())] };
+        for (id, token) in wanted.iter().filter(|(_, token)| !token.is_empty()) {
+            let mut cut = Vec::new();
+            for piece in pieces {
+                let Fragment::Text(mut range) = piece else {
+                    cut.push(piece);
+                    continue;
+                };
+                while let Some(at) = text[range.clone()].find(token.as_str()).map(|at| range.start + at) {
+                    cut.extend((at > range.start).then(|| Fragment::Text(range.start..at)));
+                    cut.push(Fragment::Token(*id));
+                    range.start = at + token.len();
+                }
+                cut.extend((!range.is_empty()).then_some(Fragment::Text(range)));
+            }
+            pieces = cut;
+        }
+        pieces
+    }
+
+    proptest! {
+        #[test]
+        fn tokens_are_cut_out_as_one_by_one(text in "[abé]{0,40}", tokens in prop::collection::vec("[abé]{0,4}", 0..6)) {
+            let wanted: Vec<(u32, String)> = (0..).zip(tokens).collect();
+            let found = cut_out(&text, wanted.iter().map(|(id, token)| (*id, token.as_str())));
+            prop_assert_eq!(found, one_by_one(&text, &wanted));
+        }
     }
 }

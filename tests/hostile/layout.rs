@@ -1,6 +1,7 @@
 //! Layout files, beside a right adapter of one layer.
 
 use ptplus::error::{Code, Result};
+use ptplus::format::limits::NAME_BYTES;
 use ptplus::import::{self, Options};
 
 use crate::case::{Case, accepted, refused};
@@ -33,6 +34,11 @@ pub fn right_files() -> Vec<Vec<u8>> {
     all.push(right().replace("role='memory'\naxes='H F V'", "role='normalizer'\naxes='H F'"));
     all.push(right().replace("axes='H F V'", "axes='H F V'\ntranspose=true"));
     all.into_iter().map(String::into_bytes).collect()
+}
+
+/// A name ignored for a reason of so many bytes.
+fn reason(n: usize) -> String {
+    format!("{}[[ignore]]\nname='x'\nreason='{}'\n", right(), "r".repeat(n))
 }
 
 /// The right constants with this rule.
@@ -134,6 +140,8 @@ fn rules() -> Vec<Case> {
             format!("{}[[ignore]]\nname='net.*'\nreason='r'\n", right()),
             L,
         ),
+        accepted("a long reason", reason(NAME_BYTES)),
+        refused("a reason too long", reason(NAME_BYTES + 1), L),
         refused("an ignored name without reason", format!("{}[[ignore]]\nname='x'\n", right()), L),
     ]
 }
