@@ -404,7 +404,7 @@ mod tests {
                     continue;
                 };
                 while let Some(at) = text[range.clone()].find(token.as_str()).map(|at| range.start + at) {
-                    cut.extend((at > range.start).then(|| Fragment::Text(range.start..at)));
+                    cut.extend((at > range.start).then_some(Fragment::Text(range.start..at)));
                     cut.push(Fragment::Token(*id));
                     range.start = at + token.len();
                 }
