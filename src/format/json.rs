@@ -94,6 +94,11 @@ fn too_large(found: u64, limit: u64) -> Error {
     Error::new(Code::JsonTooLarge, format!("expected at most {limit} bytes of JSON, found {found}"))
 }
 
+/// What follows the byte order mark, if there is one.
+pub(crate) fn without_mark(text: &[u8]) -> &[u8] {
+    text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text)
+}
+
 /// Runs `seed` over the whole of `text` and turns serde_json's error into ours; `fault` holds the code where the seed
 /// refused something that is valid JSON.
 pub(super) fn parse_with<'de, S: DeserializeSeed<'de>>(
@@ -101,7 +106,7 @@ pub(super) fn parse_with<'de, S: DeserializeSeed<'de>>(
     seed: S,
     fault: &Cell<Option<Code>>,
 ) -> Result<S::Value> {
-    let body = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let body = without_mark(text);
     let skipped = (text.len() - body.len()) as u64;
     let body = std::str::from_utf8(body).map_err(|e| {
         Error::new(Code::JsonSyntax, "expected UTF-8, found an invalid byte").at(skipped + e.valid_up_to() as u64)

@@ -22,8 +22,10 @@ pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// Files that trainers save beside the weights; never weights themselves. Beginnings of names.
-const BESIDE_WEIGHTS: [&str; 6] =
-    ["optimizer.", "scheduler.", "rng_state", "training_args.", "scaler.", "random_states"];
+const BESIDE_WEIGHTS: [&str; 7] =
+    ["optimizer.", "scheduler.", "sampler.", "rng_state", "training_args.", "scaler.", "random_states"];
+/// Endings of indexes of sharded weights; those of PyTorch checkpoints are refused by name.
+const INDEX_ENDINGS: [&str; 2] = [".safetensors.index.json", ".bin.index.json"];
 /// Endings of files with weights.
 const WEIGHTS_ENDINGS: [&str; 6] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"];
 
@@ -172,7 +174,7 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
         }
     }
     names.sort();
-    let mut found: Vec<&String> = names.iter().filter(|n| n.ends_with(".safetensors.index.json")).collect();
+    let mut found: Vec<&String> = names.iter().filter(|n| INDEX_ENDINGS.iter().any(|e| n.ends_with(e))).collect();
     if found.is_empty() {
         let is_weights = |n: &&String| {
             WEIGHTS_ENDINGS.iter().any(|e| n.ends_with(e)) && !BESIDE_WEIGHTS.iter().any(|b| n.starts_with(b))
@@ -229,14 +231,16 @@ enum Kind {
 
 /// What the bytes are; a file too broken to tell is what its name says, so that the right reader names the fault.
 fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
-    if pickle::is_checkpoint(bytes) {
-        return Some(Kind::Checkpoint);
-    }
+    // Safetensors first: a header of 640 bytes, among others, begins like a pickle, and no pickle has `{` where a header
+    // begins.
     if safetensors::is_safetensors(bytes) {
         return Some(Kind::Safetensors);
     }
+    if pickle::is_checkpoint(bytes) {
+        return Some(Kind::Checkpoint);
+    }
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let starts_as_json = bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+    let starts_as_json = json::without_mark(bytes).trim_ascii_start().starts_with(b"{");
     if starts_as_json && name.ends_with(".json") {
         return Some(Kind::Index);
     }
@@ -280,5 +284,40 @@ fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
     match path.try_exists().map_err(|e| Error::io(&path, "cannot open", e))? {
         true => json::read_config(&path).map(|v| Some((path, v))),
         false => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `kind` takes a file called `name` with these bytes for.
+    fn found(name: &str, bytes: Vec<u8>) -> &'static str {
+        match kind(Path::new(name), &Bytes::from(bytes)) {
+            Some(Kind::Safetensors) => "safetensors",
+            Some(Kind::Index) => "index",
+            Some(Kind::Checkpoint) => "checkpoint",
+            None => "none",
+        }
+    }
+
+    #[test]
+    fn safetensors_are_told_from_pickles_whatever_the_length_of_their_header() {
+        for len in (8..=4096_usize).step_by(8).chain([0x1_0280, 0x2_0480]) {
+            let header = format!("{{}}{}", " ".repeat(len - 2));
+            let file = [&(len as u64).to_le_bytes()[..], header.as_bytes()].concat();
+            assert_eq!(found("file", file), "safetensors", "a header of {len} bytes");
+        }
+        // A dictionary by torch.save before 1.6, and one in a frame of protocol 4.
+        assert_eq!(found("file", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.".to_vec()), "checkpoint");
+        assert_eq!(found("file", b"\x80\x04\x95\x0b\0\0\0\0\0\0\0}\x94.".to_vec()), "checkpoint");
+    }
+
+    #[test]
+    fn an_index_may_begin_with_a_byte_order_mark() {
+        for text in ["{}", " \n{}", "\u{feff}{}", "\u{feff} {}"] {
+            assert_eq!(found("a.safetensors.index.json", text.into()), "index", "{text:?}");
+        }
+        assert_eq!(found("a.json", b"[]".to_vec()), "none");
     }
 }

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Safetensors, open};
+use super::{Safetensors, is_safetensors, parse};
 use crate::error::{Code, Error, Result};
+use crate::format::mmap::map_file;
 use crate::format::names::{check_name, shorten};
-use crate::format::{json, limits, links};
+use crate::format::{json, limits, links, pickle};
 
 /// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
 /// list exactly the same tensors.
 ///
 /// # Errors
 ///
-/// [`Code::SafetensorsIndex`], and those of [`open`] and [`json::read_file`].
+/// [`Code::SafetensorsIndex`], [`Code::UnknownFormat`] where a shard is a PyTorch checkpoint, and those of
+/// [`open`](super::open) and [`json::read_file`].
 pub fn open_index(path: &Path) -> Result<Safetensors> {
     let index = json::read_file(path, limits::JSON_BYTES)?;
     let shards = shards_of(index).map_err(|e| e.file(path))?;
@@ -26,7 +28,7 @@ pub fn open_index(path: &Path) -> Result<Safetensors> {
     let mut whole: Option<Safetensors> = None;
     for (shard, listed) in shards {
         let file = shard_path(folder, &shard).map_err(|e| e.file(path).field(shorten(&shard)))?;
-        let part = open(&file).map_err(|e| match e.code() {
+        let part = open_shard(&file).map_err(|e| match e.code() {
             Code::NotFound => fault(format!("the index names this shard, but there is none at {}", file.display()))
                 .file(path)
                 .field(shard),
@@ -39,6 +41,15 @@ pub fn open_index(path: &Path) -> Result<Safetensors> {
         }
     }
     whole.ok_or_else(|| fault("expected at least one tensor, found an empty weight_map".into()).file(path))
+}
+
+fn open_shard(file: &Path) -> Result<Safetensors> {
+    let bytes = map_file(file)?;
+    if pickle::is_checkpoint(&bytes) && !is_safetensors(&bytes) {
+        let message = "expected an index of safetensors, found that this shard is a PyTorch checkpoint: save the model as safetensors, or as one checkpoint";
+        return Err(Error::new(Code::UnknownFormat, message).file(file));
+    }
+    parse(file, &bytes)
 }
 
 fn fault(message: String) -> Error {
