@@ -14,8 +14,8 @@ pub fn check_name(name: &str) -> Result<()> {
         "is empty".to_owned()
     } else if name.len() > NAME_BYTES {
         format!("has {} bytes, more than {NAME_BYTES}", name.len())
-    } else if let Some(c) = name.chars().find(|c| c.is_control()) {
-        format!("holds the control character U+{:04X}", c as u32)
+    } else if let Some(fault) = control_character(name) {
+        fault
     } else if name.split(['/', '\\']).any(|part| part == "..") {
         "has a path part \"..\"".to_owned()
     } else if name.starts_with(['/', '\\']) || has_drive(name) {
@@ -23,7 +23,25 @@ pub fn check_name(name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    Err(Error::new(Code::NameInvalid, format!("the name {fault}")).field(shorten(name)))
+    Err(invalid(name, &fault))
+}
+
+/// Refuses control characters alone: for what is shown like a name, and never used as one.
+///
+/// # Errors
+///
+/// [`Code::NameInvalid`].
+pub(crate) fn check_printable(name: &str) -> Result<()> {
+    control_character(name).map_or(Ok(()), |fault| Err(invalid(name, &fault)))
+}
+
+fn control_character(name: &str) -> Option<String> {
+    let c = name.chars().find(|c| c.is_control())?;
+    Some(format!("holds the control character U+{:04X}", c as u32))
+}
+
+fn invalid(name: &str, fault: &str) -> Error {
+    Error::new(Code::NameInvalid, format!("the name {fault}")).field(shorten(name))
 }
 
 /// `C:\` or `C:/`.

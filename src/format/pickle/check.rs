@@ -8,7 +8,6 @@ use super::limits::{MAX_DEPTH, MAX_EXPANDED};
 use super::machine::Pickle;
 use super::value::{Arena, Node, Value};
 use crate::error::{Code, Error, Result};
-use crate::format::names::check_name;
 
 /// Whether tensors may be below a root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +27,6 @@ enum Seen {
         depth: u32,
         /// Values below it, shared ones counted as often as they are referred to.
         expanded: u64,
-        holds_tensor: bool,
     },
 }
 
@@ -52,7 +50,6 @@ struct Frame {
     next: usize,
     depth: u32,
     expanded: u64,
-    holds_tensor: bool,
 }
 
 fn graph(arena: &Arena, root: Value, tensors: Tensors, seen: &mut [Seen]) -> Result<()> {
@@ -65,33 +62,29 @@ fn graph(arena: &Arena, root: Value, tensors: Tensors, seen: &mut [Seen]) -> Res
             match v.container() {
                 None => {
                     leaf(v, tensors)?;
-                    finished = Some((0, 1, matches!(v, Value::Tensor(_))));
+                    finished = Some((0, 1));
                 }
                 Some(node) => match seen[node as usize] {
                     Seen::Open => return Err(structure("a container contains itself")),
-                    Seen::Done { depth, expanded, holds_tensor } => finished = Some((depth, expanded, holds_tensor)),
+                    Seen::Done { depth, expanded } => finished = Some((depth, expanded)),
                     Seen::No => {
                         if open.len() == MAX_DEPTH {
                             return Err(too_deep());
                         }
                         no_key_twice(arena, node)?;
                         seen[node as usize] = Seen::Open;
-                        open.push(Frame { node, next: 0, depth: 1, expanded: 1, holds_tensor: false });
+                        open.push(Frame { node, next: 0, depth: 1, expanded: 1 });
                     }
                 },
             }
         }
-        if let Some((depth, expanded, holds_tensor)) = finished {
+        if let Some((depth, expanded)) = finished {
             if open.len() + depth as usize > MAX_DEPTH {
                 return Err(too_deep());
             }
             let Some(outer) = open.last_mut() else { return Ok(()) };
             outer.depth = outer.depth.max(depth + 1);
             outer.expanded += expanded;
-            outer.holds_tensor |= holds_tensor;
-            if holds_tensor {
-                key_is_a_name(arena, outer)?;
-            }
             if outer.expanded > MAX_EXPANDED {
                 let message = format!("more than {MAX_EXPANDED} values once shared references are written out");
                 return Err(Error::new(Code::PickleLimit, message));
@@ -101,8 +94,8 @@ fn graph(arena: &Arena, root: Value, tensors: Tensors, seen: &mut [Seen]) -> Res
         value = nth(&arena.nodes[frame.node as usize], frame.next);
         frame.next += 1;
         if value.is_none() {
-            let Some(Frame { node, depth, expanded, holds_tensor, .. }) = open.pop() else { return Ok(()) };
-            seen[node as usize] = Seen::Done { depth, expanded, holds_tensor };
+            let Some(Frame { node, depth, expanded, .. }) = open.pop() else { return Ok(()) };
+            seen[node as usize] = Seen::Done { depth, expanded };
             // Hands the finished container to the one around it on the next turn.
             value = Some(Value::List(node));
         }
@@ -126,17 +119,6 @@ fn leaf(value: Value, tensors: Tensors) -> Result<()> {
             Err(structure("an attribute of a dictionary holds a tensor"))
         }
         _ => Ok(()),
-    }
-}
-
-/// The key of the value that was just looked at leads to a tensor, so it is (part of) a tensor's name.
-fn key_is_a_name(arena: &Arena, frame: &Frame) -> Result<()> {
-    match &arena.nodes[frame.node as usize] {
-        Node::Mapping(entries) => match entries[(frame.next - 1) / 2].0 {
-            Value::Str(span) => check_name(arena.text(span)),
-            _ => Ok(()),
-        },
-        Node::Sequence(_) => Ok(()),
     }
 }
 

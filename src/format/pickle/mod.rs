@@ -26,7 +26,7 @@ pub use value::{Item, Key, Tensors, dotted};
 
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
-use crate::format::names::check_name;
+use crate::format::names::{check_name, check_printable};
 use crate::tensor::Bytes;
 use limits::{MAX_SHARED_BYTES, MAX_SHARING, MAX_TENSORS};
 use machine::Pickle;
@@ -232,11 +232,8 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
             return Err(Error::new(Code::PickleLimit, message));
         }
         let n = n as usize;
-        // Each key is a name; this is about all of them together. A tensor that was saved by itself has none.
         let name = dotted(walk.path());
-        if !walk.path().is_empty() {
-            check_name(&name).map_err(|e| e.at(declared_at[n]))?;
-        }
+        check_keys(walk.path(), &name).map_err(|e| e.at(declared_at[n]))?;
         let view = tree.tensors[n].view().map_err(|e| {
             let message = e.message().to_owned();
             Error::new(Code::PickleTensor, message).field(&name).at(declared_at[n])
@@ -249,4 +246,22 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
         })?;
     }
     Ok(tree)
+}
+
+/// Key at the top of Lightning's checkpoints. What is below belongs to the trainer; its keys are settings and paths of
+/// files (the best checkpoints so far), not names of weights.
+const CALLBACKS: Key<'static> = Key::Name("callbacks");
+
+/// Whether the keys that lead to a tensor are names, each by itself and together. A tensor that was saved by itself has
+/// none.
+fn check_keys(path: &[Key<'_>], name: &str) -> Result<()> {
+    if path.len() > 1 && path[0] == CALLBACKS {
+        return check_printable(name);
+    }
+    for key in path {
+        if let Key::Name(key) = key {
+            check_name(key)?;
+        }
+    }
+    if path.is_empty() { Ok(()) } else { check_name(name) }
 }

@@ -3,8 +3,11 @@
 //! Containers are numbered and refer to each other by number, so that no depth of nesting costs a recursion (not even
 //! in `drop`) and a container that is referred to twice is stored once.
 
+use std::fmt::Write as _;
+
 use super::globals::Global;
 use super::tensor::TensorRef;
+use crate::format::limits::NAME_BYTES;
 
 /// A value; containers, texts and tensors are numbers of places in the tree.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -260,9 +263,24 @@ impl std::fmt::Display for Key<'_> {
     }
 }
 
-/// The keys joined by dots, as messages name a tensor.
+/// A tensor's name: the keys that lead to it, joined by dots. What is longer than a name may be ([`NAME_BYTES`]) ends in
+/// dots after a few bytes more.
 pub fn dotted(path: &[Key<'_>]) -> String {
-    path.iter().map(Key::to_string).collect::<Vec<_>>().join(".")
+    let mut name = String::new();
+    for (i, key) in path.iter().enumerate() {
+        if i > 0 {
+            name.push('.');
+        }
+        // Writing to a String never fails.
+        let _ = write!(name, "{key}");
+        if name.len() > NAME_BYTES {
+            let end = (NAME_BYTES..=name.len()).find(|&i| name.is_char_boundary(i)).unwrap_or(name.len());
+            name.truncate(end);
+            name.push_str("...");
+            break;
+        }
+    }
+    name
 }
 
 /// Iterator over the tensors of a subtree; see [`Item::tensors`].

@@ -347,6 +347,23 @@ fn operations_that_do_not_fit_are_refused() {
     ]));
 }
 
+/// Lightning's `ModelCheckpoint` keeps scores by the path of the file.
+#[test]
+fn what_callbacks_keep_is_named_by_paths() {
+    let path = format!("/home/somebody/{}/epoch=1.ckpt", "runs/".repeat(60));
+    let kept = |top: &str, key: &str| {
+        let dicts = Pickle::new().op(b"}").text(top).op(b"}").text("ModelCheckpoint").op(b"}").text(key);
+        read(archive(&dicts.tensor(0, &[6], &[1]).op(b"sss").stop()))
+    };
+    for key in ["/home/a.ckpt", "../a.ckpt", "a/../b.ckpt", "C:\\a.ckpt", "", &path] {
+        let read = kept("callbacks", key).unwrap_or_else(|e| panic!("{key:?}: {e}"));
+        let name = contents(&read)[0].0.clone();
+        assert!(name.starts_with("callbacks.ModelCheckpoint.") && name.len() < 270, "{name}");
+        assert_eq!(kept("state_dict", key).unwrap_err().code(), Code::NameInvalid, "{key:?}");
+    }
+    assert_eq!(kept("callbacks", "a\nb").unwrap_err().code(), Code::NameInvalid);
+}
+
 #[test]
 fn names_of_tensors_obey_the_rule_for_names() {
     let long = "n".repeat(256);
