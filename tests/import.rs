@@ -249,6 +249,22 @@ fn layers_stacked_in_flattened_rows_need_their_numbers() {
     let done = import(&folder, &out, None, &["--layers=0,2"]);
     assert_eq!(exit(&done), 0, "{}", stderr(&done));
     assert_eq!(distance(&RawAdapter::read(&out), &source), 0.0);
+
+    // Layers and heads in one dimension, whose length says neither.
+    let mut source = RawAdapter::read(&folder);
+    for (shape, axes) in [(vec![2 * 4, 64, 64], "(L H) F V"), (vec![2 * 4 * 64, 64], "(L H F) V")] {
+        source.change("prefix_memory", |t| common::Tensor { shape: shape.clone(), ..t.clone() });
+        source.write(&folder);
+        let layout = temp.path().join("layout.toml");
+        std::fs::write(&layout, format!("[[tensor]]\nname='prefix_memory'\nrole='memory'\naxes='{axes}'\n")).unwrap();
+        let out = temp.path().join(axes);
+        let with_layers = |layers| import(&folder, &out, None, &["--layout", layout.to_str().unwrap(), layers]);
+        let done = with_layers("--layers=0-2");
+        assert_eq!(exit(&done), 4, "{axes}: {}", stderr(&done));
+        let done = with_layers("--layers=0,2");
+        assert_eq!(exit(&done), 0, "{axes}: {}", stderr(&done));
+        assert_eq!(distance(&RawAdapter::read(&out), &RawAdapter::fixture("llama-gqa")), 0.0, "{axes}");
+    }
 }
 
 #[test]

@@ -101,22 +101,50 @@ const WRAPPERS: &[&str] = &[
     "adapter_state_dict",
     "adapters",
 ];
+/// What quantizers keep beside a weight of the base, as the last word: bitsandbytes, GPTQ and AWQ, compressed-tensors,
+/// FP8.
+const QUANTIZED_PARTS: &[&str] = &[
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "bitsandbytes__nf4",
+    "bitsandbytes__fp4",
+    "SCB",
+    "weight_format",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_packed",
+    "weight_shape",
+    "weight_g_idx",
+    "weight_zero_point",
+    "weight_scale",
+    "weight_scale_2",
+    "weight_scale_inv",
+    "input_scale",
+    "output_scale",
+    "k_scale",
+    "v_scale",
+];
 /// Words before a layer's number.
 const LAYER_WORDS: &[&str] = &["layers", "layer", "h", "blocks", "block", "blk", "decoder_layers"];
 /// Words before a head's number.
 const HEAD_WORDS: &[&str] = &["heads", "head", "h"];
-/// Containers of a training checkpoint that hold no weights.
+/// Containers of a training checkpoint that hold no weights, in the singular: `optimizers` and `optimizer_0` are known,
+/// too.
 const TRAINER_STATE: &[&str] = &[
     "optimizer",
-    "optimizers",
     "optimizer_state_dict",
     "optimizer_state",
-    "optimizer_states",
     "optim",
+    "optim_state_dict",
+    "optim_state",
     "opt",
+    "opt_state_dict",
     "opt_state",
     "lr_scheduler",
-    "lr_schedulers",
     "scheduler",
     "scheduler_state_dict",
     "lr_scheduler_state_dict",
@@ -125,10 +153,10 @@ const TRAINER_STATE: &[&str] = &[
     "scaler_state_dict",
     "amp",
     "rng_state",
-    "rng_states",
-    "random_states",
+    "random_state",
     "cuda_rng_state",
-    "callbacks",
+    "callback",
+    "loop",
 ];
 /// What optimizers keep of a tensor.
 const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg"];
@@ -191,7 +219,7 @@ const BASE_MODULES: &[&str] = &[
 /// Reads a name.
 pub fn read(name: &str) -> Meaning {
     let words: Vec<&str> = name.split(['.', '/', '|', ':']).filter(|w| !w.is_empty()).collect();
-    if words.iter().take(2).any(|w| TRAINER_STATE.contains(w)) || words.last().is_some_and(|w| MOMENTS.contains(w)) {
+    if words.iter().take(2).any(|w| is_trainer_state(w)) || words.last().is_some_and(|w| MOMENTS.contains(w)) {
         return Meaning::Ignored("state of the optimizer or trainer");
     }
     if is_base(&words) {
@@ -297,11 +325,27 @@ fn is_base(words: &[&str]) -> bool {
     }
     match words {
         [.., "inv_freq"] | [.., "rotary_emb", _] => true,
-        [.., module, "base_layer", "weight" | "bias"] | [.., module, "weight" | "bias"] => {
-            BASE_MODULES.contains(module)
+        // Masks that older releases of transformers saved as buffers.
+        [.., "attn" | "self_attn" | "attention", "bias" | "masked_bias"] => true,
+        [before @ .., "weight" | "bias"] => is_base_module(before),
+        [before @ .., last] if QUANTIZED_PARTS.contains(last) => {
+            let is_part = |w: &&str| matches!(*w, "weight" | "quant_state");
+            is_base_module(&before[..before.len() - before.iter().rev().take_while(|w| is_part(w)).count()])
         }
         _ => false,
     }
+}
+
+/// Whether words end with a module of a base model.
+fn is_base_module(words: &[&str]) -> bool {
+    matches!(words, [.., module, "base_layer"] | [.., module] if BASE_MODULES.contains(module))
+}
+
+/// Whether a word is a container of the trainer's state.
+fn is_trainer_state(word: &str) -> bool {
+    let word = word.trim_end_matches(|c: char| c.is_ascii_digit());
+    let word = word.strip_suffix('_').unwrap_or(word);
+    TRAINER_STATE.iter().any(|state| word.strip_prefix(state).is_some_and(|rest| matches!(rest, "" | "s")))
 }
 
 /// Parts of words that no base model's weights have.
@@ -391,6 +435,18 @@ mod tests {
             "optimizer.state.0.exp_avg",
             "optimizer_state_dict.state.0.step",
             "state.0.exp_avg_sq",
+            "optim_state_dict.state.layers.0.prefix_memory.step",
+            "optimizer_state_dicts.0.state.0.step",
+            "optimizer_0.state.0.step",
+            "callbacks.EMA.layers.0.memory",
+            "model.layers.0.self_attn.q_proj.weight.absmax",
+            "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4",
+            "model.layers.0.self_attn.q_proj.base_layer.weight.quant_map",
+            "model.layers.0.self_attn.q_proj.SCB",
+            "model.layers.0.self_attn.o_proj.qweight",
+            "model.layers.0.self_attn.k_proj.weight_scale_inv",
+            "transformer.h.0.attn.bias",
+            "transformer.h.0.attn.masked_bias",
         ] {
             assert!(matches!(read(name), Meaning::Ignored(_)), "{name}: {:?}", read(name));
         }

@@ -31,11 +31,17 @@ pub enum HeadOrder {
 impl Draft {
     /// The layers that a stacked tensor's axis L counts.
     pub(super) fn layers_of_stack(&self, base: Option<&BaseModel>) -> Option<Vec<usize>> {
-        let n = self.parts.iter().filter(|p| p.layer.is_none()).find_map(|p| self.plain_len(p, Axis::Layer))?;
+        let mut stacks = self.parts.iter().filter(|p| p.layer.is_none()).peekable();
+        stacks.peek()?;
+        // Where L shares a dimension with other axes, the shape does not say it.
+        let found = stacks.find_map(|p| self.plain_len(p, Axis::Layer));
         let n_layers = self.stated.num_layers.or(base.map(|b| b.config.n_layers));
         match &self.stated.layers_to_transform {
-            Some(StatedLayers::List(list)) => (list.len() == n).then(|| list.clone()),
-            _ => (n_layers.is_none_or(|all| all == n) && n <= MAX_STACKED).then(|| (0..n).collect()),
+            Some(StatedLayers::List(list)) => found.is_none_or(|n| n == list.len()).then(|| list.clone()),
+            _ => {
+                let n = found.or(n_layers)?;
+                (n_layers.is_none_or(|all| all == n) && n <= MAX_STACKED).then(|| (0..n).collect())
+            }
         }
     }
 
