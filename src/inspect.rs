@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use crate::base::BaseModel;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
 use crate::format::{StoredTensor, safetensors};
@@ -321,9 +321,14 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
 fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
     let (format, metadata) = gguf_description(&file);
     let mut out = Inspection { metadata, ..empty(path, "gguf", format) };
+    // A vocabulary alone is a GGUF file, and so is what is no model; neither is a broken base.
+    let is_model = !file.tensors.is_empty() && says_model(&file).map_err(|e| e.file(path))?;
     // One at a time: a table of many tensors is large.
     drop(file.tensors);
-    summarise_base(&mut out, BaseModel::from_gguf(path));
+    match BaseModel::from_gguf(path) {
+        Err(e) if !is_model => note_base(&mut out, &e),
+        base => summarise_base(&mut out, base)?,
+    }
     list(&mut out, gguf::open(path)?.tensors);
     Ok(out)
 }
@@ -343,12 +348,12 @@ fn base_folder(path: &Path) -> Result<Inspection> {
     if let Ok(b) = &base {
         list(&mut out, b.tensors().cloned().collect());
     }
-    summarise_base(&mut out, base);
+    summarise_base(&mut out, base)?;
     Ok(out)
 }
 
 /// A model that ptplus does not support is still shown, with the reason; a corrupt one is refused.
-fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) {
+fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) -> Result<()> {
     match base {
         Ok(b) => {
             let c = &b.config;
@@ -366,8 +371,15 @@ fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) {
                 tied_embeddings: c.tied_embeddings,
             });
         }
-        Err(e) => out.notes.push(format!("not usable as a base: {}", e.message())),
+        Err(e) if e.kind() == Kind::Corrupt => return Err(e),
+        Err(e) => note_base(out, &e),
     }
+    Ok(())
+}
+
+fn note_base(out: &mut Inspection, e: &Error) {
+    let field = e.field_name().map(|f| format!("{f}: ")).unwrap_or_default();
+    out.notes.push(format!("not usable as a base: {field}{}", e.message()));
 }
 
 fn empty(path: &Path, kind: &'static str, format: String) -> Inspection {

@@ -196,7 +196,25 @@ fn the_whole_file_comes_before_an_index_that_was_left_beside_it() {
 fn bases_that_compute_something_else_are_refused() {
     let s = Scratch::new();
     let bidirectional = s.changed(&of("base.gguf"), |m| m.insert("llama.attention.causal", gguf::Value::Bool(false)));
-    let out = ptplus(["inspect", &bidirectional]);
     let validated = ptplus(["validate", &of("adapter"), "--base", &bidirectional]);
-    assert_eq!(exit(&validated), 7, "{} {}", stderr(&out), stderr(&validated));
+    assert_eq!(exit(&validated), 7, "{}", stderr(&validated));
+    // It can be looked at all the same.
+    let (code, shown) = json(["inspect", &bidirectional]);
+    assert_eq!(code, 0, "{shown}");
+    assert!(shown["notes"].to_string().contains("attention.causal"), "{}", shown["notes"]);
+}
+
+#[test]
+fn a_broken_base_is_not_shown_as_one_that_is_not_supported() {
+    let s = Scratch::new();
+    let infinite = s.changed(&of("base.gguf"), |m| m.insert("llama.rope.freq_base", gguf::Value::F32(f32::NAN)));
+    let folder = s.path("base");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(of("base/config.json"), format!("{folder}/config.json")).unwrap();
+    std::fs::write(format!("{folder}/model.safetensors"), b"\x10").unwrap();
+    for (broken, named) in [(infinite, "llama.rope.freq_base"), (folder, "model.safetensors: offset 0")] {
+        let out = ptplus(["inspect", &broken]);
+        assert_eq!(exit(&out), 3, "{}", stderr(&out));
+        assert!(stderr(&out).contains(named), "{}", stderr(&out));
+    }
 }
