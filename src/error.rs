@@ -375,9 +375,14 @@ fn shortened(mut text: String, max_chars: usize) -> String {
     text
 }
 
-/// Characters that show nothing, or reorder what is shown.
+/// Characters that show nothing, or reorder what is shown: Unicode's `Default_Ignorable_Code_Point` (17.0), separators of
+/// lines, marks of annotations, and the blank of Braille.
 pub(crate) fn is_hidden(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Text from a file, made safe for a terminal: control characters, line breaks and the invisible characters that

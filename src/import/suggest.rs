@@ -7,7 +7,7 @@ use std::path::Path;
 use super::rules::{self, Meaning, Rule};
 use super::source::{self, Source, SourceTensor};
 use crate::adapter::Role;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::limits::LAYOUT_PATTERNS;
 use crate::tensor::shape;
 
@@ -125,7 +125,13 @@ fn pattern(name: &str, varying: &Varying) -> (String, usize) {
     let mut out = String::new();
     let mut n = 0;
     for (i, pair) in pieces.chunks(2).enumerate() {
-        out.push_str(&regex::escape(pair[0]));
+        for c in regex::escape(pair[0]).chars() {
+            if c.is_control() || is_hidden(c) {
+                let _ = write!(out, "\\x{{{:X}}}", u32::from(c));
+            } else {
+                out.push(c);
+            }
+        }
         let Some(number) = pair.get(1) else { break };
         // A digit in a word (`fc1`) counts nothing, unless other names have another one there.
         let in_word = pair[0].ends_with(char::is_alphabetic) && !ends_with_counter(pair[0]);
@@ -271,15 +277,17 @@ mod tests {
                 meaning: rules::read(name),
             }
         };
-        let names: [(&str, &[usize]); 6] = [
+        let names: [(&str, &[usize]); 7] = [
             ("blocks_3_mem1", &[4, 4]),
             ("net[2].ctrl \"x\"\n.kernel", &[3, 4, 4]),
             ("optimizer.state.0.exp_avg", &[4]),
             ("model.layers.0.mlp.fc1.weight", &[4, 4]),
             ("layer7.head2.W'", &[4, 4]),
             ("plain", &[2, 3, 4, 4]),
+            ("layers.0.mem\u{61c}ory\u{202e}", &[3, 4, 4]),
         ];
         let text = text(&names.map(|(n, s)| file(n, s)));
+        assert!(!text.contains(is_hidden), "{text}");
         let mapping = Mapping::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         for (name, _) in names {
             assert!(mapping.read(name).unwrap().is_some(), "{name}\n{text}");

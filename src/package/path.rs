@@ -86,6 +86,10 @@ mod tests {
             "a:b",
             "a*",
             "a\u{202e}b",
+            "a\u{ad}b",
+            "a\u{61c}b",
+            "\u{3164}",
+            "a\u{e0041}",
             "\u{feff}a",
             &"n".repeat(256),
         ] {
