@@ -58,6 +58,7 @@ fn fault(message: String) -> Error {
 
 /// The shards by name, each with its tensors. Takes the index apart, which is large.
 fn shards_of(mut index: Value) -> Result<BTreeMap<String, Vec<String>>> {
+    check_metadata(index.get("metadata"))?;
     let Some(Value::Object(map)) = index.get_mut("weight_map").map(Value::take) else {
         return Err(fault("expected an object of file names".into()).field("weight_map"));
     };
@@ -75,6 +76,23 @@ fn shards_of(mut index: Value) -> Result<BTreeMap<String, Vec<String>>> {
         return Err(fault(message).field("weight_map"));
     }
     Ok(shards)
+}
+
+/// `total_size` is what somebody once added up, as an integer or not, tied weights counted or not: nothing is computed
+/// from it, and its type is all that can be wrong.
+fn check_metadata(metadata: Option<&Value>) -> Result<()> {
+    match metadata {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(m)) => match m.get("total_size") {
+            None => Ok(()),
+            Some(size) if size.as_f64().is_some_and(|n| n >= 0.0) => Ok(()),
+            Some(other) => {
+                let message = format!("expected a number of bytes, found {}", shorten(&other.to_string()));
+                Err(fault(message).field("metadata.total_size"))
+            }
+        },
+        Some(_) => Err(fault("expected an object".into()).field("metadata")),
+    }
 }
 
 /// The shard's path: a plain file name in the index's folder, which also a link may not leave.
