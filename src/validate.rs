@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Kind, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
-use crate::import::{Imported, Origin, ledger::Ledger};
+use crate::import::{Imported, Origin, RECORD_KEY, ledger::Ledger};
 use crate::quant;
 use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
@@ -44,7 +44,7 @@ impl Validated {
     pub fn coarsest_dtype(&self) -> DType {
         let stored = self.adapter.tensors().map(|(.., t)| t.stored_dtype());
         let recorded = self.origin.recorded_dtypes.values().copied();
-        let widened = self.adapter.config.extra.get(WIDENED_FROM).and_then(|v| DType::parse(v.as_str()?));
+        let widened = self.adapter.config.extra.get(WIDENED_FROM).and_then(|v| weight_type(v.as_str()?));
         coarsest(stored.chain(recorded).chain(widened))
     }
 
@@ -222,8 +222,20 @@ fn own_fields(adapter: &Adapter, findings: &mut Findings) {
             findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
         }
     };
-    check(WIDENED_FROM, "the name of a type", |text| DType::parse(text).is_some());
+    check(WIDENED_FROM, "the name of a type that weights may have", |text| weight_type(text).is_some());
     check(BASE_FINGERPRINT, "the fingerprint of a base", fingerprint::is_well_formed);
+    let mut check = |field: &str, expected: &str, holds: fn(&Value) -> bool| {
+        if let Some(value) = extra.get(field).filter(|v| !holds(v)) {
+            findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
+        }
+    };
+    check(BASE_MISMATCH_IGNORED, "true or false", Value::is_boolean);
+    check(RECORD_KEY, "an object", Value::is_object);
+}
+
+/// The float or block type of this very name.
+fn weight_type(name: &str) -> Option<DType> {
+    DType::ALL.iter().copied().find(|d| d.name() == name && (d.is_float() || quant::can_decode(*d)))
 }
 
 fn against_itself(adapter: &Adapter, findings: &mut Findings) {

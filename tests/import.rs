@@ -306,6 +306,26 @@ fn a_layout_file_reads_what_no_rule_knows() {
     assert_eq!(distance(&RawAdapter::read(&out), &source), 0.0);
     assert_eq!(RawAdapter::read(&out).config["ptplus_conventions"]["feature_map"], "layout file");
 
+    // A flag may say the same as the axes, and nothing else.
+    let transposed = |flag: &str| {
+        import(
+            &folder,
+            &temp.path().join("flag"),
+            Some(&base),
+            &["--layout", layout.to_str().unwrap(), flag, "--force"],
+        )
+    };
+    let done = transposed("--transpose-memory");
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    std::fs::write(&layout, filled.replace("V F", "F V")).unwrap();
+    let done = transposed("--transpose-memory");
+    assert_eq!(exit(&done), 2, "{}", stderr(&done));
+    assert!(stderr(&done).contains("transpose_memory: expected false"), "{}", stderr(&done));
+    let stated = filled.replace("[constants]\n", "[constants]\ntranspose_memory = \"x\"\n");
+    std::fs::write(&layout, stated).unwrap();
+    let done = transposed("--quiet");
+    assert!(stderr(&done).contains("layout.toml: transpose_memory"), "{}", stderr(&done));
+
     std::fs::write(&layout, filled.replace("axes", "axis")).unwrap();
     let done = import(&folder, &temp.path().join("no"), Some(&base), &["--layout", layout.to_str().unwrap()]);
     assert_eq!(exit(&done), 2, "{}", stderr(&done));

@@ -4,12 +4,18 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{BaseModel, Family, Weight};
+use crate::adapter::RowOrder;
 use crate::error::{Code, Result};
 use crate::finding::Finding;
 
-/// The GGUF architecture of a Hugging Face `model_type`; `None` for families that ptplus does not support.
+/// The GGUF architecture of a Hugging Face `model_type`; `None` for one whose row order is not known either. Families that
+/// no runner supports are called alike on both sides (`gemma3_text` is the language model of `gemma3`).
 pub fn gguf_architecture_of(model_type: &str) -> Option<&'static str> {
-    Family::from_model_type(model_type).map(Family::gguf_architecture)
+    let listed = || {
+        let name = model_type.strip_suffix("_text").unwrap_or(model_type);
+        RowOrder::known_architectures().find(|architecture| *architecture == name)
+    };
+    Family::from_model_type(model_type).map(Family::gguf_architecture).or_else(listed)
 }
 
 impl BaseModel {

@@ -18,7 +18,7 @@ use super::axes::Axes;
 use super::ledger::Ledger;
 use super::mapping::Mapping;
 use super::source::TensorSource;
-use super::stated::Stated;
+use super::stated::{Stated, TRANSPOSE_MEMORY};
 use super::statements::{self, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, Role, RowOrder};
@@ -94,7 +94,9 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         Some(p) => e.file(p),
         None => e,
     };
+    let by_layout = settled.get(TRANSPOSE_MEMORY).and_then(Value::as_str) == Some("layout file");
     let transpose_memory = transposition(&config, options.transpose_memory).map_err(|e| match &config_path {
+        _ if by_layout => of_layout(e),
         Some(p) => e.file(p),
         None => e,
     })?;
@@ -135,9 +137,6 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
     Ok(draft)
 }
 
-/// Key of `adapter_config.json` for `--transpose-memory`.
-const TRANSPOSE_MEMORY: &str = "transpose_memory";
-
 /// What configuration and flag say about the orientation of the memories.
 ///
 /// # Errors
@@ -157,7 +156,7 @@ fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Opti
     match (stated, flag) {
         (Some(a), Some(b)) if a != b => {
             let message =
-                format!("expected {a}, as adapter_config.json says, found {b} in the flag: state one of them");
+                format!("expected {a}, as configuration or layout file says, found {b} in the flag: state one of them");
             Err(Error::new(Code::ConventionContradiction, message).field("--transpose-memory"))
         }
         _ => Ok(stated.or(flag)),

@@ -33,6 +33,9 @@ const FIELDS: [&str; 14] = [
     "query_order",
 ];
 
+/// Largest number of base models accepted. A merge has some ten.
+const MAX_BASE_MODELS: u32 = 4096;
+
 /// Keys that say what the file is: written anew from the adapter, so never carried.
 const OWN: [&str; 15] = [
     "general.architecture",
@@ -98,7 +101,47 @@ pub(crate) fn of_config(config: &Map<String, Json>) -> Result<Metadata> {
             }
         }
     }
+    // As they will stand in a GGUF file.
+    let mut whole = about_base(config);
+    for (name, value) in out.iter() {
+        whole.insert(name, value.clone());
+    }
+    check(&whole).map_err(|e| {
+        let place = format!("{KEY}: {}", e.field_name().unwrap_or_default());
+        Error::new(Code::ConfigField, e.message()).field(place)
+    })?;
     Ok(out)
+}
+
+/// The rules for name and base models: nothing is computed from them, but a wrong type says that they are damaged.
+///
+/// # Errors
+///
+/// [`Code::GgufKey`], [`Code::ConfigField`], with the key.
+pub(crate) fn check(meta: &Metadata) -> Result<()> {
+    meta.str(NAME)?;
+    let count_key = BASE_MODEL_COUNT;
+    let count = meta.u32(count_key)?;
+    if let Some(n) = count.filter(|n| *n > MAX_BASE_MODELS) {
+        let message = format!("expected at most {MAX_BASE_MODELS}, found {n}");
+        return Err(Error::new(Code::ConfigField, message).field(count_key));
+    }
+    for (key, _) in meta.iter() {
+        let Some((number, field)) = key.strip_prefix(BASE_MODEL).and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        if ["name", "organization", "version", "repo_url"].contains(&field) {
+            meta.str(key)?;
+        }
+        if let (Ok(i), Some(n)) = (number.parse::<u32>(), count)
+            && i >= n
+        {
+            return Err(
+                Error::new(Code::ConfigField, format!("expected only base models below {count_key} = {n}")).field(key)
+            );
+        }
+    }
+    Ok(())
 }
 
 /// `general.name` and the `general.base_model` keys as they follow from a configuration.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::foreign;
 use crate::adapter::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
 use crate::error::{Code, Error, Result};
+use crate::format::names::cut;
 
 /// `peft_type` of the canonical layout.
 pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
@@ -19,6 +20,9 @@ pub const BASE_FINGERPRINT: &str = "ptplus_base_fingerprint";
 
 /// Key of `adapter_config.json`, written by us: true where somebody said `--ignore-base-mismatch` and there was one.
 pub const BASE_MISMATCH_IGNORED: &str = "ptplus_base_mismatch_ignored";
+
+/// Key of `adapter_config.json` for `--transpose-memory`.
+pub const TRANSPOSE_MEMORY: &str = "transpose_memory";
 
 /// Largest layer count accepted. The deepest published transformers have about 130 blocks.
 const MAX_LAYERS: usize = 4096;
@@ -132,6 +136,22 @@ fn check_carried(map: &Map<String, Value>) -> Result<()> {
             return Err(wrong(key, expected, v));
         }
     }
+    // What PEFT would train and save beside the adapter: the output is the adapter alone and would compute something else.
+    for key in ["modules_to_save", "trainable_token_indices"] {
+        let is_empty = |v: &Value| match v {
+            Value::Null => true,
+            Value::Array(items) => items.is_empty(),
+            Value::Object(entries) => entries.is_empty(),
+            _ => false,
+        };
+        if let Some(v) = map.get(key).filter(|v| !is_empty(v)) {
+            let message = format!(
+                "expected none: weights of the base that were trained beside an adapter are not exported, found {}",
+                cut(&v.to_string(), 80)
+            );
+            return Err(Error::new(Code::ConfigUnsupported, message).field(key));
+        }
+    }
     foreign::of_config(map).map(drop)
 }
 
@@ -188,11 +208,7 @@ fn layers(key: &str, v: &Value) -> Result<StatedLayers> {
 }
 
 fn wrong(key: &str, expected: &str, found: &Value) -> Error {
-    let mut text = found.to_string();
-    if text.len() > 80 {
-        text = format!("{}...", text.chars().take(77).collect::<String>());
-    }
-    Error::new(Code::ConfigField, format!("expected {expected}, found {text}")).field(key)
+    Error::new(Code::ConfigField, format!("expected {expected}, found {}", cut(&found.to_string(), 80))).field(key)
 }
 
 fn kind_of(v: &Value) -> &'static str {
@@ -230,6 +246,13 @@ mod tests {
             (json!({"layers_to_transform": [0, 0]}), Code::ConfigField, "layers_to_transform"),
             (json!({"layers_to_transform": [-1]}), Code::ConfigField, "layers_to_transform"),
             (json!({"layers_to_transform": "all"}), Code::ConfigField, "layers_to_transform"),
+            (json!({"modules_to_save": ["lm_head"]}), Code::ConfigUnsupported, "modules_to_save"),
+            (json!({"modules_to_save": 1}), Code::ConfigUnsupported, "modules_to_save"),
+            (
+                json!({"trainable_token_indices": {"embed_tokens": [0]}}),
+                Code::ConfigUnsupported,
+                "trainable_token_indices",
+            ),
         ];
         for (config, code, field) in cases {
             let e = Stated::from_json(config.clone()).unwrap_err();

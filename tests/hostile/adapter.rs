@@ -148,6 +148,25 @@ fn carried() -> Vec<Case> {
         cases.push(accepted(format!("carried {key} null"), with(key, Some("null"))));
         cases.push(accepted(format!("carried {key} left out"), with(key, None)));
     }
+    // What the tool writes itself.
+    for (key, right) in [
+        ("ptplus_widened_from", &[r#""BF16""#, r#""Q4_0""#][..]),
+        ("ptplus_base_mismatch_ignored", &["true", "false"]),
+        ("ptplus_conventions", &["{}", r#"{"feature_map":"probe"}"#]),
+    ] {
+        cases.extend(right.iter().map(|value| accepted(format!("{key} {value}"), with(key, Some(value)))));
+        for value in ["1", "\"2\"", "\"I32\"", "\"BOOL\"", "\"f32\"", "\"true\"", "[]", "null"] {
+            cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigField));
+        }
+    }
+    for key in ["modules_to_save", "trainable_token_indices"] {
+        for value in ["null", "[]", "{}"] {
+            cases.push(accepted(format!("{key} {value}"), with(key, Some(value))));
+        }
+        for value in [r#"["lm_head"]"#, r#""lm_head""#, "1", "true", r#"{"embed_tokens":[0]}"#] {
+            cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigUnsupported));
+        }
+    }
     let metadata = |value: &str| with("ptplus_gguf_metadata", Some(value));
     cases.extend([
         accepted("no metadata", metadata("{}")),
@@ -173,6 +192,26 @@ fn carried() -> Vec<Case> {
         refused(
             "metadata that is an alignment",
             metadata(r#"{"general.alignment":{"type":"u32","value":64}}"#),
+            ConfigField,
+        ),
+        accepted(
+            "metadata of another base",
+            metadata(r#"{"general.base_model.count":{"type":"u32","value":2},"general.base_model.1.name":{"type":"str","value":"b"}}"#),
+        ),
+        refused("metadata with a name of numbers", metadata(r#"{"general.name":{"type":"u32","value":5}}"#), ConfigField),
+        refused(
+            "metadata of fewer bases than are named",
+            metadata(r#"{"general.base_model.count":{"type":"u32","value":0},"general.base_model.0.name":{"type":"str","value":"b"}}"#),
+            ConfigField,
+        ),
+        refused(
+            "metadata of very many bases",
+            metadata(r#"{"general.base_model.count":{"type":"u32","value":5000}}"#),
+            ConfigField,
+        ),
+        refused(
+            "metadata of a base's version as truth",
+            metadata(r#"{"general.base_model.0.version":{"type":"bool","value":true}}"#),
             ConfigField,
         ),
         refused(

@@ -8,6 +8,7 @@ use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
+use crate::import::axes::{Axes, Axis};
 use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping};
 use crate::import::rules::{self, Meaning, Rows};
@@ -62,6 +63,7 @@ impl Draft {
                     None
                 }
                 Some(Mapped::Part { role, layer, head, axes }) => {
+                    self.agrees_with_axes(role, axes.as_ref()).map_err(|e| e.file(&self.path).field(&t.name))?;
                     Some((role, layer, head, axes.map_or(Order::Open, Order::Stated), None))
                 }
                 None => match rules::read(&t.name) {
@@ -122,6 +124,19 @@ impl Draft {
         }));
         self.findings = findings.into_vec();
         Ok(())
+    }
+
+    /// What is stated about the orientation of memories, against a layout file's axes of one.
+    fn agrees_with_axes(&self, role: Role, axes: Option<&Axes>) -> Result<()> {
+        let (Role::Memory, Some(axes), Some(stated)) = (role, axes, self.transpose_memory) else { return Ok(()) };
+        let at = |axis| axes.axes().position(|a| a == axis);
+        let found = at(Axis::Value) < at(Axis::Feature);
+        if found == stated {
+            return Ok(());
+        }
+        let message =
+            format!("expected {found}, as the axes {axes} of the layout file say, found {stated}: state one of them");
+        Err(Error::new(Code::ConventionContradiction, format!("transpose_memory: {message}")))
     }
 
     /// The refusal of a source without any part of an adapter; `names` are those that nothing claims.

@@ -12,11 +12,8 @@ use crate::format::gguf::{self, Gguf, Metadata};
 use crate::format::names::shorten;
 use crate::format::{json, limits};
 use crate::import::foreign;
-use crate::import::stated::{BASE_FINGERPRINT, Stated};
+use crate::import::stated::{BASE_FINGERPRINT, Stated, TRANSPOSE_MEMORY};
 use crate::tensor::DType;
-
-/// Largest number of base models accepted. A merge has some ten.
-const MAX_BASE_MODELS: u32 = 4096;
 
 /// Keys about the file: nothing is computed from them, but a wrong type says that they are damaged.
 ///
@@ -24,7 +21,7 @@ const MAX_BASE_MODELS: u32 = 4096;
 ///
 /// [`Code::GgufKey`], [`Code::ConfigField`].
 pub(super) fn check_general(meta: &Metadata) -> Result<()> {
-    for key in ["general.name", names::TOOL_VERSION, names::COMMAND] {
+    for key in [names::TOOL_VERSION, names::COMMAND] {
         meta.str(key)?;
     }
     meta.u32(gguf::FILE_TYPE)?;
@@ -34,32 +31,7 @@ pub(super) fn check_general(meta: &Metadata) -> Result<()> {
         let message = format!("expected 64 lower-case hex digits, found {:?}", shorten(digest));
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_SHA256));
     }
-    check_base_models(meta)
-}
-
-fn check_base_models(meta: &Metadata) -> Result<()> {
-    let count_key = foreign::BASE_MODEL_COUNT;
-    let count = meta.u32(count_key)?;
-    if let Some(n) = count.filter(|n| *n > MAX_BASE_MODELS) {
-        let message = format!("expected at most {MAX_BASE_MODELS}, found {n}");
-        return Err(Error::new(Code::ConfigField, message).field(count_key));
-    }
-    for (key, _) in meta.iter() {
-        let Some((number, field)) = key.strip_prefix(foreign::BASE_MODEL).and_then(|rest| rest.split_once('.')) else {
-            continue;
-        };
-        if ["name", "organization", "version", "repo_url"].contains(&field) {
-            meta.str(key)?;
-        }
-        if let (Ok(i), Some(n)) = (number.parse::<u32>(), count)
-            && i >= n
-        {
-            return Err(
-                Error::new(Code::ConfigField, format!("expected only base models below {count_key} = {n}")).field(key)
-            );
-        }
-    }
-    Ok(())
+    foreign::check(meta)
 }
 
 /// Bytes of a string in JSON, where a control character takes six.
@@ -119,6 +91,14 @@ pub(super) fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
     let query_scale = exact("query_scale", scale("query_scale")?)?;
     let memory_scale = exact("memory_scale", scale("memory_scale")?)?;
     source.shift_remove("layers_to_transform");
+    // A folder's own reader would heed it: true there of the checkpoint that this adapter came from, not of this file.
+    if let Some(v) = source.get(TRANSPOSE_MEMORY).filter(|v| !matches!(v, Value::Null | Value::Bool(false))) {
+        let message =
+            format!("expected nothing, since a GGUF adapter has one order of axes, found {}", shorten(&v.to_string()));
+        return Err(
+            Error::new(Code::ConfigField, message).field(format!("{}: {TRANSPOSE_MEMORY}", names::SOURCE_CONFIG))
+        );
+    }
     if source.contains_key(foreign::KEY) {
         let message = format!("expected the keys themselves in a GGUF file, found {:?}", foreign::KEY);
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_CONFIG));
