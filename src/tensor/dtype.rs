@@ -73,6 +73,11 @@ dtypes! {
     U64     "U64"     len 1   bytes 8   ggml None,     safetensors Some("U64");
     F8_E4M3 "F8_E4M3" len 1   bytes 1   ggml None,     safetensors Some("F8_E4M3");
     F8_E5M2 "F8_E5M2" len 1   bytes 1   ggml None,     safetensors Some("F8_E5M2");
+    F8_E8M0 "F8_E8M0" len 1   bytes 1   ggml None,     safetensors Some("F8_E8M0");
+    F8_E4M3FNUZ "F8_E4M3FNUZ" len 1 bytes 1 ggml None, safetensors Some("F8_E4M3FNUZ");
+    F8_E5M2FNUZ "F8_E5M2FNUZ" len 1 bytes 1 ggml None, safetensors Some("F8_E5M2FNUZ");
+    C64     "C64"     len 1   bytes 8   ggml None,     safetensors Some("C64");
+    C128    "C128"    len 1   bytes 16  ggml None,     safetensors None;
 }
 
 impl DType {
@@ -104,6 +109,22 @@ impl DType {
     pub fn fineness(self) -> (usize, bool) {
         const ELEMENTS: usize = 256; // a multiple of every block length
         (ELEMENTS / self.block_len() * self.block_bytes(), self != DType::BF16)
+    }
+
+    /// Integers and truth values: what no gradient is taken of.
+    pub fn is_countable(self) -> bool {
+        matches!(
+            self,
+            DType::I8
+                | DType::I16
+                | DType::I32
+                | DType::I64
+                | DType::U8
+                | DType::U16
+                | DType::U32
+                | DType::U64
+                | DType::BOOL
+        )
     }
 
     /// F64, F32, F16 or BF16.

@@ -26,7 +26,8 @@ use crate::format::names::check_name;
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) data: Range<usize>,
-    pub(super) crc32: u32,
+    /// `None` where the writer was told to compute none.
+    pub(super) crc32: Option<u32>,
 }
 
 /// The entries by their names without the folder that all of them are in.
@@ -57,10 +58,12 @@ impl Archive {
             return Err(fail(Code::PickleLimit, format!("expected at most {limit} bytes, found {}", entry.data.len())));
         }
         let bytes = &file[entry.data.clone()];
-        if crc32fast::hash(bytes) != entry.crc32 {
-            return Err(fail(Code::PickleChecksum, format!("expected the checksum {:08x}", entry.crc32)));
+        match entry.crc32 {
+            Some(crc32) if crc32fast::hash(bytes) != crc32 => {
+                Err(fail(Code::PickleChecksum, format!("expected the checksum {crc32:08x}")))
+            }
+            _ => Ok(bytes),
         }
-        Ok(bytes)
     }
 }
 
@@ -251,6 +254,8 @@ fn check_tiles(file: &[u8], entries: &mut [Central<'_>], directory_start: usize)
     entries.sort_by_key(|e| e.header_start);
     let mut folder = None;
     let mut by_name = HashMap::with_capacity(entries.len());
+    // torch.serialization.set_crc32_options(False) leaves all of them 0. One that is 0 beside others is a checksum.
+    let has_checksums = entries.iter().any(|e| e.crc32 != 0);
     let mut at = 0;
     for (i, entry) in entries.iter().enumerate() {
         let start = at;
@@ -270,7 +275,7 @@ fn check_tiles(file: &[u8], entries: &mut [Central<'_>], directory_start: usize)
         if *folder.get_or_insert(parent) != parent {
             return Err(fail("the entry is not in the folder that the others are in"));
         }
-        by_name.insert(rest.to_owned(), Entry { data, crc32: entry.crc32 });
+        by_name.insert(rest.to_owned(), Entry { data, crc32: has_checksums.then_some(entry.crc32) });
     }
     if at != directory_start {
         return Err(archive("expected an entry here").at(at as u64));

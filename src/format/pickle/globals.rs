@@ -22,7 +22,15 @@ pub enum Global {
     RebuildTensor,
     /// `torch._utils._rebuild_parameter`: a tensor that is trained.
     RebuildParameter,
-    /// `torch.FloatStorage` and its kin: the element type of a storage.
+    /// `torch._utils._rebuild_parameter_with_state`: one on which attributes were set.
+    RebuildParameterWithState,
+    /// `torch._utils._rebuild_tensor_v3`: a view of bytes as a type that has no storage class of its own.
+    RebuildTypedTensor,
+    /// `torch._tensor._rebuild_from_type_v2`: a tensor on which attributes were set; `torch.nn.Buffer` is one.
+    RebuildFromType,
+    /// `torch.Tensor`, the class.
+    Tensor,
+    /// `torch.FloatStorage` and its kin: the element type of a storage. `torch.storage.UntypedStorage` counts bytes.
     Storage(DType),
 }
 
@@ -47,6 +55,11 @@ pub(super) fn resolve(module: &str, name: &str) -> Meaning {
         ("torch", "device") => Global::Device,
         ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
         ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
+        ("torch._utils", "_rebuild_parameter_with_state") => Global::RebuildParameterWithState,
+        ("torch._utils", "_rebuild_tensor_v3") => Global::RebuildTypedTensor,
+        ("torch._tensor", "_rebuild_from_type_v2") => Global::RebuildFromType,
+        ("torch", "Tensor") => Global::Tensor,
+        ("torch.storage", "UntypedStorage") => Global::Storage(DType::U8),
         ("torch", _) if name.ends_with("Storage") => return storage(name),
         ("torch", _) if DTYPES.contains(&name) => return Meaning::Constant,
         _ => return Meaning::Unknown,
@@ -65,15 +78,40 @@ fn storage(name: &str) -> Meaning {
         "CharStorage" => DType::I8,
         "ByteStorage" => DType::U8,
         "BoolStorage" => DType::BOOL,
-        "ComplexDoubleStorage"
-        | "ComplexFloatStorage"
-        | "QInt8Storage"
-        | "QInt32Storage"
-        | "QUInt8Storage"
-        | "QUInt4x2Storage"
-        | "QUInt2x4Storage" => return Meaning::UnreadStorage,
+        "ComplexDoubleStorage" => DType::C128,
+        "ComplexFloatStorage" => DType::C64,
+        "QInt8Storage" | "QInt32Storage" | "QUInt8Storage" | "QUInt4x2Storage" | "QUInt2x4Storage" => {
+            return Meaning::UnreadStorage;
+        }
         _ => return Meaning::Unknown,
     }))
+}
+
+/// The element type that a constant `torch.float32` means; `None` for types that this crate does not know.
+pub(super) fn dtype_of(constant: &str) -> Option<DType> {
+    Some(match constant.strip_prefix("torch.")? {
+        "float64" => DType::F64,
+        "float32" => DType::F32,
+        "float16" => DType::F16,
+        "bfloat16" => DType::BF16,
+        "int64" => DType::I64,
+        "int32" => DType::I32,
+        "int16" => DType::I16,
+        "int8" => DType::I8,
+        "uint64" => DType::U64,
+        "uint32" => DType::U32,
+        "uint16" => DType::U16,
+        "uint8" => DType::U8,
+        "bool" => DType::BOOL,
+        "complex64" => DType::C64,
+        "complex128" => DType::C128,
+        "float8_e4m3fn" => DType::F8_E4M3,
+        "float8_e5m2" => DType::F8_E5M2,
+        "float8_e4m3fnuz" => DType::F8_E4M3FNUZ,
+        "float8_e5m2fnuz" => DType::F8_E5M2FNUZ,
+        "float8_e8m0fnu" => DType::F8_E8M0,
+        _ => return None,
+    })
 }
 
 /// Names of `torch.dtype` constants (torch/storage.py and torch/testing of 2.9).
@@ -111,6 +149,10 @@ impl Global {
             Global::Device => "torch.device",
             Global::RebuildTensor => "torch._utils._rebuild_tensor_v2",
             Global::RebuildParameter => "torch._utils._rebuild_parameter",
+            Global::RebuildParameterWithState => "torch._utils._rebuild_parameter_with_state",
+            Global::RebuildTypedTensor => "torch._utils._rebuild_tensor_v3",
+            Global::RebuildFromType => "torch._tensor._rebuild_from_type_v2",
+            Global::Tensor => "torch.Tensor",
             Global::Storage(_) => "a storage class",
         }
     }
@@ -137,11 +179,16 @@ mod tests {
             ("CharStorage", DType::I8),
             ("ByteStorage", DType::U8),
             ("BoolStorage", DType::BOOL),
+            ("ComplexFloatStorage", DType::C64),
+            ("ComplexDoubleStorage", DType::C128),
         ] {
             assert_eq!(storage(name), Some(dtype), "{name}");
         }
         assert!(matches!(resolve("torch", "bfloat16"), Meaning::Constant));
-        assert!(matches!(resolve("torch", "ComplexFloatStorage"), Meaning::UnreadStorage));
+        assert!(matches!(resolve("torch", "QInt8Storage"), Meaning::UnreadStorage));
+        assert_eq!(dtype_of("torch.float8_e4m3fn"), Some(DType::F8_E4M3));
+        assert_eq!(dtype_of("float8_e4m3fn"), None);
+        assert_eq!(dtype_of("torch.complex32"), None);
         for (module, name) in [
             ("torch", "Storage"),
             ("torch", "load"),

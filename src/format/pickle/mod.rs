@@ -137,7 +137,7 @@ fn read_zip(path: &Arc<Path>, file: &Bytes) -> Result<Checkpoint> {
             let message = format!("the storage {:?} is missing", declared.key);
             Error::new(Code::PickleStorage, message).at(declared.declared_at)
         })?;
-        storage(path, file, declared, entry.data.clone(), Some(entry.crc32))
+        storage(path, file, declared, entry.data.clone(), entry.crc32)
     });
     let storages = storages.collect::<Result<Vec<_>>>()?;
     Ok(Checkpoint { path: path.clone(), container: Container::Zip, tree: assemble(pickle, root, &storages)? })
@@ -198,7 +198,6 @@ fn storage(
     })?;
     Ok(Arc::new(Storage {
         key: key.clone(),
-        dtype: *dtype,
         bytes,
         file: path.clone(),
         file_offset: range.start as u64,
@@ -213,6 +212,7 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
     let declared_at: Vec<u64> = pickle.tensors.iter().map(|t| t.declared_at).collect();
     let tensors = pickle.tensors.into_iter().map(|t| TensorRef {
         storage: storages[t.storage as usize].clone(),
+        dtype: t.dtype,
         shape: t.shape,
         strides: t.strides,
         // What does not fit into memory is outside every storage.

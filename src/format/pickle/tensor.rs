@@ -12,7 +12,6 @@ use crate::tensor::{Bytes, DType, LazyTensor, shape};
 pub(super) struct Storage {
     /// Its key in the file: the entry `data/{key}` of a zip archive.
     pub(super) key: String,
-    pub(super) dtype: DType,
     pub(super) bytes: Bytes,
     pub(super) file: Arc<Path>,
     pub(super) file_offset: u64,
@@ -26,6 +25,7 @@ pub(super) struct Storage {
 #[derive(Debug, Clone)]
 pub struct TensorRef {
     pub(super) storage: Arc<Storage>,
+    pub(super) dtype: DType,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Distance of neighbours along each dimension, in elements.
@@ -37,7 +37,7 @@ pub struct TensorRef {
 impl TensorRef {
     /// Element type.
     pub fn dtype(&self) -> DType {
-        self.storage.dtype
+        self.dtype
     }
 
     /// The key of the storage in the file; tensors with the same key share their bytes.
@@ -88,8 +88,8 @@ impl TensorRef {
         let fail = |e: Error| Error::new(Code::PickleTensor, e.message()).file(&s.file).at(s.file_offset);
         // Strides of an empty tensor are never used, but whoever makes new ones multiplies the other dimensions.
         let extents: Vec<usize> = self.shape.iter().map(|&d| d.max(1)).collect();
-        let size_bytes = s.dtype.block_bytes();
-        shape::len_bytes(&extents, s.dtype).map_err(fail)?;
+        let size_bytes = self.dtype.block_bytes();
+        shape::len_bytes(&extents, self.dtype).map_err(fail)?;
         let n_elements = shape::n_elements(&self.shape).map_err(fail)?;
         // Strides of 0 make any number of elements out of one.
         if n_elements * size_bytes > s.bytes.len().max(MAX_REPEATED_BYTES) {
@@ -101,10 +101,10 @@ impl TensorRef {
             let start = self.storage_offset.checked_mul(size_bytes);
             let range = start.and_then(|start| Some(start..start.checked_add(n_elements * size_bytes)?));
             if let Some(bytes) = range.and_then(|r| s.bytes.slice(r)) {
-                return LazyTensor::new(bytes, s.dtype, &self.shape);
+                return LazyTensor::new(bytes, self.dtype, &self.shape);
             }
         }
-        LazyTensor::strided(s.bytes.clone(), s.dtype, &self.shape, &self.strides, self.storage_offset).map_err(fail)
+        LazyTensor::strided(s.bytes.clone(), self.dtype, &self.shape, &self.strides, self.storage_offset).map_err(fail)
     }
 
     /// Whether the elements lie in row-major order without holes.

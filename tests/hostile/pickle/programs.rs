@@ -32,12 +32,12 @@ fn globals_outside_the_list_are_named_and_never_run() {
         ("torch", "load"),
         ("torch.hub", "load"),
         ("torch._utils", "_rebuild_tensor"),
-        ("torch._utils", "_rebuild_tensor_v3"),
         ("torch._utils", "_rebuild_qtensor"),
         ("torch._utils", "_rebuild_sparse_tensor"),
         ("torch._utils", "_rebuild_wrapper_subclass"),
-        ("torch._tensor", "_rebuild_from_type_v2"),
-        ("torch.storage", "UntypedStorage"),
+        ("torch._tensor", "_rebuild_from_type"),
+        ("torch.nn.parameter", "Parameter"),
+        ("torch.storage", "TypedStorage"),
         ("torch.jit._pickle", "restore_type_tag"),
         ("numpy", "ndarray"),
         ("numpy.core.multiarray", "_reconstruct"),
@@ -71,6 +71,38 @@ fn globals_outside_the_list_are_named_and_never_run() {
 #[test]
 fn globals_on_the_list_do_only_what_they_are_for() {
     let call = |module: &str, name: &str, args: &[u8]| Pickle::new().global(module, name).op(args).op(b"R").stop();
+    /// `_rebuild_from_type_v2(function, class, arguments of a right tensor, state)`
+    fn of_type(module: &str, function: &str, class_module: &str, class: &str, state: &[u8]) -> Vec<u8> {
+        dict_of(|p| {
+            let p = p.global("torch._tensor", "_rebuild_from_type_v2").op(b"(").global(module, function);
+            let p = p.global(class_module, class).op(b"(").storage("FloatStorage", "0", 6).int(0).ints(&[6]).ints(&[1]);
+            p.op(b"\x89").no_hooks().op(b"t").op(state).op(b"tR")
+        })
+    }
+    let rebuilt =
+        |module: &str, class: &str, state: &[u8]| of_type("torch._utils", "_rebuild_tensor_v2", module, class, state);
+    let parameter = |state: &[u8]| {
+        dict_of(|p| {
+            let p = p.global("torch._utils", "_rebuild_parameter_with_state").op(b"(").tensor(0, &[6], &[1]);
+            p.op(b"\x88").no_hooks().op(state).op(b"tR")
+        })
+    };
+    /// `n` elements of `dtype` in a storage of this class.
+    fn typed(class: &str, stored: i32, n: i32, dtype: &str) -> Vec<u8> {
+        let module = if class == "UntypedStorage" { "torch.storage" } else { "torch._storage" };
+        dict_of(|p| {
+            let p = p.global("torch._utils", "_rebuild_tensor_v3").op(b"((").text("storage").global(module, class);
+            let p = p.text("0").text("cpu").int(stored).op(b"tQ").int(0).ints(&[n]).ints(&[1]);
+            p.op(b"\x89").no_hooks().global("torch", dtype).op(b"tR")
+        })
+    }
+    for right in [rebuilt("torch", "Tensor", b"}"), rebuilt("torch", "Tensor", b"N}\x86"), parameter(b"}K\x01Ns")] {
+        assert_eq!(contents(&read(archive(&right)).unwrap())[0].3, elements());
+    }
+    for (dtype, n, read_as) in [("float32", 6, "F32"), ("complex64", 3, "C64"), ("uint16", 12, "U16")] {
+        let found = contents(&read(archive(&typed("UntypedStorage", 24, n, dtype))).unwrap());
+        assert_eq!(found, [("w".to_owned(), read_as, vec![n as usize], elements())]);
+    }
     check_codes(rows(vec![
         ("OrderedDict of a number", call("collections", "OrderedDict", b"K\x01\x85"), Code::PickleStructure),
         ("OrderedDict of short pairs", call("collections", "OrderedDict", b"]]K\x01aa\x85"), Code::PickleStructure),
@@ -92,7 +124,26 @@ fn globals_on_the_list_do_only_what_they_are_for() {
             dict_of(|p| p.no_hooks().op(b"}").text("_metadata").tensor(0, &[6], &[1]).op(b"sb")),
             Code::PickleStructure,
         ),
-        ("complex numbers", dict_of(|p| p.storage("ComplexFloatStorage", "0", 3)), Code::PickleUnsupported),
+        ("quantized numbers", dict_of(|p| p.storage("QInt8Storage", "0", 24)), Code::PickleUnsupported),
+        ("a class of tensors as a value", dict_of(|p| p.global("torch", "Tensor")), Code::PickleStructure),
+        ("a class of tensors called", call("torch", "Tensor", b")"), Code::PickleStructure),
+        ("a tensor rebuilt by no rebuilder", of_type("torch", "Size", "torch", "Tensor", b"}"), Code::PickleStructure),
+        ("a tensor rebuilt as a device", rebuilt("torch", "device", b"}"), Code::PickleStructure),
+        ("a tensor rebuilt as another class", rebuilt("__main__", "Tensor", b"}"), Code::PickleGlobal),
+        ("attributes that are a list", rebuilt("torch", "Tensor", b"]"), Code::PickleStructure),
+        ("attributes that are three", rebuilt("torch", "Tensor", b"NNN\x87"), Code::PickleStructure),
+        ("an attribute that is a class", rebuilt("torch", "Tensor", b"}K\x01ctorch\nTensor\ns"), Code::PickleStructure),
+        ("an attribute that is called", rebuilt("torch", "Tensor", b"}K\x01cos\nsystem\ns"), Code::PickleGlobal),
+        (
+            "a parameter whose attribute is a tensor",
+            parameter(&Pickle(vec![]).op(b"}K\x01").tensor(0, &[6], &[1]).op(b"s").0),
+            Code::PickleStructure,
+        ),
+        ("bytes as a type that is none", typed("UntypedStorage", 24, 6, "float7"), Code::PickleGlobal),
+        ("bytes as a type that nobody reads", typed("UntypedStorage", 24, 6, "complex32"), Code::PickleUnsupported),
+        ("numbers as bytes", typed("FloatStorage", 6, 6, "float32"), Code::PickleGlobal),
+        ("bytes as more numbers than there are", typed("UntypedStorage", 24, 7, "float32"), Code::PickleTensor),
+        ("as complex numbers more than there are", typed("UntypedStorage", 24, 4, "complex64"), Code::PickleTensor),
     ]));
 }
 

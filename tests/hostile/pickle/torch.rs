@@ -51,7 +51,7 @@ fn expected(file: &Path) -> Vec<Tensor> {
 #[test]
 fn tensors_are_those_that_pytorch_saved() {
     let files = fixtures();
-    assert_eq!(files.len(), 26, "13 files of each of two versions");
+    assert_eq!(files.len(), 31, "13 files of each of two versions, five more of the newer");
     for file in files {
         let checkpoint = pickle::open(&file).unwrap();
         let legacy = file.file_name().unwrap().to_str().unwrap().contains("legacy");

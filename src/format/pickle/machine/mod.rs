@@ -21,7 +21,7 @@ pub(super) struct Pickle {
     pub(super) arena: Arena,
     pub(super) storages: Vec<DeclaredStorage>,
     pub(super) tensors: Vec<DeclaredTensor>,
-    /// Attributes set on an `OrderedDict` (`_metadata` of a state dict): plain values beside the tree.
+    /// Attributes set on an `OrderedDict` (`_metadata` of a state dict) or on a tensor: plain values beside the tree.
     pub(super) attributes: Vec<Value>,
     /// How many bytes of the input the pickle takes, `STOP` included.
     pub(super) len_bytes: usize,
@@ -41,6 +41,9 @@ pub(super) struct DeclaredStorage {
 #[derive(Debug)]
 pub(super) struct DeclaredTensor {
     pub(super) storage: u32,
+    /// The storage's, unless that counts bytes.
+    pub(super) dtype: DType,
+    /// In elements.
     pub(super) storage_offset: u64,
     pub(super) shape: Vec<usize>,
     pub(super) strides: Vec<usize>,

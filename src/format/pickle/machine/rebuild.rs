@@ -3,10 +3,12 @@
 use super::{DeclaredStorage, DeclaredTensor, Machine, entry, over, structure};
 use crate::error::{Code, Error, Result};
 use crate::format::limits::NAME_BYTES;
+use crate::format::names::shorten;
 use crate::format::pickle::Container;
-use crate::format::pickle::globals::{Global, Meaning, resolve};
+use crate::format::pickle::globals::{Global, Meaning, dtype_of, resolve};
 use crate::format::pickle::limits::*;
 use crate::format::pickle::value::Value;
+use crate::tensor::DType;
 
 impl Machine<'_> {
     pub(super) fn global(&mut self, module: &str, name: &str) -> Result<()> {
@@ -79,15 +81,74 @@ impl Machine<'_> {
                 self.no_hooks(hooks)?;
                 Ok(tensor)
             }
+            (Global::RebuildTypedTensor, _) => self.typed_tensor(args),
+            (Global::RebuildParameterWithState, &[tensor @ Value::Tensor(_), Value::Bool(_), hooks, state]) => {
+                self.no_hooks(hooks)?;
+                self.attributes(state)?;
+                Ok(tensor)
+            }
+            // (function, class, its arguments, attributes)
+            (
+                Global::RebuildFromType,
+                &[Value::Global(function), Value::Global(Global::Tensor), inner @ Value::Tuple(_), state],
+            ) => {
+                self.attributes(state)?;
+                let inner = self.out.arena.items(inner);
+                if inner.len() > MAX_ARGUMENTS {
+                    return Err(wrong());
+                }
+                let inner = inner.to_vec();
+                match function {
+                    Global::RebuildTensor => self.tensor(&inner),
+                    Global::RebuildTypedTensor => self.typed_tensor(&inner),
+                    _ => Err(wrong()),
+                }
+            }
             _ => Err(wrong()),
         }
     }
 
+    /// What was set on a tensor in Python, a dictionary, or one beside another for slots: plain values that are no part of
+    /// it.
+    fn attributes(&mut self, state: Value) -> Result<()> {
+        match state {
+            Value::Dict(_) => self.out.attributes.push(state),
+            Value::Tuple(_) => {
+                let parts = self.out.arena.items(state);
+                if parts.len() != 2 || !parts.iter().all(|p| matches!(p, Value::None | Value::Dict(_))) {
+                    return Err(structure("a tensor has a state that is no dictionary of attributes"));
+                }
+                self.out.attributes.push(state);
+            }
+            other => return Err(structure(format!("expected a dictionary of attributes, found {}", other.kind()))),
+        }
+        Ok(())
+    }
+
+    /// `_rebuild_tensor_v3(storage, storage_offset, size, stride, requires_grad, backward_hooks, dtype, metadata=None)`,
+    /// of which the storage counts bytes.
+    fn typed_tensor(&mut self, args: &[Value]) -> Result<Value> {
+        let [rest @ .., Value::Str(name)] = args.get(..7).unwrap_or_default() else {
+            return Err(structure(format!("_rebuild_tensor_v3 does not take the arguments ({})", kinds(args))));
+        };
+        let name = self.out.arena.text(*name);
+        let Some(dtype) = dtype_of(name) else {
+            let message = format!("elements of {} are of no type that ptplus reads", shorten(name));
+            return Err(Error::new(Code::PickleUnsupported, message));
+        };
+        self.view(&[rest, &args[7..]].concat(), Some(dtype))
+    }
+
     /// `_rebuild_tensor_v2(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata=None)`
     fn tensor(&mut self, args: &[Value]) -> Result<Value> {
+        self.view(args, None)
+    }
+
+    /// A tensor of the storage's type, or of `dtype` where the storage counts bytes.
+    fn view(&mut self, args: &[Value], dtype: Option<DType>) -> Result<Value> {
         let (args, metadata) = args.split_at(args.len().min(6));
         let &[Value::Storage(storage), Value::Int(offset), size, stride, Value::Bool(trained), hooks] = args else {
-            return Err(structure(format!("_rebuild_tensor_v2 does not take the arguments ({})", kinds(args))));
+            return Err(structure(format!("a tensor is not rebuilt from the arguments ({})", kinds(args))));
         };
         self.no_hooks(hooks)?;
         // The metadata says that the stored numbers are to be conjugated or negated: never written for plain tensors.
@@ -101,8 +162,12 @@ impl Machine<'_> {
                 ));
             }
         }
-        let dtype = self.out.storages[storage as usize].dtype;
-        if trained && !dtype.is_float() {
+        let stored = self.out.storages[storage as usize].dtype;
+        if dtype.is_some() && stored != DType::U8 {
+            return Err(structure(format!("expected a storage of bytes, found one of {stored}")));
+        }
+        let dtype = dtype.unwrap_or(stored);
+        if trained && dtype.is_countable() {
             return Err(Error::new(Code::PickleTensor, format!("a tensor of {dtype} cannot require a gradient")));
         }
         let (shape, strides) = (self.extents("size", size)?, self.extents("stride", stride)?);
@@ -116,7 +181,7 @@ impl Machine<'_> {
             return Err(over("tensors", MAX_TENSORS));
         }
         let declared_at = self.op_offset;
-        self.out.tensors.push(DeclaredTensor { storage, storage_offset, shape, strides, declared_at });
+        self.out.tensors.push(DeclaredTensor { storage, dtype, storage_offset, shape, strides, declared_at });
         Ok(Value::Tensor(self.out.tensors.len() as u32 - 1))
     }
 
