@@ -39,7 +39,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
         // What is inside must also be an adapter, fit, and be the one that the manifest describes.
         let adapter = read_adapter(&a.bundle, base.as_ref())?;
-        checked.findings = claims::compare(manifest, &adapter);
+        checked.findings = claims::compare(manifest, &bundle, &adapter, base.as_ref())?;
         if let Some(base) = base.as_ref().filter(|_| checked.pass()) {
             identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
             if identity.is_none() {

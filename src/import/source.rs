@@ -135,8 +135,8 @@ pub fn of_bundle(bundle: &Container) -> Result<Source> {
     let path = bundle.path.as_path();
     let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
     if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
-        if bundle.files.contains_key(WEIGHTS_FILE) {
-            let message = format!("expected one adapter in the bundle, found {ADAPTER_FILE} and {WEIGHTS_FILE}");
+        if let Some(second) = [WEIGHTS_FILE, CONFIG_FILE].into_iter().find(|name| bundle.files.contains_key(*name)) {
+            let message = format!("expected one adapter in the bundle, found {ADAPTER_FILE} and {second}");
             return Err(Error::new(Code::BundleExtra, message).file(path));
         }
         return gguf::parse_whole(&place(ADAPTER_FILE), bytes).map(Source::Gguf);

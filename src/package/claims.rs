@@ -3,12 +3,18 @@
 
 use serde_json::{Map, Value, json};
 
-use super::MANIFEST_FILE;
 use super::digest::{AdapterDigest, of_tensors};
-use super::manifest::Manifest;
-use crate::error::Code;
+use super::manifest::{Manifest, is_sha256};
+use super::path::check_path;
+use super::{Container, MANIFEST_FILE, VERIFICATION_REPORT};
+use crate::base::fingerprint::{self, Depth, Identity, identify};
+use crate::base::{BaseModel, gguf_architecture_of};
+use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
+use crate::format::json;
+use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::import::RECORD_KEY;
+use crate::import::stated::BASE_MISMATCH_IGNORED;
 use crate::validate::Validated;
 
 /// The manifest's `adapter`, but for the name under which it is offered.
@@ -40,25 +46,43 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
 }
 
 /// Compares everything that the manifest states of the adapter, each key where it is stated: the tensors' digests,
-/// `adapter`, the base's fingerprint and architecture, and the reports. Reads every tensor twice.
-pub fn compare(manifest: &Manifest, adapter: &Validated) -> Vec<Finding> {
+/// `adapter`, what `base` says, held against the adapter and against `base` where one is given, the source's digest and the
+/// reports. Reads every tensor twice.
+///
+/// # Errors
+///
+/// Those of reading the base's weights.
+pub fn compare(
+    manifest: &Manifest,
+    bundle: &Container,
+    adapter: &Validated,
+    base: Option<&BaseModel>,
+) -> Result<Vec<Finding>> {
     let mut check = Claims { manifest, findings: Vec::new() };
     check.equal(&["tensors"], &json!(of_tensors(adapter)));
     if check.is_object("adapter") {
         for (key, actual) in of_adapter(adapter, &AdapterDigest::of(adapter.adapter())) {
             check.equal(&["adapter", &key], &actual);
         }
+        check.fits(&["adapter", "download_name"], "the name of a file", |name| {
+            !name.contains('/') && check_path(name).is_ok()
+        });
     }
     if check.is_object("base") {
-        if let Some(print) = adapter.base_fingerprint() {
-            check.equal(&["base", "fingerprint"], &print.into());
-        }
-        if let Some(architecture) = &adapter.origin.gguf_architecture {
-            check.equal(&["base", "architecture"], &architecture.as_str().into());
+        check.base(adapter, base)?;
+    }
+    if check.is_object("source") {
+        check.fits(&["source", "layout"], "a text", |_| true);
+        check.fits(&["source", "sha256"], "64 lower-case hex digits", is_sha256);
+        if let Some(recorded) = &adapter.origin.recorded_source_sha256 {
+            check.equal(&["source", "sha256"], &recorded.as_str().into());
         }
     }
-    check.reports();
-    check.findings
+    check.fits(&["command"], "a text", |_| true);
+    check.texts("notes");
+    check.is_object("tool");
+    check.reports(bundle);
+    Ok(check.findings)
 }
 
 struct Claims<'a> {
@@ -98,17 +122,88 @@ impl Claims<'_> {
         }
     }
 
-    fn reports(&mut self) {
-        let Some(stated) = self.stated(&["reports"]) else { return };
-        let names = stated.as_array().map(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
-        let Some(Some(names)) = names else {
-            let found = short(stated);
-            return self.differ(&["reports"], "a list of files".into(), found);
-        };
-        let absent = names.into_iter().find(|name| !self.manifest.files.contains_key(*name)).map(|n| format!("{n:?}"));
-        if let Some(absent) = absent {
-            self.differ(&["reports"], "files of the bundle".into(), absent);
+    /// What is stated here must be a text of this kind.
+    fn fits(&mut self, path: &[&str], expected: &str, holds: fn(&str) -> bool) {
+        let Some(stated) = self.stated(path).filter(|v| !v.as_str().is_some_and(holds)) else { return };
+        let found = short(stated);
+        self.differ(path, expected.into(), found);
+    }
+
+    /// The list of texts at `key`; none where another value is stated, which is a finding.
+    fn texts(&mut self, key: &str) -> Vec<String> {
+        let Some(stated) = self.stated(&[key]) else { return Vec::new() };
+        let texts = || stated.as_array()?.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+        match texts() {
+            Some(texts) => texts,
+            None => {
+                let found = short(stated);
+                self.differ(&[key], "a list of texts".into(), found);
+                Vec::new()
+            }
         }
+    }
+
+    fn base(&mut self, adapter: &Validated, base: Option<&BaseModel>) -> Result<()> {
+        let config = &adapter.adapter().config;
+        self.fits(&["base", "name"], "a text", |_| true);
+        self.fits(&["base", "fingerprint"], "the fingerprint of a base", fingerprint::is_well_formed);
+        match (adapter.base_fingerprint(), base) {
+            (Some(print), _) => self.equal(&["base", "fingerprint"], &print.into()),
+            (None, Some(base)) => {
+                let stated = self.stated(&["base", "fingerprint"]).and_then(Value::as_str);
+                let layers = adapter.adapter().layers.keys().copied();
+                if let Some(stated) = stated.filter(|text| fingerprint::is_well_formed(text))
+                    && let Identity::Different(reason) = identify(stated, base, layers, Depth::Weights)?
+                {
+                    self.differ(&["base", "fingerprint"], "that of the base given".into(), reason);
+                }
+            }
+            (None, None) => {}
+        }
+        let by_model_type = config.base_model_type.as_deref().and_then(gguf_architecture_of);
+        let architecture = adapter.origin.gguf_architecture.as_deref().or(by_model_type);
+        match architecture.or(base.map(|b| b.gguf_architecture())) {
+            Some(architecture) => self.equal(&["base", "architecture"], &architecture.into()),
+            None => self.fits(&["base", "architecture"], "a text", |_| true),
+        }
+        let model_type = config.base_model_type.as_deref().or(base.and_then(|b| b.config.model_type.as_deref()));
+        match model_type {
+            Some(model_type) => self.equal(&["base", "model_type"], &model_type.into()),
+            None => self.fits(&["base", "model_type"], "a text", |_| true),
+        }
+        let ignored = config.extra.get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
+        self.equal(&["base", "mismatch_ignored"], &ignored.into());
+        Ok(())
+    }
+
+    /// Reports are files of the bundle, and that of a verification says that it passed: `pack` makes no bundle otherwise.
+    fn reports(&mut self, bundle: &Container) {
+        let names = self.texts("reports");
+        if let Some(absent) = names.iter().find(|name| !self.manifest.files.contains_key(*name)) {
+            self.differ(&["reports"], "files of the bundle".into(), format!("{absent:?}"));
+        }
+        let Some(report) =
+            names.iter().find(|name| *name == VERIFICATION_REPORT).and_then(|name| bundle.files.get(name))
+        else {
+            return;
+        };
+        let read = match report.len() {
+            0..=MANIFEST_BYTES => json::parse_of(report, MANIFEST_VALUES),
+            len => Err(Error::new(Code::JsonTooLarge, format!("{len} bytes"))),
+        };
+        let found = match read {
+            Ok(report) => match report.get("pass") {
+                Some(Value::Bool(true)) => return,
+                other => format!("pass: {}", short(other.unwrap_or(&Value::Null))),
+            },
+            Err(e) => e.message().to_owned(),
+        };
+        self.findings.push(Finding::new(
+            Code::BundleChanged,
+            VERIFICATION_REPORT,
+            "the report of a verification that passed",
+            found,
+        ));
     }
 }
 

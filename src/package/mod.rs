@@ -34,5 +34,7 @@ pub const ADAPTER_FILE: &str = "adapter.gguf";
 pub const CARD_FILE: &str = "README.md";
 /// What lists and describes every other file.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// What a verification found when the bundle was made.
+pub const VERIFICATION_REPORT: &str = "reports/verification.json";
 /// The signature of the manifest, in minisign's format.
 pub const SIGNATURE_FILE: &str = "manifest.json.minisig";

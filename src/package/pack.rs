@@ -14,7 +14,7 @@ use super::digest::{AdapterDigest, of_tensors};
 use super::manifest::{self, FileEntry};
 use super::naming::download_name;
 use super::signature::Signer;
-use super::{ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, reports, tar};
+use super::{ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, reports, tar};
 use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
@@ -29,7 +29,6 @@ use crate::validate::Validated;
 use crate::verify::{self, Prompts, Reference, Report};
 
 const CONVERSION_REPORT: &str = "reports/conversion.json";
-const VERIFICATION_REPORT: &str = "reports/verification.json";
 
 /// What to pack and how.
 pub struct Pack<'a> {

@@ -60,6 +60,18 @@ fn a_resealed_manifest_must_still_be_true_of_the_adapter() {
         ("/base/architecture", object!("qwen2")),
         ("/reports", object!(["reports/none.json"])),
         ("/reports", object!("reports")),
+        ("/reports", object!([5])),
+        ("/base/model_type", object!(5)),
+        ("/base/mismatch_ignored", object!("x")),
+        ("/base/mismatch_ignored", object!(true)),
+        ("/base/name", object!([])),
+        ("/adapter/download_name", object!("../../etc/passwd")),
+        ("/adapter/download_name", object!("a/b.gguf")),
+        ("/adapter/download_name", object!("\u{1b}[31m")),
+        ("/source/sha256", object!("0".repeat(64))),
+        ("/source/layout", object!(1)),
+        ("/command", object!(["ptplus"])),
+        ("/notes", object!("none")),
     ] {
         reseal(&folder, |d| *d.pointer_mut(field).unwrap() = value.clone());
         let (code, places) = checked(&folder);
@@ -69,6 +81,15 @@ fn a_resealed_manifest_must_still_be_true_of_the_adapter() {
         assert!(!out.exists());
         std::fs::write(folder.join("manifest.json"), &original).unwrap();
     }
+    let report = folder.join("reports/verification.json");
+    let right = std::fs::read(&report).unwrap();
+    for wrong in [&br#"{"pass":false}"#[..], b"{}", b"[]", b"\xff"] {
+        std::fs::write(&report, wrong).unwrap();
+        reseal(&folder, |_| {});
+        assert_eq!(checked(&folder), (6, vec!["reports/verification.json".into()]));
+    }
+    std::fs::write(&report, right).unwrap();
+    std::fs::write(folder.join("manifest.json"), &original).unwrap();
     reseal(&folder, |d| d["signature"] = object!({ "public_key": 5 }));
     assert_eq!(checked(&folder), (6, vec!["manifest.json.minisig".into()]));
     std::fs::write(folder.join("manifest.json"), &original).unwrap();
@@ -97,6 +118,31 @@ fn the_adapter_in_a_bundle_names_its_base() {
     ok(&["convert", &adapter, "-o", &path("arch.gguf"), "--arch", "llama"]);
     ok(&["pack", &path("arch.gguf"), "-o", &path("arch.tar"), "--base", &base, "--probe", &probe]);
     ok(&["check", &path("arch.tar"), "--base", &base]);
+    // Its manifest says which base it was packed with, to whoever brings one.
+    let unnamed = |value: Value| {
+        let folder = dir.path().join("unnamed");
+        let _ = std::fs::remove_dir_all(&folder);
+        ok(&["pack", &adapter, "--to", "safetensors", "-o", &text(&folder), "--base", &base, "--probe", &probe]);
+        let config = folder.join("adapter_config.json");
+        let mut stated: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+        for key in ["ptplus_base_fingerprint", "base_model_type"] {
+            stated.as_object_mut().unwrap().remove(key);
+        }
+        std::fs::write(&config, stated.to_string()).unwrap();
+        reseal(&folder, |d| {
+            d.pointer_mut("/base").unwrap().as_object_mut().unwrap().extend(value.as_object().unwrap().clone());
+        });
+        exit(&ptplus(["check", &text(&folder), "--base", &base]))
+    };
+    assert_eq!(unnamed(object!({})), 0);
+    for wrong in [
+        object!({ "fingerprint": "rubbish" }),
+        object!({ "fingerprint": format!("ptplus-base/1 config={0} query={0} type=F32", "0".repeat(64)) }),
+        object!({ "architecture": "gpt2" }),
+        object!({ "model_type": "gpt2" }),
+    ] {
+        assert_eq!(unnamed(wrong.clone()), 6, "{wrong}");
+    }
     let other = dir.path().join("other");
     crate::bases::changed_base("llama-gqa", "model.layers.2.self_attn.q_proj.weight", &other);
     assert_eq!(exit(&ptplus(["check", &path("arch.tar"), "--base", &text(&other)])), 4);
