@@ -229,6 +229,51 @@ fn flattened_feature_maps_and_memories_are_split_into_heads() {
     assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
 }
 
+/// One linear layer for all heads (qwen3's feature map of layer heads made equal), and dimensions of length 1 everywhere.
+#[test]
+fn parts_are_broadcast_as_pytorch_does() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut reference = RawAdapter::fixture("qwen3");
+    let first_head = |t: &common::Tensor| t.permuted(0, &[0]);
+    reference.change("feature.weight", |t| first_head(t).permuted(0, &[0; 4]));
+    reference.change("feature.bias", |t| first_head(t).permuted(0, &[0; 4]));
+    let foreign = |name: &str| name.replace("layers.", "model.layers.").replace("feature.", "feature_proj.");
+    let of_shape = |t: &common::Tensor, shape: Vec<usize>| common::Tensor { shape, ..t.clone() };
+    let folder = temp.path().join("foreign");
+    let mut n = 0;
+    for (weight, bias, memory) in [
+        (vec![96, 64], vec![96], vec![4, 96, 64]),
+        (vec![1, 96, 64], vec![1, 96], vec![1, 4, 96, 64]),
+        (vec![1, 1, 96, 64], vec![1, 1, 96], vec![4, 1, 96, 64]),
+        (vec![96, 64], vec![1, 1, 96], vec![4, 96, 1, 64]),
+    ] {
+        let tensors = reference.tensors.iter().map(|(name, t)| {
+            let t = match name.rsplit_once("feature.").map(|(_, part)| part) {
+                Some("weight") => of_shape(&first_head(t), weight.clone()),
+                Some("bias") => of_shape(&first_head(t), bias.clone()),
+                _ => of_shape(t, memory.clone()),
+            };
+            (foreign(name), t)
+        });
+        let source = RawAdapter { config: reference.config.clone(), tensors: tensors.collect() };
+        source.write(&folder);
+        n += 1;
+        let out = temp.path().join(n.to_string());
+        let done = import(&folder, &out, None, &[]);
+        assert_eq!(exit(&done), 0, "{weight:?}: {}", stderr(&done));
+        assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0, "{weight:?}");
+
+        // The canonical layout has one shape for each tensor.
+        let canonical = source
+            .tensors
+            .into_iter()
+            .map(|(name, t)| (name.replace("model.layers.", "layers.").replace("feature_proj.", "feature."), t));
+        RawAdapter { config: reference.config.clone(), tensors: canonical.collect() }.write(&folder);
+        let done = import(&folder, &temp.path().join("none"), None, &[]);
+        assert_eq!(exit(&done), 4, "{weight:?}: {}", stderr(&done));
+    }
+}
+
 #[test]
 fn layers_stacked_in_flattened_rows_need_their_numbers() {
     let temp = tempfile::tempdir().unwrap();

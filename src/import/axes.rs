@@ -32,12 +32,13 @@ impl Axis {
 /// Lengths of axes.
 pub type Sizes = BTreeMap<Axis, usize>;
 
-/// The axes of a stored tensor, outermost first; several axes in one group are one stored dimension.
+/// The axes of a stored tensor, outermost first; several axes in one group are one stored dimension, none a dimension of
+/// length 1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Axes(Vec<Vec<Axis>>);
 
 impl Axes {
-    /// Reads `"L H F V"`, `"(H F) V"`.
+    /// Reads `"L H F V"`, `"(H F) V"`, `"H 1 F"`.
     ///
     /// # Errors
     ///
@@ -56,9 +57,10 @@ impl Axes {
             match (c, &mut open) {
                 ('(', None) => open = Some(Vec::new()),
                 (')', Some(_)) => groups.extend(open.take().filter(|g| !g.is_empty())),
+                ('1', None) => groups.push(Vec::new()),
                 (c, group) => {
                     let (axis, _) =
-                        Axis::ALL.iter().find(|(_, l)| *l == c).ok_or_else(|| wrong("axes are L, H, F, V and D"))?;
+                        Axis::ALL.iter().find(|(_, l)| *l == c).ok_or_else(|| wrong("axes are L, H, F, V, D and 1"))?;
                     if seen.contains(axis) {
                         return Err(wrong("an axis occurs twice"));
                     }
@@ -114,7 +116,8 @@ impl Axes {
     /// The length of every axis of a tensor of this shape. An axis that is a dimension of its own has the length found;
     /// `known` is asked about the axes of a group, of which one may be unknown. `None` where that does not come out even.
     pub fn solve(&self, shape: &[usize], known: &Sizes) -> Option<Sizes> {
-        if shape.len() != self.rank() {
+        let holds_one = |(group, n): (&Vec<Axis>, &usize)| !group.is_empty() || *n == 1;
+        if shape.len() != self.rank() || !self.0.iter().zip(shape).all(holds_one) {
             return None;
         }
         let mut sizes: Sizes = self
@@ -156,6 +159,9 @@ impl Axes {
         let mut t = t;
         let mut order: Vec<Axis> = Vec::new();
         for group in &self.0 {
+            if group.is_empty() {
+                t = t.squeeze(order.len());
+            }
             for (i, axis) in group.iter().enumerate() {
                 let inner: usize = group[i + 1..].iter().map(|a| sizes[a]).product();
                 if i + 1 < group.len() {
@@ -184,7 +190,11 @@ impl std::fmt::Display for Axes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let group = |g: &Vec<Axis>| {
             let letters: Vec<String> = g.iter().map(|a| a.letter().to_string()).collect();
-            if g.len() == 1 { letters.concat() } else { format!("({})", letters.join(" ")) }
+            match g.len() {
+                0 => "1".into(),
+                1 => letters.concat(),
+                _ => format!("({})", letters.join(" ")),
+            }
         };
         f.write_str(&self.0.iter().map(group).collect::<Vec<_>>().join(" "))
     }
@@ -231,6 +241,9 @@ mod tests {
             "(L H F) V",
             "L F (H V)",
             "(L H F V)",
+            "1 L H F V",
+            "L 1 H V 1 F 1",
+            "(L H) 1 F V",
         ] {
             let axes = Axes::parse(text).unwrap();
             assert_eq!(axes.to_string(), text);
@@ -284,7 +297,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_and_uneven_groups_do_not_solve() {
-        for text in ["", "()", "X", "H H", "(H F", "H F)", "((H) F)"] {
+        for text in ["", "()", "X", "H H", "(H F", "H F)", "((H) F)", "(1 H)"] {
             assert_eq!(Axes::parse(text).unwrap_err().code(), Code::LayoutFile, "{text}");
         }
         let axes = Axes::parse("(H F) V").unwrap();
@@ -293,5 +306,8 @@ mod tests {
         assert!(axes.solve(&[13, 5], &known).is_none());
         assert!(axes.solve(&[12, 5], &Sizes::new()).is_none(), "two unknowns in one group");
         assert!(axes.solve(&[12], &known).is_none());
+        let axes = Axes::parse("H 1 V").unwrap();
+        assert!(axes.solve(&[3, 1, 5], &known).is_some());
+        assert!(axes.solve(&[3, 2, 5], &known).is_none(), "a dimension of length 1 that is not");
     }
 }

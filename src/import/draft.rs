@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::assemble;
-use super::axes::Axes;
+use super::axes::{Axes, Axis};
 use super::ledger::Ledger;
 use super::mapping::Mapping;
 use super::source::TensorSource;
@@ -64,6 +64,13 @@ struct Part {
     head: Option<usize>,
     order: Order,
     tensor: LazyTensor,
+}
+
+impl Part {
+    /// [`Draft::own_axes`] of this part.
+    fn own_axes(&self) -> Vec<Axis> {
+        Draft::own_axes(self.role, self.layer, self.head)
+    }
 }
 
 /// What is known about the order of a part's axes.
@@ -129,7 +136,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         .map_err(|e| if matches!(e.code(), Code::LayoutFile | Code::LayoutSyntax) { of_layout(e) } else { e })?;
     draft.stacked_layers = draft.layers_of_stack(base);
     draft.enter_parts();
-    draft.layout = match (&mapping, draft.parts.iter().all(|p| Adapter::is_canonical_name(&p.name))) {
+    draft.layout = match (&mapping, draft.is_canonical()) {
         (Some(_), _) => format!("{} read as the layout file says", source.format),
         (None, true) => format!("canonical {}", source.format),
         (None, false) => format!("{} of another training code", source.format),
@@ -164,6 +171,11 @@ fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Opti
 }
 
 impl Draft {
+    /// Whether all names are those of the canonical layout, which has one shape for each, and no layout file says otherwise.
+    fn is_canonical(&self) -> bool {
+        self.parts.iter().all(|p| Adapter::is_canonical_name(&p.name) && !matches!(p.order, Order::Stated(_)))
+    }
+
     /// What nothing states, by its key; empty where the adapter can be read.
     pub fn open(&self, base: Option<&BaseModel>) -> Vec<&'static str> {
         let mut open = self.stated.open_conventions();

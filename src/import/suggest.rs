@@ -164,7 +164,8 @@ fn text(groups: &[Group]) -> String {
         "# A first draft. Check every role and every order of axes: they were guessed from names and shapes.\n\
          #   name  regular expression for whole names; the groups layer and head count from 0\n\
          #   role  memory, feature.weight, feature.bias or normalizer\n\
-         #   axes  stored order, outermost first: L layer, H head, F feature, V value, D query; (H F) is one stored axis.\n\
+         #   axes  stored order, outermost first: L layer, H head, F feature, V value, D query; (H F) is one stored axis,\n\
+         #         1 one of length 1 that is none of these.\n\
          #         Without axes the orientation stays open, and a flag or a probe must settle it.\n\n\
          # What adapter_config.json does not state; without it a flag or a probe must.\n\
          [constants]\n\
@@ -248,6 +249,19 @@ fn axes(role: Role, g: &Group) -> Option<String> {
     let own = &letters[g.n_numbers.min(2)..];
     if own.len() == g.shape.len() {
         return Some(own.join(" "));
+    }
+    if own.len() < g.shape.len() {
+        // Some dimensions of length 1 are none of the role's.
+        let mut n_over = g.shape.len() - own.len();
+        let mut letters = own.iter();
+        let place = |&n: &usize| {
+            if n == 1 && n_over > 0 {
+                n_over -= 1;
+                return Some("1");
+            }
+            letters.next().copied()
+        };
+        return g.shape.iter().map(place).collect::<Option<Vec<_>>>().map(|axes| axes.join(" "));
     }
     (own.len() == g.shape.len() + 1 && own.contains(&"H")).then(|| own.join(" ").replace("H F", "(H F)"))
 }

@@ -271,6 +271,12 @@ impl LazyTensor {
         self.narrow(index, 1).squeeze0()
     }
 
+    /// Without `axis`, whose length is 1.
+    pub fn squeeze(self, axis: usize) -> Self {
+        assert_eq!(self.shape[axis], 1);
+        (0..axis).rev().fold(self, |t, i| t.transpose(i, i + 1)).select(0)
+    }
+
     /// `len` entries of axis 0, from `start` on.
     pub fn narrow(&self, start: usize, len: usize) -> Self {
         assert!(start + len <= self.shape[0]);

@@ -79,7 +79,7 @@ impl Draft {
                     &p.name,
                     format!(
                         "axes {} of this role, heads perhaps flattened into rows",
-                        Axes::new(Self::own_axes(p).into_iter().map(|a| vec![a]).collect())
+                        Axes::new(p.own_axes().into_iter().map(|a| vec![a]).collect())
                     ),
                     format!("shape {:?}", p.tensor.shape()),
                 ));
@@ -145,6 +145,9 @@ impl Draft {
             pieces.insert((layer, role), joined);
         }
         let mut layers = assemble::layers(pieces, findings);
+        if !self.is_canonical() {
+            layers.values_mut().try_for_each(repeat_shared).map_err(|e| e.file(&self.path))?;
+        }
         if heads == HeadOrder::Strided {
             let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
             for layer in layers.values_mut() {
@@ -164,6 +167,17 @@ impl Draft {
         let n_kv = self.stated.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads))?;
         (n_kv > 0 && n.is_multiple_of(n_kv)).then_some((n, n_kv))
     }
+}
+
+/// A feature map or normaliser that all heads of a memory share, as broadcasting has it, once for each: the canonical form
+/// has one number of heads.
+fn repeat_shared(layer: &mut AdapterLayer) -> Result<()> {
+    let n_heads = layer.memory.shape().first().copied().unwrap_or(0);
+    for role in [Role::FeatureWeight, Role::FeatureBias, Role::Normalizer] {
+        let Some(t) = layer.get_mut(role).filter(|t| n_heads > 1 && t.shape().first() == Some(&1)) else { continue };
+        *t = if t.is_one_view() { t.clone().repeat0(n_heads) } else { LazyTensor::concat(vec![t.clone(); n_heads])? };
+    }
+    Ok(())
 }
 
 /// One memory per query head, from heads that are stored [`HeadOrder::Strided`].

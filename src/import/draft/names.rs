@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::{Draft, Order, Part};
-use crate::adapter::Role;
+use crate::adapter::{Adapter, Role};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -13,7 +13,7 @@ use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping};
 use crate::import::rules::{self, Meaning, Rows};
 use crate::import::source::SourceTensor;
-use crate::tensor::shape;
+use crate::tensor::{LazyTensor, shape};
 
 /// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
 pub(super) const MAX_PARTS: usize = 1 << 16;
@@ -21,6 +21,23 @@ pub(super) const MAX_PARTS: usize = 1 << 16;
 /// Whether any name is that of an adapter's part, layout files aside.
 pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
     tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
+}
+
+/// A tensor of `rank` dimensions, where leaving out some of length 1 makes it one and it makes no difference which.
+fn without_ones(tensor: LazyTensor, rank: usize) -> LazyTensor {
+    let shape = tensor.shape();
+    let ones: Vec<usize> = (0..shape.len()).filter(|&i| shape[i] == 1).collect();
+    let n_over = shape.len().saturating_sub(rank);
+    if n_over == 0 || ones.len() < n_over {
+        return tensor;
+    }
+    let (first, last) = (&ones[..n_over], &ones[ones.len() - n_over..]);
+    let rest =
+        |without: &[usize]| (0..shape.len()).filter(|i| !without.contains(i)).map(|i| shape[i]).collect::<Vec<_>>();
+    if rest(first) != rest(last) {
+        return tensor;
+    }
+    first.iter().rev().fold(tensor.clone(), |t, &axis| t.squeeze(axis))
 }
 
 impl Draft {
@@ -101,6 +118,12 @@ impl Draft {
                 shape::len_bytes(&entry.shape, entry.dtype).map_err(|e| e.file(&self.path).field(&entry.name))?;
                 let tensor = t.open().map_err(|e| e.file(&self.path))?;
                 entry.tensor = Some(tensor.clone());
+                // The canonical layout has one shape; whoever else stores axes of length 1 wrote them for broadcasting.
+                let tensor = match order {
+                    Order::Stated(_) => tensor,
+                    _ if Adapter::is_canonical_name(&t.name) => tensor,
+                    _ => without_ones(tensor, Self::own_axes(role, layer, head).len()),
+                };
                 entry.fate = Fate::Consumed { layers: layer.into_iter().collect(), role };
                 self.parts.push(Part { name: t.name.clone(), role, layer, head, order, tensor });
             }

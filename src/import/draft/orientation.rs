@@ -17,13 +17,13 @@ pub struct Orientation {
 
 impl Draft {
     /// The axes that a part stores, in canonical order: those of its role without what its name says.
-    pub(super) fn own_axes(part: &Part) -> Vec<Axis> {
+    pub(super) fn own_axes(role: Role, layer: Option<usize>, head: Option<usize>) -> Vec<Axis> {
         let named = |a: &Axis| match a {
-            Axis::Layer => part.layer.is_some(),
-            Axis::Head => part.head.is_some(),
+            Axis::Layer => layer.is_some(),
+            Axis::Head => head.is_some(),
             _ => false,
         };
-        Rule::axes(part.role).iter().copied().filter(|a| !named(a)).collect()
+        Rule::axes(role).iter().copied().filter(|a| !named(a)).collect()
     }
 
     /// The length of an axis, where the shape alone says it.
@@ -32,7 +32,7 @@ impl Draft {
         if let Order::Stated(axes) = &part.order {
             return axes.plain_index(axis).and_then(|i| dims.get(i).copied());
         }
-        let mut own = Self::own_axes(part);
+        let mut own = part.own_axes();
         if dims.len() + 1 == own.len() && own.contains(&Axis::Head) {
             own.retain(|a| *a != Axis::Head); // flattened, or shared
             if axis == Axis::Feature {
@@ -69,7 +69,7 @@ impl Draft {
         // Heads flattened into rows, their number known: the rest is features.
         let by_rows = || {
             let p = self.parts.iter().find(|p| p.role != Role::Memory && p.head.is_none())?;
-            let own = Self::own_axes(p);
+            let own = p.own_axes();
             let at = own.iter().filter(|a| **a != Axis::Head).position(|a| *a == Axis::Feature)?;
             let rows = *p.tensor.shape().get(at)?;
             (p.tensor.shape().len() + 1 == own.len()).then(|| n_heads.filter(|h| *h > 0).map(|h| rows / h)).flatten()
@@ -107,7 +107,7 @@ impl Draft {
         if let Order::Stated(axes) = &part.order {
             return solve(axes.clone());
         }
-        let mut own = Self::own_axes(part);
+        let mut own = part.own_axes();
         let n = own.len();
         let is_open = matches!(part.order, Order::Open) && n >= 2;
         if is_open && o.transposed {
