@@ -205,6 +205,34 @@ fn bases_that_compute_something_else_are_refused() {
 }
 
 #[test]
+fn a_head_that_is_tied_and_another_is_found_without_running_it() {
+    let s = Scratch::new();
+    let model = model("mistral-swa");
+    let folder = s.path("base");
+    std::fs::create_dir(&folder).unwrap();
+    let config = std::fs::read_to_string(model.join("base/config.json")).unwrap();
+    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(config, tied);
+    std::fs::write(format!("{folder}/config.json"), tied).unwrap();
+    std::fs::copy(model.join("base/model.safetensors"), format!("{folder}/model.safetensors")).unwrap();
+    let (code, found) = json(["validate", model.join("adapter").to_str().unwrap(), "--base", &folder, "--deep"]);
+    assert_eq!(code, 3, "{found}");
+    assert!(found["findings"].to_string().contains("lm_head.weight"), "{found}");
+}
+
+#[test]
+fn a_tokenizer_that_is_broken_is_not_carried_into_another_base() {
+    let s = Scratch::new();
+    let wrong = s.changed(&of("base.gguf"), |m| {
+        m.insert("tokenizer.ggml.model", "gpt2");
+        m.insert("tokenizer.ggml.bos_token_id", gguf::Value::U32(160));
+    });
+    let out = ptplus(["convert", &wrong, "-o", &s.path("out.gguf")]);
+    assert_eq!(exit(&out), 3, "{}", stderr(&out));
+    assert!(stderr(&out).contains("tokenizer.ggml."), "{}", stderr(&out));
+}
+
+#[test]
 fn a_broken_base_is_not_shown_as_one_that_is_not_supported() {
     let s = Scratch::new();
     let infinite = s.changed(&of("base.gguf"), |m| m.insert("llama.rope.freq_base", gguf::Value::F32(f32::NAN)));

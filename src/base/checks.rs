@@ -35,13 +35,13 @@ impl BaseModel {
         files.into_iter().collect()
     }
 
-    /// NaN and Inf in the weights that the forward pass uses. Reads all of them, calling `progress` with the bytes read
+    /// NaN and Inf in the weights that the forward pass uses, and an output head that is not the embedding that it is tied to. Reads all of them, calling `progress` with the bytes read
     /// and those of all tensors.
     ///
     /// # Errors
     ///
     /// Those of decoding a weight.
-    pub fn non_finite_weights(&self, progress: &dyn Fn(u64, u64)) -> Result<Vec<Finding>> {
+    pub fn bad_weights(&self, progress: &dyn Fn(u64, u64)) -> Result<Vec<Finding>> {
         let total = self.tensors().map(|t| t.bytes.len() as u64).sum();
         let mut done = 0;
         let mut findings = Vec::new();
@@ -67,6 +67,18 @@ impl BaseModel {
             }
             done += t.bytes.len() as u64;
             progress(done, total);
+        }
+        match self.output_weight() {
+            Err(e) if e.code() == Code::BaseTensor => {
+                let name = e.field_name().unwrap_or_default().to_owned();
+                findings.push(Finding::new(
+                    Code::BaseTensor,
+                    name,
+                    "the values of the embedding",
+                    "others, though it is tied",
+                ));
+            }
+            other => drop(other?),
         }
         Ok(findings)
     }

@@ -6,8 +6,9 @@ use super::config::{BaseConfig, Biases, Family, Rope, RopeScaling, SizeNames, Si
 use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
-use crate::format::gguf::{FILE_TYPE, Metadata, Value};
+use crate::format::gguf::{Array, FILE_TYPE, Metadata, Value};
 use crate::format::names::shorten;
+use crate::vocab::to_gguf;
 
 #[cfg(test)]
 mod tests;
@@ -149,7 +150,7 @@ pub(super) fn parse<'t>(
         }
     }
     let rms_eps = match keys.number("attention.layer_norm_rms_epsilon")? {
-        Some(eps) if (0.0..1.0).contains(&eps) => eps,
+        Some(eps) if (0.0..1.0).contains(&eps) => eps, // an F32
         Some(eps) => {
             let message = format!("expected a number of at least 0 and below 1, found {eps}");
             return Err(keys.invalid("attention.layer_norm_rms_epsilon", message));
@@ -250,7 +251,17 @@ fn vocab_size<'t>(keys: &Keys, tensor: &impl Fn(&str) -> Option<&'t StoredTensor
     let rows = embedding.shape.first().copied().unwrap_or(0);
     match keys.count("vocab_size")? {
         Some(stated) if stated != rows => {
-            Err(keys.invalid("vocab_size", format!("expected {rows}, the rows of {name}, found {stated}")))
+            return Err(keys.invalid("vocab_size", format!("expected {rows}, the rows of {name}, found {stated}")));
+        }
+        _ => {}
+    }
+    // llama.cpp counts the tokens where there are any, and wants as many rows.
+    let without = matches!(keys.text(to_gguf::MODEL)?, Some(to_gguf::NO_MODEL | "no_vocab"));
+    let key = "tokenizer.ggml.tokens";
+    match keys.metadata.array(key).map_err(|e| e.file(keys.file))?.map(Array::len).filter(|_| !without) {
+        Some(n) if n != rows => {
+            let message = format!("expected {rows} tokens, as many as {name} has rows, found {n}");
+            Err(Error::new(Code::TokenizerInvalid, message).file(keys.file).field(key))
         }
         _ => Ok(rows),
     }

@@ -103,7 +103,8 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     sizes.check(&NAMES).map_err(|(name, message)| fields.invalid(name, message))?;
     let rms_eps = match fields.number("rms_norm_eps")? {
         Stated::Absent => 1e-6,
-        Stated::Is(eps) if (0.0..1.0).contains(&eps) => eps,
+        // GGUF keeps F32, where what is almost 1 is 1.
+        Stated::Is(eps) if (0.0..1.0).contains(&eps) && (eps as f32) < 1.0 => eps,
         _ => return Err(fields.invalid("rms_norm_eps", "expected a number of at least 0 and below 1")),
     };
     let attention_bias = matches!(family, Family::Llama | Family::Qwen3) && fields.flag("attention_bias", false)?;

@@ -221,14 +221,17 @@ fn prompts(a: &Arguments) -> Result<Vec<String>> {
 
 /// A text file of at most so many bytes.
 fn read_text(path: &Path, what: &str, max_bytes: usize) -> Result<String> {
-    let mut text = String::new();
-    let mut file = std::io::BufReader::new(open_regular(path)?.take(max_bytes as u64 + 1));
-    file.read_to_string(&mut text).map_err(|e| Error::io(path, &format!("cannot read {what}"), e))?;
+    let mut text = Vec::new();
+    let mut file = open_regular(path)?.take(max_bytes as u64 + 1);
+    file.read_to_end(&mut text).map_err(|e| Error::io(path, &format!("cannot read {what}"), e))?;
     if text.len() > max_bytes {
         let message = format!("expected at most {max_bytes} bytes, found more");
         return Err(Error::new(Code::Usage, message).file(path));
     }
-    Ok(text)
+    String::from_utf8(text).map_err(|e| {
+        let at = e.utf8_error().valid_up_to() as u64;
+        Error::new(Code::Usage, "expected UTF-8, found an invalid byte").file(path).at(at)
+    })
 }
 
 impl SamplingFlags {

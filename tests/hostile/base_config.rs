@@ -184,6 +184,8 @@ fn numbers() -> Vec<Case> {
     }
     cases.extend([
         accepted("rms_norm_eps 0", with("rms_norm_eps", Some("0"))),
+        accepted("rms_norm_eps 0.9", with("rms_norm_eps", Some("0.9"))),
+        refused("rms_norm_eps that is 1 in F32", with("rms_norm_eps", Some("0.9999999999")), ConfigField),
         accepted("rms_norm_eps left out", with("rms_norm_eps", None)),
     ]);
     cases

@@ -96,6 +96,19 @@ pub fn cases() -> Vec<Case> {
             "a vocabulary of tokens",
             with("tokenizer.ggml.tokens", Some((9, array(8, 3, &string("é".as_bytes()).repeat(3))))),
         ),
+        refused(
+            "a vocabulary of fewer tokens than rows",
+            with("tokenizer.ggml.tokens", Some((9, array(8, 2, &string(b"a").repeat(2))))),
+            TokenizerInvalid,
+        ),
+        refused(
+            "a vocabulary of more tokens than rows",
+            with("tokenizer.ggml.tokens", Some((9, array(8, 4, &string(b"a").repeat(4))))),
+            TokenizerInvalid,
+        ),
+        refused("tokens as a number", with("tokenizer.ggml.tokens", u32(3)), GgufKey),
+        accepted("no vocabulary", with("tokenizer.ggml.model", text("no_vocab"))),
+        refused("a kind of vocabulary as a number", with("tokenizer.ggml.model", u32(1)), GgufKey),
         refused("no architecture", with("general.architecture", None), BaseArchitecture),
         refused("an unknown architecture", with("general.architecture", text("evil")), BaseArchitecture),
         refused(

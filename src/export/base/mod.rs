@@ -12,7 +12,7 @@ use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::adapter::RowOrder;
 use crate::base::{BaseModel, BlockWeight, Dialect, RopeScaling, Weight};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
 use crate::quant;
@@ -71,11 +71,22 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
     let file_type = types.recipe.as_ref().map(Recipe::file_type);
     types.finish()?;
     notes.extend(left_out(base));
+    if let Some(metadata) = &base.metadata {
+        check_tokenizer(metadata).map_err(|e| e.file(&base.path))?;
+    }
     let metadata = match &base.metadata {
         Some(metadata) => carried_over(metadata, file_type, &specs),
         None => metadata::of_folder(base, vocabulary, file_type, &specs, &mut notes)?,
     };
     Ok(BasePlan { plan: Plan { file: gguf::plan(&metadata, &specs)?, tensors }, notes })
+}
+
+/// A tokenizer is carried along as it is, whatever kind of one; not one that is broken.
+fn check_tokenizer(metadata: &Metadata) -> Result<()> {
+    match Vocabulary::from_gguf(metadata) {
+        Err(e) if e.kind() == Kind::Corrupt => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// The weights to write, in order: of a GGUF file as it has them.
