@@ -83,6 +83,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     let family = family(file, &fields)?;
     classes::check(&fields, family)?;
     refuse_what_changes_the_computation(&fields)?;
+    check_unused(&fields)?;
 
     let defaults = Defaults::of(family);
     let hidden_size = fields.count_or("hidden_size", 4_096)?;
@@ -164,9 +165,12 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
     if let Some(parts) = fields.count("pretraining_tp")?.value().filter(|&n| n > 1) {
         return Err(fields.unsupported("pretraining_tp", format!("expected 1, found {parts}")));
     }
-    if let Stated::Is(found) = fields.get("quantization_config") {
-        let found = describe(found);
-        return Err(fields.unsupported("quantization_config", format!("expected unquantized weights, found {found}")));
+    // The second is compressed-tensors' older name.
+    for name in ["quantization_config", "compression_config"] {
+        if let Stated::Is(found) = fields.get(name) {
+            let found = describe(found);
+            return Err(fields.unsupported(name, format!("expected unquantized weights, found {found}")));
+        }
     }
     for name in ["num_experts", "num_local_experts", "n_routed_experts"] {
         if let Some(n) = fields.count(name)?.value().filter(|&n| n > 0) {
@@ -182,6 +186,32 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
         return Err(fields.unsupported("is_causal", "expected causal attention, found false"));
     }
     rope::refuse_layers_without(fields)
+}
+
+/// Fields that nothing is computed from, in this family or at all: a wrong type says that the file is damaged.
+fn check_unused(fields: &Fields) -> Result<()> {
+    for name in ["dtype", "torch_dtype"] {
+        fields.text(name)?;
+    }
+    for name in ["attention_dropout", "initializer_range"] {
+        fields.number(name)?;
+    }
+    for name in ["sliding_window", "max_window_layers"] {
+        fields.count(name)?;
+    }
+    fields.flag("use_cache", true)?;
+    for name in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        let is_id = |v: &Value| v.is_i64() || v.is_u64();
+        match fields.get(name) {
+            Stated::Is(Value::Array(ids)) if ids.iter().all(is_id) => {}
+            Stated::Is(v) if !is_id(v) => {
+                let message = format!("expected a number, a list of numbers or null, found {}", describe(v));
+                return Err(fields.invalid(name, message));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// A number of positions: at least 1, and of 32 bits, as in GGUF and the engines.

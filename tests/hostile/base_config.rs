@@ -202,7 +202,24 @@ fn computation() -> Vec<Case> {
             ConfigUnsupported,
         ));
     }
+    // What is not computed from here has its type all the same.
+    for (key, right, wrong) in [
+        ("dtype", &["\"bfloat16\"", "null"][..], &["1", "{}", "[]"][..]),
+        ("torch_dtype", &["\"float32\"", "null"], &["32", "true"]),
+        ("use_cache", &["true", "false", "null"], &["1", "\"true\""]),
+        ("attention_dropout", &["0", "0.0", "null"], &["\"0\"", "false"]),
+        ("initializer_range", &["0.02"], &["\"x\"", "[]"]),
+        ("sliding_window", &["4", "null"], &["-1", "\"4\"", "4.5", "[]"]),
+        ("max_window_layers", &["4", "null"], &["-1", "{}"]),
+        ("bos_token_id", &["1", "null", "[1, 2]", "[]"], &["\"1\"", "1.5", "[null]", "{}", "true"]),
+        ("eos_token_id", &["[1, 2]"], &["[\"1\"]"]),
+        ("pad_token_id", &["-1"], &["\"0\""]),
+    ] {
+        cases.extend(right.iter().map(|value| accepted(format!("{key} {value}"), with(key, Some(value)))));
+        cases.extend(wrong.iter().map(|value| refused(format!("{key} {value}"), with(key, Some(value)), ConfigField)));
+    }
     for (key, value, code) in [
+        ("compression_config", r#"{"quant_method":"compressed-tensors"}"#, ConfigUnsupported),
         ("hidden_act", "null", ConfigField),
         ("hidden_act", "1", ConfigField),
         ("pretraining_tp", "2", ConfigUnsupported),
