@@ -229,6 +229,48 @@ fn flattened_feature_maps_and_memories_are_split_into_heads() {
     assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
 }
 
+/// A checkpoint with the weights of the base is one of the adapter alone only where those are the base's.
+#[test]
+fn weights_of_the_base_beside_an_adapter_must_be_the_base_s() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = model("llama-mha").join("base");
+    let folder = temp.path().join("checkpoint");
+    let reference = RawAdapter::fixture("llama-mha");
+    let mut tensors: std::collections::BTreeMap<String, common::Tensor> =
+        read_safetensors(&base.join("model.safetensors"))
+            .into_iter()
+            .map(|(name, t)| (format!("module.base_model.model.{}", name.replace("q_proj.", "q_proj.base_layer.")), t))
+            .collect();
+    tensors.extend(reference.tensors.iter().map(|(name, t)| (format!("module.model.{name}"), t.clone())));
+    let source = RawAdapter { config: reference.config.clone(), tensors };
+    let refused = |change: &dyn Fn(&mut RawAdapter)| {
+        let mut source = source.clone();
+        change(&mut source);
+        source.write(&folder);
+        let done = import(&folder, &temp.path().join("out"), Some(&base), &["--force"]);
+        (exit(&done), stderr(&done))
+    };
+    assert_eq!(refused(&|_| {}).0, 0);
+    // As a LoRA merged into it, one row alone trained, and rows that were added.
+    let trained: [(&str, &dyn Fn(&common::Tensor) -> common::Tensor); 3] = [
+        ("layers.1.self_attn.q_proj.base_layer.weight", &|t| common::Tensor {
+            values: t.values.iter().map(|v| v * 1.0001).collect(),
+            ..t.clone()
+        }),
+        ("norm.weight", &|t| {
+            let mut t = t.clone();
+            *t.values.last_mut().unwrap() += 0.01;
+            t
+        }),
+        ("embed_tokens.weight", &|t| t.permuted(0, &(0..=t.shape[0]).map(|i| i % t.shape[0]).collect::<Vec<_>>())),
+    ];
+    for (name, change) in trained {
+        let (code, message) = refused(&|source| source.change(name, change));
+        assert_eq!(code, 4, "{name}: {message}");
+        assert!(message.contains(name) && message.contains("adapter-mismatch"), "{message}");
+    }
+}
+
 /// One linear layer for all heads (qwen3's feature map of layer heads made equal), and dimensions of length 1 everywhere.
 #[test]
 fn parts_are_broadcast_as_pytorch_does() {

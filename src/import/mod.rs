@@ -2,6 +2,7 @@
 
 mod assemble;
 mod axes;
+mod beside;
 mod candidates;
 mod draft;
 pub(crate) mod foreign;

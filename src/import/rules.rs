@@ -244,6 +244,12 @@ pub fn read(name: &str) -> Meaning {
     Meaning::Unknown { looks_like_adapter: looks_like_adapter(&words) }
 }
 
+/// A name without the words of wrappers, and without the one that PEFT puts before a layer that it wraps.
+pub fn unwrapped(name: &str) -> String {
+    let words = name.split('.').filter(|w| !WRAPPERS.contains(w) && *w != "base_layer");
+    words.collect::<Vec<_>>().join(".")
+}
+
 struct Places<'a> {
     /// The words that are neither wrapper nor number nor the word that says what a number counts.
     words: Vec<&'a str>,

@@ -83,7 +83,7 @@ impl TensorRef {
     }
 
     /// The view, whose bounds are checked, without a look at the bytes.
-    pub(super) fn view(&self) -> Result<LazyTensor> {
+    pub(crate) fn view(&self) -> Result<LazyTensor> {
         let s = &*self.storage;
         let fail = |e: Error| Error::new(Code::PickleTensor, e.message()).file(&s.file).at(s.file_offset);
         // Strides of an empty tensor are never used, but whoever makes new ones multiplies the other dimensions.

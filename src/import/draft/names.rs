@@ -9,6 +9,7 @@ use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::import::axes::{Axes, Axis};
+use crate::import::beside::BaseWeights;
 use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping};
 use crate::import::rules::{self, Meaning, Rows};
@@ -62,6 +63,8 @@ impl Draft {
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
         let mut spent = Duration::ZERO;
+        let base_weights = BaseWeights::of(base);
+        let mut findings = Findings::from(std::mem::take(&mut self.findings));
         for t in tensors {
             let mapped = match mapping {
                 Some(m) => m.read_within(&t.name, &mut spent)?,
@@ -93,11 +96,13 @@ impl Draft {
                     }
                     Meaning::Ignored(reason) => {
                         is_whole_model = true;
+                        findings.extend(base_weights.difference(&t).map_err(|e| e.file(&self.path))?);
                         entry.fate = Fate::Ignored { reason: reason.into() };
                         None
                     }
                     Meaning::Unknown { .. } if base_names.contains(t.name.as_str()) => {
                         entry.fate = Fate::Ignored { reason: "weights of the base model".into() };
+                        findings.extend(base_weights.difference(&t).map_err(|e| e.file(&self.path))?);
                         None
                     }
                     Meaning::Unknown { looks_like_adapter } => {
@@ -136,7 +141,6 @@ impl Draft {
         }
         // A file that holds nothing but an adapter has no business with other weights.
         let left_over = unknown.iter().filter(|(_, looks_like_adapter)| *looks_like_adapter || !is_whole_model);
-        let mut findings = Findings::from(std::mem::take(&mut self.findings));
         findings.extend(left_over.map(|(i, _)| {
             Finding::new(
                 Code::AdapterLeftOver,
