@@ -252,17 +252,18 @@ fn weights_of_the_base_beside_an_adapter_must_be_the_base_s() {
     };
     assert_eq!(refused(&|_| {}).0, 0);
     // As a LoRA merged into it, one row alone trained, and rows that were added.
-    let trained: [(&str, &dyn Fn(&common::Tensor) -> common::Tensor); 3] = [
-        ("layers.1.self_attn.q_proj.base_layer.weight", &|t| common::Tensor {
+    type Train = fn(&common::Tensor) -> common::Tensor;
+    let trained: [(&str, Train); 3] = [
+        ("layers.1.self_attn.q_proj.base_layer.weight", |t| common::Tensor {
             values: t.values.iter().map(|v| v * 1.0001).collect(),
             ..t.clone()
         }),
-        ("norm.weight", &|t| {
+        ("norm.weight", |t| {
             let mut t = t.clone();
             *t.values.last_mut().unwrap() += 0.01;
             t
         }),
-        ("embed_tokens.weight", &|t| t.permuted(0, &(0..=t.shape[0]).map(|i| i % t.shape[0]).collect::<Vec<_>>())),
+        ("embed_tokens.weight", |t| t.permuted(0, &(0..=t.shape[0]).map(|i| i % t.shape[0]).collect::<Vec<_>>())),
     ];
     for (name, change) in trained {
         let (code, message) = refused(&|source| source.change(name, change));

@@ -240,3 +240,25 @@ fn verify_searches_as_well() {
     assert_eq!(report["conventions"]["found"]["memory_sharing"], json!("per_head"));
     assert_eq!(report["conventions"]["evidence"], "term");
 }
+
+/// Which layers a stack is of is no convention that the search tries: with a probe it stays as open as without.
+#[test]
+fn a_stack_of_layers_that_nothing_numbers_stays_open() {
+    let temp = tempfile::tempdir().unwrap();
+    let source = RawAdapter::fixture("llama-gqa"); // layers 0 and 2 of 3
+    let values = source.tensors.values().flat_map(|t| t.values.clone()).collect();
+    let first = source.tensors.values().next().unwrap();
+    let stacked = Tensor { shape: [&[2], &first.shape[..]].concat(), values };
+    let folder = temp.path().join("open");
+    let mut config = source.config.clone();
+    for key in ["layers_to_transform", "query_tap"] {
+        config.as_object_mut().unwrap().remove(key);
+    }
+    RawAdapter { config, tensors: [("prefix_memory".to_owned(), stacked)].into() }.write(&folder);
+    let out = temp.path().join("out");
+    let done = convert(&folder, &out, "llama-gqa", &probe_of("llama-gqa"), &[]);
+    assert_eq!(exit(&done), 7, "{}", stderr(&done));
+    assert!(stderr(&done).contains("--layers"), "{}", stderr(&done));
+    let done = convert(&folder, &out, "llama-gqa", &probe_of("llama-gqa"), &["--layers=0,2"]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+}

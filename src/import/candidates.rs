@@ -83,9 +83,15 @@ impl Draft {
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterShape`] and its like where no reading fits the base.
+    /// [`Code::AdapterShape`] and its like where no reading fits the base; [`Code::ConventionOpen`] for a stack of layers that
+    /// nothing numbers.
     pub fn candidates(&self, base: &BaseModel) -> Result<Candidates> {
         let b = Some(base);
+        if self.open(b).contains(&"layers_to_transform") {
+            let message =
+                "expected the layers of a stacked tensor, found them stated nowhere, and no probe tells: --layers";
+            return Err(Error::new(Code::ConventionOpen, message).field("layers_to_transform"));
+        }
         let (n_heads, n_kv_heads) = self.heads(b).ok_or_else(|| {
             Error::new(Code::AdapterMismatch, "expected a number of heads that the key/value heads divide")
                 .field("num_key_value_heads")
