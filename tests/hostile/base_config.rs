@@ -209,7 +209,7 @@ fn computation() -> Vec<Case> {
         ("use_cache", &["true", "false", "null"], &["1", "\"true\""]),
         ("attention_dropout", &["0", "0.0", "null"], &["\"0\"", "false"]),
         ("initializer_range", &["0.02"], &["\"x\"", "[]"]),
-        ("sliding_window", &["4", "null"], &["-1", "\"4\"", "4.5", "[]"]),
+        ("sliding_window", &["4"], &["\"4\"", "4.5", "[]"]),
         ("max_window_layers", &["4", "null"], &["-1", "{}"]),
         ("bos_token_id", &["1", "null", "[1, 2]", "[]"], &["\"1\"", "1.5", "[null]", "{}", "true"]),
         ("eos_token_id", &["[1, 2]"], &["[\"1\"]"]),

@@ -1,6 +1,6 @@
 //! The layers that the parts of a draft make under a reading of their axes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::names::MAX_PARTS;
@@ -16,6 +16,10 @@ use crate::tensor::LazyTensor;
 
 /// Most layers of a stacked tensor, as many as a model may have.
 const MAX_STACKED: usize = 1 << 12;
+
+/// Bytes that shared parts may have once they are repeated for each head, beyond as many as all memories have: as a
+/// checkpoint's own repetitions may. Whoever scans them takes as long as they are large.
+const MAX_REPEATED_BYTES: usize = 320 << 20;
 
 /// Which stored head serves which query head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -72,6 +76,8 @@ impl Draft {
         let mut slots: BTreeMap<(usize, Role), Heads<'_>> = BTreeMap::new();
         let mut stacks: HashMap<(Role, Option<usize>), &str> = HashMap::new();
         let mut n_pieces = 0;
+        // Where one tensor has the layer in its name and no head, its heads may be one for all.
+        let mut by_layer: HashSet<(usize, Role)> = HashSet::new();
         for p in &self.parts {
             let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
                 findings.push(Finding::new(
@@ -121,6 +127,9 @@ impl Draft {
                     break;
                 }
                 n_pieces += 1;
+                if p.layer.is_some() && p.head.is_none() {
+                    by_layer.insert((layer, p.role));
+                }
                 if n_pieces > MAX_PARTS {
                     let message = format!("expected at most {MAX_PARTS} parts (layers, heads, roles), found more");
                     return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&p.name));
@@ -146,7 +155,13 @@ impl Draft {
         }
         let mut layers = assemble::layers(pieces, findings);
         if !self.is_canonical() {
-            layers.values_mut().try_for_each(repeat_shared).map_err(|e| e.file(&self.path))?;
+            let memories: usize = layers.values().map(|l| l.memory.len_bytes()).fold(0, usize::saturating_add);
+            let mut left = memories.saturating_add(MAX_REPEATED_BYTES);
+            for (&i, layer) in &mut layers {
+                let may = |role| by_layer.contains(&(i, role));
+                repeat_shared(layer, may, &mut left)
+                    .map_err(|(role, e)| e.file(&self.path).field(Adapter::canonical_name(i, role)))?;
+            }
         }
         if heads == HeadOrder::Strided {
             let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
@@ -170,12 +185,26 @@ impl Draft {
 }
 
 /// A feature map or normaliser that all heads of a memory share, as broadcasting has it, once for each: the canonical form
-/// has one number of heads.
-fn repeat_shared(layer: &mut AdapterLayer) -> Result<()> {
+/// has one number of heads. `left` are the bytes that may yet be made so.
+fn repeat_shared(layer: &mut AdapterLayer, may: impl Fn(Role) -> bool, left: &mut usize) -> Result<(), (Role, Error)> {
     let n_heads = layer.memory.shape().first().copied().unwrap_or(0);
     for role in [Role::FeatureWeight, Role::FeatureBias, Role::Normalizer] {
-        let Some(t) = layer.get_mut(role).filter(|t| n_heads > 1 && t.shape().first() == Some(&1)) else { continue };
-        *t = if t.is_one_view() { t.clone().repeat0(n_heads) } else { LazyTensor::concat(vec![t.clone(); n_heads])? };
+        let is_shared = |t: &&mut LazyTensor| n_heads > 1 && may(role) && t.shape().first() == Some(&1);
+        let Some(t) = layer.get_mut(role).filter(is_shared) else { continue };
+        // What is empty takes no bytes and may still be more elements than there are numbers.
+        let most = t.shape().iter().fold(t.len_bytes().max(1), |n, &len| if len == 0 { usize::MAX } else { n });
+        let rest = most.checked_mul(n_heads).and_then(|n| left.checked_sub(n));
+        *left = rest.ok_or_else(|| {
+            let message =
+                format!("expected one for each of {n_heads} heads, found one for all, and too large to repeat");
+            (role, Error::new(Code::AdapterShape, message))
+        })?;
+        let repeated = if t.is_one_view() {
+            t.clone().repeat0(n_heads)
+        } else {
+            LazyTensor::concat(vec![t.clone(); n_heads]).map_err(|e| (role, e))?
+        };
+        *t = repeated;
     }
     Ok(())
 }

@@ -96,12 +96,14 @@ impl Draft {
                     }
                     Meaning::Ignored(reason) => {
                         is_whole_model = true;
-                        findings.extend(base_weights.difference(&t).map_err(|e| e.file(&self.path))?);
+                        if reason == rules::BASE_WEIGHTS {
+                            findings.extend(base_weights.difference(&t).map_err(|e| e.file(&self.path))?);
+                        }
                         entry.fate = Fate::Ignored { reason: reason.into() };
                         None
                     }
                     Meaning::Unknown { .. } if base_names.contains(t.name.as_str()) => {
-                        entry.fate = Fate::Ignored { reason: "weights of the base model".into() };
+                        entry.fate = Fate::Ignored { reason: rules::BASE_WEIGHTS.into() };
                         findings.extend(base_weights.difference(&t).map_err(|e| e.file(&self.path))?);
                         None
                     }

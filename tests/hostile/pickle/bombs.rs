@@ -1,6 +1,7 @@
 //! Small files that ask for much: each is refused within 2 s and 256 MiB, or read within them.
 
 use ptplus::error::Code;
+use ptplus::import::{self, Options};
 
 use crate::case::{MEMORY_MIB, TIME, alone, measured};
 use crate::pickle::assembler::*;
@@ -120,6 +121,29 @@ fn calls() -> Vec<Row> {
         ("60,000 tensors with long names", once(&[long_names]), Some(Code::NameInvalid)),
         ("one tensor a million times", repeated(&in_memo, b"h\x05", 2 * MB, b"e."), limit),
     ]
+}
+
+/// One small map for the heads of a memory that one element makes: repeated for each, it would be more than there is
+/// memory, or numbers.
+#[test]
+fn shared_parts_are_not_repeated_without_a_bound() {
+    let _turn = alone();
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("c.pt");
+    for (heads, weight) in [(1 << 24, [1, 1, 4096]), (1 << 24, [1, 1 << 30, 0]), (4096, [1, 1024, 4096])] {
+        let of_one = |p: Pickle, name: &str, shape: &[i32]| p.text(name).tensor(0, shape, &[0; 3]).op(b"s");
+        let memory = of_one(Pickle::new().op(b"}"), "layers.0.prefix_memory", &[heads, 1, 1]);
+        std::fs::write(&path, archive(&of_one(memory, "layers.0.phi.weight", &weight).stop())).expect("a file");
+        let stated = format!(
+            r#"{{"feature_map":"elu","query_tap":"post_rope","query_scale":1,"memory_scale":1,"memory_sharing":"per_head","num_layers":1,"num_attention_heads":4096,"num_key_value_heads":1,"head_dim":{}}}"#,
+            weight[2].max(1)
+        );
+        std::fs::write(dir.path().join("adapter_config.json"), stated).expect("a file");
+        let cost = measured(|| import::read(&path, &Options::default(), None).map(drop));
+        let e = cost.result.expect_err("too large");
+        assert_eq!(e.code(), Code::AdapterShape, "{weight:?}: {e}");
+        assert!(cost.time < TIME && cost.memory_mib < MEMORY_MIB, "{weight:?}: {:?}", cost.time);
+    }
 }
 
 fn check(rows: Vec<Row>) -> Vec<String> {
