@@ -251,6 +251,28 @@ fn weights_of_the_base_beside_an_adapter_must_be_the_base_s() {
         (exit(&done), stderr(&done))
     };
     assert_eq!(refused(&|_| {}).0, 0);
+    // In modules of trainers, and spelled with slashes.
+    for prefix in ["policy.", "_forward_module.", "net/"] {
+        let moved = |source: &mut RawAdapter| {
+            let rename = |name: String| match name.strip_prefix("module.base_model.model.") {
+                Some(rest) => format!("{prefix}{rest}"),
+                None => name,
+            };
+            source.tensors = std::mem::take(&mut source.tensors).into_iter().map(|(n, t)| (rename(n), t)).collect();
+        };
+        assert_eq!(refused(&moved).0, 0, "{prefix}");
+        let trained = |source: &mut RawAdapter| {
+            moved(source);
+            source.change("o_proj.weight", |t| t.permuted(0, &(0..t.shape[0]).rev().collect::<Vec<_>>()));
+        };
+        assert_eq!(refused(&trained).0, 4, "{prefix}");
+    }
+    let more = |source: &mut RawAdapter| {
+        let bias = common::Tensor { shape: vec![96], values: vec![1.0; 96] };
+        source.tensors.insert("module.model.layers.0.self_attn.o_proj.bias".to_owned(), bias);
+    };
+    let (code, message) = refused(&more);
+    assert!(code == 4 && message.contains("one that it has not"), "{message}");
     // As a LoRA merged into it, one row alone trained, and rows that were added.
     type Train = fn(&common::Tensor) -> common::Tensor;
     let trained: [(&str, Train); 3] = [
@@ -315,6 +337,42 @@ fn parts_are_broadcast_as_pytorch_does() {
         let done = import(&folder, &temp.path().join("none"), None, &[]);
         assert_eq!(exit(&done), 4, "{weight:?}: {}", stderr(&done));
     }
+}
+
+/// What broadcasting would make of it must be what was meant: never of layers, of heads that are lost, or without a bound.
+#[test]
+fn nothing_else_is_broadcast() {
+    let temp = tempfile::tempdir().unwrap();
+    let reference = RawAdapter::fixture("llama-mha"); // 3 layers, 3 heads
+    let folder = temp.path().join("foreign");
+    let refused = |what: &str, more: &[(&str, Vec<usize>)], per_head: bool| {
+        let mut tensors = std::collections::BTreeMap::new();
+        for (name, t) in &reference.tensors {
+            let name = name.replace("memory", "prefix_memory");
+            if per_head {
+                for (h, values) in t.values.chunks(32 * 32).enumerate() {
+                    let head = common::Tensor { shape: vec![32, 32], values: values.to_vec() };
+                    tensors.insert(name.replace("prefix_memory", &format!("heads.{h}.M")), head);
+                }
+            } else {
+                tensors.insert(name, t.clone());
+            }
+        }
+        for (name, shape) in more {
+            let values = vec![0.5; shape.iter().product()];
+            tensors.insert((*name).to_owned(), common::Tensor { shape: shape.clone(), values });
+        }
+        RawAdapter { config: reference.config.clone(), tensors }.write(&folder);
+        let done = import(&folder, &temp.path().join("out"), None, &[]);
+        assert_eq!(exit(&done), 4, "{what}: {}", stderr(&done));
+    };
+    // As many layers as heads: of which a tensor without a number has one each, nothing says.
+    refused("one map for all layers", &[("feature.weight", vec![3, 32, 32])], false);
+    refused("one bias for all layers", &[("feature.weight", vec![3, 3, 32, 32]), ("feature.bias", vec![3, 32])], false);
+    refused("one normaliser for all layers", &[("normalizer", vec![3, 32])], false);
+    let of_head_0: Vec<String> = (0..3).map(|i| format!("layers.{i}.heads.0.phi.weight")).collect();
+    let lost: Vec<(&str, Vec<usize>)> = of_head_0.iter().map(|n| (n.as_str(), vec![32, 32])).collect();
+    refused("heads 1 and 2 lost their map", &lost, true);
 }
 
 #[test]

@@ -156,7 +156,6 @@ const TRAINER_STATE: &[&str] = &[
     "random_state",
     "cuda_rng_state",
     "callback",
-    "loop",
 ];
 /// What optimizers keep of a tensor.
 const MOMENTS: &[&str] = &["exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg"];
@@ -216,38 +215,56 @@ const BASE_MODULES: &[&str] = &[
     "output",
 ];
 
+/// The reason for leaving out a weight of the base.
+pub const BASE_WEIGHTS: &str = "weights of the base model";
+
 /// Reads a name.
 pub fn read(name: &str) -> Meaning {
-    let words: Vec<&str> = name.split(['.', '/', '|', ':']).filter(|w| !w.is_empty()).collect();
-    if words.iter().take(2).any(|w| is_trainer_state(w)) || words.last().is_some_and(|w| MOMENTS.contains(w)) {
+    let words: Vec<&str> = split(name).collect();
+    if words.last().is_some_and(|w| MOMENTS.contains(w)) {
         return Meaning::Ignored("state of the optimizer or trainer");
     }
+    if let Some(container) = words.iter().take(2).find(|w| is_trainer_state(w)) {
+        // Optimizers keep something for each parameter, callbacks copies; in the others a part of an adapter is lost.
+        let keeps_parameters = container.starts_with("opt") || container.starts_with("callback");
+        return match keeps_parameters || part(&words).is_none() {
+            true => Meaning::Ignored("state of the optimizer or trainer"),
+            false => Meaning::Unknown { looks_like_adapter: true },
+        };
+    }
     if is_base(&words) {
-        return Meaning::Ignored("weights of the base model");
+        return Meaning::Ignored(BASE_WEIGHTS);
     }
+    part(&words).unwrap_or_else(|| Meaning::Unknown { looks_like_adapter: looks_like_adapter(&places(&words).words) })
+}
+
+/// The part of an adapter whose name these words are.
+fn part(words: &[&str]) -> Option<Meaning> {
     // `layers.00`: a number that no writer prints so.
-    let odd = words.iter().any(|w| w.bytes().all(|b| b.is_ascii_digit()) && number(w).is_none());
-    let Places { words, numbers } = places(&words);
-    if !odd
-        && numbers.len() <= 2
-        && let Some((layer, head)) = layer_and_head(&numbers)
-    {
-        for (phrase, adapter) in phrases(&words) {
-            let ends = |rule: &&Rule| {
-                phrase.strip_suffix(rule.phrase).is_some_and(|before| before.is_empty() || before.ends_with('.'))
-            };
-            if let Some(rule) = RULES.iter().filter(ends).max_by_key(|r| r.phrase.len()) {
-                return Meaning::Part { rule: *rule, layer, head, adapter };
-            }
-        }
+    if words.iter().any(|w| w.bytes().all(|b| b.is_ascii_digit()) && number(w).is_none()) {
+        return None;
     }
-    Meaning::Unknown { looks_like_adapter: looks_like_adapter(&words) }
+    let Places { words, numbers } = places(words);
+    if numbers.len() > 2 {
+        return None;
+    }
+    let (layer, head) = layer_and_head(&numbers)?;
+    phrases(&words).into_iter().find_map(|(phrase, adapter)| {
+        let ends = |rule: &&Rule| {
+            phrase.strip_suffix(rule.phrase).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
+        let rule = RULES.iter().filter(ends).max_by_key(|r| r.phrase.len())?;
+        Some(Meaning::Part { rule: *rule, layer, head, adapter })
+    })
 }
 
 /// A name without the words of wrappers, and without the one that PEFT puts before a layer that it wraps.
-pub fn unwrapped(name: &str) -> String {
-    let words = name.split('.').filter(|w| !WRAPPERS.contains(w) && *w != "base_layer");
-    words.collect::<Vec<_>>().join(".")
+pub fn unwrapped(name: &str) -> Vec<&str> {
+    split(name).filter(|w| !WRAPPERS.contains(w) && *w != "base_layer").collect()
+}
+
+fn split(name: &str) -> impl Iterator<Item = &str> {
+    name.split(['.', '/', '|', ':']).filter(|w| !w.is_empty())
 }
 
 struct Places<'a> {
@@ -445,6 +462,7 @@ mod tests {
             "optimizer_state_dicts.0.state.0.step",
             "optimizer_0.state.0.step",
             "callbacks.EMA.layers.0.memory",
+            "optimizer.state.layers.0.memory",
             "model.layers.0.self_attn.q_proj.weight.absmax",
             "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4",
             "model.layers.0.self_attn.q_proj.base_layer.weight.quant_map",
@@ -460,6 +478,8 @@ mod tests {
             ("layers.0.memory.scale", true),
             ("layers.00.memory", true),
             ("layers.1.2.3.memory", true),
+            ("amp.layers.0.memory", true),
+            ("scaler.3.M", true),
             ("layers.0.self_attn.q_proj.lora_A.default.weight", true),
             ("layers.0.self_attn.rotations", true),
             ("layers.+1.prefix", true),
