@@ -12,6 +12,7 @@ use crate::error::{Kind, Result, escape};
 use crate::package::check::{Checked, Signature, check_reporting};
 use crate::package::{Container, claims, signature};
 use crate::pipeline::read_adapter;
+use crate::validate::BaseMismatch;
 
 #[derive(clap::Args)]
 #[command(
@@ -39,8 +40,11 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
         // What is inside must also be an adapter, fit, and be the one that the manifest describes.
         let adapter = read_adapter(&a.bundle, base.as_ref())?;
-        checked.findings = claims::compare(manifest, &bundle, &adapter, base.as_ref())?;
+        checked.findings = claims::compare(manifest, &bundle, &adapter);
         if let Some(base) = base.as_ref().filter(|_| checked.pass()) {
+            if a.base_check.mismatch() == BaseMismatch::Refuse {
+                claims::confirm_base(manifest, &adapter, base)?;
+            }
             identity = adapter.confirm_base(base, Depth::Weights, a.base_check.mismatch())?;
             if identity.is_none() {
                 checked.notes.push(

@@ -13,6 +13,7 @@ use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
+use crate::format::names::shorten;
 use crate::import::RECORD_KEY;
 use crate::import::stated::BASE_MISMATCH_IGNORED;
 use crate::validate::Validated;
@@ -45,19 +46,41 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
     }
 }
 
-/// Compares everything that the manifest states of the adapter, each key where it is stated: the tensors' digests,
-/// `adapter`, what `base` says, held against the adapter and against `base` where one is given, the source's digest and the
-/// reports. Reads every tensor twice.
+/// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,
+/// architecture and model type.
 ///
 /// # Errors
 ///
-/// Those of reading the base's weights.
-pub fn compare(
-    manifest: &Manifest,
-    bundle: &Container,
-    adapter: &Validated,
-    base: Option<&BaseModel>,
-) -> Result<Vec<Finding>> {
+/// [`Code::BaseDiffers`] where it is not; those of reading the base's weights.
+pub fn confirm_base(manifest: &Manifest, adapter: &Validated, base: &BaseModel) -> Result<()> {
+    let stated = Claims { manifest, findings: Vec::new() };
+    let text = |key| stated.stated(&["base", key]).and_then(Value::as_str);
+    let differ = |found: String| {
+        let message = format!("expected the base that the bundle's manifest names, found another: {found}");
+        Err(Error::new(Code::BaseDiffers, format!("{message} (--ignore-base-mismatch)")).file(&base.path))
+    };
+    for (key, actual) in
+        [("architecture", Some(base.gguf_architecture())), ("model_type", base.config.model_type.as_deref())]
+    {
+        if let (Some(stated), Some(actual)) = (text(key), actual)
+            && stated != actual
+        {
+            return differ(format!("{key} {actual:?}, not {:?}", shorten(stated)));
+        }
+    }
+    let layers = adapter.adapter().layers.keys().copied();
+    match text("fingerprint").filter(|_| adapter.base_fingerprint().is_none()) {
+        Some(stated) => match identify(stated, base, layers, Depth::Weights)? {
+            Identity::Different(reason) => differ(reason),
+            _ => Ok(()),
+        },
+        None => Ok(()),
+    }
+}
+
+/// Compares everything that the manifest states of the adapter, each key where it is stated: the tensors' digests,
+/// `adapter`, what `base` says, the source's digest and the reports. Reads every tensor twice.
+pub fn compare(manifest: &Manifest, bundle: &Container, adapter: &Validated) -> Vec<Finding> {
     let mut check = Claims { manifest, findings: Vec::new() };
     check.equal(&["tensors"], &json!(of_tensors(adapter)));
     if check.is_object("adapter") {
@@ -69,7 +92,7 @@ pub fn compare(
         });
     }
     if check.is_object("base") {
-        check.base(adapter, base)?;
+        check.base(adapter);
     }
     if check.is_object("source") {
         check.fits(&["source", "layout"], "a text", |_| true);
@@ -82,7 +105,7 @@ pub fn compare(
     check.texts("notes");
     check.is_object("tool");
     check.reports(bundle);
-    Ok(check.findings)
+    check.findings
 }
 
 struct Claims<'a> {
@@ -143,37 +166,25 @@ impl Claims<'_> {
         }
     }
 
-    fn base(&mut self, adapter: &Validated, base: Option<&BaseModel>) -> Result<()> {
+    fn base(&mut self, adapter: &Validated) {
         let config = &adapter.adapter().config;
         self.fits(&["base", "name"], "a text", |_| true);
         self.fits(&["base", "fingerprint"], "the fingerprint of a base", fingerprint::is_well_formed);
-        match (adapter.base_fingerprint(), base) {
-            (Some(print), _) => self.equal(&["base", "fingerprint"], &print.into()),
-            (None, Some(base)) => {
-                let stated = self.stated(&["base", "fingerprint"]).and_then(Value::as_str);
-                let layers = adapter.adapter().layers.keys().copied();
-                if let Some(stated) = stated.filter(|text| fingerprint::is_well_formed(text))
-                    && let Identity::Different(reason) = identify(stated, base, layers, Depth::Weights)?
-                {
-                    self.differ(&["base", "fingerprint"], "that of the base given".into(), reason);
-                }
-            }
-            (None, None) => {}
-        }
         let by_model_type = config.base_model_type.as_deref().and_then(gguf_architecture_of);
         let architecture = adapter.origin.gguf_architecture.as_deref().or(by_model_type);
-        match architecture.or(base.map(|b| b.gguf_architecture())) {
-            Some(architecture) => self.equal(&["base", "architecture"], &architecture.into()),
-            None => self.fits(&["base", "architecture"], "a text", |_| true),
-        }
-        let model_type = config.base_model_type.as_deref().or(base.and_then(|b| b.config.model_type.as_deref()));
-        match model_type {
-            Some(model_type) => self.equal(&["base", "model_type"], &model_type.into()),
-            None => self.fits(&["base", "model_type"], "a text", |_| true),
+        // What the adapter says of its base, and of the rest its kind.
+        for (key, known) in [
+            ("fingerprint", adapter.base_fingerprint()),
+            ("architecture", architecture),
+            ("model_type", config.base_model_type.as_deref()),
+        ] {
+            match known {
+                Some(known) => self.equal(&["base", key], &known.into()),
+                None => self.fits(&["base", key], "a text", |_| true),
+            }
         }
         let ignored = config.extra.get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
         self.equal(&["base", "mismatch_ignored"], &ignored.into());
-        Ok(())
     }
 
     /// Reports are files of the bundle, and that of a verification says that it passed: `pack` makes no bundle otherwise.

@@ -7,12 +7,16 @@ const FINE_TUNE: &str = "prefix-tuning-plus";
 /// The layout's version: an adapter has none of its own.
 const VERSION: &str = "v1";
 
+/// Characters of the base's name that go into it: the whole is the name of a file.
+const MAX_BASE_NAME: usize = 96;
+
 /// The suggested name. `base` is the base's name, perhaps with an organization; `n_parameters` the base's, for the size
 /// label where the name has none.
 pub fn download_name(base: Option<&str>, n_parameters: u64, encoding: DType) -> String {
     let base = base.unwrap_or("base").trim_end_matches('/');
     let name = base.rsplit('/').next().unwrap_or(base);
-    let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let clean = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' });
+    let clean: String = clean.take(MAX_BASE_NAME).collect();
     let words: Vec<&str> = clean.split('-').filter(|w| !w.is_empty()).collect();
     let (before, size, after) = match words.iter().position(|w| is_size_label(w)) {
         Some(i) => (&words[..i], words[i].to_owned(), &words[i + 1..]),

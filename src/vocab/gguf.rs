@@ -36,6 +36,7 @@ impl Vocabulary {
         let id = |name: &str| {
             let key = format!("tokenizer.ggml.{name}_token_id");
             match metadata.u32(&key)? {
+                Some(u32::MAX) => Ok(None), // some converters' -1
                 Some(id) if id as usize >= n => {
                     Err(invalid(&key, format!("expected an id below the vocabulary's {n}, found {id}")))
                 }

@@ -116,7 +116,7 @@ fn leaf(value: Value, tensors: Tensors) -> Result<()> {
             Err(structure(format!("expected plain values and tensors, found {} by itself", value.kind())))
         }
         Value::Tensor(_) if tensors == Tensors::Refused => {
-            Err(structure("an attribute of a dictionary holds a tensor"))
+            Err(structure("an attribute of a dictionary or tensor holds a tensor"))
         }
         _ => Ok(()),
     }
