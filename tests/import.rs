@@ -294,6 +294,24 @@ fn weights_of_the_base_beside_an_adapter_must_be_the_base_s() {
     }
 }
 
+#[test]
+fn a_head_beside_an_adapter_is_the_embedding_to_which_the_base_ties_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = model("llama-gqa").join("base");
+    let embedding = read_safetensors(&base.join("model.safetensors"))["model.embed_tokens.weight"].clone();
+    let mut source = RawAdapter::fixture("llama-gqa");
+    source.tensors = source.tensors.into_iter().map(|(n, t)| (format!("model.{n}"), t)).collect();
+    let trained: Vec<f32> = embedding.values.iter().map(|v| v * 1.01).collect();
+    for (values, code) in [(embedding.values.clone(), 0), (trained, 4)] {
+        let head = common::Tensor { values, ..embedding.clone() };
+        source.tensors.insert("model.lm_head.weight".into(), head);
+        let folder = temp.path().join("checkpoint");
+        source.write(&folder);
+        let done = import(&folder, &temp.path().join("out"), Some(&base), &["--force"]);
+        assert_eq!(exit(&done), code, "{}", stderr(&done));
+    }
+}
+
 /// One linear layer for all heads (qwen3's feature map of layer heads made equal), and dimensions of length 1 everywhere.
 #[test]
 fn parts_are_broadcast_as_pytorch_does() {
