@@ -81,12 +81,13 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
     Ok(BasePlan { plan: Plan { file: gguf::plan(&metadata, &specs)?, tensors }, notes })
 }
 
-/// A tokenizer is carried along as it is, whatever kind of one, and without lists that llama.cpp can do without; not one
-/// that is broken.
+/// A tokenizer is carried along as it is, whatever kind of one, and without the scores that llama.cpp can do without; not
+/// one that is broken.
 fn check_tokenizer(metadata: &Metadata) -> Result<()> {
-    let is_missing = |e: &Error| e.field_name().is_some_and(|key| metadata.get(key).is_none());
+    const SCORES: &str = "tokenizer.ggml.scores";
+    let lacks_scores = |e: &Error| e.field_name() == Some(SCORES) && metadata.get(SCORES).is_none();
     match Vocabulary::from_gguf(metadata) {
-        Err(e) if e.kind() == Kind::Corrupt && !is_missing(&e) => Err(e),
+        Err(e) if e.kind() == Kind::Corrupt && !lacks_scores(&e) => Err(e),
         _ => Ok(()),
     }
 }
