@@ -4,7 +4,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{RawAdapter, exit, json, model, ptplus, read_safetensors, stderr, stdout};
+use common::{RawAdapter, distance, exit, import, json, model, ptplus, read_safetensors, stderr, stdout};
 use serde_json::Value;
 
 /// Every foreign fixture, by model.
@@ -29,36 +29,6 @@ const LLAMA_MHA: [&str; 5] =
 
 fn foreign(model_name: &str, layout: &str) -> PathBuf {
     model(model_name).join("foreign").join(layout)
-}
-
-fn import(source: &Path, out: &Path, base: Option<&Path>, more: &[&str]) -> std::process::Output {
-    let mut args: Vec<std::ffi::OsString> = vec![
-        "convert".into(),
-        source.into(),
-        "--to".into(),
-        "safetensors".into(),
-        "-o".into(),
-        out.into(),
-        "--outtype=f32".into(),
-    ];
-    if let Some(base) = base {
-        args.extend(["--base".into(), base.into()]);
-    }
-    args.extend(more.iter().map(Into::into));
-    ptplus(args)
-}
-
-/// Largest distance of an element from the reference, relative to the largest element of the tensor.
-fn distance(a: &RawAdapter, b: &RawAdapter) -> f32 {
-    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
-    let mut worst = 0f32;
-    for (name, x) in &a.tensors {
-        let y = &b.tensors[name];
-        assert_eq!(x.shape, y.shape, "{name}");
-        let size = y.values.iter().fold(0f32, |m, v| m.max(v.abs()));
-        worst = x.values.iter().zip(&y.values).fold(worst, |w, (p, q)| w.max((p - q).abs() / size));
-    }
-    worst
 }
 
 #[test]
@@ -227,170 +197,6 @@ fn flattened_feature_maps_and_memories_are_split_into_heads() {
     let done = import(&folder, &out, Some(&model("qwen3").join("base")), &[]);
     assert_eq!(exit(&done), 0, "{}", stderr(&done));
     assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
-}
-
-/// A checkpoint with the weights of the base is one of the adapter alone only where those are the base's.
-#[test]
-fn weights_of_the_base_beside_an_adapter_must_be_the_base_s() {
-    let temp = tempfile::tempdir().unwrap();
-    let base = model("llama-mha").join("base");
-    let folder = temp.path().join("checkpoint");
-    let reference = RawAdapter::fixture("llama-mha");
-    let mut tensors: std::collections::BTreeMap<String, common::Tensor> =
-        read_safetensors(&base.join("model.safetensors"))
-            .into_iter()
-            .map(|(name, t)| (format!("module.base_model.model.{}", name.replace("q_proj.", "q_proj.base_layer.")), t))
-            .collect();
-    tensors.extend(reference.tensors.iter().map(|(name, t)| (format!("module.model.{name}"), t.clone())));
-    let source = RawAdapter { config: reference.config.clone(), tensors };
-    let refused = |change: &dyn Fn(&mut RawAdapter)| {
-        let mut source = source.clone();
-        change(&mut source);
-        source.write(&folder);
-        let done = import(&folder, &temp.path().join("out"), Some(&base), &["--force"]);
-        (exit(&done), stderr(&done))
-    };
-    assert_eq!(refused(&|_| {}).0, 0);
-    // In modules of trainers, and spelled with slashes.
-    for prefix in ["policy.", "_forward_module.", "net/"] {
-        let moved = |source: &mut RawAdapter| {
-            let rename = |name: String| match name.strip_prefix("module.base_model.model.") {
-                Some(rest) => format!("{prefix}{rest}"),
-                None => name,
-            };
-            source.tensors = std::mem::take(&mut source.tensors).into_iter().map(|(n, t)| (rename(n), t)).collect();
-        };
-        assert_eq!(refused(&moved).0, 0, "{prefix}");
-        let trained = |source: &mut RawAdapter| {
-            moved(source);
-            source.change("o_proj.weight", |t| t.permuted(0, &(0..t.shape[0]).rev().collect::<Vec<_>>()));
-        };
-        assert_eq!(refused(&trained).0, 4, "{prefix}");
-    }
-    let more = |source: &mut RawAdapter| {
-        let bias = common::Tensor { shape: vec![96], values: vec![1.0; 96] };
-        source.tensors.insert("module.model.layers.0.self_attn.o_proj.bias".to_owned(), bias);
-    };
-    let (code, message) = refused(&more);
-    assert!(code == 4 && message.contains("one that it has not"), "{message}");
-    // As a LoRA merged into it, one row alone trained, and rows that were added.
-    type Train = fn(&common::Tensor) -> common::Tensor;
-    let trained: [(&str, Train); 3] = [
-        ("layers.1.self_attn.q_proj.base_layer.weight", |t| common::Tensor {
-            values: t.values.iter().map(|v| v * 1.0001).collect(),
-            ..t.clone()
-        }),
-        ("norm.weight", |t| {
-            let mut t = t.clone();
-            *t.values.last_mut().unwrap() += 0.01;
-            t
-        }),
-        ("embed_tokens.weight", |t| t.permuted(0, &(0..=t.shape[0]).map(|i| i % t.shape[0]).collect::<Vec<_>>())),
-    ];
-    for (name, change) in trained {
-        let (code, message) = refused(&|source| source.change(name, change));
-        assert_eq!(code, 4, "{name}: {message}");
-        assert!(message.contains(name) && message.contains("adapter-mismatch"), "{message}");
-    }
-}
-
-#[test]
-fn a_head_beside_an_adapter_is_the_embedding_to_which_the_base_ties_it() {
-    let temp = tempfile::tempdir().unwrap();
-    let base = model("llama-gqa").join("base");
-    let embedding = read_safetensors(&base.join("model.safetensors"))["model.embed_tokens.weight"].clone();
-    let mut source = RawAdapter::fixture("llama-gqa");
-    source.tensors = source.tensors.into_iter().map(|(n, t)| (format!("model.{n}"), t)).collect();
-    let trained: Vec<f32> = embedding.values.iter().map(|v| v * 1.01).collect();
-    for (values, code) in [(embedding.values.clone(), 0), (trained, 4)] {
-        let head = common::Tensor { values, ..embedding.clone() };
-        source.tensors.insert("model.lm_head.weight".into(), head);
-        let folder = temp.path().join("checkpoint");
-        source.write(&folder);
-        let done = import(&folder, &temp.path().join("out"), Some(&base), &["--force"]);
-        assert_eq!(exit(&done), code, "{}", stderr(&done));
-    }
-}
-
-/// One linear layer for all heads (qwen3's feature map of layer heads made equal), and dimensions of length 1 everywhere.
-#[test]
-fn parts_are_broadcast_as_pytorch_does() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut reference = RawAdapter::fixture("qwen3");
-    let first_head = |t: &common::Tensor| t.permuted(0, &[0]);
-    reference.change("feature.weight", |t| first_head(t).permuted(0, &[0; 4]));
-    reference.change("feature.bias", |t| first_head(t).permuted(0, &[0; 4]));
-    let foreign = |name: &str| name.replace("layers.", "model.layers.").replace("feature.", "feature_proj.");
-    let of_shape = |t: &common::Tensor, shape: Vec<usize>| common::Tensor { shape, ..t.clone() };
-    let folder = temp.path().join("foreign");
-    let mut n = 0;
-    for (weight, bias, memory) in [
-        (vec![96, 64], vec![96], vec![4, 96, 64]),
-        (vec![1, 96, 64], vec![1, 96], vec![1, 4, 96, 64]),
-        (vec![1, 1, 96, 64], vec![1, 1, 96], vec![4, 1, 96, 64]),
-        (vec![96, 64], vec![1, 1, 96], vec![4, 96, 1, 64]),
-    ] {
-        let tensors = reference.tensors.iter().map(|(name, t)| {
-            let t = match name.rsplit_once("feature.").map(|(_, part)| part) {
-                Some("weight") => of_shape(&first_head(t), weight.clone()),
-                Some("bias") => of_shape(&first_head(t), bias.clone()),
-                _ => of_shape(t, memory.clone()),
-            };
-            (foreign(name), t)
-        });
-        let source = RawAdapter { config: reference.config.clone(), tensors: tensors.collect() };
-        source.write(&folder);
-        n += 1;
-        let out = temp.path().join(n.to_string());
-        let done = import(&folder, &out, None, &[]);
-        assert_eq!(exit(&done), 0, "{weight:?}: {}", stderr(&done));
-        assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0, "{weight:?}");
-
-        // The canonical layout has one shape for each tensor.
-        let canonical = source
-            .tensors
-            .into_iter()
-            .map(|(name, t)| (name.replace("model.layers.", "layers.").replace("feature_proj.", "feature."), t));
-        RawAdapter { config: reference.config.clone(), tensors: canonical.collect() }.write(&folder);
-        let done = import(&folder, &temp.path().join("none"), None, &[]);
-        assert_eq!(exit(&done), 4, "{weight:?}: {}", stderr(&done));
-    }
-}
-
-/// What broadcasting would make of it must be what was meant: never of layers, of heads that are lost, or without a bound.
-#[test]
-fn nothing_else_is_broadcast() {
-    let temp = tempfile::tempdir().unwrap();
-    let reference = RawAdapter::fixture("llama-mha"); // 3 layers, 3 heads
-    let folder = temp.path().join("foreign");
-    let refused = |what: &str, more: &[(&str, Vec<usize>)], per_head: bool| {
-        let mut tensors = std::collections::BTreeMap::new();
-        for (name, t) in &reference.tensors {
-            let name = name.replace("memory", "prefix_memory");
-            if per_head {
-                for (h, values) in t.values.chunks(32 * 32).enumerate() {
-                    let head = common::Tensor { shape: vec![32, 32], values: values.to_vec() };
-                    tensors.insert(name.replace("prefix_memory", &format!("heads.{h}.M")), head);
-                }
-            } else {
-                tensors.insert(name, t.clone());
-            }
-        }
-        for (name, shape) in more {
-            let values = vec![0.5; shape.iter().product()];
-            tensors.insert((*name).to_owned(), common::Tensor { shape: shape.clone(), values });
-        }
-        RawAdapter { config: reference.config.clone(), tensors }.write(&folder);
-        let done = import(&folder, &temp.path().join("out"), None, &[]);
-        assert_eq!(exit(&done), 4, "{what}: {}", stderr(&done));
-    };
-    // As many layers as heads: of which a tensor without a number has one each, nothing says.
-    refused("one map for all layers", &[("feature.weight", vec![3, 32, 32])], false);
-    refused("one bias for all layers", &[("feature.weight", vec![3, 3, 32, 32]), ("feature.bias", vec![3, 32])], false);
-    refused("one normaliser for all layers", &[("normalizer", vec![3, 32])], false);
-    let of_head_0: Vec<String> = (0..3).map(|i| format!("layers.{i}.heads.0.phi.weight")).collect();
-    let lost: Vec<(&str, Vec<usize>)> = of_head_0.iter().map(|n| (n.as_str(), vec![32, 32])).collect();
-    refused("heads 1 and 2 lost their map", &lost, true);
 }
 
 #[test]

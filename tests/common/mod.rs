@@ -148,3 +148,34 @@ pub fn write_safetensors(file: &Path, tensors: &BTreeMap<String, Tensor>) {
     });
     std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
 }
+
+/// Converts to a canonical folder in F32.
+pub fn import(source: &Path, out: &Path, base: Option<&Path>, more: &[&str]) -> std::process::Output {
+    let mut args: Vec<std::ffi::OsString> = vec![
+        "convert".into(),
+        source.into(),
+        "--to".into(),
+        "safetensors".into(),
+        "-o".into(),
+        out.into(),
+        "--outtype=f32".into(),
+    ];
+    if let Some(base) = base {
+        args.extend(["--base".into(), base.into()]);
+    }
+    args.extend(more.iter().map(Into::into));
+    ptplus(args)
+}
+
+/// Largest distance of an element from the reference, relative to the largest element of the tensor.
+pub fn distance(a: &RawAdapter, b: &RawAdapter) -> f32 {
+    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
+    let mut worst = 0f32;
+    for (name, x) in &a.tensors {
+        let y = &b.tensors[name];
+        assert_eq!(x.shape, y.shape, "{name}");
+        let size = y.values.iter().fold(0f32, |m, v| m.max(v.abs()));
+        worst = x.values.iter().zip(&y.values).fold(worst, |w, (p, q)| w.max((p - q).abs() / size));
+    }
+    worst
+}
