@@ -238,6 +238,23 @@ fn layers_stacked_in_flattened_rows_need_their_numbers() {
 }
 
 #[test]
+fn all_layers_of_a_model_share_a_dimension_with_its_heads() {
+    let temp = tempfile::tempdir().unwrap();
+    let reference = RawAdapter::fixture("llama-mha"); // every layer, as the configuration says
+    let values = reference.tensors.values().flat_map(|t| t.values.clone()).collect();
+    let stacked = common::Tensor { shape: vec![3 * 3, 32, 32], values };
+    let folder = temp.path().join("stacked");
+    RawAdapter { config: reference.config.clone(), tensors: [("prefix_memory".to_owned(), stacked)].into() }
+        .write(&folder);
+    let layout = temp.path().join("layout.toml");
+    std::fs::write(&layout, "[[tensor]]\nname='prefix_memory'\nrole='memory'\naxes='(L H) F V'\n").unwrap();
+    let out = temp.path().join("out");
+    let done = import(&folder, &out, None, &["--layout", layout.to_str().unwrap()]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
+}
+
+#[test]
 fn a_layout_file_reads_what_no_rule_knows() {
     let temp = tempfile::tempdir().unwrap();
     // Names of nobody, heads in the name, each head transposed.

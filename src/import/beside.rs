@@ -43,7 +43,7 @@ impl<'b> BaseWeights<'b> {
     pub fn difference(&self, t: &SourceTensor) -> Result<Option<Finding>> {
         let words = rules::unwrapped(&t.name);
         // Averages of weights differ from them, if only in the last bits.
-        let is_average = words.iter().any(|w| w.to_ascii_lowercase().contains("ema"));
+        let is_average = words.iter().any(|w| w.split('_').any(|part| part.eq_ignore_ascii_case("ema")));
         if self.by_name.is_empty() || is_average || !t.dtype().is_float() {
             return Ok(None);
         }

@@ -106,7 +106,7 @@ pub(crate) fn of_config(config: &Map<String, Json>) -> Result<Metadata> {
     for (name, value) in out.iter() {
         whole.insert(name, value.clone());
     }
-    check(&whole).map_err(|e| {
+    check_about_base(&whole).map_err(|e| {
         let place = format!("{KEY}: {}", e.field_name().unwrap_or_default());
         Error::new(Code::ConfigField, e.message()).field(place)
     })?;
@@ -118,7 +118,7 @@ pub(crate) fn of_config(config: &Map<String, Json>) -> Result<Metadata> {
 /// # Errors
 ///
 /// [`Code::GgufKey`], [`Code::ConfigField`], with the key.
-pub(crate) fn check(meta: &Metadata) -> Result<()> {
+pub(crate) fn check_about_base(meta: &Metadata) -> Result<()> {
     meta.str(NAME)?;
     let count_key = BASE_MODEL_COUNT;
     let count = meta.u32(count_key)?;

@@ -214,3 +214,27 @@ impl Draft {
         unknown.sort_unstable();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dimensions_of_length_1_go_where_it_makes_no_difference_which() {
+        for (shape, rank, expected) in [
+            (&[1, 2, 3][..], 2, &[2, 3][..]),
+            (&[2, 1, 3, 1], 2, &[2, 3]),
+            (&[1, 1, 2, 3], 3, &[1, 2, 3]),
+            (&[2, 1, 1, 3], 3, &[2, 1, 3]),
+            (&[1, 2, 3], 3, &[1, 2, 3]),
+            (&[2, 3, 4], 2, &[2, 3, 4]),
+            // [2, 3, 1] or [1, 2, 3]
+            (&[1, 2, 3, 1], 3, &[1, 2, 3, 1]),
+        ] {
+            let n = shape.iter().product::<usize>();
+            let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let t = without_ones(LazyTensor::from_f32(&values, shape), rank);
+            assert_eq!((t.shape(), t.to_bytes()), (expected, LazyTensor::from_f32(&values, shape).to_bytes()));
+        }
+    }
+}

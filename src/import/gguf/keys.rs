@@ -31,7 +31,7 @@ pub(super) fn check_general(meta: &Metadata) -> Result<()> {
         let message = format!("expected 64 lower-case hex digits, found {:?}", shorten(digest));
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_SHA256));
     }
-    foreign::check(meta)
+    foreign::check_about_base(meta)
 }
 
 /// Bytes of a string in JSON, where a control character takes six.
