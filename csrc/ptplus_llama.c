@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ * Copyright (c) 2026 the ptplus authors */
 /*
  * Applies Prefix-Tuning+ adapters inside llama.cpp's graph, through cb_eval. See include/ptplus_llama.h for the use and
  * docs/LLAMA_CPP.md for the nodes.

@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ * Copyright (c) 2026 the ptplus authors */
 /*
  * LD_PRELOAD=libptplus_llama_preload.so PTPLUS_ADAPTER=adapter.gguf PROGRAM ...
  *

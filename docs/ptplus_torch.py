@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: MIT OR Apache-2.0
+# Copyright (c) 2026 the ptplus authors
 """Prefix-Tuning+ adapters in training code: save them, record what they compute, and bring them back.
 
 Drop this file into your project. Needs torch, safetensors and transformers (4.48 or later), nothing else.

@@ -13,6 +13,7 @@ mod common;
 mod card;
 mod help;
 mod library;
+mod licence;
 #[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
 mod llama_cpp;
 mod pages;
