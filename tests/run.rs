@@ -77,12 +77,12 @@ fn scales_limits_and_seeds_do_what_they_say() {
 }
 
 #[test]
-fn every_type_answers_as_the_readme_says() {
+fn every_type_answers_as_its_page_says() {
     let Some(base) = real() else { return };
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/howto/quantize.md")).unwrap();
     let column = "\"What is the capital of Italy?\" |";
     let rows: Vec<&str> =
-        readme.lines().skip_while(|l| !l.ends_with(column)).skip(2).take_while(|l| l.starts_with('|')).collect();
+        page.lines().skip_while(|l| !l.ends_with(column)).skip(2).take_while(|l| l.starts_with('|')).collect();
     assert_eq!(rows.len(), 7, "{rows:?}");
     let temp = tempfile::tempdir().unwrap();
     for row in rows {

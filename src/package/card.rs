@@ -172,12 +172,12 @@ impl Card<'_> {
             out.push_str(
                 "With ptplus, on its own engine or on an unmodified llama.cpp (`docs/LLAMA_CPP.md` of ptplus has the C and preload libraries):\n\n\
                  ```sh\nptplus run --base BASE --adapter adapter.gguf -p PROMPT\nptplus run --engine llama.cpp --base BASE.gguf --adapter adapter.gguf -p PROMPT\n```\n\n\
-                 In PyTorch: convert to safetensors, beside the bundle and not in it, then load the folder with `docs/ptplus_torch.py` of ptplus:\n\n\
+                 In PyTorch: convert to safetensors, beside the bundle and not in it, then load the folder with `PeftModel.from_pretrained` after `import ptplus.peft`, or with `ptplus.load_adapter` (the Python package of ptplus):\n\n\
                  ```sh\nptplus convert adapter.gguf -o ../adapter-safetensors --to safetensors\n```\n\n",
             );
         } else {
             out.push_str(
-                "In PyTorch: load this folder with `docs/ptplus_torch.py` of ptplus. With ptplus, and for llama.cpp (a file beside the bundle, not in it):\n\n\
+                "In PyTorch: load this folder with `PeftModel.from_pretrained` after `import ptplus.peft`, or with `ptplus.load_adapter` (the Python package of ptplus). With ptplus, and for llama.cpp (a file beside the bundle, not in it):\n\n\
                  ```sh\nptplus run --base BASE --adapter . -p PROMPT\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n",
             );
         }

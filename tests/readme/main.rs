@@ -129,6 +129,10 @@ fn the_pages_work_one_after_the_other() {
     let write = std::env::var_os("PTPLUS_WRITE_DOCS").is_some();
     let mut wrong = String::new();
     for page in pages::all() {
+        if pages::is_run_in_python(&page.name) {
+            skipped(&page.name, "python/tests/training/test_pages.py runs it, which needs torch");
+            continue;
+        }
         let mut real = String::new();
         for part in &page.parts {
             let block = match part {
@@ -235,19 +239,19 @@ fn python_code_parses() {
                 Ok(out) => assert!(out.status.success(), "{place}: {}", common::stderr(&out)),
                 Err(_) => skipped(&place, "no python3"),
             }
-            skipped(&place, "parsed, not run: it needs torch and a model to train, or llama-cpp-python");
+            skipped(&place, "parsed, not run: it needs torch (python/tests runs it) or llama-cpp-python");
         }
     }
 }
 
-/// Of the README's table of types: bytes and errors, as the command above it gives them. (tests/run.rs has the answers.)
+/// Of the table of types: bytes and errors, as the command above it gives them. (tests/run.rs has the answers.)
 #[test]
 fn the_table_of_types_is_what_quantize_gives() {
     let Some(base) = common::smollm2() else {
-        return skipped("the README's table of types", "fixtures/fetch-smollm2.sh fetches the real base");
+        return skipped("the table of types", "fixtures/fetch-smollm2.sh fetches the real base");
     };
-    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).unwrap();
-    let words = readme.split_whitespace().collect::<Vec<_>>().join(" ");
+    let page = std::fs::read_to_string(Path::new(ROOT).join("docs/howto/quantize.md")).unwrap();
+    let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("`ptplus quantize work/pirate.gguf -o work/pirate-TYPE.gguf TYPE`"));
     let temp = tempfile::tempdir().unwrap();
     let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
@@ -255,7 +259,7 @@ fn the_table_of_types_is_what_quantize_gives() {
     let args = ["convert", adapter.to_str().unwrap(), "-o", &source, "--base", base.to_str().unwrap()];
     assert_eq!(common::exit(&common::ptplus(args)), 0);
     let rows =
-        readme.lines().skip_while(|l| !l.starts_with("| type | bytes |")).skip(2).take_while(|l| l.starts_with('|'));
+        page.lines().skip_while(|l| !l.starts_with("| type | bytes |")).skip(2).take_while(|l| l.starts_with('|'));
     let mut n_types = 0;
     for row in rows {
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
