@@ -6,8 +6,48 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     record_commit();
+    graft();
     #[cfg(feature = "llama-cpp")]
     drop_in();
+}
+
+/// Compiles `csrc/ptplus_graft.c` to a shared object, and sets `cfg(ptplus_graft)` where that worked. A build without a C
+/// compiler goes on without.
+fn graft() {
+    println!("cargo::rustc-check-cfg=cfg(ptplus_graft)");
+    let variable = |name: &str| {
+        println!("cargo::rerun-if-env-changed={name}");
+        std::env::var(name).ok().filter(|v| !v.is_empty())
+    };
+    let source = "csrc/ptplus_graft.c";
+    for file in [source, "include/ptplus.h"] {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() != Ok("linux") {
+        return;
+    }
+    let (target, host) = (std::env::var("TARGET").unwrap_or_default(), std::env::var("HOST").unwrap_or_default());
+    let mut compilers = vec![variable(&format!("CC_{}", target.replace('-', "_"))), variable("CC")];
+    // What rustc links with is a C compiler, unless someone named a bare linker.
+    compilers.push(std::env::var("RUSTC_LINKER").ok());
+    if target == host {
+        compilers.extend(["cc", "gcc", "clang"].map(|c| Some(c.to_owned())));
+    }
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap_or_default()).join("libptplus_graft.so");
+    let compiled = compilers.iter().flatten().any(|compiler| {
+        // `CC` may carry flags.
+        let mut words = compiler.split_whitespace();
+        let Some(program) = words.next() else { return false };
+        let mut command = std::process::Command::new(program);
+        command.args(words).args(["-std=gnu11", "-O2", "-g0", "-shared", "-fPIC", "-fvisibility=hidden", "-Iinclude"]);
+        command.args(["-Wl,--build-id=none", "-o"]).arg(&out).args([source, "-ldl"]);
+        command.output().is_ok_and(|output| output.status.success())
+    });
+    if compiled {
+        println!("cargo::rustc-cfg=ptplus_graft");
+    } else {
+        println!("cargo::warning=no C compiler found: built without the graft for llama.cpp");
+    }
 }
 
 /// Sets `PTPLUS_COMMIT`: what the packager says, else what git's files or `cargo package` recorded, else nothing. Debug

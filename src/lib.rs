@@ -48,6 +48,7 @@ pub mod finding;
 pub mod format;
 #[cfg(feature = "generate")]
 pub mod generate;
+pub mod graft;
 pub mod import;
 pub mod inspect;
 #[cfg(feature = "llama-cpp")]
