@@ -101,8 +101,9 @@ codes! {
     NotAFile "not-a-file" Io "A folder, pipe or device stands where a regular file is needed.";
     Interrupted "interrupted" Io "The command was interrupted; no unfinished output was kept (the tool exits with 130).";
     Usage "usage" Usage "The command line asks for something that makes no sense.";
-    OutputExists "output-exists" Usage "The output exists and --force was not given.";
+    OutputExists "output-exists" Usage "The output exists, and --force was not given or may not replace it.";
     OutputIsInput "output-is-input" Usage "The output would replace a file that is being read.";
+    OutputPlace "output-place" Usage "The output would break the bundle or the folder that it lies in, or has a name that readers take for something else.";
     UnknownFormat "unknown-format" Unsupported "The file is of no format that ptplus reads.";
 
     // Names and JSON, any format

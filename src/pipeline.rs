@@ -15,10 +15,10 @@ use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
 use crate::export::{self, Known, Plan, Written};
-use crate::format::output::{OutputFile, OutputFolder, Overwrite};
+use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::{self, Opened, Options};
-use crate::package::container;
+use crate::package::{container, place};
 use crate::runner::Device;
 use crate::search::{self, Settlement};
 use crate::tensor::{DType, LazyTensor};
@@ -252,10 +252,32 @@ pub struct ConvertedTensor {
 ///
 /// # Errors
 ///
-/// [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
+/// [`Code::OutputPlace`]; [`Code::RowOrderUnknown`] for GGUF output without base or architecture; those of reading, validating and
 /// writing; [`Code::ErrorBound`], [`Code::NumbersDiffer`] and [`Code::NoEffect`] where a bound or the
 /// proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
+    place::refuse_inside_bundle(job.output)?;
+    match job.format {
+        Format::Gguf => {
+            place::refuse_name_of_gguf(job.output)?;
+            if job.adapter.is_dir() && import::source::would_be_ambiguous_with(job.adapter, job.output) {
+                let message = "the folder that is read would then hold two files with weights, and say no more which is \
+                               meant: name the file, or write elsewhere";
+                return Err(Error::new(Code::OutputPlace, message).file(job.output));
+            }
+        }
+        // Below its files would be called strangers, which is less to the point.
+        Format::Safetensors if container::is_bundle(job.output) => {
+            let message = "the output is a bundle, which would not be whole any more; `ptplus pack` makes a new one";
+            return Err(Error::new(Code::OutputExists, message).file(job.output));
+        }
+        Format::Safetensors => {}
+    }
+    convert_anywhere(job)
+}
+
+/// [`convert`] into the working folder of a bundle, which may lie in the old one.
+pub(crate) fn convert_anywhere(job: &Convert<'_>) -> Result<Converted> {
     let (mut source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
     let base_identity = job.base.map(|base| source.record_base(base, job.base_mismatch)).transpose()?.flatten();
     source.command = job.command.map(str::to_owned);
@@ -306,13 +328,12 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
             written
         }
         Format::Safetensors => {
-            if container::is_bundle(job.output) {
-                let message =
-                    "the output is a bundle, which would not be whole any more; `ptplus pack` makes a new one";
-                return Err(Error::new(Code::OutputExists, message).file(job.output));
-            }
             let config_text = export::canonical::config_json(&source, &plan, model_type)?;
-            let folder = OutputFolder::create(job.output, job.overwrite, &inputs)?;
+            let replace = match job.overwrite {
+                Overwrite::Never => Replace::Nothing,
+                Overwrite::Force => Replace::Files(place::files_of_adapter(job.output)),
+            };
+            let folder = OutputFolder::create(job.output, replace, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
             let written = export::write_tensors(&plan, Known::Validated(&source), &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;

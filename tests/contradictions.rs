@@ -188,7 +188,11 @@ fn the_whole_file_comes_before_an_index_that_was_left_beside_it() {
     std::fs::rename(format!("{folder}/adapter_model.safetensors"), format!("{folder}/s.safetensors")).unwrap();
     let map = object!({ "weight_map": other.tensors.keys().map(|k| (k.clone(), object!("s.safetensors"))).collect::<serde_json::Map<_, _>>() });
     std::fs::write(format!("{folder}/adapter_model.safetensors.index.json"), map.to_string()).unwrap();
-    ok(&["convert", &adapter, "-o", &folder, "--base", &of("base"), "--force"]);
+    // Into such a folder nothing is converted: as when somebody copies the whole file there.
+    ok(&["convert", &adapter, "-o", &s.path("whole"), "--base", &of("base")]);
+    for file in ["adapter_model.safetensors", "adapter_config.json"] {
+        std::fs::copy(s.path("whole") + "/" + file, format!("{folder}/{file}")).unwrap();
+    }
     ok(&["verify", &folder, "--base", &of("base"), "--probe", &of("probe.safetensors")]);
 }
 

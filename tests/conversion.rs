@@ -188,7 +188,10 @@ fn outputs_are_never_overwritten_by_accident() {
     std::fs::write(filled.join("notes.txt"), "mine").unwrap();
     assert_eq!(exit(&convert(&gguf, &empty, &[])), 0);
     assert_eq!(exit(&convert(&gguf, &filled, &[])), 2);
-    assert_eq!(exit(&convert(&gguf, &filled, &["--force"])), 0);
+    let out = convert(&gguf, &filled, &["--force"]);
+    assert_eq!(exit(&out), 2);
+    assert!(stderr(&out).contains("notes.txt"), "{}", stderr(&out));
+    assert_eq!(std::fs::read_dir(&filled).unwrap().count(), 1);
     assert_eq!(std::fs::read(filled.join("notes.txt")).unwrap(), b"mine");
 }
 

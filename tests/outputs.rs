@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use ptplus::error::Code;
 use ptplus::format::output::discard_all;
-use ptplus::format::{OutputFile, OutputFolder, Overwrite};
+use ptplus::format::{OutputFile, OutputFolder, Overwrite, Replace};
 
 const FOLDER: &str = "PTPLUS_TEST_FOLDER";
 const INTERRUPT: &str = "PTPLUS_TEST_INTERRUPT";
@@ -14,7 +14,8 @@ const INTERRUPT: &str = "PTPLUS_TEST_INTERRUPT";
 /// Runs [`child`] in a process of its own and waits until it has said that its outputs are open.
 fn start_child(folder: &Path, interrupt: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "child", "--ignored", "--nocapture"]).env(FOLDER, folder).stdout(Stdio::piped());
+    command.args(["--exact", "child", "--ignored", "--nocapture"]).env(FOLDER, folder);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     if interrupt {
         command.env(INTERRUPT, "1");
     }
@@ -35,7 +36,7 @@ fn child() {
     let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
     let file = OutputFile::create(&folder.join("out.gguf"), Overwrite::Never, &[]).unwrap();
     file.write_all_at(0, b"half").unwrap();
-    let output_folder = OutputFolder::create(&folder.join("bundle"), Overwrite::Never, &[]).unwrap();
+    let output_folder = OutputFolder::create(&folder.join("bundle"), Replace::Nothing, &[]).unwrap();
     output_folder.file("reports/a.json").unwrap().write_all_at(0, b"{}").unwrap();
     println!("outputs are open");
     if std::env::var_os(INTERRUPT).is_some() {
@@ -45,8 +46,8 @@ fn child() {
         assert_eq!(file.commit().unwrap_err().code(), Code::Interrupted);
         assert_eq!(output_folder.commit().unwrap_err().code(), Code::Interrupted);
     } else {
-        // Long enough to be killed, short enough not to stay if nobody does.
-        std::thread::sleep(std::time::Duration::from_secs(60));
+        // Until it is killed, or the test that should do so has gone.
+        let _ = std::io::stdin().read_line(&mut String::new());
     }
 }
 
@@ -63,7 +64,7 @@ fn after_a_kill_the_next_run_tidies_up() {
 
     // A second run beside the first leaves the first one's temporaries alone.
     drop(OutputFile::create(&file, Overwrite::Never, &[]).unwrap());
-    drop(OutputFolder::create(&folder, Overwrite::Never, &[]).unwrap());
+    drop(OutputFolder::create(&folder, Replace::Nothing, &[]).unwrap());
     assert_eq!(names(dir.path()).len(), 2, "{:?}", names(dir.path()));
 
     child.kill().unwrap();
@@ -73,7 +74,7 @@ fn after_a_kill_the_next_run_tidies_up() {
     let out = OutputFile::create(&file, Overwrite::Never, &[]).unwrap();
     out.write_all_at(0, b"whole").unwrap();
     out.commit().unwrap();
-    OutputFolder::create(&folder, Overwrite::Never, &[]).unwrap().commit().unwrap();
+    OutputFolder::create(&folder, Replace::Nothing, &[]).unwrap().commit().unwrap();
     let mut left = names(dir.path());
     left.sort();
     assert_eq!(left, ["bundle", "out.gguf"]);

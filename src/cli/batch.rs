@@ -12,7 +12,8 @@ use super::hints::Given;
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
-use crate::error::{Code, Error, Kind, Result, escape};
+use crate::error::{Error, Kind, Result, escape};
+use crate::package::place;
 use crate::pipeline::{Converted, Format};
 
 /// Files that may be an adapter, or make their folder one.
@@ -29,6 +30,8 @@ struct Task {
 pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>, ui: &Ui) -> Result<u8> {
     let (adapters, skipped) = adapters(paths)?;
     let tasks = tasks(adapters, folder, prepared.format)?;
+    // No task may begin: the folder for their outputs would already be one too many.
+    place::refuse_inside_bundle(&folder.join("any"))?;
     let is_new = !prepared.is_dry_run() && !folder.exists();
     if !prepared.is_dry_run() {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create", e))?;

@@ -83,7 +83,7 @@ pub struct Job {
     /// Replace values beyond F16 or BF16 by the type's largest value instead of refusing
     #[arg(long)]
     allow_overflow: bool,
-    /// Replace an existing output
+    /// Replace an existing output; of a folder the adapter that ptplus wrote there, unless anything else lies there
     #[arg(short, long)]
     force: bool,
     /// Show what would be written, and write nothing

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::ui::{Status, Ui};
 use super::{Cli, Global, dispatch};
 use crate::error::{Code, Error, Result};
+use crate::package::place;
 
 #[derive(clap::Args)]
 #[command(
@@ -45,6 +46,7 @@ pub fn run(a: &Arguments, global: Global, ui: &Ui) -> Result<u8> {
         tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
     let folder = match &a.folder {
         Some(folder) => {
+            place::refuse_inside_bundle(folder)?;
             std::fs::create_dir(folder).map_err(|e| match e.kind() {
                 std::io::ErrorKind::AlreadyExists => {
                     Error::new(Code::OutputExists, "expected a new folder, found an existing one").file(folder)

@@ -6,7 +6,7 @@ use super::password::PasswordArguments;
 use super::ui::{Status, Ui};
 use crate::error::{Result, escape};
 use crate::format::output::{OutputFile, Overwrite};
-use crate::package::signature;
+use crate::package::{place, signature};
 
 #[derive(clap::Args)]
 #[command(
@@ -34,6 +34,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let protection = a.password.for_new_key()?;
     let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
     let inputs: Vec<&Path> = a.password.file().into_iter().collect();
+    place::refuse_inside_bundle(&a.key)?;
+    place::refuse_inside_bundle(&public_path)?;
     let secret_out = OutputFile::create_private(&a.key, overwrite, &inputs)?;
     let public_out = OutputFile::create(&public_path, overwrite, &inputs)?;
     let keys = signature::generate(protection)?;

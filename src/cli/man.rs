@@ -7,6 +7,7 @@ use super::Cli;
 use super::ui::{Status, Ui};
 use crate::error::{Error, Kind, Result, escape};
 use crate::format::output::{OutputFile, Overwrite};
+use crate::package::place;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ptplus man ~/.local/share/man/man1")]
@@ -26,6 +27,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         let name = format!("ptplus-{}", command.get_name());
         pages.push((format!("{name}.1"), page(command, &name)?));
     }
+    place::refuse_inside_bundle(&a.folder.join("any"))?;
     std::fs::create_dir_all(&a.folder).map_err(|e| Error::io(&a.folder, "cannot create", e))?;
     let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
     let mut staged = Vec::new();

@@ -68,7 +68,7 @@ pub struct Arguments {
     /// Replace values beyond F16 or BF16 by the type's largest value instead of refusing
     #[arg(long)]
     allow_overflow: bool,
-    /// Replace an existing bundle
+    /// Replace an existing bundle: what its manifest lists, unless anything else lies there
     #[arg(short, long)]
     force: bool,
     /// Write the verification as one HTML page with plots, beside the bundle

@@ -6,7 +6,8 @@ use super::ui::Ui;
 use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Kind, Result};
-use crate::format::output::Overwrite;
+use crate::format::output::{Overwrite, resolved};
+use crate::package::place;
 use crate::report::ReportFile;
 
 /// A report to come, refused before the long work where it cannot be written.
@@ -35,6 +36,7 @@ pub fn create(path: Option<&Path>, force: bool, others: &Others<'_>) -> Result<O
     if ending.is_none_or(|e| e != "html" && e != "htm") {
         return Err(usage("--report", format!("expected a name that ends in .html or .htm, found {path:?}")));
     }
+    place::refuse_inside_bundle(path)?;
     // By name, since the output need not exist yet.
     if let Some(output) = others.output
         && resolved(path).starts_with(resolved(output))
@@ -53,18 +55,6 @@ pub fn create(path: Option<&Path>, force: bool, others: &Others<'_>) -> Result<O
 fn files(path: &Path) -> Vec<PathBuf> {
     let inside = std::fs::read_dir(path).into_iter().flatten().flatten().map(|e| e.path());
     [path.to_owned()].into_iter().chain(inside).collect()
-}
-
-/// The path without links and detours, as far as it exists.
-fn resolved(path: &Path) -> PathBuf {
-    if let Ok(path) = path.canonicalize() {
-        return path;
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => resolved(Path::new(".")).join(name),
-        (Some(parent), Some(name)) => resolved(parent).join(name),
-        _ => path.to_owned(),
-    }
 }
 
 impl Pending {

@@ -5,11 +5,11 @@ use serde_json::json;
 use super::progress::Unit;
 use super::ui::{Status, Ui};
 use crate::error::{Result, escape};
-use crate::format::output::{OutputFolder, Overwrite};
+use crate::format::output::{OutputFolder, Replace};
 use crate::import::read_bundle;
 use crate::package::check::check_reporting;
 use crate::package::tar::Strictness;
-use crate::package::{Container, claims, signature};
+use crate::package::{Container, claims, place, signature};
 use crate::validate;
 
 #[derive(clap::Args)]
@@ -25,7 +25,7 @@ pub struct Arguments {
     /// Require a signature by this public key: a file, or the key itself in base64
     #[arg(long, value_name = "KEY")]
     trusted_key: Option<String>,
-    /// Replace existing files
+    /// Replace an existing bundle: what its manifest lists, unless anything else lies there
     #[arg(short, long)]
     force: bool,
 }
@@ -44,8 +44,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if let Some(first) = claims.iter().flatten().next() {
         return Err(first.to_error().file(&a.bundle));
     }
-    let overwrite = if a.force { Overwrite::Force } else { Overwrite::Never };
-    let folder = OutputFolder::create(&a.output, overwrite, &[&a.bundle])?;
+    place::refuse_inside_bundle(&a.output)?;
+    let replace = if a.force { Replace::Files(place::files_of_bundle(&a.output)) } else { Replace::Nothing };
+    let folder = OutputFolder::create(&a.output, replace, &[&a.bundle])?;
     for (path, bytes) in &bundle.files {
         let file = folder.file(path)?;
         file.write_all_at(0, bytes)?;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::error::Result;
 use crate::tensor::{Bytes, DType, LazyTensor};
-pub use output::{OutputFile, OutputFolder, Overwrite};
+pub use output::{OutputFile, OutputFolder, Overwrite, Replace};
 pub use plan::{FilePlan, PlannedTensor, TensorSpec};
 
 /// A tensor as a container lists it; its bytes stay in the memory map until asked for.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
+use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, json, mmap, pickle, safetensors};
 use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
@@ -188,10 +189,7 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
     names.sort();
     let mut found: Vec<&String> = names.iter().filter(|n| INDEX_ENDINGS.iter().any(|e| n.ends_with(e))).collect();
     if found.is_empty() {
-        let is_weights = |n: &&String| {
-            WEIGHTS_ENDINGS.iter().any(|e| n.ends_with(e)) && !BESIDE_WEIGHTS.iter().any(|b| n.starts_with(b))
-        };
-        found = names.iter().filter(is_weights).collect();
+        found = names.iter().filter(|n| is_called_weights(n)).collect();
     }
     match found[..] {
         [one] => Ok(dir.join(one)),
@@ -209,6 +207,23 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
         )
         .file(dir)),
     }
+}
+
+fn is_called_weights(name: &str) -> bool {
+    WEIGHTS_ENDINGS.iter().any(|e| name.ends_with(e)) && !BESIDE_WEIGHTS.iter().any(|b| name.starts_with(b))
+}
+
+/// Whether the folder `dir` could not be read any more once it held `output` too: it is read as the only file with weights
+/// in it, under whatever name.
+pub fn would_be_ambiguous_with(dir: &Path, output: &Path) -> bool {
+    let is_inside = output.parent().is_some_and(|parent| resolved(parent) == resolved(dir));
+    let is_weights = output.file_name().and_then(|n| n.to_str()).is_some_and(is_called_weights);
+    is_inside
+        && is_weights
+        && weights_of_folder(dir).is_ok_and(|weights| {
+            let name = weights.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            ![WEIGHTS_FILE, PICKLE_FILE].contains(&name) && is_called_weights(name) && weights != dir.join(output)
+        })
 }
 
 fn open_file(path: &Path) -> Result<Source> {

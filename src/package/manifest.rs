@@ -57,10 +57,19 @@ pub fn write(files: &BTreeMap<String, FileEntry>, more: Map<String, Value>) -> V
 }
 
 /// Whether a text has a mark of a bundle's manifest, be it damaged otherwise.
-pub fn is_marked(text: &[u8]) -> bool {
+fn is_marked(text: &[u8]) -> bool {
     let text = &text[..text.len().min(MANIFEST_BYTES)];
     let holds = |mark: &str| text.windows(mark.len()).any(|w| w == mark.as_bytes());
     holds(SCHEMA_FAMILY) || holds(SELF_DIGEST)
+}
+
+/// Whether a text is a bundle's manifest, of any version, whole or not: it says so in the place for it.
+pub fn is_one(text: &[u8]) -> bool {
+    if text.len() > MANIFEST_BYTES {
+        return false;
+    }
+    let document = json::parse_of(text, MANIFEST_VALUES).unwrap_or_default();
+    document.get("schema").and_then(Value::as_str).is_some_and(|s| s.starts_with(SCHEMA_FAMILY))
 }
 
 /// Whether a `manifest.json` may be meant to be a bundle's. Whatever could be read as one is: damage to a mark, or a

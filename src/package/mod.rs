@@ -21,6 +21,7 @@ mod naming;
 #[cfg(feature = "runner")]
 pub mod pack;
 mod path;
+pub mod place;
 #[cfg(feature = "runner")]
 mod reports;
 pub mod signature;

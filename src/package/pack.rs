@@ -14,14 +14,16 @@ use super::digest::{AdapterDigest, of_tensors};
 use super::manifest::{self, FileEntry};
 use super::naming::download_name;
 use super::signature::Signer;
-use super::{ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, reports, tar};
+use super::{
+    ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, place, reports, tar,
+};
 use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
 use crate::export::types::OutType;
 use crate::format::mmap::map_file;
-use crate::format::output::{OutputFile, OutputFolder, Overwrite, Scratch};
+use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::pipeline::{self, Convert, Converted, Format};
 use crate::tensor::{Bytes, DType};
@@ -82,15 +84,15 @@ enum Place {
 impl Place {
     fn open(job: &Pack<'_>, inputs: &[&Path]) -> Result<Place> {
         let (output, overwrite) = (job.convert.output, job.convert.overwrite);
+        place::refuse_inside_bundle(output)?;
         if job.is_tar {
             return Ok(Place::Archive(OutputFile::create(output, overwrite, inputs)?, Scratch::beside(output)?));
         }
-        let mut folder = OutputFolder::create(output, overwrite, inputs)?;
-        if overwrite == Overwrite::Force && folder.target().is_dir() {
-            replace_only_a_bundle(folder.target())?;
-            folder.replace_whole();
-        }
-        Ok(Place::Folder(folder))
+        let replace = match overwrite {
+            Overwrite::Never => Replace::Nothing,
+            Overwrite::Force => Replace::Files(place::files_of_bundle(output)),
+        };
+        Ok(Place::Folder(OutputFolder::create(output, replace, inputs)?))
     }
 
     fn work(&self) -> &Path {
@@ -99,17 +101,6 @@ impl Place {
             Place::Archive(_, scratch) => scratch.path(),
         }
     }
-}
-
-/// Files of nobody knows whom are not replaced together with an old bundle.
-fn replace_only_a_bundle(folder: &Path) -> Result<()> {
-    let old = Container::open(folder)?;
-    let is_bundle = old.files.get(MANIFEST_FILE).is_some_and(|text| manifest::is_marked(text));
-    if old.files.is_empty() && old.findings.is_empty() || is_bundle {
-        return Ok(());
-    }
-    let message = "the output folder holds files and is no bundle; --force replaces a bundle, nothing else";
-    Err(Error::new(Code::OutputExists, message).file(folder))
 }
 
 /// Packs an adapter.
@@ -239,7 +230,8 @@ fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path, names_bas
         Format::Gguf => work.join(ADAPTER_FILE),
         Format::Safetensors => inner.clone(),
     };
-    let mut converted = pipeline::convert(&Convert { output: &output, overwrite: Overwrite::Never, ..convert })?;
+    let mut converted =
+        pipeline::convert_anywhere(&Convert { output: &output, overwrite: Overwrite::Never, ..convert })?;
     if inner.is_dir() {
         let failed = |e| Error::io(&inner, "cannot move the adapter's files", e);
         for file in &files {

@@ -9,6 +9,7 @@ use crate::error::{Code, Error, Result};
 use crate::export::types::TypeRules;
 use crate::export::{self, Known};
 use crate::format::output::{OutputFile, Overwrite};
+use crate::package::place;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::vocab::hf;
@@ -50,13 +51,15 @@ pub enum Tokenizer<'a> {
 ///
 /// # Errors
 ///
-/// Those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
+/// [`Code::OutputPlace`]; those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
 /// anywhere in the weights; [`Code::ErrorBound`]. Nothing is left behind.
 pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     if job.max_error.iter().any(|b| b.metric == Metric::Kl) {
         let message = "expected bounds on rmse, max_abs, relative or cosine for a base model, found kl";
         return Err(Error::new(Code::Usage, message).field("--max-error"));
     }
+    place::refuse_inside_bundle(job.output)?;
+    place::refuse_name_of_gguf(job.output)?;
     let base = BaseModel::open(job.base)?;
     let tokenizer = read_tokenizer(job, &base)?;
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);

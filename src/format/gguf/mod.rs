@@ -21,6 +21,7 @@ mod value;
 mod write;
 
 pub use metadata::Metadata;
+pub use split::is_name_of_part;
 pub use value::{Array, Value, ValueType};
 pub use write::plan;
 

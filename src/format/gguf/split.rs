@@ -36,6 +36,11 @@ pub(super) fn part_name(path: &Path) -> Option<PartName> {
     (1..=count).contains(&no).then(|| PartName { stem: stem.to_owned(), count })
 }
 
+/// Whether a file of this name is taken for one part of several. The only part of one may be a whole file.
+pub fn is_name_of_part(path: &Path) -> bool {
+    part_name(path).is_some_and(|name| name.count > 1)
+}
+
 /// Refuses one part of several under a name that does not tell where the others are, and keys of a whole that do not
 /// fit it.
 pub(super) fn refuse_lone_part(gguf: &Gguf) -> Result<()> {

@@ -1,14 +1,25 @@
 //! An output folder of several files.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use super::temporary::{PersistError, Temporary, is_temporary, rename_file};
-use super::{Identity, Overwrite, StagedFile, exists_error, identities, parent_and_name, refuse_input, sync_folder};
+use super::{Overwrite, StagedFile, exists_error, identities, parent_and_name, refuse_input, sync_folder};
 use crate::error::{Code, Error, Result};
 use crate::format::names::check_name;
+
+/// What happens where the output folder exists and is not empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replace {
+    /// It is an error.
+    Nothing,
+    /// These files, relative to the folder, go, and the output takes their place. Anything else in the folder is an error:
+    /// what this program did not write, it does not remove.
+    Files(BTreeSet<String>),
+}
 
 /// A folder whose files appear together on [`commit`](Self::commit), and otherwise not at all.
 #[derive(Debug)]
@@ -16,10 +27,7 @@ pub struct OutputFolder {
     target: PathBuf,
     temporary: Temporary,
     place: Place,
-    overwrite: Overwrite,
-    inputs: Vec<(Identity, PathBuf)>,
-    /// Whether nothing of an existing folder stays.
-    is_whole: bool,
+    replace: Replace,
     /// Staged files, relative to the target, in the order of their creation.
     files: Mutex<Vec<String>>,
 }
@@ -27,8 +35,7 @@ pub struct OutputFolder {
 /// Where the files are staged, and so how they are committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
-    /// In a sibling of the target, which takes the target's name in one step, unless the target has files to keep: then
-    /// each file is renamed over its namesake.
+    /// In a sibling of the target, which takes the target's name in one step.
     Sibling,
     /// In the target, from where each file is renamed over its namesake: for one that cannot be replaced, since it is a
     /// mount point or the current folder.
@@ -36,14 +43,14 @@ enum Place {
 }
 
 impl OutputFolder {
-    /// Prepares to fill `target`: an absent or empty folder or, with [`Overwrite::Force`], any folder, of which only
-    /// files of the same name are replaced. `inputs` are the files and folders that are being read.
+    /// Prepares to fill `target`: an absent or empty folder or, with [`Replace::Files`], one that holds nothing but those
+    /// files. `inputs` are the files and folders that are being read.
     ///
     /// # Errors
     ///
-    /// [`Code::OutputExists`] for a folder that is not empty and for a file; [`Code::OutputIsInput`];
-    /// [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
-    pub fn create(target: &Path, overwrite: Overwrite, inputs: &[&Path]) -> Result<Self> {
+    /// [`Code::OutputExists`] for a file, for a folder that is not empty, and for one that holds anything else;
+    /// [`Code::OutputIsInput`]; [`Code::NotFound`] where the parent folder is absent; [`Code::Io`].
+    pub fn create(target: &Path, replace: Replace, inputs: &[&Path]) -> Result<Self> {
         let inputs = identities(inputs);
         refuse_input(target, &inputs)?;
         // A link to a folder is followed, and `.` gets its name.
@@ -55,11 +62,13 @@ impl OutputFolder {
         } else {
             target.to_owned()
         };
-        let empty = !is_folder || is_empty(&target)?;
-        if !empty && overwrite == Overwrite::Never {
-            return Err(exists_error(&target, "the output folder is not empty"));
+        if is_folder {
+            refuse_strangers(&target, &replace)?;
+            if let Replace::Files(old) = &replace {
+                old.iter().try_for_each(|relative| refuse_input(&target.join(relative), &inputs))?;
+            }
         }
-        let forced = overwrite == Overwrite::Force;
+        let forced = matches!(replace, Replace::Files(_));
         let (place, temporary) = if !is_folder || (replaceable(&target) && (forced || has_no_entry(&target))) {
             let (parent, name) = parent_and_name(&target)?;
             (Place::Sibling, Temporary::folder(&parent, &name)?)
@@ -67,7 +76,7 @@ impl OutputFolder {
             let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
             (Place::Inside, Temporary::folder(&target, &name)?)
         };
-        Ok(OutputFolder { target, temporary, place, overwrite, inputs, is_whole: false, files: Mutex::default() })
+        Ok(OutputFolder { target, temporary, place, replace, files: Mutex::default() })
     }
 
     /// A new file in the folder; `relative` may have `/`-separated parts. Where a folder cannot be renamed as a whole,
@@ -75,14 +84,13 @@ impl OutputFolder {
     ///
     /// # Errors
     ///
-    /// [`Code::NameInvalid`], [`Code::NameDuplicate`], [`Code::OutputIsInput`], [`Code::Io`].
+    /// [`Code::NameInvalid`], [`Code::NameDuplicate`], [`Code::Io`].
     pub fn file(&self, relative: &str) -> Result<StagedFile> {
         check_name(relative)?;
         if relative.contains('\\') || relative.split('/').any(|part| part.is_empty() || part == ".") {
             return Err(Error::new(Code::NameInvalid, "the name has an empty part").field(relative));
         }
         let target = self.target.join(relative);
-        refuse_input(&target, &self.inputs)?;
         let staged = self.temporary.path().join(relative);
         let failed = |e| Error::io(&target, "cannot create", e);
         // An interrupt in between would see its removed folder come back.
@@ -106,11 +114,6 @@ impl OutputFolder {
         self.files.lock().unwrap_or_else(|e| e.into_inner()).push(relative.to_owned());
     }
 
-    /// Lets the output take the place of an existing folder with all that it holds.
-    pub fn replace_whole(&mut self) {
-        self.is_whole = true;
-    }
-
     /// Where the staged files can be read before they are committed.
     pub fn staged_path(&self) -> &Path {
         self.temporary.path()
@@ -128,43 +131,95 @@ impl OutputFolder {
     /// [`Code::OutputExists`] where something appeared at the target meanwhile, [`Code::Interrupted`],
     /// [`Code::Io`]. The temporary folder is gone in any case.
     pub fn commit(self) -> Result<()> {
-        let OutputFolder { target, temporary, place, overwrite, files, is_whole, .. } = self;
+        let OutputFolder { target, temporary, place, replace, files, .. } = self;
         let files = files.into_inner().unwrap_or_else(|e| e.into_inner());
         let staged = temporary.path().to_owned();
         if let Err(e) = sync_all(&staged, &files) {
             // After an interrupt there is nothing to sync, and that is the better message.
             return temporary.while_live(|_| Err(e));
         }
+        let existing = std::fs::metadata(&target).ok().filter(std::fs::Metadata::is_dir);
+        if existing.is_some() {
+            // Once more: the work in between may have taken hours.
+            refuse_strangers(&target, &replace)?;
+        }
         match place {
-            Place::Sibling
-                if overwrite == Overwrite::Force && std::fs::read_dir(&target).is_ok() && !has_no_entry(&target) =>
-            {
-                let _ = std::fs::metadata(&target).map(|m| std::fs::set_permissions(&staged, m.permissions()));
-                if is_whole || holds_only(&target, &files) {
-                    temporary.exchange_folder(&target).map_err(|e| at_target(e, &target))?;
-                    return sync_folder(&parent_and_name(&target)?.0);
-                }
-                temporary.while_live(|staged| {
-                    move_files(staged, &target, &files, overwrite).map_err(|e| at_target(PersistError::Io(e), &target))
-                })?;
-                sync_all(&target, &files)
-            }
             Place::Sibling => {
-                if let Ok(existing) = std::fs::metadata(&target) {
+                if let Some(existing) = &existing {
                     let _ = std::fs::set_permissions(&staged, existing.permissions());
                 }
-                temporary.keep_folder(&target).map_err(|e| at_target(e, &target))?;
+                match &replace {
+                    Replace::Files(_) if existing.is_some() && !has_no_entry(&target) => {
+                        temporary.exchange_folder(&target)
+                    }
+                    _ => temporary.keep_folder(&target),
+                }
+                .map_err(|e| at_target(e, &target))?;
                 sync_folder(&parent_and_name(&target)?.0)
             }
             Place::Inside => {
                 temporary.while_live(|staged| {
-                    move_files(staged, &target, &files, overwrite).map_err(|e| at_target(PersistError::Io(e), &target))
+                    move_files(staged, &target, &files, &replace).map_err(|e| at_target(PersistError::Io(e), &target))
                 })?;
                 drop(temporary); // the emptied folder
                 sync_all(&target, &files)
             }
         }
     }
+}
+
+/// Refuses to touch a folder that holds anything but what may be replaced, and temporaries.
+fn refuse_strangers(folder: &Path, replace: &Replace) -> Result<()> {
+    const SHOWN: usize = 3;
+    let ours = match replace {
+        Replace::Nothing => return if is_empty(folder)? { Ok(()) } else { Err(not_empty(folder)) },
+        Replace::Files(ours) => ours,
+    };
+    let mut strangers = strangers(folder, ours)?;
+    if strangers.is_empty() {
+        return Ok(());
+    }
+    strangers.sort();
+    let shown: Vec<String> = strangers.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
+    let more = if strangers.len() > SHOWN { format!(" and {} more", strangers.len() - SHOWN) } else { String::new() };
+    let message = format!(
+        "the output folder holds what ptplus did not write there, or what was changed since: {}{more}; --force replaces \
+         ptplus's own files alone",
+        shown.join(", ")
+    );
+    Err(Error::new(Code::OutputExists, message)
+        .file(folder)
+        .hints(["move that elsewhere, or write into another folder".to_owned()]))
+}
+
+fn not_empty(folder: &Path) -> Error {
+    exists_error(folder, "the output folder is not empty")
+}
+
+/// What lies in the folder and is neither one of `ours` nor a temporary; of a folder without any of ours its name alone.
+fn strangers(folder: &Path, ours: &BTreeSet<String>) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    let mut open = vec![String::new()];
+    while let Some(below) = open.pop() {
+        let here = folder.join(&below);
+        let failed = |e| Error::io(&here, "cannot list", e);
+        for entry in std::fs::read_dir(&here).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let kind = entry.file_type().map_err(failed)?;
+            let name = entry.file_name();
+            let Some(relative) = name.to_str().map(|name| format!("{below}{name}")) else {
+                found.push(format!("{below}{}", name.to_string_lossy()));
+                continue;
+            };
+            let inner = format!("{relative}/");
+            if kind.is_dir() && ours.range(inner.clone()..).next().is_some_and(|next| next.starts_with(&inner)) {
+                open.push(inner);
+            } else if !(kind.is_file() && ours.contains(&relative) || below.is_empty() && is_temporary(&relative)) {
+                found.push(if kind.is_dir() { inner } else { relative });
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn at_target(e: PersistError, target: &Path) -> Error {
@@ -192,15 +247,6 @@ fn is_empty(folder: &Path) -> Result<bool> {
 /// Nothing in it at all.
 fn has_no_entry(folder: &Path) -> bool {
     std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-/// Whether each file in it will be replaced by one of `files`.
-fn holds_only(folder: &Path, files: &[String]) -> bool {
-    let Ok(entries) = std::fs::read_dir(folder) else { return false };
-    entries.flatten().all(|e| {
-        let is_file = e.file_type().is_ok_and(|t| t.is_file());
-        is_file && e.file_name().to_str().is_some_and(|name| is_temporary(name) || files.iter().any(|f| f == name))
-    })
 }
 
 /// Whether a sibling can take this folder's place: it is no mount point, and not the current folder, which would leave
@@ -242,8 +288,10 @@ fn create_folders_below(target: &Path, relative: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Moves files one by one. Without force nothing is replaced, and a failure takes back what was moved.
-fn move_files(staged: &Path, target: &Path, files: &[String], overwrite: Overwrite) -> std::io::Result<()> {
+/// Moves files one by one, and removes what the output replaces and has no more. Where nothing is replaced, a failure
+/// takes back what was moved.
+fn move_files(staged: &Path, target: &Path, files: &[String], replace: &Replace) -> std::io::Result<()> {
+    let overwrite = if *replace == Replace::Nothing { Overwrite::Never } else { Overwrite::Force };
     // Before anything is moved: what would stop it half-way. A bundle chooses its own names.
     for relative in files {
         let to = target.join(relative);
@@ -257,6 +305,18 @@ fn move_files(staged: &Path, target: &Path, files: &[String], overwrite: Overwri
                 let message = format!("{} is no folder", folder.display());
                 return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, message));
             }
+        }
+    }
+    if let Replace::Files(old) = replace {
+        for relative in old.iter().filter(|old| !files.contains(old)) {
+            let gone = target.join(relative);
+            match std::fs::remove_file(&gone) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            // A folder that is not empty stays.
+            let parents = gone.ancestors().skip(1).take_while(|p| *p != target);
+            parents.for_each(|p| drop(std::fs::remove_dir(p)));
         }
     }
     let mut moved = Vec::new();
@@ -296,6 +356,10 @@ mod tests {
         out
     }
 
+    fn files(names: &[&str]) -> Replace {
+        Replace::Files(names.iter().map(|n| (*n).to_owned()).collect())
+    }
+
     fn fill(folder: &OutputFolder) {
         folder.file("a.gguf").unwrap().write_all_at(0, b"A").unwrap();
         folder.file("reports/r.json").unwrap().write_all_at(0, b"R").unwrap();
@@ -309,7 +373,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("linked")).unwrap();
         symlink("linked", &link).unwrap();
         for target in [&absent, &empty, &link] {
-            let out = OutputFolder::create(target, Overwrite::Never, &[]).unwrap();
+            let out = OutputFolder::create(target, Replace::Nothing, &[]).unwrap();
             fill(&out);
             assert_eq!(std::fs::read(out.staged_path().join("a.gguf")).unwrap(), b"A");
             assert!(!target.join("a.gguf").exists());
@@ -320,20 +384,39 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "no temporary stays");
     }
 
+    /// Where the files are moved one by one, nothing is before everything can be.
     #[test]
     fn a_folder_in_a_files_place_stops_all_of_it() {
         for (blocking, is_folder) in [("reports/r.json", true), ("reports", false)] {
             let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join("a.gguf"), b"old").unwrap();
+            let (staged, target) = (dir.path().join("staged"), dir.path().join("target"));
+            std::fs::create_dir_all(staged.join("reports")).unwrap();
+            std::fs::create_dir(&target).unwrap();
+            let written = ["a.gguf", "reports/r.json"].map(str::to_owned);
+            written.iter().for_each(|f| std::fs::write(staged.join(f), b"new").unwrap());
+            std::fs::write(target.join("a.gguf"), b"old").unwrap();
             match is_folder {
-                true => std::fs::create_dir_all(dir.path().join(blocking)).unwrap(),
-                false => std::fs::write(dir.path().join(blocking), b"old").unwrap(),
+                true => std::fs::create_dir_all(target.join(blocking)).unwrap(),
+                false => std::fs::write(target.join(blocking), b"old").unwrap(),
             }
-            let out = OutputFolder::create(dir.path(), Overwrite::Force, &[]).unwrap();
-            fill(&out);
-            out.commit().unwrap_err();
-            assert_eq!(std::fs::read(dir.path().join("a.gguf")).unwrap(), b"old", "{blocking}");
+            move_files(&staged, &target, &written, &files(&["a.gguf"])).unwrap_err();
+            assert_eq!(std::fs::read(target.join("a.gguf")).unwrap(), b"old", "{blocking}");
         }
+    }
+
+    #[test]
+    fn what_the_output_replaces_and_has_no_more_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (staged, target) = (dir.path().join("staged"), dir.path().join("target"));
+        std::fs::create_dir(&staged).unwrap();
+        std::fs::write(staged.join("a"), b"new").unwrap();
+        std::fs::create_dir_all(target.join("reports/deep")).unwrap();
+        for old in ["a", "b", "reports/deep/r"] {
+            std::fs::write(target.join(old), b"old").unwrap();
+        }
+        move_files(&staged, &target, &["a".to_owned()], &files(&["a", "b", "reports/deep/r", "gone"])).unwrap();
+        assert_eq!(tree(&target), ["a"]);
+        assert!(!target.join("reports").exists());
     }
 
     #[test]
@@ -342,8 +425,8 @@ mod tests {
         let keep = dir.path().join("keep");
         std::fs::create_dir(&keep).unwrap();
         std::fs::write(keep.join("other"), b"").unwrap();
-        for (target, overwrite) in [(dir.path().join("absent"), Overwrite::Never), (keep, Overwrite::Force)] {
-            let out = OutputFolder::create(&target, overwrite, &[]).unwrap();
+        for (target, replace) in [(dir.path().join("absent"), Replace::Nothing), (keep, files(&["other"]))] {
+            let out = OutputFolder::create(&target, replace, &[]).unwrap();
             fill(&out);
             drop(out);
         }
@@ -352,25 +435,73 @@ mod tests {
     }
 
     #[test]
-    fn with_force_only_namesakes_are_replaced() {
+    fn a_folder_that_holds_anything_else_is_not_touched() {
+        for stranger in ["other", ".git/config", "reports/mine.txt", "empty/", "a.gguf.bak", "A.gguf"] {
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("target");
+            std::fs::create_dir_all(target.join("reports")).unwrap();
+            std::fs::write(target.join("a.gguf"), b"old").unwrap();
+            std::fs::write(target.join("reports/old.json"), b"old").unwrap();
+            let e = OutputFolder::create(&target, Replace::Nothing, &[]).unwrap_err();
+            assert_eq!(e.code(), Code::OutputExists);
+            let old = files(&["a.gguf", "reports/old.json", "never"]);
+            let path = target.join(stranger);
+            let put = || {
+                std::fs::create_dir_all(if stranger.ends_with('/') { &path } else { path.parent().unwrap() }).unwrap();
+                if !stranger.ends_with('/') {
+                    std::fs::write(&path, b"theirs").unwrap();
+                }
+            };
+            // Also where it appears while the output is being written.
+            let out = OutputFolder::create(&target, old.clone(), &[]).unwrap();
+            fill(&out);
+            put();
+            assert_eq!(out.commit().unwrap_err().code(), Code::OutputExists, "{stranger}");
+            let e = OutputFolder::create(&target, old.clone(), &[]).unwrap_err();
+            assert_eq!(e.code(), Code::OutputExists, "{stranger}");
+            let first = stranger.split_inclusive('/').next().unwrap();
+            let named = if first == "reports/" { stranger } else { first };
+            assert!(e.message().contains(&format!("{named:?}")), "{e}");
+            assert_eq!(std::fs::read(target.join("a.gguf")).unwrap(), b"old");
+            assert_eq!(std::fs::read(target.join("reports/old.json")).unwrap(), b"old");
+            assert!(path.exists());
+            // Without it the old files go, whether or not the output has namesakes of them.
+            std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path)).unwrap();
+            if first == ".git/" {
+                std::fs::remove_dir(target.join(".git")).unwrap();
+            }
+            let out = OutputFolder::create(&target, old, &[]).unwrap();
+            fill(&out);
+            out.commit().unwrap();
+            assert_eq!(tree(&target), ["a.gguf", "reports/r.json"]);
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn links_are_nothing_that_ptplus_wrote() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("a.gguf"), b"old").unwrap();
-        std::fs::write(dir.path().join("other"), b"other").unwrap();
-        let e = OutputFolder::create(dir.path(), Overwrite::Never, &[]).unwrap_err();
-        assert_eq!(e.code(), Code::OutputExists);
-        let out = OutputFolder::create(dir.path(), Overwrite::Force, &[]).unwrap();
-        fill(&out);
-        out.commit().unwrap();
-        assert_eq!(tree(dir.path()), ["a.gguf", "other", "reports/r.json"]);
-        assert_eq!(std::fs::read(dir.path().join("a.gguf")).unwrap(), b"A");
-        assert_eq!(std::fs::read(dir.path().join("other")).unwrap(), b"other");
+        let (target, elsewhere) = (dir.path().join("target"), dir.path().join("elsewhere"));
+        std::fs::create_dir(&target).unwrap();
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::write(elsewhere.join("a"), b"theirs").unwrap();
+        for (link, to) in [("a.gguf", elsewhere.join("a")), ("reports", elsewhere.clone())] {
+            symlink(to, target.join(link)).unwrap();
+            let old = files(&["a.gguf", "reports/a"]);
+            assert_eq!(OutputFolder::create(&target, old, &[]).unwrap_err().code(), Code::OutputExists);
+            std::fs::remove_file(target.join(link)).unwrap();
+        }
+        // What is replaced is never what is read.
+        std::fs::hard_link(elsewhere.join("a"), target.join("a.gguf")).unwrap();
+        let e = OutputFolder::create(&target, files(&["a.gguf"]), &[&elsewhere.join("a")]).unwrap_err();
+        assert_eq!(e.code(), Code::OutputIsInput);
     }
 
     #[test]
     fn what_appears_meanwhile_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");
-        let out = OutputFolder::create(&target, Overwrite::Never, &[]).unwrap();
+        let out = OutputFolder::create(&target, Replace::Nothing, &[]).unwrap();
         fill(&out);
         std::fs::create_dir(&target).unwrap();
         std::fs::write(target.join("theirs"), b"").unwrap();
@@ -378,12 +509,12 @@ mod tests {
         assert_eq!(tree(dir.path()), ["out/theirs"]);
 
         // The same in a folder whose files are moved one by one: the first is taken back.
-        let files = ["a".to_owned(), "b".to_owned()];
+        let names = ["a".to_owned(), "b".to_owned()];
         let staged = dir.path().join("staged");
         std::fs::create_dir(&staged).unwrap();
-        files.iter().for_each(|f| std::fs::write(staged.join(f), b"new").unwrap());
+        names.iter().for_each(|f| std::fs::write(staged.join(f), b"new").unwrap());
         std::fs::write(target.join("b"), b"old").unwrap();
-        assert!(move_files(&staged, &target, &files, Overwrite::Never).is_err());
+        assert!(move_files(&staged, &target, &names, &Replace::Nothing).is_err());
         assert_eq!(tree(&target), ["b", "theirs"]);
         assert_eq!(std::fs::read(target.join("b")).unwrap(), b"old");
     }
@@ -394,12 +525,12 @@ mod tests {
         let file = dir.path().join("file");
         std::fs::write(&file, b"").unwrap();
         let create =
-            |t: &Path, i: &[&Path]| OutputFolder::create(t, Overwrite::Force, i).map(|_| ()).unwrap_err().code();
+            |t: &Path, i: &[&Path]| OutputFolder::create(t, files(&["file"]), i).map(|_| ()).unwrap_err().code();
         assert_eq!(create(&file, &[]), Code::OutputExists);
         assert_eq!(create(dir.path(), &[dir.path()]), Code::OutputIsInput);
+        assert_eq!(create(dir.path(), &[&file]), Code::OutputIsInput);
         assert_eq!(create(&dir.path().join("absent/out"), &[]), Code::NotFound);
-        let out = OutputFolder::create(dir.path(), Overwrite::Force, &[&file]).unwrap();
-        assert_eq!(out.file("file").unwrap_err().code(), Code::OutputIsInput);
+        let out = OutputFolder::create(&dir.path().join("new"), Replace::Nothing, &[]).unwrap();
         for bad in ["", "/a", "../a", "a//b", "./a", "a/", "a\\b", "a\0"] {
             assert_eq!(out.file(bad).unwrap_err().code(), Code::NameInvalid, "{bad:?}");
         }

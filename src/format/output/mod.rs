@@ -9,7 +9,7 @@ mod folder;
 mod temporary;
 
 pub use file::OutputFile;
-pub use folder::OutputFolder;
+pub use folder::{OutputFolder, Replace};
 pub use temporary::discard_all;
 
 use std::fs::File;
@@ -93,6 +93,18 @@ impl Scratch {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.0.path()
+    }
+}
+
+/// `path` without links and detours, as far as it exists.
+pub fn resolved(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => resolved(Path::new(".")).join(name),
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => path.to_owned(),
     }
 }
 
