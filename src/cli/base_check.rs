@@ -1,5 +1,6 @@
 //! Whether the base is the one that the adapter was made for: the flag, and what is said about it.
 
+use super::command::Recorded;
 use super::ui::Ui;
 use crate::base::fingerprint::Identity;
 use crate::validate::BaseMismatch;
@@ -12,6 +13,11 @@ pub struct BaseCheck {
 }
 
 impl BaseCheck {
+    pub fn record(&self, command: &mut Recorded) {
+        let BaseCheck { ignore_base_mismatch } = self;
+        command.flag("--ignore-base-mismatch", *ignore_base_mismatch);
+    }
+
     pub fn mismatch(&self) -> BaseMismatch {
         if self.ignore_base_mismatch { BaseMismatch::Ignore } else { BaseMismatch::Refuse }
     }

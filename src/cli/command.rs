@@ -1,103 +1,100 @@
-//! The command line as provenance: what decides the output, and nothing of the machine that ran it.
+//! The command as outputs record it: what decides their bytes, and nothing of the machine that ran it. It is made of the
+//! parsed options, never of the words that were typed, so that any spelling of the same command gives the same bytes.
 
-use std::ffi::OsString;
+use std::fmt::Display;
 use std::path::Path;
 
-use clap::CommandFactory as _;
+use serde_json::Value;
 
-/// Options that do not change what an output holds, and whether a value follows them.
-const LEFT_OUT: [(&str, bool); 19] = [
-    ("--jobs", true),
-    ("--report", true),
-    ("-o", true),
-    ("--output", true),
-    ("--outfile", true),
-    ("--threads", true),
-    ("--sign", true),
-    ("--password-file", true),
-    ("--device", true),
-    ("-f", false),
-    ("--force", false),
-    ("--dry-run", false),
-    ("--tar", false),
-    ("--json", false),
-    ("-q", false),
-    ("--quiet", false),
-    ("-v", false),
-    ("--verbose", false),
-    ("--no-password", false),
-];
+use crate::export::types::{OnUnfit, OutType, TypeRules};
+use crate::import::{Options, flag_of};
+use crate::transform::loss::Bound;
 
-/// The arguments without [`LEFT_OUT`], each path cut to its last part.
-pub fn normal_form(arguments: impl Iterator<Item = OsString>) -> String {
-    let mut out = vec!["ptplus".to_owned()];
-    let mut is_value_left_out = false;
-    for argument in arguments.skip(1) {
-        let text = argument.to_string_lossy();
-        if std::mem::take(&mut is_value_left_out) {
-            continue;
-        }
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) if name.starts_with("--") => (name, Some(value)),
-            _ => (&*text, None),
-        };
-        if let Some((_, has_value)) = LEFT_OUT.iter().find(|(option, _)| *option == name) {
-            is_value_left_out = *has_value && value.is_none();
-            continue;
-        }
-        // `-oFILE`; no other short option takes a value.
-        if name.starts_with("-o") && !name.starts_with("--") {
-            continue;
-        }
-        out.push(match value {
-            Some(value) => format!("{name}={}", quoted(last_part(value))),
-            None => quoted(last_part(name)),
-        });
+/// A command that grows option by option, in an order that the code decides.
+pub struct Recorded(Vec<String>);
+
+impl Recorded {
+    /// `ptplus COMMAND INPUT`
+    pub fn new(command: &str, input: &Path) -> Recorded {
+        Recorded(vec!["ptplus".into(), command.into(), quoted(&last_part(input))])
     }
-    out.join(" ")
-}
 
-/// The normal form that a conversion of many adapters would have had on `adapter` alone: an output does not tell in what
-/// company it was made. Without a subcommand's positional arguments, which are the adapters.
-pub fn normal_form_alone(arguments: impl Iterator<Item = OsString>, adapter: &Path) -> String {
-    let mut out = Vec::new();
-    let mut is_value = false;
-    let mut n_positional = 0;
-    for argument in arguments.skip(1) {
-        let text = argument.to_string_lossy().into_owned();
-        let is_option = text.starts_with('-') && !is_value;
-        if is_option && text == "--" {
-            continue;
-        }
-        if is_option || is_value {
-            is_value = is_option && takes_value(&text);
-            out.push(argument);
-            continue;
-        }
-        // The first one is the subcommand.
-        n_positional += 1;
-        if n_positional == 1 {
-            out.extend([argument, adapter.as_os_str().to_owned()]);
+    /// An argument without a flag.
+    pub fn argument(&mut self, value: impl Display) {
+        self.0.push(quoted(&value.to_string()));
+    }
+
+    /// `FLAG VALUE`, if there is one.
+    pub fn value(&mut self, flag: &str, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.0.extend([flag.to_owned(), quoted(&value.to_string())]);
         }
     }
-    normal_form(std::iter::once("ptplus".into()).chain(out))
+
+    /// `FLAG FILE`, if there is one, of the path the last part alone.
+    pub fn file(&mut self, flag: &str, path: Option<&Path>) {
+        self.value(flag, path.map(last_part));
+    }
+
+    /// `FLAG`, if it is given.
+    pub fn flag(&mut self, flag: &str, is_given: bool) {
+        if is_given {
+            self.0.push(flag.to_owned());
+        }
+    }
+
+    /// What decides element types. `default_flag` is that of the type for all; without one it is an argument.
+    pub fn types(&mut self, default_flag: Option<&str>, rules: &TypeRules, bounds: &[Bound], auto_kl: Option<f64>) {
+        match (rules.default, default_flag) {
+            (OutType::Keep, Some(_)) => {}
+            (_, None) if auto_kl.is_some() => {}
+            (default, Some(flag)) => self.value(flag, Some(default)),
+            (default, None) => self.argument(default),
+        }
+        // The first that matches decides, so their order says something, and that of bounds does not.
+        rules.overrides.iter().for_each(|o| self.value("--tensor-type", Some(o)));
+        match rules.on_unfit {
+            OnUnfit::Fallback => {}
+            OnUnfit::Error => self.value("--on-unfit", Some("error")),
+            OnUnfit::Keep => self.value("--on-unfit", Some("keep")),
+        }
+        self.flag("--allow-requantize", rules.allow_requantize);
+        let mut bounds: Vec<String> = bounds.iter().map(Bound::to_string).collect();
+        bounds.sort();
+        bounds.dedup();
+        bounds.iter().for_each(|b| self.value("--max-error", Some(b)));
+        self.value("--auto", auto_kl.map(|kl| format!("KL={kl:?}")));
+    }
+
+    /// What is stated about a checkpoint of another training code.
+    pub fn reading(&mut self, options: &Options) {
+        let Options { stated, transpose_memory, layout } = options;
+        self.file("--layout", layout.as_deref());
+        for (key, value) in stated {
+            let text = match value {
+                Value::Null => "all".to_owned(),
+                Value::String(text) => text.clone(),
+                Value::Array(list) => list.iter().map(Value::to_string).collect::<Vec<_>>().join(","),
+                other => other.to_string(),
+            };
+            self.value(flag_of(key).unwrap_or(key), Some(text));
+        }
+        if let Some(is_transposed) = transpose_memory {
+            self.0.push(format!("--transpose-memory={is_transposed}"));
+        }
+    }
+
+    /// The whole line.
+    pub fn line(&self) -> String {
+        self.0.join(" ")
+    }
 }
 
-/// Whether the next argument is this option's value.
-fn takes_value(option: &str) -> bool {
-    let is_it = |a: &clap::Arg| {
-        let longs = a.get_long_and_visible_aliases().into_iter().flatten().map(|l| format!("--{l}"));
-        let shorts = a.get_short().map(|s| format!("-{s}"));
-        longs.chain(shorts).any(|name| name == option)
-    };
-    let takes = |a: &clap::Arg| a.get_action().takes_values() && !a.is_require_equals_set();
-    let cli = super::Cli::command();
-    cli.find_subcommand("convert").into_iter().flat_map(clap::Command::get_arguments).any(|a| is_it(a) && takes(a))
-}
-
-fn last_part(text: &str) -> &str {
-    let trimmed = text.trim_end_matches('/');
-    if trimmed.is_empty() { text } else { trimmed.rsplit('/').next().unwrap_or(trimmed) }
+/// Of `.`, `..` and the like the name that they stand for.
+fn last_part(path: &Path) -> String {
+    let name = path.file_name().map(ToOwned::to_owned);
+    let name = name.or_else(|| path.canonicalize().ok()?.file_name().map(ToOwned::to_owned));
+    name.as_deref().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// As a shell needs it.
@@ -115,26 +112,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_decides_the_output_stays() {
-        let normal = |line: &str| normal_form(line.split(' ').map(OsString::from));
-        let expected = "ptplus convert adapter --base model --outtype q8_0";
-        for line in [
-            "/usr/bin/ptplus convert /home/me/adapter/ --base ../model --outtype q8_0 -o /tmp/x.gguf",
-            "ptplus convert adapter -o x.gguf --base=/data/model --outtype q8_0 --threads 2 --force -q",
-            "ptplus convert adapter -ox.gguf --base model --outtype q8_0 --threads=16 --json",
-        ] {
-            assert_eq!(normal(line).replace("--base=model", "--base model"), expected, "{line}");
+    fn a_path_is_recorded_by_its_last_part_however_it_is_spelt() {
+        for path in ["adapter", "adapter/", "./adapter", "/x/y/adapter/.", "../z/adapter//"] {
+            assert_eq!(Recorded::new("convert", Path::new(path)).line(), "ptplus convert adapter");
         }
-        for line in [
-            "ptplus convert --jobs 4 a/adapter /x/other -o out --base model --outtype q8_0",
-            "ptplus --json convert a --base model -f folder/ --outtype q8_0 -oout --jobs=4 b",
-        ] {
-            let one = normal_form_alone(line.split(' ').map(OsString::from), Path::new("some/where/adapter"));
-            assert_eq!(one, expected, "{line}");
+        let here = std::env::current_dir().unwrap();
+        for path in [".", "src/..", "./"] {
+            let name = here.file_name().unwrap().to_str().unwrap();
+            assert_eq!(Recorded::new("convert", Path::new(path)).line(), format!("ptplus convert {}", quoted(name)));
         }
-        assert_eq!(
-            normal_form(["p", "quantize", "a b", "q8_0"].map(OsString::from).into_iter()),
-            "ptplus quantize 'a b' q8_0"
-        );
+        assert_eq!(Recorded::new("convert", Path::new("a b")).line(), "ptplus convert 'a b'");
+    }
+
+    #[test]
+    fn types_are_recorded_by_what_they_are() {
+        let line = |rules: &TypeRules, bounds: &[&str], auto, flag| {
+            let mut r = Recorded::new("x", Path::new("a"));
+            let bounds: Vec<Bound> = bounds.iter().map(|b| Bound::parse(b).unwrap()).collect();
+            r.types(flag, rules, &bounds, auto);
+            r.line()
+        };
+        let rules = |default: &str| TypeRules::from(OutType::parse(default).unwrap());
+        assert_eq!(line(&rules("keep"), &[], None, Some("--outtype")), "ptplus x a");
+        for q8 in ["q8_0", "Q8_0", "8"] {
+            assert_eq!(line(&rules(q8), &[], None, Some("--outtype")), "ptplus x a --outtype q8_0");
+            assert_eq!(line(&rules(q8), &[], None, None), "ptplus x a q8_0");
+        }
+        assert_eq!(line(&rules("Q4_K_M"), &[], None, None), "ptplus x a q4_k_m");
+        assert_eq!(line(&rules("keep"), &[], Some(1e-3), None), "ptplus x a --auto KL=0.001");
+        let bounds = [["rmse=1e-1", "KL=.5"], ["kl=0.50", "RMSE=0.1"]];
+        for order in bounds {
+            let expected = "ptplus x a --max-error kl=0.5 --max-error rmse=0.1";
+            assert_eq!(line(&rules("keep"), &order, None, Some("--outtype")), expected);
+        }
+        let mut two = rules("keep");
+        for text in ["blk\\.0=Q8_0", "a=2"] {
+            two.overrides.push(crate::export::types::Override::parse(text).unwrap());
+        }
+        two.on_unfit = OnUnfit::Keep;
+        let expected = "ptplus x a --tensor-type 'blk\\.0=q8_0' --tensor-type a=q4_0 --on-unfit keep";
+        assert_eq!(line(&two, &[], None, Some("--outtype")), expected);
     }
 }

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::base_check::{self, BaseCheck};
-use super::command;
+use super::command::Recorded;
 use super::progress::Unit;
 use super::reading::Reading;
 #[cfg(feature = "report")]
@@ -308,6 +308,47 @@ impl<'a> Prepared<'a> {
         self.probe.as_ref().map_or(Prompts::DEFAULT, |probe| Prompts::Tokens(probe.input_ids.clone()))
     }
 
+    /// What outputs record. Every option has its place here: one that is not recorded decides nothing that an output holds,
+    /// or is seen in the output itself, as its format is.
+    fn command(&self, adapter: &Path, name: &str) -> Recorded {
+        // What is parsed already is taken from there.
+        let Job {
+            adapter: _,
+            output: _,
+            base,
+            arch,
+            probe,
+            device: _,
+            tolerance: _,
+            allow_overflow,
+            force: _,
+            dry_run: _,
+            #[cfg(feature = "report")]
+                report: _,
+            base_check,
+            types: _,
+            reading: _,
+            // Of base models, whose files record no command.
+            tokenizer: _,
+        } = self.job;
+        let mut command = Recorded::new(name, adapter);
+        let type_flag = (name != "quantize").then_some("--outtype");
+        if type_flag.is_none() {
+            command.types(type_flag, &self.types, &self.max_error, self.auto_kl);
+        }
+        command.file("--base", base.as_deref());
+        command.value("--arch", arch.as_ref());
+        command.file("--probe", probe.as_deref());
+        command.value("--tolerance", self.tolerance.as_ref());
+        command.flag("--allow-overflow", *allow_overflow);
+        base_check.record(&mut command);
+        if type_flag.is_some() {
+            command.types(type_flag, &self.types, &self.max_error, self.auto_kl);
+        }
+        command.reading(&self.reading);
+        command
+    }
+
     pub fn convert(&self, adapter: &Path, output: &Path, ui: &Ui, effort: Effort) -> Result<Converted> {
         let a = self.job;
         let steps = |done: usize, total: usize| {
@@ -327,10 +368,7 @@ impl<'a> Prepared<'a> {
             device: &self.device,
             progress: &steps,
         });
-        let command = match effort {
-            Effort::Alone => command::normal_form(std::env::args_os()),
-            Effort::OfMany => command::normal_form_alone(std::env::args_os(), adapter),
-        };
+        let command = self.command(adapter, ui.command()).line();
         pipeline::convert(&Convert {
             adapter,
             reading: &self.reading,

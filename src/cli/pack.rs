@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::base_check::{self, BaseCheck};
+use super::command::Recorded;
 use super::password::PasswordArguments;
 use super::progress::Unit;
 use super::reading::Reading;
@@ -14,20 +15,20 @@ use super::{command, usage};
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
-#[cfg(feature = "report")]
 use crate::import::Options;
 use crate::package::container::is_called_tar;
 use crate::package::pack::{Pack, Packed, pack, source_date};
 use crate::package::signature::Signer;
 #[cfg(feature = "report")]
 use crate::pipeline;
-use crate::pipeline::{Convert, Format, Measure, Proof};
+use crate::pipeline::{Convert, Format, Measure, Proof, TypeRules};
 #[cfg(feature = "report")]
 use crate::report;
 #[cfg(feature = "report")]
 use crate::runner::Device;
 use crate::runner::DeviceChoice;
 use crate::transform::cast::Overflow;
+use crate::transform::loss::Bound;
 use crate::verify::probe::Probe;
 use crate::verify::tolerance::Tolerance;
 use crate::verify::{self, Prompts};
@@ -127,6 +128,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         },
     )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+    let command = recorded(a, tolerance.as_ref(), &types, (&max_error, auto_kl), &reading).line();
     let options = verify::Options { device: &device, tolerance, progress: &steps };
     let prove =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
@@ -134,7 +136,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
         None => Prompts::DEFAULT,
     };
-    let command = command::normal_form(std::env::args_os());
     let outcome = pack(Pack {
         convert: Convert {
             adapter: &a.adapter,
@@ -181,6 +182,48 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     #[cfg(feature = "report")]
     reported?;
     Ok(0)
+}
+
+/// What the bundle records; see [`convert`](super::convert).
+fn recorded(
+    a: &Arguments,
+    tolerance: Option<&Tolerance>,
+    rules: &TypeRules,
+    (max_error, auto_kl): (&[Bound], Option<f64>),
+    options: &Options,
+) -> Recorded {
+    let Arguments {
+        adapter,
+        base,
+        output: _,
+        probe,
+        to,
+        outtype: _,
+        sign: _,
+        password: _,
+        device: _,
+        tolerance: _,
+        allow_overflow,
+        force: _,
+        #[cfg(feature = "report")]
+            report: _,
+        base_check,
+        types: _,
+        reading: _,
+    } = a;
+    let mut command = Recorded::new("pack", adapter);
+    command.file("--base", Some(base));
+    command.file("--probe", probe.as_deref());
+    match to {
+        To::Gguf => {}
+        To::Safetensors => command.value("--to", Some("safetensors")),
+    }
+    command.value("--tolerance", tolerance);
+    command.flag("--allow-overflow", *allow_overflow);
+    base_check.record(&mut command);
+    command.types(Some("--outtype"), rules, max_error, auto_kl);
+    command.reading(options);
+    command
 }
 
 /// A name that ends as other archives and adapters do would silently become a folder.

@@ -67,6 +67,11 @@ impl Ui {
         self.report.get().map_or(String::new(), |path| format!("report {}\n", escape(&path.to_string_lossy())))
     }
 
+    /// Its name.
+    pub fn command(&self) -> &'static str {
+        self.command
+    }
+
     pub fn is_verbose(&self) -> bool {
         self.verbose
     }

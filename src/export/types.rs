@@ -1,5 +1,7 @@
 //! Which type each output tensor gets: the one owner of that decision.
 
+use std::fmt;
+
 use regex::Regex;
 
 use super::base::Mix;
@@ -42,6 +44,17 @@ impl OutType {
     }
 }
 
+/// The name as the command line takes it, in lower case.
+impl fmt::Display for OutType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OutType::Keep => f.write_str("keep"),
+            OutType::As(dtype) => f.write_str(&dtype.name().to_lowercase()),
+            OutType::Mix(mix) => f.write_str(&mix.name().to_lowercase()),
+        }
+    }
+}
+
 /// The two output formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -68,6 +81,13 @@ pub enum OnUnfit {
 pub struct Override {
     pattern: Regex,
     dtype: DType,
+}
+
+/// `REGEX=TYPE`
+impl fmt::Display for Override {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.pattern, self.dtype.name().to_lowercase())
+    }
 }
 
 impl Override {

@@ -105,6 +105,20 @@ pub struct Bound {
     pub limit: f64,
 }
 
+/// `METRIC=VALUE`
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let metric = match self.metric {
+            Metric::Rmse => "rmse",
+            Metric::MaxAbs => "max_abs",
+            Metric::Relative => "relative",
+            Metric::Cosine => "cosine",
+            Metric::Kl => "kl",
+        };
+        write!(f, "{metric}={:?}", self.limit)
+    }
+}
+
 impl Bound {
     /// Parses `rmse=1e-3`, `max_abs=..`, `relative=..`, `cosine=..` or `kl=..`.
     ///

@@ -80,6 +80,23 @@ pub struct Limits {
     pub top1_agreement: Option<f64>,
 }
 
+/// As [`Tolerance::parse`] takes it, limits in one order.
+impl std::fmt::Display for Tolerance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Rule::Explicit(limits) = &self.rule else { return f.write_str(&self.name) };
+        let all = [
+            ("max_abs", limits.max_abs),
+            ("mean_abs", limits.mean_abs),
+            ("mean_kl", limits.mean_kl),
+            ("max_kl", limits.max_kl),
+            ("top1_agreement", limits.top1_agreement),
+        ];
+        let stated: Vec<String> =
+            all.into_iter().filter_map(|(name, limit)| limit.map(|l| format!("{name}={l:?}"))).collect();
+        f.write_str(&stated.join(","))
+    }
+}
+
 impl Tolerance {
     /// The rule for weights stored in this type.
     ///
