@@ -45,8 +45,8 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
         let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
         ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, Unit::Adapters);
         // A line as soon as there is one, whole: several threads print.
-        ui.batch_line(document(task, &outcome, ui), &line(task, &outcome))?;
-        Ok(outcome.err().map(|e| e.kind()))
+        ui.batch_line(document(task, &outcome, ui), &line(task, &outcome));
+        outcome.err().map(|e| e.kind())
     };
     let kinds: Vec<Option<Kind>> = pool.install(|| tasks.par_iter().map(convert).collect::<Result<_>>())?;
     let failed: Vec<Kind> = kinds.into_iter().flatten().collect();
@@ -73,7 +73,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
         "skipped": skipped.len(),
         "skipped_paths": skipped.iter().map(|p| p.to_string_lossy()).collect::<Vec<_>>(), "failed_by_exit_code": by_code, "exit_code": exit,
     }});
-    ui.batch_end(status, summary, &text)?;
+    ui.batch_end(status, summary, &text);
     Ok(exit)
 }
 

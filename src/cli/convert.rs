@@ -12,7 +12,7 @@ use super::reading::Reading;
 use super::report::{Pending, write_failure};
 use super::table;
 use super::types::{self, TypeArguments};
-use super::ui::{Status, Ui};
+use super::ui::Ui;
 use super::usage;
 use crate::base::BaseModel;
 #[cfg(feature = "report")]
@@ -207,7 +207,7 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
     #[cfg(feature = "report")]
     let reported = prepared.report(report_file, adapter, &outcome, ui);
     let done = outcome?;
-    ui.result(Status::Ok, document(&done, ui), text(&done, adapter))?;
+    ui.made(document(&done, ui), text(&done, adapter));
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     if a.base.is_some() && done.verification.is_none() && !done.dry_run {
@@ -251,7 +251,7 @@ fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Form
         dry_run: a.dry_run,
         progress: &|done, total| ui.progress(done, total, Unit::Bytes),
     })?;
-    ui.result(Status::Ok, json!(done), text(&done, base))?;
+    ui.made(json!(done), text(&done, base));
     done.notes.iter().for_each(|n| ui.note(n));
     Ok(0)
 }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::password::PasswordArguments;
-use super::ui::{Status, Ui};
+use super::ui::Ui;
 use crate::error::{Result, escape};
 use crate::format::output::{OutputFile, Overwrite};
 use crate::package::{place, signature};
@@ -46,6 +46,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let (secret, public) = (escape(&a.key.to_string_lossy()), escape(&public_path.to_string_lossy()));
     let document = json!({ "secret_key": secret, "public_key": public, "public_key_base64": keys.public_base64 });
     let text = format!("{secret}: secret key, keep it to yourself\n{public}: public key {}\n", keys.public_base64);
-    ui.result(Status::Ok, document, text)?;
+    ui.made(document, text);
     Ok(0)
 }

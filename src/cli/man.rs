@@ -4,7 +4,7 @@ use clap::CommandFactory as _;
 use serde_json::json;
 
 use super::Cli;
-use super::ui::{Status, Ui};
+use super::ui::Ui;
 use crate::error::{Error, Kind, Result, escape};
 use crate::format::output::{OutputFile, Overwrite};
 use crate::package::place;
@@ -39,7 +39,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     staged.into_iter().try_for_each(OutputFile::commit)?;
     let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
     let text = format!("wrote {} pages to {}\n", names.len(), escape(&a.folder.to_string_lossy()));
-    ui.result(Status::Ok, json!({ "folder": a.folder.to_string_lossy(), "pages": names }), text)?;
+    ui.made(json!({ "folder": a.folder.to_string_lossy(), "pages": names }), text);
     Ok(0)
 }
 

@@ -154,7 +154,15 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(e) => {
             // Help and version are results, and go to stdout with exit code 0; the rest is a usage error.
-            let _ = e.print();
+            let printed = e.print();
+            if let (false, Err(e)) = (e.use_stderr(), printed)
+                && e.kind() != std::io::ErrorKind::BrokenPipe
+            {
+                let ui = Ui::new(named_command(), false, false, false);
+                let e = Error::new(Code::Io, format!("cannot write to stdout: {e}")).caused_by(e);
+                ui.error(&e);
+                return ExitCode::from(e.kind().exit_code());
+            }
             if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
                 let first_line =
                     e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
@@ -218,7 +226,8 @@ fn watch_signals() {
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             crate::format::output::discard_all();
-            eprintln!("ptplus: interrupted; no unfinished output was kept [{}]", Code::Interrupted.slug());
+            let slug = Code::Interrupted.slug();
+            ui::to_stderr(&format!("ptplus: interrupted; no unfinished output was kept [{slug}]\n"));
             std::process::exit(SIGNAL_BASE + signal);
         }
     });

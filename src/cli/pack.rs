@@ -10,8 +10,8 @@ use super::password::PasswordArguments;
 use super::progress::Unit;
 use super::reading::Reading;
 use super::types::TypeArguments;
-use super::ui::{Status, Ui};
-use super::{command, usage};
+use super::ui::Ui;
+use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
@@ -173,7 +173,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let done = outcome?;
     let mut document = json!(done);
     document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
-    ui.result(Status::Ok, document, text(a, &done))?;
+    ui.made(document, text(a, &done));
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
     if a.probe.is_none() {

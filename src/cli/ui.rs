@@ -93,33 +93,36 @@ impl Ui {
         })
     }
 
+    /// [`result`](Self::result) of a command whose output is in its place: that it cannot be told is only noted.
+    pub fn made(&self, document: impl Serialize, text: impl Display) {
+        self.note_unprinted(self.result(Status::Ok, document, text));
+    }
+
     /// Prints one of many results, whole and on a line of its own: `document` with `--json`, else `text`; a failure's text
-    /// goes to stderr. Called from any thread.
-    ///
-    /// # Errors
-    ///
-    /// As [`result`](Self::result).
-    pub fn batch_line(&self, (status, document): (Status, Value), text: &str) -> Result<()> {
+    /// goes to stderr. Called from any thread. The outputs are in their places, so that nothing here is an error.
+    pub fn batch_line(&self, (status, document): (Status, Value), text: &str) {
         let print = || match (self.json, status) {
             (true, _) => self.json_line(status, document),
             (false, Status::Ok) if self.quiet => Ok(()),
             (false, Status::Ok) => write_stdout(text),
             (false, Status::Failed) => {
-                eprint!("{text}");
+                to_stderr(text);
                 Ok(())
             }
         };
-        self.progress.suspend(print)
+        self.note_unprinted(self.progress.suspend(print));
     }
 
     /// Prints what became of all.
-    ///
-    /// # Errors
-    ///
-    /// As [`result`](Self::result).
-    pub fn batch_end(&self, status: Status, document: Value, text: &str) -> Result<()> {
+    pub fn batch_end(&self, status: Status, document: Value, text: &str) {
         self.progress.clear();
-        if self.json { self.json_line(status, document) } else { write_stdout(text) }
+        self.note_unprinted(if self.json { self.json_line(status, document) } else { write_stdout(text) });
+    }
+
+    fn note_unprinted(&self, printed: Result<()>) {
+        if let Err(e) = printed {
+            self.note(&format!("the output is in its place, but {}", e.message()));
+        }
     }
 
     fn json_line(&self, status: Status, document: Value) -> Result<()> {
@@ -149,23 +152,26 @@ impl Ui {
     pub fn note(&self, text: &str) {
         if !self.quiet {
             self.progress.clear();
-            eprintln!("{}: {}", paint_stderr("note", "36"), escape(text));
+            to_stderr(&format!("{}: {}\n", paint_stderr("note", "36"), escape(text)));
         }
     }
 
     /// Reports an error: one line, the causes with `-v`, and the document with `--json`.
     pub fn error(&self, e: &Error) {
         self.progress.clear();
-        eprintln!("{}: {e}", paint_stderr("error", "31;1"));
-        e.detail_lines().iter().for_each(|line| eprintln!("  {}", escape(line)));
-        hints(e, &self.given).iter().for_each(|line| eprintln!("{}: {}", paint_stderr("hint", "36"), escape(line)));
+        let mut text = format!("{}: {e}\n", paint_stderr("error", "31;1"));
+        e.detail_lines().iter().for_each(|line| text += &format!("  {}\n", escape(line)));
+        hints(e, &self.given)
+            .iter()
+            .for_each(|line| text += &format!("{}: {}\n", paint_stderr("hint", "36"), escape(line)));
         if self.verbose {
             let mut cause = e.source();
             while let Some(c) = cause {
-                eprintln!("  caused by: {}", escape(&c.to_string()));
+                text += &format!("  caused by: {}\n", escape(&c.to_string()));
                 cause = c.source();
             }
         }
+        to_stderr(&text);
         if self.json {
             self.error_document(e);
         } else {
@@ -210,6 +216,11 @@ pub fn error_fields(e: &Error, given: &Given) -> Value {
         "details": e.detail_lines(),
         "hints": hints(e, given),
     }})
+}
+
+/// Notes and errors: that nobody can read them changes nothing about what was done.
+pub fn to_stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
 fn write_stdout(text: &str) -> Result<()> {

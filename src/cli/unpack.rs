@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::progress::Unit;
-use super::ui::{Status, Ui};
+use super::ui::Ui;
 use crate::error::{Result, escape};
 use crate::format::output::{OutputFolder, Replace};
 use crate::import::read_bundle;
@@ -64,7 +64,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         escape(&a.output.to_string_lossy()),
         bundle.files.len()
     );
-    ui.result(Status::Ok, document, text)?;
+    ui.made(document, text);
     checked.notes.iter().for_each(|n| ui.note(n));
     Ok(0)
 }
