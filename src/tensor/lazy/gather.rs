@@ -10,7 +10,7 @@ pub(super) fn strided(axes: &[SubAxis], offset: usize, src: &[u8], size: usize, 
         2 => gather_elements::<2>(axes, offset, src, dst),
         4 => gather_elements::<4>(axes, offset, src, dst),
         8 => gather_elements::<8>(axes, offset, src, dst),
-        _ => unreachable!("plain types have 1, 2, 4 or 8 bytes"),
+        _ => gather_wide(axes, offset, src, size, dst),
     }
 }
 
@@ -64,6 +64,16 @@ fn gather_elements<const N: usize>(axes: &[SubAxis], offset: usize, src: &[u8], 
             });
         }
     }
+}
+
+/// Elements of any other size: pairs of F64, which nobody has many of.
+fn gather_wide(axes: &[SubAxis], offset: usize, src: &[u8], size: usize, dst: &mut [u8]) {
+    let mut out = dst.chunks_exact_mut(size);
+    for_each_offset(axes, offset, &mut |o| {
+        if let Some(element) = out.next() {
+            element.copy_from_slice(&src[o * size..][..size]);
+        }
+    });
 }
 
 /// Calls `f` with the element offset of every index, in row-major order.

@@ -216,3 +216,34 @@ fn rows_of_a_regrouped_axis_stay_where_they_are() {
         }
     }
 }
+
+/// Every type that a file may say, in every kind of view that one may ask for.
+#[test]
+fn views_of_elements_of_every_size_are_gathered() {
+    for &dtype in DType::ALL.iter().filter(|d| !d.is_quantized()) {
+        let size = dtype.block_bytes();
+        // Element i has the bytes i, i + 100, i, i, ...
+        let element = |i: usize| (0..size).map(|k| if k == 1 { i as u8 + 100 } else { i as u8 }).collect::<Vec<u8>>();
+        let storage: Vec<u8> = (0..24).flat_map(element).collect();
+        for (shape, strides, offset) in [
+            (vec![2, 3, 4], vec![12, 4, 1], 0),
+            (vec![4, 3, 2], vec![1, 4, 12], 0),
+            (vec![3, 2], vec![2, 12], 5),
+            (vec![2, 3], vec![0, 7], 1),
+            (vec![], vec![], 23),
+            (vec![0, 3], vec![3, 1], 0),
+        ] {
+            let t = LazyTensor::strided(storage.clone().into(), dtype, &shape, &strides, offset).unwrap();
+            let expected: Vec<u8> = (0..t.n_elements())
+                .flat_map(|flat| {
+                    let at: usize = t.index_of(flat).iter().zip(&strides).map(|(i, s)| i * s).sum();
+                    element(offset + at)
+                })
+                .collect();
+            assert_eq!(t.to_bytes(), expected, "{dtype} {shape:?} {strides:?}");
+            let mut parts = Vec::new();
+            t.for_each_part(size, &mut |bytes| parts.extend_from_slice(bytes));
+            assert_eq!(parts, expected, "{dtype} {shape:?} {strides:?} in parts");
+        }
+    }
+}
