@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::convert::{self, Effort, Prepared};
@@ -36,10 +36,6 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     if !prepared.is_dry_run() {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, "cannot create", e))?;
     }
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(jobs)
-        .build()
-        .map_err(|e| Error::new(Code::Io, format!("cannot start {jobs} threads: {e}")))?;
     let n_done = AtomicUsize::new(0);
     let convert = |task: &Task| {
         let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
@@ -48,8 +44,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
         ui.batch_line(document(task, &outcome, ui), &line(task, &outcome));
         outcome.err().map(|e| e.kind())
     };
-    let kinds: Vec<Option<Kind>> = pool.install(|| tasks.par_iter().map(convert).collect::<Result<_>>())?;
-    let failed: Vec<Kind> = kinds.into_iter().flatten().collect();
+    let failed: Vec<Kind> = at_a_time(jobs, &tasks, convert).into_iter().flatten().collect();
     let exit = failed.iter().min_by_key(|k| k.precedence()).map_or(0, |k| k.exit_code());
     let (n, n_failed) = (tasks.len(), failed.len());
     let mut by_code: BTreeMap<u8, usize> = BTreeMap::new();
@@ -75,6 +70,32 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     }});
     ui.batch_end(status, summary, &text);
     Ok(exit)
+}
+
+/// Does `work` on every task, `n` of them at a time; the results are in the order of the tasks. The threads that do so only
+/// wait: what computes is the program's pool, whose size is that of `--threads`, whatever `n` is.
+fn at_a_time<T: Sync, R: Send>(n: usize, tasks: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, R)>> = Mutex::default();
+    let worker = || {
+        while let (i, Some(task)) = {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            (i, tasks.get(i))
+        } {
+            let result = work(task);
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((i, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..n.min(tasks.len()) {
+            // Where the system has no more threads, those that there are do the work.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, worker);
+        }
+        worker();
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Some of the names, so that nobody wonders what was left out.
@@ -145,7 +166,7 @@ fn has_known_extension(path: &Path) -> bool {
 ///
 /// # Errors
 ///
-/// [`Code::Usage`] where two adapters would get the same name; that is decided before anything is written.
+/// [`Code::Usage`](crate::error::Code::Usage) where two adapters would get the same name; that is decided before anything is written.
 fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Task>> {
     let mut taken: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut out = Vec::new();
@@ -204,6 +225,23 @@ fn line(task: &Task, outcome: &Result<Converted>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn jobs_run_beside_each_other_and_leave_the_threads_alone() {
+        let threads = rayon::current_num_threads();
+        // Each waits for the other: one at a time would never end.
+        let both = std::sync::Barrier::new(2);
+        let found = at_a_time(2, &[1, 2], |n| {
+            both.wait();
+            (n * 10, rayon::current_num_threads())
+        });
+        assert_eq!(found, [(10, threads), (20, threads)]);
+        for jobs in [1, 3, 100] {
+            let found = at_a_time(jobs, &(0..20).collect::<Vec<_>>(), |n| (*n, rayon::current_num_threads()));
+            assert_eq!(found, (0..20).map(|n| (n, threads)).collect::<Vec<_>>());
+        }
+        assert!(at_a_time(3, &[0; 0], |n| *n).is_empty());
+    }
 
     #[test]
     fn two_adapters_never_share_an_output() {

@@ -29,7 +29,7 @@ pub struct TypeArguments {
     /// Choose per tensor the smallest type that keeps the mean KL divergence of the logits within a bound; needs --base
     #[arg(long, value_name = "KL=VALUE", conflicts_with_all = ["tensor_type", "on_unfit", "allow_requantize"])]
     auto: Option<String>,
-    /// Threads to use; by default all
+    /// Threads that compute, for all jobs together; by default one for each core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// List the types that can be written, and do nothing else
