@@ -264,3 +264,77 @@ fn a_broken_base_is_not_shown_as_one_that_is_not_supported() {
         assert!(stderr(&out).contains(named), "{}", stderr(&out));
     }
 }
+
+/// What a flag states is held against what the file says by its meaning, not by its words.
+#[test]
+fn a_true_statement_about_what_is_stated_already_is_accepted() {
+    let s = Scratch::new();
+    let all = model("llama-mha");
+    let (adapter, base) = (all.join("adapter").display().to_string(), all.join("base").display().to_string());
+    let some = of("adapter");
+    let (gguf_all, gguf_some) = (s.path("all.gguf"), s.path("some.gguf"));
+    ok(&["convert", &adapter, "-o", &gguf_all, "--base", &base]);
+    ok(&["convert", &some, "-o", &gguf_some, "--base", &of("base")]);
+    let config = std::fs::read_to_string(all.join("adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let n_layers = config["num_layers"].as_u64().unwrap();
+    let forward: Vec<String> = (0..n_layers).map(|i| i.to_string()).collect();
+    let backward: Vec<String> = forward.iter().rev().cloned().collect();
+    let (forward, backward, range) = (forward.join(","), backward.join(","), format!("0-{}", n_layers - 1));
+    let query_scale = config["query_scale"].as_f64().unwrap();
+    let (short, long) = ((query_scale as f32).to_string(), format!("{query_scale:e}"));
+    let true_of_all: Vec<[&str; 2]> = vec![
+        ["--layers", "all"],
+        ["--layers", &forward],
+        ["--layers", &backward],
+        ["--layers", &range],
+        ["--memory-sharing", "per_head"],
+        // As many heads as key/value heads.
+        ["--memory-sharing", "per_kv_head"],
+        ["--query-scale", &short],
+        ["--query-scale", &long],
+    ];
+    let true_of_some = vec![["--layers", "0,2"], ["--layers", "2,0"]];
+    let false_of_all: Vec<[&str; 2]> =
+        vec![["--layers", "0"], ["--layers", "0,1,2,3,4,5"], ["--memory-sharing", "shared"]];
+    let false_of_some = vec![["--layers", "all"], ["--layers", "0-2"], ["--layers", "0"], ["--layers", "0,0,2"]];
+    for (paths, statements, expected) in [
+        ([&gguf_all, &adapter], true_of_all, 0),
+        ([&gguf_some, &some], true_of_some, 0),
+        ([&gguf_all, &adapter], false_of_all, 2),
+        ([&gguf_some, &some], false_of_some, 2),
+    ] {
+        for path in paths {
+            for [flag, value] in &statements {
+                for command in [&["convert", "-f", "-o", &s.path("out")][..], &["validate"], &["inspect"]] {
+                    let out = ptplus([command, &[path, flag, value]].concat());
+                    let found = exit(&out);
+                    // `inspect` shows what there is of an adapter that it cannot read.
+                    let is_shown = command == ["inspect"] && found == 0;
+                    assert!(
+                        found == expected || is_shown,
+                        "{command:?} {path} {flag} {value}: {found} {}",
+                        stderr(&out)
+                    );
+                    if expected == 2 && !is_shown {
+                        assert!(stderr(&out).contains("[convention-contradiction]"), "{}", stderr(&out));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_true_statement_about_the_tokenizer_of_a_gguf_base_is_accepted() {
+    let s = Scratch::new();
+    let base = of("base.gguf");
+    // Without one there is none to leave out.
+    ok(&["convert", &base, "-o", &s.path("a.gguf"), "--no-tokenizer"]);
+    let said = s.changed(&base, |m| m.insert("tokenizer.ggml.pre", "llama-bpe"));
+    ok(&["convert", &said, "-o", &s.path("b.gguf"), "--tokenizer-pre", "llama-bpe"]);
+    for more in [["--tokenizer-pre", "qwen2"], ["--tokenizer-pre", ""]] {
+        let out = ptplus([&["convert", &said, "-o", &s.path("c.gguf")], &more[..]].concat());
+        assert_eq!(exit(&out), 2, "{more:?}: {}", stderr(&out));
+    }
+}

@@ -19,7 +19,7 @@ use super::ledger::Ledger;
 use super::mapping::Mapping;
 use super::source::TensorSource;
 use super::stated::{Stated, TRANSPOSE_MEMORY};
-use super::statements::{self, Settled};
+use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, Role, RowOrder};
 use crate::base::BaseModel;
@@ -37,6 +37,8 @@ pub struct Draft {
     pub stated: Stated,
     /// Who settled what, for the conventions that the configuration does not state.
     pub settled: Settled,
+    /// Statements that agree only for certain sizes.
+    doubts: Vec<Doubt>,
     /// What became of every tensor.
     pub ledger: Ledger,
     /// Missing, left-over and doubly claimed tensors.
@@ -96,7 +98,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         Some(p) => e.file(p),
         None => e,
     })?;
-    let (config, settled) = statements::merge(config, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
+    let (config, settled, doubts) = statements::merge(config, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
     let of_layout = |e: Error| match &options.layout {
         Some(p) => e.file(p),
         None => e,
@@ -117,6 +119,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
     let mut draft = Draft {
         stated,
         settled,
+        doubts,
         ledger: Ledger::default(),
         findings: Vec::new(),
         files: source.files.into_iter().chain(options.layout.clone()).collect(),
@@ -225,6 +228,13 @@ impl Draft {
         }
         let place = |e: Error| e.file(self.config_path.as_deref().unwrap_or(&self.path));
         let config = assemble::config(stated, &layers, base, open).map_err(place)?;
+        let sizes = statements::Sizes {
+            n_layers: config.geometry.n_layers,
+            n_heads: config.geometry.n_heads,
+            n_kv_heads: config.geometry.n_kv_heads,
+            are_layers_stacked: self.parts.iter().any(|p| p.layer.is_none()),
+        };
+        self.doubts.iter().try_for_each(|doubt| doubt.settle(&sizes))?;
         assemble::check_stated_layers(
             config.layers_to_transform.as_ref(),
             config.geometry.n_layers,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
+use super::statements::{self, Sizes};
 use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names::{self as names, key};
 use crate::adapter::{Adapter, Role, RowOrder};
@@ -38,16 +39,19 @@ fn agree(options: &Options, file: &Gguf, path: &Path) -> Result<()> {
         return refuse("--transpose-memory");
     }
     let meta = &file.metadata;
+    let count = |field: &str| meta.u32(&key(field)).map(|n| n.unwrap_or_default() as usize);
+    let sizes = Sizes {
+        n_layers: count("block_count")?,
+        n_heads: count("head_count")?,
+        n_kv_heads: count("head_count_kv")?,
+        // Each layer has tensors of its own, which name it.
+        are_layers_stacked: false,
+    };
     for (name, asked) in &options.stated {
         let field = if name == "layers_to_transform" { "layers" } else { name.as_str() };
         let has = meta.get(&key(field)).map(|v| v.to_json(None)).unwrap_or_default();
-        let equal = match (has.as_f64(), asked.as_f64()) {
-            // The file keeps F32.
-            (Some(a), Some(b)) => a as f32 == b as f32,
-            _ => has == *asked,
-        };
-        if !equal {
-            let flag = super::statements::flag_of(name).unwrap_or(name);
+        if !statements::say_the_same(name, &has, asked, &sizes) {
+            let flag = statements::flag_of(name).unwrap_or(name);
             return Err(Error::new(
                 Code::ConventionContradiction,
                 format!("expected {has}, as the file says, found {asked}"),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use crate::adapter::MemorySharing;
 use crate::error::{Code, Error, Result};
 
 /// Key of `adapter_config.json` under which an import records who settled what.
@@ -14,7 +15,74 @@ pub const RECORD_KEY: &str = "ptplus_conventions";
 /// how that was done.
 pub type Settled = BTreeMap<String, Value>;
 
-/// The configuration with what the others add, and who added what.
+/// Two statements in different words, which say the same only of an adapter of certain sizes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Doubt {
+    key: String,
+    before: Value,
+    earlier: String,
+    value: Value,
+    who: &'static str,
+}
+
+impl Doubt {
+    /// # Errors
+    ///
+    /// [`Code::ConventionContradiction`] where the adapter is none of those.
+    pub fn settle(&self, sizes: &Sizes) -> Result<()> {
+        if say_the_same(&self.key, &self.before, &self.value, sizes) { Ok(()) } else { Err(self.contradiction()) }
+    }
+
+    fn contradiction(&self) -> Error {
+        let Doubt { key, before, earlier, value, who } = self;
+        let message =
+            format!("expected {before}, as the {earlier} says, found {value} in the {who}: state one of them");
+        Error::new(Code::ConventionContradiction, message).field(flag_of(key).unwrap_or(key))
+    }
+}
+
+/// What decides whether two statements say the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    /// Whether the order of the layers says which rows of a tensor are whose.
+    pub are_layers_stacked: bool,
+}
+
+/// Whether both values of `key` say the same of an adapter of these sizes.
+pub(super) fn say_the_same(key: &str, a: &Value, b: &Value, sizes: &Sizes) -> bool {
+    match key {
+        "layers_to_transform" => {
+            let list = |v: &Value| -> Option<Vec<u64>> {
+                match v {
+                    Value::Null => Some((0..sizes.n_layers as u64).collect()),
+                    Value::Array(items) => items.iter().map(Value::as_u64).collect(),
+                    one => Some(vec![one.as_u64()?]),
+                }
+            };
+            let in_order = |mut list: Vec<u64>| {
+                if !sizes.are_layers_stacked {
+                    list.sort_unstable();
+                }
+                list
+            };
+            matches!((list(a), list(b)), (Some(a), Some(b)) if in_order(a.clone()) == in_order(b.clone()))
+        }
+        "memory_sharing" => {
+            let n_memories = |v: &Value| match MemorySharing::parse(v.as_str()?)? {
+                MemorySharing::PerHead => Some(sizes.n_heads),
+                MemorySharing::PerKvHead => Some(sizes.n_kv_heads),
+                MemorySharing::Shared => Some(1),
+            };
+            a == b || matches!((n_memories(a), n_memories(b)), (Some(a), Some(b)) if a == b)
+        }
+        _ => same(a, b),
+    }
+}
+
+/// The configuration with what the others add, who added what, and what only the adapter's sizes can settle.
 ///
 /// # Errors
 ///
@@ -23,9 +91,10 @@ pub(super) fn merge(
     config: Map<String, Value>,
     layout: Option<&Map<String, Value>>,
     flags: &Map<String, Value>,
-) -> Result<(Map<String, Value>, Settled)> {
+) -> Result<(Map<String, Value>, Settled, Vec<Doubt>)> {
     let mut merged = config;
     let mut settled = Settled::new();
+    let mut doubts = Vec::new();
     for (who, statements) in [("layout file", layout), ("flag", Some(flags))] {
         for (key, value) in statements.into_iter().flatten() {
             let is_list = key == "layers_to_transform";
@@ -33,14 +102,13 @@ pub(super) fn merge(
                 Some(Value::Null) if !is_list => {}
                 Some(before) if same(before, value) => continue,
                 Some(before) => {
-                    let earlier = settled.get(key).and_then(Value::as_str).unwrap_or("adapter_config.json");
-                    return Err(Error::new(
-                        Code::ConventionContradiction,
-                        format!(
-                            "expected {before}, as the {earlier} says, found {value} in the {who}: state one of them"
-                        ),
-                    )
-                    .field(flag_of(key).unwrap_or(key)));
+                    let earlier = settled.get(key).and_then(Value::as_str).unwrap_or("adapter_config.json").to_owned();
+                    let doubt = Doubt { key: key.clone(), before: before.clone(), earlier, value: value.clone(), who };
+                    if !matches!(key.as_str(), "layers_to_transform" | "memory_sharing") {
+                        return Err(doubt.contradiction());
+                    }
+                    doubts.push(doubt);
+                    continue;
                 }
                 None => {}
             }
@@ -48,13 +116,13 @@ pub(super) fn merge(
             settled.insert(key.clone(), who.into());
         }
     }
-    Ok((merged, settled))
+    Ok((merged, settled, doubts))
 }
 
-/// Equal as numbers (1 and 1.0), or equal.
+/// Equal as numbers of F32, which is what GGUF and the engines keep, or equal.
 pub(super) fn same(a: &Value, b: &Value) -> bool {
     match (a.as_f64(), b.as_f64()) {
-        (Some(x), Some(y)) => x == y,
+        (Some(x), Some(y)) => x as f32 == y as f32,
         _ => a == b,
     }
 }
@@ -106,13 +174,13 @@ mod tests {
     #[test]
     fn what_is_added_is_recorded_and_what_contradicts_is_refused() {
         let config = map(json!({"feature_map": "elu", "query_scale": 1, "query_tap": null}));
-        let (merged, settled) = merge(
+        let (merged, settled, doubts) = merge(
             config.clone(),
             Some(&map(json!({"memory_scale": 0.5}))),
             &map(json!({"query_scale": 1.0, "query_tap": "pre_rope"})),
         )
         .unwrap();
-        assert_eq!(merged["query_tap"], "pre_rope");
+        assert_eq!((merged["query_tap"].as_str(), doubts), (Some("pre_rope"), vec![]));
         assert_eq!(
             settled.into_iter().collect::<Vec<_>>(),
             [("memory_scale".into(), json!("layout file")), ("query_tap".into(), json!("flag"))]
@@ -123,5 +191,30 @@ mod tests {
         let both =
             merge(Map::new(), Some(&map(json!({"query_tap": "post_rope"}))), &map(json!({"query_tap": "pre_rope"})));
         assert!(both.unwrap_err().message().contains("layout file"));
+    }
+
+    #[test]
+    fn the_same_in_other_words_is_no_contradiction() {
+        let sizes = |are_layers_stacked| Sizes { n_layers: 3, n_heads: 4, n_kv_heads: 4, are_layers_stacked };
+        for (key, a, b, named, stacked) in [
+            ("layers_to_transform", json!(null), json!([0, 1, 2]), true, true),
+            ("layers_to_transform", json!([0, 1, 2]), json!(null), true, true),
+            ("layers_to_transform", json!(1), json!([1]), true, true),
+            ("layers_to_transform", json!([2, 0]), json!([0, 2]), true, false),
+            ("layers_to_transform", json!([2, 1, 0]), json!(null), true, false),
+            ("layers_to_transform", json!([0, 1]), json!(null), false, false),
+            ("layers_to_transform", json!([0, 1]), json!([0, 0, 1]), false, false),
+            ("layers_to_transform", json!([0, 1]), json!([0, 1, 2]), false, false),
+            ("layers_to_transform", json!([0, 1]), json!("all"), false, false),
+            ("memory_sharing", json!("per_head"), json!("per_kv_head"), true, true),
+            ("memory_sharing", json!("per_head"), json!("shared"), false, false),
+            ("query_scale", json!(0.353_553_390_593_273_8), json!(0.353_553_38), true, true),
+            ("query_scale", json!(0.353), json!(0.354), false, false),
+            ("feature_map", json!("elu"), json!("relu"), false, false),
+        ] {
+            for (is_stacked, expected) in [(false, named), (true, stacked)] {
+                assert_eq!(say_the_same(key, &a, &b, &sizes(is_stacked)), expected, "{key} {a} {b} {is_stacked}");
+            }
+        }
     }
 }

@@ -98,8 +98,17 @@ fn read_tokenizer(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Option<hf::
         (Dialect::HuggingFace, Tokenizer::Known) => hf::read(job.base, n_tokens, None),
         (Dialect::HuggingFace, Tokenizer::Stated(pre)) => hf::read(job.base, n_tokens, Some(pre)),
         (Dialect::HuggingFace, Tokenizer::None) | (Dialect::Gguf, Tokenizer::Known) => Ok(None),
-        (Dialect::Gguf, Tokenizer::Stated(_) | Tokenizer::None) => {
-            let message = "expected no statement about the tokenizer: that of a GGUF file is carried over";
+        // A GGUF file's is carried over: what is said of it can only be true already.
+        (Dialect::Gguf, stated) => {
+            let says = |key: &str| base.metadata.as_ref().map_or(Ok(None), |m| m.str(key));
+            let is_true = match stated {
+                Tokenizer::Stated(pre) => says("tokenizer.ggml.pre")? == Some(pre),
+                _ => says("tokenizer.ggml.model")?.is_none_or(|model| matches!(model, "none" | "no_vocab")),
+            };
+            if is_true {
+                return Ok(None);
+            }
+            let message = "expected no other statement about the tokenizer than the file's own, which is carried over";
             Err(Error::new(Code::Usage, message).field("--tokenizer-pre, --no-tokenizer"))
         }
     }
