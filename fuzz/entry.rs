@@ -129,8 +129,9 @@ pub fn json(data: &[u8]) -> bool {
 pub fn layout(data: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(data) else { return false };
     let Some(mapping) = accepted(Mapping::parse(text)) else { return false };
+    let mut matching = mapping.matching();
     for name in ["net.0.m", "layers.12.memory", "x", "тензор.3", ""] {
-        let _ = accepted(mapping.read(name));
+        let _ = accepted(mapping.read(name, &mut matching));
     }
     true
 }

@@ -169,7 +169,7 @@ codes! {
     TokenizerUnsupported "tokenizer-unsupported" Unsupported "A tokenizer works in a way that llama.cpp does not follow, or is not known to.";
 
     // Import
-    LayoutSyntax "layout-syntax" Corrupt "A layout file (--layout) is no TOML, larger or deeper than its limit, or takes too long to match.";
+    LayoutSyntax "layout-syntax" Corrupt "A layout file (--layout) is no TOML, larger or deeper than its limit, or takes too many steps to match.";
     LayoutFile "layout-file" Usage "A layout file (--layout) breaks a rule of its format.";
     ConventionContradiction "convention-contradiction" Usage "Two places state different values for the same convention.";
     AdapterDuplicate "adapter-duplicate" Mismatch "Two tensors claim the same place in the adapter.";

@@ -1,17 +1,16 @@
 //! What a person may have meant: hints below an error, never a decision.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use crate::error::{Code, Error, Kind};
 use crate::inspect::{Lies, lies_at};
 
 /// Entries of a folder that are looked at for a similar name.
 const MAX_ENTRIES: usize = 10_000;
-/// Entries of a folder that are opened to see what they are.
-const MAX_INSIDE: usize = 32;
-/// How long they are looked at; a hint is not worth more, and a file may be made to take long.
-const MAX_LOOKING: Duration = Duration::from_millis(500);
+/// Folders of a folder that are looked into.
+const MAX_FOLDERS: usize = 32;
+/// Files of a folder that are opened to see what they are: a hint is not worth more, and a file may be made to take long.
+const MAX_OPENED: usize = 8;
 
 /// The paths that a command line gives, each with the part that it is to play.
 #[derive(Debug, Clone, Default)]
@@ -85,19 +84,15 @@ fn folder_of(path: &Path, part: Lies) -> Option<&Path> {
     path.parent().filter(|folder| lies_at(folder) == Some(part))
 }
 
-/// The entries of a folder that can play the part. An index is not opened: its shards are.
+/// The entries of a folder that can play the part: folders, whose names tell, and of the files the first few. An index is
+/// not opened: its shards are.
 fn inside(folder: &Path, part: Lies) -> Vec<PathBuf> {
-    let start = Instant::now();
-    std::fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .take(MAX_INSIDE)
-        .flatten()
-        .map(|e| e.path())
-        .filter(|path| path.extension().is_none_or(|e| e != "json"))
-        .take_while(|_| start.elapsed() < MAX_LOOKING)
-        .filter(|path| lies_at(path) == Some(part))
-        .collect()
+    let entries = std::fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES).flatten().map(|e| e.path());
+    let mut entries: Vec<PathBuf> = entries.filter(|path| path.extension().is_none_or(|e| e != "json")).collect();
+    entries.sort();
+    let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|path| path.is_dir());
+    let looked_at = folders.into_iter().take(MAX_FOLDERS).chain(files.into_iter().take(MAX_OPENED));
+    looked_at.filter(|path| lies_at(path) == Some(part)).collect()
 }
 
 /// The one that is meant. A base often lies there twice, as a folder and as GGUF: then the folder.

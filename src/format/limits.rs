@@ -6,8 +6,6 @@
 //! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s, and no model in use comes near
 //! any of them, format constants apart.
 
-use std::time::Duration;
-
 /// Bytes of a key or of any name that is not a GGUF tensor's. Source: the longest file name on common file systems;
 /// GGUF itself allows 65,535 for keys.
 pub const NAME_BYTES: usize = 255;
@@ -130,9 +128,14 @@ pub const LAYOUT_COMPILED_BYTES: usize = 256 << 10;
 /// 60 bytes each, are 30 MB, at some 10 ns for a byte.
 pub const LAYOUT_WORK_BYTES: usize = 64 << 20;
 
-/// How long names are matched with the patterns of a layout file. A pattern that is made for it outgrows its cache with
-/// every byte and takes a thousand times as long as others.
-pub const LAYOUT_TIME: Duration = Duration::from_secs(1);
+/// How often all patterns of a layout file together may forget what they know of names, [`LAYOUT_COMPILED_BYTES`] each time,
+/// since it outgrew its place: 16 MiB of states, some tenths of a second. Patterns that are meant never do; one that is made
+/// for it does within a thousand bytes, and takes a thousand times as long as others.
+pub const LAYOUT_FORGOTTEN: usize = 64;
+
+/// Steps for the groups in names that a layout file's patterns match: bytes of the name times states of the pattern, most of
+/// which no real pattern visits. 65,536 names of 60 bytes with a pattern of 500 states are as many.
+pub const LAYOUT_STEPS: u64 = 1 << 31;
 
 /// Levels of tables and lists in one line of a layout file. Its own lines have two; a constant may be a list of tables.
 pub const LAYOUT_DEPTH: usize = 16;

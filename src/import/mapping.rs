@@ -3,13 +3,12 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use regex::Regex;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::axes::{Axes, Axis};
+use super::patterns::{Matching, Pattern};
 use super::rules::Rule;
 use crate::adapter::Role;
 use crate::error::{Code, Error, Result};
@@ -22,12 +21,12 @@ pub struct Mapping {
     /// What the file states for `adapter_config.json`.
     pub constants: Map<String, Value>,
     rules: Vec<MappingRule>,
-    ignore: Vec<(Regex, String)>,
+    ignore: Vec<(Pattern, String)>,
 }
 
 #[derive(Debug, Clone)]
 struct MappingRule {
-    name: Regex,
+    name: Pattern,
     role: Role,
     axes: Option<Axes>,
 }
@@ -152,46 +151,41 @@ impl Mapping {
         Ok(())
     }
 
+    /// To read names with.
+    pub fn matching(&self) -> Matching {
+        Matching::with(self.patterns())
+    }
+
+    fn patterns(&self) -> impl Iterator<Item = &Pattern> {
+        self.rules.iter().map(|r| &r.name).chain(self.ignore.iter().map(|(p, _)| p))
+    }
+
     /// What the file says about `name`; `None` for nothing, which leaves the name to the rules.
     ///
     /// # Errors
     ///
     /// [`Code::LayoutFile`] where two entries match, or the number in a name is none; [`Code::LayoutSyntax`] where matching
-    /// takes longer than [`LAYOUT_TIME`].
-    pub fn read(&self, name: &str) -> Result<Option<Mapped>> {
-        let mut spent = Duration::ZERO;
-        self.read_within(name, &mut spent)
-    }
-
-    /// [`read`](Self::read), with the time that matching took before added to, and held to the limit with it.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn read_within(&self, name: &str, spent: &mut Duration) -> Result<Option<Mapped>> {
-        let patterns = self.rules.iter().map(|r| &r.name).chain(self.ignore.iter().map(|(r, _)| r));
-        let mut found: Vec<&str> = Vec::new();
-        let start = Instant::now();
-        for pattern in patterns {
-            if pattern.is_match(name) {
-                found.push(pattern.as_str());
-            }
-            if *spent + start.elapsed() > LAYOUT_TIME {
-                let message = format!("the patterns take more than {LAYOUT_TIME:?} to match the names");
-                return Err(broken(message).field(name));
+    /// takes more than its limits allow, `matching` being what the names before took.
+    pub fn read(&self, name: &str, matching: &mut Matching) -> Result<Option<Mapped>> {
+        let mut found = Vec::new();
+        for (i, pattern) in self.patterns().enumerate() {
+            if matching.is_match(i, pattern, name)? {
+                found.push((i, pattern));
             }
         }
-        *spent += start.elapsed();
-        let patterns = found;
-        if let [first, second, ..] = patterns[..] {
-            return Err(fault(format!("expected one entry for a name, found two: {first} and {second}")).field(name));
-        }
-        if let Some((_, reason)) = self.ignore.iter().find(|(r, _)| r.is_match(name)) {
-            return Ok(Some(Mapped::Ignored(reason.clone())));
-        }
-        let Some((rule, captures)) = self.rules.iter().find_map(|r| Some((r, r.name.captures(name)?))) else {
-            return Ok(None);
+        let (i, pattern) = match found[..] {
+            [] => return Ok(None),
+            [one] => one,
+            [(_, first), (_, second), ..] => {
+                let (first, second) = (first.as_str(), second.as_str());
+                let message = format!("expected one entry for a name, found two: {first} and {second}");
+                return Err(fault(message).field(name));
+            }
         };
+        let Some(rule) = self.rules.get(i) else {
+            return Ok(Some(Mapped::Ignored(self.ignore[i - self.rules.len()].1.clone())));
+        };
+        let Some(captures) = pattern.captures(name, matching)? else { return Ok(None) };
         let number = |group: &str| {
             captures.name(group).map(|m| {
                 m.as_str().parse::<usize>().map_err(|_| {
@@ -212,13 +206,13 @@ impl MappingRule {
     fn new(t: TensorRule) -> Result<MappingRule> {
         let pattern = t.name.clone();
         let place = |e: Error| e.field(&pattern);
-        let name = whole(&t.name).map_err(place)?;
+        let name = Pattern::new(&t.name).map_err(place)?;
         let role = Role::parse(&t.role).ok_or_else(|| {
             let known: Vec<&str> = Role::ALL.iter().map(|r| r.name()).collect();
             place(fault(format!("expected a role among {}, found {:?}", known.join(", "), t.role)))
         })?;
-        let has = |group: &str| name.capture_names().flatten().any(|n| n == group);
-        if let Some(other) = name.capture_names().flatten().find(|n| !matches!(*n, "layer" | "head")) {
+        let has = |group: &str| name.groups().any(|n| n == group);
+        if let Some(other) = name.groups().find(|n| !matches!(*n, "layer" | "head")) {
             return Err(place(fault(format!("expected the groups \"layer\" and \"head\", found {other:?}"))));
         }
         let axes = t.axes.as_deref().map(Axes::parse).transpose().map_err(place)?;
@@ -251,29 +245,12 @@ impl MappingRule {
 }
 
 /// Said of every tensor that matches.
-fn ignored(rule: IgnoreRule) -> Result<(Regex, String)> {
+fn ignored(rule: IgnoreRule) -> Result<(Pattern, String)> {
     if rule.reason.len() > NAME_BYTES {
         let message = format!("expected a reason of at most {NAME_BYTES} bytes, found {}", rule.reason.len());
         return Err(fault(message).field(&rule.name));
     }
-    Ok((whole(&rule.name)?, rule.reason))
-}
-
-/// A regular expression that matches whole names only.
-fn whole(pattern: &str) -> Result<Regex> {
-    if pattern.len() > LAYOUT_PATTERN_BYTES {
-        let message = format!("expected a pattern of at most {LAYOUT_PATTERN_BYTES} bytes, found {}", pattern.len());
-        return Err(fault(message));
-    }
-    let build = |pattern: &str| {
-        let mut builder = regex::RegexBuilder::new(pattern);
-        builder.size_limit(LAYOUT_COMPILED_BYTES).dfa_size_limit(LAYOUT_COMPILED_BYTES).build()
-    };
-    // By itself first: `a)|(?:b` would close the group and match parts of names.
-    build(pattern).and_then(|_| build(&format!("^(?:{pattern})$"))).map_err(|e| match e {
-        regex::Error::CompiledTooBig(most) => fault(format!("{pattern:?} takes more than {most} bytes when compiled")),
-        other => fault(format!("{pattern:?} is no regular expression: {other}")),
-    })
+    Ok((Pattern::new(&rule.name)?, rule.reason))
 }
 
 /// The most levels that keys with dots, lists and inline tables open in a line, strings and comments aside. The parser
@@ -364,14 +341,14 @@ mod tests {
         )
         .unwrap();
         assert_eq!(m.constants["feature_map"], "elu");
-        match m.read("blocks_3_mem1").unwrap() {
+        match m.read("blocks_3_mem1", &mut m.matching()).unwrap() {
             Some(Mapped::Part { role: Role::Memory, layer: Some(3), head: Some(1), axes: Some(axes) }) => {
                 assert_eq!(axes.to_string(), "V F");
             }
             _ => panic!(),
         }
-        assert!(matches!(m.read("ema.x").unwrap(), Some(Mapped::Ignored(_))));
-        assert!(m.read("xblocks_3_mem1").unwrap().is_none(), "whole names only");
+        assert!(matches!(m.read("ema.x", &mut m.matching()).unwrap(), Some(Mapped::Ignored(_))));
+        assert!(m.read("xblocks_3_mem1", &mut m.matching()).unwrap().is_none(), "whole names only");
     }
 
     #[test]
@@ -420,6 +397,6 @@ mod tests {
             tensor("name = 'a(?<layer>[0-9]+)'\nrole = 'normalizer'")
         ))
         .unwrap();
-        assert!(both.read("a1").is_err());
+        assert!(both.read("a1", &mut both.matching()).is_err());
     }
 }

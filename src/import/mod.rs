@@ -9,6 +9,7 @@ pub(crate) mod foreign;
 mod gguf;
 pub mod ledger;
 pub mod mapping;
+mod patterns;
 mod rules;
 pub mod source;
 pub mod stated;

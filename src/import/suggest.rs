@@ -304,7 +304,7 @@ mod tests {
         assert!(!text.contains(is_hidden), "{text}");
         let mapping = Mapping::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         for (name, _) in names {
-            assert!(mapping.read(name).unwrap().is_some(), "{name}\n{text}");
+            assert!(mapping.read(name, &mut mapping.matching()).unwrap().is_some(), "{name}\n{text}");
         }
         assert_eq!(pattern("layer7.head2.fc1", &Varying::new()).0, r"layer(?<layer>[0-9]+)\.head(?<head>[0-9]+)\.fc1");
         let seen = varying(["b_0_c0", "b_0_c1", "b_1_c0"].into_iter());

@@ -1,7 +1,6 @@
 //! The meaning of every tensor of a source, by its name.
 
 use std::collections::{BTreeMap, HashSet};
-use std::time::Duration;
 
 use super::{Draft, Order, Part};
 use crate::adapter::{Adapter, Role};
@@ -62,13 +61,13 @@ impl Draft {
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
-        let mut spent = Duration::ZERO;
+        let mut matching = mapping.map(Mapping::matching);
         let base_weights = BaseWeights::of(base);
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
         for t in tensors {
-            let mapped = match mapping {
-                Some(m) => m.read_within(&t.name, &mut spent)?,
-                None => None,
+            let mapped = match (mapping, &mut matching) {
+                (Some(m), Some(matching)) => m.read(&t.name, matching)?,
+                _ => None,
             };
             let mut entry = Entry {
                 name: t.name.clone(),
