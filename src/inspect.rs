@@ -10,6 +10,7 @@ use crate::base::BaseModel;
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
+use crate::format::links::{self, is_present};
 use crate::format::{StoredTensor, safetensors};
 use crate::import::ledger::Ledger;
 use crate::import::source::{self, CONFIG_FILE, INDEX_FILE, Source, TensorSource, WEIGHTS_FILE, weights_of_folder};
@@ -119,7 +120,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 ///
 /// Those of [`inspect`]; [`Code::ConventionContradiction`].
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
     if crate::package::container::is_bundle(path) {
         let mut out = adapter(path, options, base)?;
         out.format = format!("{} in a bundle whose hashes hold", out.format);
@@ -131,12 +132,16 @@ pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) ->
     if is_adapter_folder(path) {
         return adapter(path, options, base);
     }
-    if path.join("config.json").is_file() {
+    if is_present(&path.join("config.json")) {
         return base_folder(path);
     }
     match weights_of_folder(path) {
         Ok(weights) => file(&weights, options, base),
-        Err(e) => Err(Error::new(Code::UnknownFormat, format!("{}, and no config.json", e.message())).file(path)),
+        Err(e) if e.code() == Code::AdapterKind => {
+            let message = format!("{}, and no config.json", e.message());
+            Err(Error::new(Code::UnknownFormat, message).file(path).hints(e.hint_lines().to_vec()))
+        }
+        Err(e) => Err(e),
     }
 }
 
@@ -147,9 +152,9 @@ pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) ->
 ///
 /// Those of opening.
 pub fn is_base(path: &Path) -> Result<bool> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
     if meta.is_dir() {
-        return Ok(path.join("config.json").is_file() && !is_adapter_folder(path));
+        return Ok(is_present(&path.join("config.json")) && !is_adapter_folder(path));
     }
     if !gguf::is_gguf(&crate::format::mmap::map_file(path)?) {
         return Ok(false);
@@ -198,7 +203,7 @@ pub fn lies_at(path: &Path) -> Option<Lies> {
 }
 
 fn is_adapter_folder(path: &Path) -> bool {
-    [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| path.join(f).is_file())
+    [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| is_present(&path.join(f)))
 }
 
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {

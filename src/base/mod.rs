@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
-use crate::format::{StoredTensor, gguf as gguf_format, json, safetensors};
+use crate::format::{StoredTensor, gguf as gguf_format, json, links, recognize, safetensors};
 use indexmap::IndexMap;
 
 mod checks;
@@ -72,7 +72,7 @@ impl BaseModel {
     ///
     /// What [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
     pub fn open(path: &Path) -> Result<Self> {
-        let metadata = fs::metadata(path).map_err(|e| Error::io(path, "cannot open the base model", e))?;
+        let metadata = fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open the base model", e))?;
         if metadata.is_dir() { Self::from_hf_folder(path) } else { Self::from_gguf(path) }
     }
 
@@ -84,7 +84,7 @@ impl BaseModel {
     /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
-        let config = BaseConfig::from_json(&file, &json::read_config(&file)?)?;
+        let config = BaseConfig::from_json(&file, &json::read_config(&file).map_err(|e| without_config(folder, e))?)?;
         let (file, is_index) = weights_of_folder(folder)?;
         let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
         Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)
@@ -172,7 +172,14 @@ fn weights_of_folder(folder: &Path) -> Result<(PathBuf, bool)> {
             let n = files.len() + usize::from(found.is_some());
             let message =
                 format!("expected model.safetensors, its index, or one other *.safetensors; found {n} of the latter");
-            Err(Error::new(Code::NotFound, message).file(folder))
+            let is_weights = |name: &str| name.contains(".safetensors");
+            let missing = || Error::new(Code::NotFound, message).file(folder).hints(recognize::folder(folder));
+            Err(recognize::broken_link(folder, is_weights).unwrap_or_else(missing))
         }
     }
+}
+
+/// A folder without `config.json` may be something else that has a name.
+fn without_config(folder: &Path, e: Error) -> Error {
+    if e.code() == Code::NotFound { e.hints(recognize::folder(folder)) } else { e }
 }

@@ -1,6 +1,7 @@
 //! `convert --jobs N DIR... -o OUTDIR`: many adapters, one base.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -13,6 +14,7 @@ use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::error::{Error, Kind, Result, escape};
+use crate::format::hub;
 use crate::package::place;
 use crate::pipeline::{Converted, Format};
 
@@ -172,7 +174,10 @@ fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Ta
     let mut out = Vec::new();
     for adapter in adapters {
         let name = if adapter.is_dir() {
-            adapter.canonicalize().ok().and_then(|p| p.file_name().map(|n| n.to_owned()))
+            adapter.canonicalize().ok().and_then(|p| {
+                let of_model = hub::name_of_snapshot(&p).map(OsString::from);
+                of_model.or_else(|| p.file_name().map(|n| n.to_owned()))
+            })
         } else {
             adapter.file_stem().map(|n| n.to_owned())
         };

@@ -15,6 +15,7 @@ use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
 use crate::format::limits::TEMPLATE_BYTES;
 use crate::format::mmap::open_regular;
+use crate::format::recognize::refuse_stand_in;
 use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, answer, effects};
 use crate::pipeline::read_adapter;
 use crate::runner::DeviceChoice;
@@ -113,7 +114,11 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let device = a.device.parse::<DeviceChoice>()?;
     super::set_threads(a.threads)?;
     let base = BaseModel::open(&a.base)?;
-    let read_template = |path| read_text(path, "the chat template", TEMPLATE_BYTES);
+    let read_template = |path| {
+        let text = read_text(path, "the chat template", TEMPLATE_BYTES)?;
+        refuse_stand_in(text.as_bytes()).map_err(|e| e.file(path))?;
+        Ok(text)
+    };
     let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
     let text = BaseText::of(&base, a.chat_template_file.as_deref().zip(template.as_deref()))?;
     let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;

@@ -13,6 +13,7 @@ use super::limits::{
 };
 use super::mmap::open_regular;
 use super::names::{cut, shorten};
+use super::recognize;
 use crate::error::{Code, Error, Result};
 
 /// Parses one document; the order of keys is kept, a UTF-8 byte order mark is skipped.
@@ -87,7 +88,7 @@ fn read_at_most(path: &Path, max_bytes: u64, max_values: usize) -> Result<Value>
         let len = std::fs::metadata(path).map_or(max_bytes + 1, |m| m.len());
         return Err(too_large(len, max_bytes).file(path));
     }
-    parse_of(&text, max_values).map_err(|e| e.file(path))
+    parse_of(&text, max_values).map_err(|e| recognize::named(path, &text, e).file(path))
 }
 
 fn too_large(found: u64, limit: u64) -> Error {

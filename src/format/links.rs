@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::hub;
+use crate::error::{Code, Error};
+
 /// Where `path`, a file of `folder`, leads out of it, if it does. A dangling link does not: it fails to open, with a
 /// message of its own.
 pub(super) fn target_outside(folder: &Path, path: &Path) -> Option<PathBuf> {
@@ -10,18 +13,30 @@ pub(super) fn target_outside(folder: &Path, path: &Path) -> Option<PathBuf> {
         return None;
     }
     let (home, target) = (folder.canonicalize().ok()?, path.canonicalize().ok()?);
-    let allowed = target.parent() == Some(&*home) || target.parent() == hub_blobs(&home).as_deref();
+    let allowed = target.parent() == Some(&*home) || target.parent() == hub::blobs(&home).as_deref();
     (!allowed).then_some(target)
 }
 
 /// Whether `path` is a link by which the Hugging Face cache keeps a file of the snapshot `folder`.
 pub(crate) fn is_in_hub_cache(folder: &Path, path: &Path) -> bool {
     let (Ok(home), Ok(target)) = (folder.canonicalize(), path.canonicalize()) else { return false };
-    target.is_file() && target.parent() == hub_blobs(&home).as_deref() && target.parent().is_some()
+    target.is_file() && target.parent() == hub::blobs(&home).as_deref() && target.parent().is_some()
 }
 
-/// The Hugging Face cache keeps the files of `models--X--Y/snapshots/REVISION` as links into `models--X--Y/blobs`.
-fn hub_blobs(folder: &Path) -> Option<PathBuf> {
-    let snapshots = folder.parent()?;
-    (snapshots.file_name()? == "snapshots").then(|| snapshots.with_file_name("blobs"))
+/// A file of that name, or a link that should lead to one: what is wrong with it is an error when it is read.
+pub(crate) fn is_present(file: &Path) -> bool {
+    file.symlink_metadata().is_ok_and(|m| !m.is_dir())
+}
+
+/// The error of opening `path`, which says so where a link on the way leads nowhere.
+pub(crate) fn not_opened(path: &Path, what: &str, e: std::io::Error) -> Error {
+    let broken = || path.ancestors().find(|p| p.is_symlink() && !p.exists());
+    match (e.kind(), broken()) {
+        (std::io::ErrorKind::NotFound, Some(link)) => {
+            let target = std::fs::read_link(link).unwrap_or_default();
+            let message = format!("{what}: a link to {}, where nothing is", target.display());
+            Error::new(Code::NotFound, message).file(link).hints(hub::about_broken_link(link)).caused_by(e)
+        }
+        _ => Error::io(path, what, e),
+    }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::links;
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 use crate::tensor::lazy::Backing;
@@ -23,7 +24,7 @@ pub fn open_regular(path: &Path) -> Result<File> {
     let file =
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|e| match std::fs::metadata(path) {
             Ok(m) if !m.is_file() => not_a_file(path, &m),
-            _ => Error::io(path, "cannot open", e),
+            _ => links::not_opened(path, "cannot open", e),
         })?;
     let metadata = file.metadata().map_err(|e| Error::io(path, "cannot read its size", e))?;
     if metadata.is_file() { Ok(file) } else { Err(not_a_file(path, &metadata)) }

@@ -2,6 +2,7 @@
 
 pub mod elf;
 pub mod gguf;
+pub(crate) mod hub;
 pub mod json;
 pub mod limits;
 pub(crate) mod links;
@@ -10,6 +11,7 @@ pub mod names;
 pub mod output;
 pub mod pickle;
 mod plan;
+pub(crate) mod recognize;
 pub mod safetensors;
 
 use std::path::Path;

@@ -14,6 +14,7 @@ use crate::adapter::Role;
 use crate::error::{Code, Error, Result};
 use crate::format::limits::*;
 use crate::format::mmap::open_regular;
+use crate::format::recognize;
 
 /// A layout file.
 #[derive(Debug, Clone)]
@@ -89,8 +90,8 @@ impl Mapping {
             .take(LAYOUT_BYTES + 1)
             .read_to_end(&mut text)
             .map_err(|e| Error::io(path, "cannot read the layout file", e))?;
-        let text = String::from_utf8(text).map_err(|_| broken("expected UTF-8").file(path))?;
-        Mapping::parse(&text).map_err(|e| e.file(path))
+        let read = std::str::from_utf8(&text).map_err(|_| broken("expected UTF-8")).and_then(Mapping::parse);
+        read.map_err(|e| recognize::named(path, &text, e).file(path))
     }
 
     /// Reads the text of a layout file.

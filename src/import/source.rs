@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
 use crate::format::output::resolved;
-use crate::format::{StoredTensor, gguf, json, mmap, pickle, safetensors};
+use crate::format::{StoredTensor, gguf, json, links, mmap, pickle, recognize, safetensors};
 use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
@@ -126,7 +126,7 @@ pub fn open(path: &Path) -> Result<Source> {
     if container::is_bundle(path) {
         return open_bundle(path);
     }
-    let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open", e))?;
+    let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
     if meta.is_dir() { open_file(&weights_of_folder(path)?) } else { open_file(path) }
 }
 
@@ -193,11 +193,15 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
     }
     match found[..] {
         [one] => Ok(dir.join(one)),
-        [] => Err(Error::new(
-            Code::AdapterKind,
-            format!("expected a folder with {WEIGHTS_FILE}, its index, or one checkpoint, found none"),
-        )
-        .file(dir)),
+        [] => {
+            let is_weights = |name: &str| WEIGHTS_ENDINGS.iter().chain(&INDEX_ENDINGS).any(|e| name.ends_with(e));
+            let missing = || {
+                let message =
+                    format!("expected a folder with {WEIGHTS_FILE}, its index, or one checkpoint, found none");
+                Error::new(Code::AdapterKind, message).file(dir).hints(recognize::folder(dir))
+            };
+            Err(recognize::broken_link(dir, is_weights).unwrap_or_else(missing))
+        }
         [first, second, ..] => Err(Error::new(
             Code::AdapterKind,
             format!(
@@ -237,11 +241,9 @@ fn open_file(path: &Path) -> Result<Source> {
         Some(Kind::Index) => from_safetensors(safetensors::open_index(path)?),
         Some(Kind::Checkpoint) => from_checkpoint(path, bytes)?,
         None => {
-            return Err(Error::new(
-                Code::UnknownFormat,
-                "expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found none of them",
-            )
-            .file(path));
+            let message =
+                "expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found none of them";
+            return Err(recognize::named(path, &bytes, Error::new(Code::UnknownFormat, message)).file(path));
         }
     };
     let (format, tensors, mut files) = opened;
@@ -308,7 +310,7 @@ fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {
 
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {
     let path = dir.join(CONFIG_FILE);
-    match path.try_exists().map_err(|e| Error::io(&path, "cannot open", e))? {
+    match links::is_present(&path) {
         true => json::read_config(&path).map(|v| Some((path, v))),
         false => Ok(None),
     }

@@ -14,6 +14,7 @@ use super::{Container, MANIFEST_FILE, SIGNATURE_FILE};
 use crate::digest::hex;
 use crate::error::{Code, Error};
 use crate::finding::Finding;
+use crate::format::recognize;
 use crate::tensor::Bytes;
 
 /// What is known about who made a bundle.
@@ -103,7 +104,11 @@ pub fn check_reporting(
         }
         Err(e) => {
             let place = e.field_name().map_or(MANIFEST_FILE.to_owned(), |f| format!("{MANIFEST_FILE}: {f}"));
-            out.findings.push(Finding::new(e.code(), place, "a valid manifest", e.message()));
+            let found = match recognize::stand_in(text) {
+                Some((what, help)) => format!("{what}: {help}"),
+                None => e.message().to_owned(),
+            };
+            out.findings.push(Finding::new(e.code(), place, "a valid manifest", found));
         }
     }
     check_signature(bundle, text, trusted, &mut out);
@@ -128,6 +133,10 @@ fn compare_files(bundle: &Container, manifest: &Manifest, progress: &(dyn Fn(u64
 fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry, step: &dyn Fn(u64)) -> Option<Finding> {
     if bytes.len() as u64 != entry.size {
         let (expected, found) = (format!("{} bytes", entry.size), format!("{} bytes", bytes.len()));
+        let found = match recognize::stand_in(bytes) {
+            Some((what, help)) => format!("{found}, {what}: {help}"),
+            None => found,
+        };
         return Some(Finding::new(Code::BundleChanged, path, expected, found));
     }
     let found = sha256_in_steps(bytes, step);

@@ -9,8 +9,8 @@ use super::{MANIFEST_FILE, manifest};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::limits::{BUNDLE_DEPTH, BUNDLE_ENTRIES, BUNDLE_FILES};
-use crate::format::links;
 use crate::format::mmap::map_file;
+use crate::format::{links, recognize};
 use crate::tensor::Bytes;
 
 /// The files of a bundle, not yet checked.
@@ -46,15 +46,16 @@ impl Container {
     ///
     /// Those of [`open`](Self::open).
     pub fn open_as(path: &Path, strictness: Strictness) -> Result<Container> {
-        let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot open the bundle", e))?;
+        let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open the bundle", e))?;
         if meta.is_dir() {
             return Self::open_folder(path);
         }
         let bytes = map_file(path)?;
         if !tar::is_tar(&bytes) && !is_called_tar(path) {
             let message = "expected a bundle (a folder, or a tar archive of one), found another file";
-            return Err(Error::new(Code::UnknownFormat, message).file(path));
+            return Err(recognize::named(path, &bytes, Error::new(Code::UnknownFormat, message)).file(path));
         }
+        recognize::refuse_stand_in(&bytes).map_err(|e| e.file(path))?;
         Ok(Self::from_tar(path, &bytes, strictness))
     }
 

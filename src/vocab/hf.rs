@@ -21,7 +21,8 @@ use super::{TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
 use crate::format::limits::VOCABULARY_TOKENS;
-use special::{Settings, is_present};
+use crate::format::links::is_present;
+use special::Settings;
 
 /// Values in a `tokenizer.json`. The largest vocabularies in use (262,144 tokens and 514,906 merges, each two strings)
 /// have 1.9 million, with 6,000 added tokens as objects.

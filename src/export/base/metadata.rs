@@ -4,8 +4,8 @@
 use crate::base::{BaseModel, RopeScaling};
 use crate::error::{Code, Error, Result};
 use crate::export::file_type;
-use crate::format::TensorSpec;
 use crate::format::gguf::{self, Metadata, Value};
+use crate::format::{TensorSpec, hub};
 use crate::tensor::DType;
 use crate::vocab::{Vocabulary, to_gguf};
 
@@ -108,10 +108,11 @@ fn sliding_window(base: &BaseModel) -> Result<Option<usize>> {
     Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("sliding_window"))
 }
 
-/// The folder's own name.
+/// The folder's own name; of a snapshot in the Hugging Face cache the model's.
 fn name(base: &BaseModel) -> String {
     let path = base.path.canonicalize().unwrap_or_else(|_| base.path.clone());
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let own_name = || path.file_name().map(|n| n.to_string_lossy().into_owned());
+    let name = hub::name_of_snapshot(&path).or_else(own_name);
     name.filter(|n| !n.contains('\0')).unwrap_or_else(|| "model".to_owned())
 }
 

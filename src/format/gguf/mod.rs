@@ -28,7 +28,7 @@ pub use write::plan;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::StoredTensor;
+use super::{StoredTensor, recognize};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
@@ -113,7 +113,7 @@ pub fn is_gguf(start: &[u8]) -> bool {
 ///
 /// As [`open`].
 pub fn parse(path: &Path, bytes: &Bytes) -> Result<Gguf> {
-    read::parse(path, bytes).map_err(|e| e.file(path))
+    read::parse(path, bytes).map_err(|e| recognize::named(path, bytes, e).file(path))
 }
 
 /// [`parse`] of a file that has to be whole: one part of a split model is refused.

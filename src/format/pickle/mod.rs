@@ -27,6 +27,7 @@ pub use value::{Item, Key, Tensors, dotted};
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
 use crate::format::names::{check_name, check_printable};
+use crate::format::recognize;
 use crate::tensor::Bytes;
 use limits::{MAX_SHARED_BYTES, MAX_SHARING, MAX_TENSORS};
 use machine::Pickle;
@@ -115,7 +116,7 @@ pub fn read(path: &Path, file: Bytes) -> Result<Checkpoint> {
     } else {
         read_zip(&path, &file)
     };
-    read.map_err(|e| e.file(&path))
+    read.map_err(|e| recognize::named(&path, &file, e).file(&path))
 }
 
 fn read_zip(path: &Arc<Path>, file: &Bytes) -> Result<Checkpoint> {

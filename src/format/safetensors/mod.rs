@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::StoredTensor;
+use super::{StoredTensor, recognize};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
@@ -66,7 +66,7 @@ pub fn is_safetensors(start: &[u8]) -> bool {
 ///
 /// As [`open`].
 pub fn parse(path: &Path, bytes: &Bytes) -> Result<Safetensors> {
-    parse_unnamed(path, bytes).map_err(|e| e.file(path))
+    parse_unnamed(path, bytes).map_err(|e| recognize::named(path, bytes, e).file(path))
 }
 
 fn parse_unnamed(path: &Path, bytes: &Bytes) -> Result<Safetensors> {

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use prost::Message;
 
-use super::special::{Settings, is_present};
+use super::special::Settings;
 use super::{Draft, added, hole, invalid, unsupported};
 use crate::error::{Error, Result};
-use crate::format::mmap;
+use crate::format::links::is_present;
+use crate::format::{mmap, recognize};
 use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
 
 /// Largest file read; the largest vocabularies (262,144 pieces) need 5 MB. A piece of two bytes costs 40 in memory.
@@ -76,6 +77,7 @@ pub(super) fn bytes(file: &Path) -> Result<Option<crate::tensor::Bytes>> {
     if bytes.len() > MAX_BYTES {
         return Err(invalid(format!("expected at most {MAX_BYTES} bytes, found {}", bytes.len())).file(file));
     }
+    recognize::refuse_stand_in(&bytes).map_err(|e| e.file(file))?;
     Ok((bytes.first() == Some(&FIRST)).then_some(bytes))
 }
 

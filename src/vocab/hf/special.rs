@@ -8,9 +8,10 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{Draft, MAX_SETTINGS_BYTES, invalid, unsupported};
 use crate::error::{Error, Result};
-use crate::format::json;
 use crate::format::limits::CONFIG_BYTES;
+use crate::format::links::is_present;
 use crate::format::names::shorten;
+use crate::format::{json, recognize};
 use crate::vocab::{Algorithm, SpecialTokens};
 
 /// A token that is found in text before anything else.
@@ -217,6 +218,7 @@ impl Settings {
             return Ok(text);
         }
         let bytes = crate::format::mmap::map_file(&file)?;
+        recognize::refuse_stand_in(&bytes).map_err(|e| e.file(&file))?;
         let text = std::str::from_utf8(&bytes).ok().filter(|t| t.len() as u64 <= MAX_SETTINGS_BYTES);
         let text = text.ok_or_else(|| invalid("expected UTF-8 of at most 8 MiB").file(&file))?.to_owned();
         check_nul(&text).map_err(|e| e.file(&file))?;
@@ -252,11 +254,6 @@ fn default_template<'a>(fields: &Fields<'a>, field: &str, named: &'a [Value]) ->
         }
     }
     Ok((default, named.len() - usize::from(default.is_some())))
-}
-
-/// A file of that name, or a link that should lead to one: what is wrong with it is an error when it is read.
-pub(super) fn is_present(file: &Path) -> bool {
-    file.symlink_metadata().is_ok_and(|m| !m.is_dir())
 }
 
 /// GGUF files are read by programs in C.
