@@ -1,10 +1,10 @@
 //! What people have in the place of a model's files: Git LFS pointers, web pages, files of other programs, links that lead
-//! nowhere. Each is called what it is, with what helps; nothing asks the network.
+//! nowhere, names on a hub. Each is called what it is, with what helps; nothing asks the network.
 
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use common::{exit, fixtures, json, model, ptplus, stderr, stdout};
 
@@ -205,5 +205,67 @@ fn a_link_that_leads_nowhere_is_called_one_and_never_taken_for_nothing() {
             stderr(&out)
         );
         assert!(!stderr(&out).contains("did you mean"), "{line}: {}", stderr(&out));
+    }
+}
+
+#[test]
+fn names_on_a_hub_get_the_command_that_fetches_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = model("llama-gqa").join("adapter").display().to_string();
+    let base = fixtures().join("tokenizers/llama3").display().to_string();
+    let (_, snapshot) = cache(dir.path(), "org/cached", &model("llama-gqa").join("base"));
+    let with_cache = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_ptplus"))
+            .args(args)
+            .env("HF_HUB_CACHE", dir.path().join("hub"))
+            .current_dir(dir.path())
+            .output()
+            .expect("the tool runs")
+    };
+    let help = "hint: ptplus takes paths, and never opens the network: `hf download org/M-0.5B --local-dir M-0.5B`";
+    for args in [
+        &["validate", &adapter, "--base", "org/M-0.5B"][..],
+        &["convert", "org/M-0.5B", "-o", "x.gguf"],
+        &["quantize", "hf://org/M-0.5B", "-o", "x.gguf", "q8_0"],
+        &["inspect", "https://huggingface.co/org/M-0.5B"],
+        &["hash", "org/M-0.5B"],
+        &["diff", &adapter, "org/M-0.5B"],
+        &["check", "org/M-0.5B"],
+        &["run", "--base", "org/M-0.5B", "-p", "x"],
+        &["run", "--base", &base, "--adapter", "org/M-0.5B:0.5", "-p", "x", "--no-conversation"],
+        &["verify", &adapter, "--against", "org/M-0.5B"],
+    ] {
+        let out = with_cache(args);
+        assert!(exit(&out) == 1 && stderr(&out).contains(help), "{args:?}: {}", stderr(&out));
+    }
+    let out = with_cache(&["validate", &adapter, "--base", "org/cached"]);
+    let expected = format!("hint: org/cached is in the Hugging Face cache, at {}", snapshot.display());
+    assert!(stderr(&out).contains(&expected), "{}", stderr(&out));
+    // What is to be written is no name on a hub.
+    let out = with_cache(&["convert", &adapter, "-o", "org/out"]);
+    assert!(exit(&out) == 1 && !stderr(&out).contains("hf download"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_base_that_cannot_be_converted_is_not_called_misplaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("yarn");
+    copy(&model("llama-gqa").join("base"), &base);
+    let config = std::fs::read_to_string(base.join("config.json")).unwrap();
+    std::fs::write(base.join("config.json"), config.replace("\"llama\"", "\"no_such_family\"")).unwrap();
+    for line in [
+        "convert D/yarn -o D/x.gguf",
+        "quantize D/yarn -o D/x.gguf q8_0",
+        "convert M/base.gguf -o D/no-folder/x.gguf",
+        "quantize M/base.gguf -o D/x.gguf q4_K --on-unfit error",
+        "convert M/base -o D/yarn/config.json --to gguf",
+        "convert M/base --base M/base -o D/x.gguf",
+    ] {
+        let out = run(dir.path(), line);
+        assert!(exit(&out) != 0 && !stderr(&out).contains("takes an adapter"), "{line}: {}", stderr(&out));
+    }
+    for line in ["validate M/base.gguf", "pack M/base --base M/base -o D/b", "verify M/base --against M/adapter"] {
+        let out = run(dir.path(), line);
+        assert!(stderr(&out).contains("is a base model; ADAPTER takes an adapter"), "{line}: {}", stderr(&out));
     }
 }

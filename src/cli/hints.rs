@@ -1,8 +1,10 @@
 //! What a person may have meant: hints below an error, never a decision.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Kind};
+use crate::format::hub;
 use crate::inspect::{Lies, lies_at};
 
 /// Entries of a folder that are looked at for a similar name.
@@ -12,51 +14,109 @@ const MAX_FOLDERS: usize = 32;
 /// Files of a folder that are opened to see what they are: a hint is not worth more, and a file may be made to take long.
 const MAX_OPENED: usize = 8;
 
+/// An argument that takes a path, and what may lie there.
+#[derive(Debug, Clone)]
+struct Place {
+    /// As people write it: `ADAPTER`, `--base`.
+    name: &'static str,
+    takes: &'static [Lies],
+    path: PathBuf,
+}
+
 /// The paths that a command line gives, each with the part that it is to play.
 #[derive(Debug, Clone, Default)]
-pub struct Given(Vec<(Lies, PathBuf)>);
+pub struct Given {
+    command: String,
+    places: Vec<Place>,
+    /// Every value of every argument.
+    values: Vec<OsString>,
+}
 
 impl Given {
-    /// From the arguments of a subcommand: `ADAPTER`, `--base` and `--probe`, wherever the command has them.
-    pub fn of(matches: &clap::ArgMatches) -> Given {
-        let parts = [("adapter", Lies::Adapter), ("base", Lies::Base), ("probe", Lies::Probe)];
-        let first = |id: &str| Some(PathBuf::from(matches.try_get_raw(id).ok()??.next()?));
-        Given(parts.into_iter().filter_map(|(id, part)| Some((part, first(id)?))).collect())
+    /// From the arguments of the subcommand `command`.
+    pub fn of(command: &str, matches: &clap::ArgMatches) -> Given {
+        let values = |id: &str| matches.try_get_raw(id).ok().flatten().into_iter().flatten().map(OsString::from);
+        let adapter: (&str, &'static [Lies]) = match command {
+            // These take base models, too.
+            "convert" | "quantize" => ("ADAPTER", &[Lies::Adapter, Lies::Base]),
+            "run" => ("--adapter", &[Lies::Adapter]),
+            _ => ("ADAPTER", &[Lies::Adapter]),
+        };
+        let arguments: [(&str, (&'static str, &'static [Lies])); 7] = [
+            ("adapter", adapter),
+            ("base", ("--base", &[Lies::Base])),
+            ("probe", ("--probe", &[Lies::Probe])),
+            ("against", ("--against", &[Lies::Adapter])),
+            ("against_base", ("--against-base", &[Lies::Base])),
+            ("path", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
+            ("paths", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
+        ];
+        let places = arguments.into_iter().flat_map(|(id, (name, takes))| {
+            values(id).map(move |value| Place { name, takes, path: without_scale(value) })
+        });
+        Given {
+            command: command.to_owned(),
+            places: places.collect(),
+            values: matches.ids().flat_map(|id| values(id.as_str())).collect(),
+        }
     }
 
-    fn path(&self, part: Lies) -> Option<&Path> {
-        self.0.iter().find(|(p, _)| *p == part).map(|(_, path)| path.as_path())
+    fn path(&self, part: &str) -> Option<&Path> {
+        self.places.iter().find(|p| p.name == part).map(|p| p.path.as_path())
     }
 
     /// What was given in a part that it cannot play.
     fn mistaken(&self) -> Vec<String> {
-        let shown = |path: &Path| path.to_string_lossy().into_owned();
-        if let (Some(adapter), Some(base)) = (self.path(Lies::Adapter), self.path(Lies::Base))
+        if let (Some(adapter), Some(base)) = (self.path("ADAPTER"), self.path("--base"))
             && (lies_at(adapter), lies_at(base)) == (Some(Lies::Base), Some(Lies::Adapter))
         {
             let line = format!("{} is a base model and {} an adapter: swapped?", shown(adapter), shown(base));
             return vec![line];
         }
-        let mut out = Vec::new();
-        for (part, path) in self.0.iter().filter(|(_, path)| path.exists()) {
-            match lies_at(path) {
-                Some(found) if found != *part => {
-                    let (found, place) = (what(found), place(*part));
-                    out.push(format!("{} is {found}; {place} takes {}", shown(path), what(*part)));
-                }
-                Some(_) => {}
-                None if path.is_dir() => match (*part, &inside(path, *part)[..]) {
-                    (Lies::Adapter, [_, _, ..]) => out.push(format!(
-                        "{} holds several adapters: `ptplus convert --jobs N` takes them all",
-                        shown(path)
-                    )),
-                    (_, found) => out.extend(the_one(found).map(|p| format!("did you mean {}?", shown(p)))),
-                },
-                None => out.extend(folder_of(path, *part).map(|p| format!("did you mean {}?", shown(p)))),
-            }
-        }
-        out
+        let exist = self.places.iter().filter(|place| place.path.exists());
+        exist.filter_map(|place| self.mistaken_at(place)).collect()
     }
+
+    fn mistaken_at(&self, Place { name, takes, path }: &Place) -> Option<String> {
+        match lies_at(path) {
+            Some(found) if takes.contains(&found) => None,
+            // A merged model often has the adapter's configuration left beside its own.
+            Some(Lies::Adapter) if takes.contains(&Lies::Base) && path.join("config.json").is_file() => None,
+            Some(found) => Some(format!("{} is {}; {name} takes {}", shown(path), what(found), what(takes[0]))),
+            None if path.is_dir() => takes.iter().find_map(|part| match (*part, &inside(path, *part)[..]) {
+                (Lies::Adapter, [first, second, ..]) => Some(self.one_of_several(path, first, second)),
+                (_, found) => the_one(found).map(|p| format!("did you mean {}?", shown(p))),
+            }),
+            None => takes.iter().find_map(|part| folder_of(path, *part)).map(|p| format!("did you mean {}?", shown(p))),
+        }
+    }
+
+    fn one_of_several(&self, folder: &Path, first: &Path, second: &Path) -> String {
+        let what_helps = match &*self.command {
+            "convert" => "`ptplus convert --jobs N --to FORMAT -o FOLDER` takes them all".to_owned(),
+            "quantize" => "`ptplus convert --jobs N --to gguf --outtype TYPE -o FOLDER` takes them all".to_owned(),
+            _ => format!("give one, such as {} or {}", shown(first), shown(second)),
+        };
+        format!("{} holds several adapters: {what_helps}", shown(folder))
+    }
+
+    /// Whether `path` is what the command line says, not one that was made of it.
+    fn has(&self, path: &Path) -> bool {
+        self.values.iter().any(|v| v == path.as_os_str()) || self.places.iter().any(|p| p.path == path)
+    }
+}
+
+/// The path in `FILE:0.5`, as `run` takes adapters.
+fn without_scale(value: OsString) -> PathBuf {
+    let path = PathBuf::from(value);
+    match path.to_str().and_then(|text| text.rsplit_once(':')) {
+        Some((file, scale)) if scale.parse::<f32>().is_ok() && !path.exists() => PathBuf::from(file),
+        _ => path,
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
 }
 
 fn what(part: Lies) -> &'static str {
@@ -64,14 +124,6 @@ fn what(part: Lies) -> &'static str {
         Lies::Adapter => "an adapter",
         Lies::Base => "a base model",
         Lies::Probe => "a probe, PyTorch's answer",
-    }
-}
-
-fn place(part: Lies) -> &'static str {
-    match part {
-        Lies::Adapter => "ADAPTER",
-        Lies::Base => "--base",
-        Lies::Probe => "--probe",
     }
 }
 
@@ -122,8 +174,24 @@ pub fn hints(e: &Error, given: &Given) -> Vec<String> {
     let mistaken = given.mistaken();
     match (e.code(), e.path()) {
         _ if !mistaken.is_empty() => mistaken,
-        (Code::NotFound, Some(path)) => not_expanded(path).or_else(|| similar_path(path)).into_iter().collect(),
+        (Code::NotFound, Some(path)) => missing(path, given).into_iter().collect(),
         _ => Vec::new(),
+    }
+}
+
+/// For a path that does not exist.
+fn missing(path: &Path, given: &Given) -> Option<String> {
+    if path.is_symlink() {
+        // It is there; what it leads to is not, as the error says.
+        return None;
+    }
+    let is_address = path.to_string_lossy().contains("://");
+    // A name in a folder that is there is a path that somebody mistyped.
+    let may_be_id = is_address || path.parent().is_some_and(|p| !p.exists());
+    let on_the_hub = || if given.has(path) && may_be_id { hub::about_missing(path) } else { None };
+    match is_address {
+        true => on_the_hub(),
+        false => not_expanded(path).or_else(|| similar_path(path)).or_else(on_the_hub),
     }
 }
 
@@ -157,6 +225,8 @@ pub fn closest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]
@@ -177,34 +247,77 @@ mod tests {
     #[test]
     fn paths_in_the_wrong_part_are_told() {
         let m = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
-        let given = |list: &[(Lies, &str)]| Given(list.iter().map(|(part, p)| (*part, m.join(p))).collect());
-        let line = |list: &[(Lies, &str)]| given(list).mistaken().join("; ").replace(&m.display().to_string(), "M");
-        use Lies::*;
-        assert_eq!(line(&[(Adapter, "adapter"), (Base, "base"), (Probe, "probe.safetensors")]), "");
-        assert_eq!(
-            line(&[(Adapter, "base"), (Base, "adapter")]),
-            "M/base is a base model and M/adapter an adapter: swapped?"
-        );
-        assert_eq!(line(&[(Adapter, "base.gguf")]), "M/base.gguf is a base model; ADAPTER takes an adapter");
-        assert_eq!(line(&[(Base, "adapter")]), "M/adapter is an adapter; --base takes a base model");
-        assert_eq!(line(&[(Probe, "base")]), "M/base is a base model; --probe takes a probe, PyTorch's answer");
-        assert_eq!(
-            line(&[(Adapter, "probe.safetensors")]),
-            "M/probe.safetensors is a probe, PyTorch's answer; ADAPTER takes an adapter"
-        );
-        assert_eq!(
-            line(&[(Adapter, ""), (Base, ""), (Probe, "")]),
-            "did you mean M/adapter?; did you mean M/base?; did you mean M/probe.safetensors?"
-        );
-        assert_eq!(line(&[(Base, "base/config.json")]), "did you mean M/base?");
-        assert_eq!(line(&[(Adapter, "adapter/adapter_config.json")]), "did you mean M/adapter?");
-        assert_eq!(line(&[(Base, "nowhere")]), "");
-        let several = Given(vec![(Adapter, m.parent().unwrap().join("llama-mha/foreign"))]).mistaken();
-        assert!(
-            several.len() == 1
-                && several[0].ends_with("holds several adapters: `ptplus convert --jobs N` takes them all"),
-            "{several:?}"
-        );
+        let hints = |line: &str| {
+            let words = line.split(' ').map(|w| w.replace("M/", &format!("{}/", m.display())));
+            let matches = crate::cli::Cli::command().try_get_matches_from(words).unwrap();
+            let (command, matches) = matches.subcommand().unwrap();
+            Given::of(command, matches).mistaken().join("; ").replace(&m.display().to_string(), "M")
+        };
+        let adapter_for = "M/adapter --base M/base --probe M/probe.safetensors";
+        for (line, expected) in [
+            (format!("ptplus verify {adapter_for}"), ""),
+            (format!("ptplus convert {adapter_for} -o x.gguf"), ""),
+            (
+                "ptplus validate M/base --base M/adapter".into(),
+                "M/base is a base model and M/adapter an adapter: swapped?",
+            ),
+            (
+                "ptplus convert M/base --base M/adapter -o x".into(),
+                "M/base is a base model and M/adapter an adapter: swapped?",
+            ),
+            ("ptplus validate M/base.gguf".into(), "M/base.gguf is a base model; ADAPTER takes an adapter"),
+            ("ptplus pack M/base --base M/base -o x".into(), "M/base is a base model; ADAPTER takes an adapter"),
+            // A base is what these take, too.
+            ("ptplus convert M/base -o x.gguf".into(), ""),
+            ("ptplus convert M/base.gguf -o x.gguf".into(), ""),
+            ("ptplus quantize M/base -o x.gguf q8_0".into(), ""),
+            ("ptplus quantize M/base --base M/base -o x.gguf q8_0".into(), ""),
+            (
+                "ptplus run --base M/base --adapter M/base:0.5".into(),
+                "M/base is a base model; --adapter takes an adapter",
+            ),
+            (
+                "ptplus run --base M/base --adapter M/adapter --adapter M/base.gguf".into(),
+                "M/base.gguf is a base model; --adapter takes an adapter",
+            ),
+            ("ptplus validate M/adapter --base M/adapter".into(), "M/adapter is an adapter; --base takes a base model"),
+            (
+                "ptplus verify M/adapter --base M/base --probe M/base".into(),
+                "M/base is a base model; --probe takes a probe, PyTorch's answer",
+            ),
+            (
+                "ptplus verify M/adapter --base M/base --against M/base".into(),
+                "M/base is a base model; --against takes an adapter",
+            ),
+            (
+                "ptplus validate M/probe.safetensors".into(),
+                "M/probe.safetensors is a probe, PyTorch's answer; ADAPTER takes an adapter",
+            ),
+            (
+                "ptplus convert M/probe.safetensors -o x".into(),
+                "M/probe.safetensors is a probe, PyTorch's answer; ADAPTER takes an adapter",
+            ),
+            (
+                "ptplus verify M/ --base M/ --probe M/".into(),
+                "did you mean M/adapter?; did you mean M/base?; did you mean M/probe.safetensors?",
+            ),
+            ("ptplus validate M/adapter --base M/base/config.json".into(), "did you mean M/base?"),
+            ("ptplus convert M/base/config.json -o x.gguf".into(), "did you mean M/base?"),
+            ("ptplus validate M/adapter/adapter_config.json".into(), "did you mean M/adapter?"),
+            ("ptplus validate M/adapter --base M/nowhere".into(), ""),
+        ] {
+            assert_eq!(hints(&line).replace("M/;", "M;"), expected, "{line}");
+        }
+        for (line, help) in [
+            ("ptplus validate M/../llama-mha/foreign", ": give one, such as "),
+            (
+                "ptplus convert M/../llama-mha/foreign -o x.gguf",
+                ": `ptplus convert --jobs N --to FORMAT -o FOLDER` takes them all",
+            ),
+        ] {
+            let shown = hints(line);
+            assert!(shown.contains(&format!("holds several adapters{help}")), "{line}: {shown}");
+        }
         assert!(not_expanded(Path::new("~/x/y")).unwrap().ends_with("$HOME/x/y"));
         assert_eq!(not_expanded(Path::new("a/~")), None);
     }

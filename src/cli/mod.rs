@@ -172,7 +172,7 @@ pub fn main() -> ExitCode {
         }
     };
     watch_signals();
-    let given = matches.subcommand().map(|(_, m)| hints::Given::of(m)).unwrap_or_default();
+    let given = matches.subcommand().map(|(name, m)| hints::Given::of(name, m)).unwrap_or_default();
     let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose).with_given(given);
     match dispatch(cli, &ui) {
         Ok(code) => ExitCode::from(code),
