@@ -1,4 +1,5 @@
-//! phi's activation, in F64 and F32. The runner computes the same functions on tensors; a test holds them together.
+//! phi's activation. Its definitions, with what happens near 0 and in the tails, are in docs/METHOD.md; the runner computes
+//! them.
 
 use super::named_enum;
 
@@ -9,7 +10,7 @@ named_enum! {
         Identity = "identity",
         /// `x` for `x > 0`, else `exp(x) - 1`
         Elu = "elu",
-        /// `elu(x) + 1`
+        /// `x + 1` for `x > 0`, else `exp(x)`
         EluPlusOne = "elu_plus_one",
         /// `max(x, 0)`
         Relu = "relu",
@@ -19,7 +20,7 @@ named_enum! {
         Gelu = "gelu",
         /// `x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3)))`
         GeluTanh = "gelu_tanh",
-        /// `ln(1 + exp(x))`; `x` for `x > 20`, as PyTorch computes it
+        /// `ln(1 + exp(x))`
         Softplus = "softplus",
         /// `1 / (1 + exp(-x))`
         Sigmoid = "sigmoid",
@@ -34,5 +35,10 @@ impl FeatureMap {
     /// Whether `act(c * x) = c * act(x)` for every `c >= 0`, so that a query scale is the same as a memory scale.
     pub fn is_homogeneous(self) -> bool {
         matches!(self, FeatureMap::Identity | FeatureMap::Relu)
+    }
+
+    /// Whether `act(-x) = -act(x)`, so that the signs of both scales change nothing together.
+    pub fn is_odd(self) -> bool {
+        matches!(self, FeatureMap::Identity | FeatureMap::Tanh)
     }
 }

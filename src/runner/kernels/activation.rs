@@ -9,29 +9,79 @@ use crate::adapter::FeatureMap;
 
 /// `map` of every element of `x`, any shape.
 pub fn activate(map: FeatureMap, x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous()?.apply_op1_no_bwd(&Activate(map)) } else { on_gpu(map, x) }
+    if x.device().is_cpu() { x.contiguous()?.apply_op1_no_bwd(&Activate(map)) } else { by_operations(map, x) }
 }
 
-/// As PyTorch's functional forms, which the reference uses.
-fn on_gpu(map: FeatureMap, x: &Tensor) -> Result<Tensor> {
+/// The same functions from candle's own operations, for GPUs. Nothing small is made from the difference of two numbers near
+/// 1, so tails and values near 0 keep their digits (docs/METHOD.md).
+fn by_operations(map: FeatureMap, x: &Tensor) -> Result<Tensor> {
     match map {
         FeatureMap::Identity => Ok(x.clone()),
-        FeatureMap::Elu => x.elu(1.0),
-        FeatureMap::EluPlusOne => x.elu(1.0)? + 1.0,
-        // candle's own makes 0 of NaN.
-        FeatureMap::Relu => x.le(0f32)?.where_cond(&x.zeros_like()?, x),
-        FeatureMap::Silu => x.silu(),
-        FeatureMap::Gelu => x.gelu_erf(),
-        FeatureMap::GeluTanh => x.gelu(),
-        FeatureMap::Softplus => x.gt(SOFTPLUS_LINEAR_FROM)?.where_cond(x, &(x.exp()? + 1.0)?.log()?),
-        FeatureMap::Sigmoid => candle_nn::ops::sigmoid(x),
+        FeatureMap::Elu => {
+            // expm1(x) = 2 t / (1 - t), t = tanh(x / 2)
+            let t = (negative(x)? * 0.5)?.tanh()?;
+            positive(x)? + ((&t * 2.0)? / (1.0 - &t)?)?
+        }
+        FeatureMap::EluPlusOne => positive(x)? + negative(x)?.exp()?,
+        FeatureMap::Relu => positive(x),
+        FeatureMap::Silu => x * sigmoid_by_operations(x)?,
+        FeatureMap::Gelu => {
+            let size = x.abs()?;
+            positive(x)? - ((&size * 0.5)? * erfc(&(size * std::f64::consts::FRAC_1_SQRT_2)?)?)?
+        }
+        FeatureMap::GeluTanh => {
+            let cubic = ((x.sqr()? * 0.044_715)? + 1.0)?;
+            x * sigmoid_by_operations(&((x * cubic)? * (2.0 * SQRT_2_OVER_PI))?)?
+        }
+        FeatureMap::Softplus => positive(x)? + log_1p(&x.abs()?.neg()?.exp()?)?,
+        FeatureMap::Sigmoid => sigmoid_by_operations(x),
         FeatureMap::Tanh => x.tanh(),
         FeatureMap::Exp => x.exp(),
     }
 }
 
-/// `threshold` of `torch.nn.functional.softplus`.
-const SOFTPLUS_LINEAR_FROM: f32 = 20.0;
+/// `max(x, 0)`; NaN stays (candle's own relu makes 0 of it).
+fn positive(x: &Tensor) -> Result<Tensor> {
+    x.le(0f32)?.where_cond(&x.zeros_like()?, x)
+}
+
+/// `min(x, 0)`
+fn negative(x: &Tensor) -> Result<Tensor> {
+    x.le(0f32)?.where_cond(x, &x.zeros_like()?)
+}
+
+fn sigmoid_by_operations(x: &Tensor) -> Result<Tensor> {
+    negative(x)?.exp()? / (x.abs()?.neg()?.exp()? + 1.0)?
+}
+
+/// `ln(1 + x)` for x from 0 to 1: what rounding `1 + x` lost is put back (Kahan).
+fn log_1p(x: &Tensor) -> Result<Tensor> {
+    let u = (x + 1.0)?;
+    let corrected = ((u.log()? * x)? / (&u - 1.0)?)?;
+    u.eq(1f32)?.where_cond(x, &corrected)
+}
+
+/// `erfc(z)` for `z >= 0`: `exp(-z^2) t Q(t)`, `t = 1 / (1 + z/2)`, with a relative error below 1e-6 until it underflows.
+/// Q is a least-squares fit of `exp(z^2) erfc(z) / t` for z from 0 to 14, within 5e-8.
+fn erfc(z: &Tensor) -> Result<Tensor> {
+    const Q: [f64; 9] = [
+        0.282_084_358,
+        0.282_411_613,
+        0.242_838_848,
+        0.203_736_99,
+        -0.029_110_119_5,
+        0.281_675_253,
+        -0.490_353_78,
+        0.286_097_689,
+        -0.059_380_894_2,
+    ];
+    let t = ((z * 0.5)? + 1.0)?.recip()?;
+    let mut q = t.affine(Q[8], Q[7])?;
+    for c in Q[..7].iter().rev() {
+        q = ((q * &t)? + *c)?;
+    }
+    z.sqr()?.neg()?.exp()? * (q * t)?
+}
 
 struct Activate(FeatureMap);
 
@@ -67,13 +117,13 @@ pub fn apply(map: FeatureMap, values: &mut [f32]) {
     match map {
         FeatureMap::Identity => {}
         FeatureMap::Elu => each!(values, x => elu(x)),
-        FeatureMap::EluPlusOne => each!(values, x => elu(x) + 1.0),
+        FeatureMap::EluPlusOne => each!(values, x => if x > 0.0 { x + 1.0 } else { exp(x) }),
         // Not `max`, which turns NaN into 0.
         FeatureMap::Relu => each!(values, x => if x < 0.0 { 0.0 } else { x }),
         FeatureMap::Silu => each!(values, x => x * sigmoid(x)),
-        FeatureMap::Gelu => each!(values, x => x * 0.5 * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))),
+        FeatureMap::Gelu => each!(values, x => x * 0.5 * libm::erfcf(x * -std::f32::consts::FRAC_1_SQRT_2)),
         FeatureMap::GeluTanh => each!(values, x => gelu_tanh(x)),
-        FeatureMap::Softplus => each!(values, x => if x > SOFTPLUS_LINEAR_FROM { x } else { exp(x).ln_1p() }),
+        FeatureMap::Softplus => each!(values, x => x.max(0.0) + exp(-x.abs()).ln_1p()),
         FeatureMap::Sigmoid => each!(values, x => sigmoid(x)),
         FeatureMap::Tanh => each!(values, x => tanh(x)),
         FeatureMap::Exp => each!(values, x => exp(x)),
@@ -85,9 +135,11 @@ fn elu(x: f32) -> f32 {
     if x > 0.0 { x } else { exp_m1(x) }
 }
 
+/// `exp(min(x, 0)) / (1 + exp(-|x|))`: never more than 1, and no tail is lost.
 #[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    let e = exp(-x.abs());
+    (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }
 
 #[inline(always)]
@@ -97,31 +149,42 @@ fn tanh(x: f32) -> f32 {
     e / (e + 2.0)
 }
 
+const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
+
+/// `x/2 (1 + tanh u) = x sigmoid(2u)`
 #[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
-    const SCALE: f32 = 0.797_884_6; // sqrt(2 / pi)
-    0.5 * x * (1.0 + tanh(SCALE * (x + 0.044_715 * x * x * x)))
+    x * sigmoid(2.0 * SQRT_2_OVER_PI as f32 * (x * (1.0 + 0.044_715 * x * x)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The definitions of the specification, in F64.
+    /// The definitions of docs/METHOD.md, in F64 and in forms that keep small values there.
     fn truth(map: FeatureMap, x: f64) -> f64 {
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let elu = |x: f64| if x > 0.0 { x } else { x.exp_m1() };
         match map {
             FeatureMap::Identity => x,
-            FeatureMap::Elu => elu(x),
-            FeatureMap::EluPlusOne => elu(x) + 1.0,
+            FeatureMap::Elu => {
+                if x > 0.0 {
+                    x
+                } else {
+                    x.exp_m1()
+                }
+            }
+            FeatureMap::EluPlusOne => {
+                if x > 0.0 {
+                    x + 1.0
+                } else {
+                    x.exp()
+                }
+            }
             FeatureMap::Relu => x.max(0.0),
             FeatureMap::Silu => x * sigmoid(x),
-            FeatureMap::Gelu => x / 2.0 * (1.0 + libm::erf(x / 2f64.sqrt())),
-            FeatureMap::GeluTanh => {
-                x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
-            }
-            FeatureMap::Softplus => x.exp().ln_1p(),
+            FeatureMap::Gelu => x / 2.0 * libm::erfc(-x / 2f64.sqrt()),
+            FeatureMap::GeluTanh => x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))),
+            FeatureMap::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
             FeatureMap::Sigmoid => sigmoid(x),
             FeatureMap::Tanh => x.tanh(),
             FeatureMap::Exp => x.exp(),
@@ -142,17 +205,59 @@ mod tests {
         }
     }
 
+    /// Near 0 and in the tails, where a difference of numbers near 1 has no digits left, the kernels and the operations of
+    /// GPUs are the same functions to a few units of the last place.
     #[test]
-    fn the_gpu_formulas_are_the_definitions_too() {
-        let xs: Vec<f32> = (-3000..=3000).map(|i| i as f32 * 0.01).chain([f32::NAN]).collect();
-        let x = Tensor::from_slice(&xs, xs.len(), &candle_core::Device::Cpu).unwrap();
+    fn small_values_and_tails_keep_their_digits_everywhere() {
+        let tiny = (-7..=-1).flat_map(|k| [1.0, 2.7, 6.1].map(|m: f32| m * 10f32.powi(k)));
+        let xs: Vec<f32> = tiny.chain((4..=180).map(|i| i as f32 * 0.5)).flat_map(|x| [x, -x]).collect();
+        let tensor = Tensor::from_slice(&xs, xs.len(), &candle_core::Device::Cpu).unwrap();
         for &map in FeatureMap::ALL {
-            let ys: Vec<f32> = on_gpu(map, &x).unwrap().to_vec1().unwrap();
-            for (x, y) in xs.iter().zip(&ys).take(xs.len() - 1) {
-                let t = truth(map, f64::from(*x));
-                assert!((f64::from(*y) - t).abs() <= 1e-6 * t.abs().max(1.0), "{map}({x}): {y}, expected {t}");
+            let mut kernel = xs.clone();
+            apply(map, &mut kernel);
+            let operations: Vec<f32> = by_operations(map, &tensor).unwrap().to_vec1().unwrap();
+            for (what, ys) in [("kernel", kernel), ("operations", operations)] {
+                for (x, y) in xs.iter().zip(ys) {
+                    let t = truth(map, f64::from(*x));
+                    if t > f64::from(f32::MAX) {
+                        assert_eq!(y, f32::INFINITY, "{what} of {map}({x})");
+                        continue;
+                    }
+                    // The exponent of these grows with x^2, and with it what its rounding does to the result.
+                    let is_gelu = matches!(map, FeatureMap::Gelu | FeatureMap::GeluTanh);
+                    let relative = 2e-6 + if is_gelu { 1e-7 * f64::from(x * x) } else { 0.0 };
+                    let error = (f64::from(y) - t).abs();
+                    assert!(error <= relative * t.abs() + 1e-44, "{what} of {map}({x}): {y:e}, expected {t:e}");
+                }
             }
-            assert!(ys[xs.len() - 1].is_nan(), "{map}");
+        }
+    }
+
+    /// Values of Python's `math`, which PyTorch's functions in F64 agree with where they have digits.
+    #[test]
+    fn small_values_are_those_of_another_library() {
+        for (map, x, expected) in [
+            (FeatureMap::Elu, -1e-4, -9.999_500_016_666_25e-5),
+            (FeatureMap::EluPlusOne, -5.0, 6.737_946_999_085_467e-3),
+            (FeatureMap::EluPlusOne, -20.0, 2.061_153_622_438_558e-9),
+            (FeatureMap::Silu, -20.0, -4.122_307_236_380_407e-8),
+            (FeatureMap::Gelu, -5.0, -1.433_257_859_395_973_1e-6),
+            (FeatureMap::Softplus, -20.0, 2.061_153_620_314_381e-9),
+            (FeatureMap::Softplus, -30.0, 9.357_622_968_839_737e-14),
+            (FeatureMap::Sigmoid, -30.0, 9.357_622_968_839_299e-14),
+            (FeatureMap::Sigmoid, -80.0, 1.804_851_387_845_415_2e-35),
+            (FeatureMap::Exp, -80.0, 1.804_851_387_845_415_2e-35),
+        ] {
+            let mut kernel = [x as f32];
+            apply(map, &mut kernel);
+            let tensor = Tensor::from_slice(&[x as f32], 1, &candle_core::Device::Cpu).unwrap();
+            let operations: Vec<f32> = by_operations(map, &tensor).unwrap().to_vec1().unwrap();
+            for y in [kernel[0], operations[0]] {
+                assert!(
+                    (f64::from(y) - expected).abs() <= 2e-6 * expected.abs(),
+                    "{map}({x}): {y:e}, not {expected:e}"
+                );
+            }
         }
     }
 
@@ -160,8 +265,12 @@ mod tests {
     fn every_activation_lets_nan_through() {
         for &map in FeatureMap::ALL {
             let mut x = [1.0, f32::NAN, 2.0];
+            let tensor = Tensor::from_slice(&x, 3, &candle_core::Device::Cpu).unwrap();
+            let operations: Vec<f32> = by_operations(map, &tensor).unwrap().to_vec1().unwrap();
             apply(map, &mut x);
-            assert!(x[1].is_nan() && x[0].is_finite() && x[2].is_finite(), "{map}");
+            for x in [&x[..], &operations] {
+                assert!(x[1].is_nan() && x[0].is_finite() && x[2].is_finite(), "{map}");
+            }
         }
     }
 
