@@ -1,39 +1,50 @@
-//! Finds the conventions that a checkpoint does not state: tries every reading against a probe.
+//! Finds the conventions that a checkpoint does not state: holds every reading against a probe.
 //!
 //! ```text
-//!   Draft -> candidates (each function once) -> a few positions of one layer, or a short prefix: most drop out here
-//!         -> those that fit and the best of the rest: everything the probe has -> exactly one must fit
+//!   Draft -> candidates (each function once) -> scales fitted to a few positions of one layer, or to a short prefix
+//!         -> those that fit and the best of the rest: fitted to everything the probe has -> exactly one must fit
 //! ```
 //!
 //! With `term.{i}` and `q.{i}` in the probe no model runs: the term of a layer is computed from the recorded query
 //! (before RoPE, where the reading says so: a rotation can be undone). Without them the model runs, all candidates side
-//! by side as rows of one batch.
+//! by side as rows of one batch. Scales that are open are solved for (`search/scales.rs`), and what they are is decided by
+//! what else would fit (`search/readings.rs`). The work is bounded by counts: starts, rounds, positions.
+
+mod logits;
+mod readings;
+mod scales;
+mod terms;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::adapter::{Adapter, QueryTap};
+use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
-use crate::import::{Candidate, Candidates, Draft, Imported, flag_of};
-use crate::runner::{self, Lane, Sink, StreamOptions, phi};
-use crate::tensor::DType;
+use crate::import::{Candidate, Candidates, Draft, Imported, Unknown, flag_of};
+use crate::runner::{self, Device, Lane, Sink, StreamOptions};
 use crate::tensor::dtype::coarsest;
-use crate::verify::Options;
 use crate::verify::probe::Probe;
 use crate::verify::stats::max_abs_difference;
 use crate::verify::tolerance::Tolerance;
+use crate::verify::{BaseFigures, Options};
+use logits::Logits;
+use readings::Reading;
+use scales::{Fit, Point, Scales, Sums};
+use terms::Terms;
 
 /// Candidates that are examined to the end though they do not fit: what a table of the best shows.
 const BEST: usize = 5;
 /// Positions of the first look. Two would do; the first of all tells nothing about RoPE.
 const FIRST_POSITIONS: usize = 4;
-/// Rows (lanes times positions) that run through the model at once; bounds the memory to a few activations each.
-const ROWS: usize = 4096;
+/// Fits that go on to the end of the first look.
+const KEPT_FITS: usize = 12;
+/// Candidates further off than this many limits after the first look are not fitted to the rest of the probe.
+const HOPELESS: f64 = 30.0;
 
 /// How the conventions were found.
 #[derive(Debug, Clone, Serialize)]
@@ -41,22 +52,38 @@ const ROWS: usize = 4096;
 pub struct Settlement {
     /// What was open, with the value found.
     pub found: BTreeMap<&'static str, String>,
+    /// Scales among them that are no simple number, with how far each can move within the limit.
+    pub fitted: BTreeMap<&'static str, Fitted>,
     /// `term` or `logits`: what of the probe was compared.
     pub evidence: &'static str,
     /// Largest difference from the probe, as a share of the limit.
     pub error: f64,
     /// How many times farther off the next best function is; absent where there is no other.
     pub margin: Option<f64>,
-    /// Functions tried.
+    /// Functions tried; those that differ in their scales alone count once.
     pub n_functions: usize,
     /// Combinations of conventions that these are.
     pub n_combinations: usize,
 }
 
+/// A scale that was fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Fitted {
+    /// The value, in as many digits as mean something.
+    pub value: f64,
+    /// How far it can move before the probe is not reproduced any more, the other scale following.
+    pub within: f64,
+}
+
 impl Settlement {
     /// One line for people.
     pub fn line(&self) -> String {
-        let found: Vec<String> = self.found.iter().map(|(k, v)| format!("{k} {v}")).collect();
+        let found = self.found.iter().map(|(k, v)| match self.fitted.get(k) {
+            Some(f) => format!("{k} {v} (fitted, within {:.1e})", f.within),
+            None => format!("{k} {v}"),
+        });
+        let found: Vec<String> = found.collect();
         let margin = self.margin.map_or(String::new(), |m| format!("; the next best is {m:.2e} times farther off"));
         format!(
             "conventions found by the probe's {} among {} functions ({} combinations): {}; difference {:.2e} of the limit{margin}",
@@ -79,74 +106,108 @@ pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'
     probe.check_fits(base)?;
     let open = draft.open(Some(base));
     let candidates = draft.candidates(base)?;
-    let search = Search { draft: &draft, candidates: &candidates, base, probe, options };
+    let search = Search { draft: &draft, candidates: &candidates, base, probe, device: options.device };
     let tolerance = match &options.tolerance {
         Some(t) => t.clone(),
         None => Tolerance::for_dtype(coarsest(draft.ledger.consumed().map(|e| e.dtype)))?,
     };
+    search.check_base(&tolerance)?;
     // Explicit limits are about logits.
-    let by_terms = (tolerance.name() != "explicit").then(|| search.by_terms(&tolerance)).transpose()?.flatten();
-    let (evidence, mut scored) = match by_terms {
-        Some(scored) => ("term", scored),
-        None => ("logits", search.by_logits(&tolerance)?),
-    };
-    scored.sort_by(|a, b| a.score.total_cmp(&b.score));
-    let fit: Vec<&Scored> = scored.iter().filter(|s| s.score <= 1.0).collect();
-    let table = || table(&scored[..scored.len().min(BEST.max(fit.len()))], &open);
-    let best = match fit[..] {
-        [best] => best,
-        [] => {
-            let message = format!(
-                "expected a reading that reproduces the probe's {evidence}, found none among {} functions; the best are",
-                candidates.list.len()
-            );
-            return Err(Error::new(Code::ConventionNone, message).file(&probe.path).details(table()));
-        }
-        [first, ref others @ ..] => {
-            let mut differ: Vec<&str> = Vec::new();
-            for (k, value) in first.candidate.conventions.values() {
-                let same =
-                    |s: &&Scored| s.candidate.conventions.values().iter().any(|(k2, v2)| *k2 == k && *v2 == value);
-                if !others.iter().all(same) {
-                    differ.push(k);
-                }
-            }
-            let named: Vec<String> =
-                differ.iter().map(|k| format!("{k} ({})", flag_of(k).unwrap_or("--layout"))).collect();
-            let message = format!(
-                "expected one reading that reproduces the probe, found {} that it cannot separate at this precision; state {}",
-                fit.len(),
-                named.join(", ")
-            );
-            return Err(Error::new(Code::ConventionAmbiguous, message).file(&probe.path).details(table()));
+    let by_terms = (tolerance.name() != "explicit").then(|| Terms::of(&search, &tolerance)).transpose()?.flatten();
+    let (evidence, readings) = match &by_terms {
+        Some(terms) => (terms.name(), search.run(&terms.first_look(), terms, options.progress)?),
+        None => {
+            let logits = Logits::of(&search, &tolerance)?;
+            (logits.name(), search.run(&logits.first_look(), &logits, options.progress)?)
         }
     };
-    let runner_up = scored.iter().find(|s| s.candidate != best.candidate && s.score.is_finite());
+    let head_dim = base.config.head_dim;
+    let shown = |n: usize| table(&readings[..readings.len().min(n)], &open);
+    let Some((best, rivals)) = readings::decide(&readings, head_dim) else {
+        let message = format!(
+            "expected a reading that reproduces the probe's {evidence}, found none among {} functions; the best are",
+            candidates.list.len()
+        );
+        let mut lines = shown(BEST);
+        if let Some(terms) = &by_terms {
+            lines.extend(search.disagreement(terms, &readings[..readings.len().min(BEST)])?);
+        }
+        let hint = rounded_probe(probe, by_terms.as_ref().and(readings.first()), &tolerance);
+        return Err(Error::new(Code::ConventionNone, message).file(&probe.path).details(lines).hints(hint));
+    };
+    if best.is_open || !rivals.is_empty() {
+        let values = best.candidate.conventions.values();
+        let is_same =
+            |k: &str, v: &str, r: &Reading| r.candidate.conventions.values().iter().any(|(k2, v2)| *k2 == k && v2 == v);
+        let is_vague = |k: &str| {
+            let scale = ["query_scale", "memory_scale"].iter().position(|s| *s == k);
+            best.is_open && scale.is_some_and(|i| best.slack[i].is_some())
+        };
+        let differ = values.iter().filter(|(k, v)| is_vague(k) || !rivals.iter().all(|r| is_same(k, v, r)));
+        let named: Vec<String> = differ.map(|(k, _)| format!("{k} ({})", flag_of(k).unwrap_or("--layout"))).collect();
+        let found = if rivals.is_empty() { "many".to_owned() } else { (rivals.len() + 1).to_string() };
+        let message = format!(
+            "expected one reading that reproduces the probe, found {found} that it cannot separate at this precision; state {}",
+            named.join(", ")
+        );
+        let all: Vec<Reading> = [vec![best], rivals].concat();
+        return Err(Error::new(Code::ConventionAmbiguous, message).file(&probe.path).details(table(&all, &open)));
+    }
+    let next = readings.iter().filter(|r| !r.is_kin(&best) && r.score.is_finite()).map(|r| r.score);
+    let next = next.min_by(f64::total_cmp);
+    let c = &best.candidate.conventions;
+    let slack = [("query_scale", c.query_scale, best.slack[0]), ("memory_scale", c.memory_scale, best.slack[1])];
+    let fitted =
+        slack.into_iter().filter_map(|(k, value, slack)| Some((k, Fitted { value, within: two_digits(slack?) })));
     let settlement = Settlement {
-        found: best.candidate.conventions.values().into_iter().filter(|(k, _)| open.contains(k)).collect(),
+        found: c.values().into_iter().filter(|(k, _)| open.contains(k)).collect(),
+        fitted: fitted.collect(),
         evidence,
         error: two_digits(best.score),
-        margin: runner_up.map(|r| two_digits(r.score / best.score.max(f64::MIN_POSITIVE))),
+        margin: next.map(|score| two_digits(score / best.score.max(f64::MIN_POSITIVE))),
         n_functions: candidates.list.len(),
         n_combinations: candidates.n_combinations,
     };
-    let facts: BTreeMap<String, Value> = [
+    let mut facts: BTreeMap<String, Value> = [
         ("probe_sha256".to_owned(), Value::from(crate::digest::hex(&Sha256::digest(&*map_file(&probe.path)?)))),
         ("evidence".to_owned(), evidence.into()),
         ("margin".to_owned(), settlement.margin.map_or(Value::Null, Value::from)),
         ("functions_tried".to_owned(), settlement.n_functions.into()),
     ]
     .into();
-    let best = best.candidate;
-    let imported = draft.clone().settle(&best, &candidates, facts, base)?;
+    if !settlement.fitted.is_empty() {
+        facts.insert("fitted".to_owned(), json!(settlement.fitted));
+    }
+    let imported = draft.clone().settle(&best.candidate, &candidates, facts, base)?;
     Ok((imported, settlement))
 }
 
-/// A candidate with its largest difference from the probe as a share of the limit: at most 1 fits.
-#[derive(Debug, Clone, Copy)]
-struct Scored {
-    candidate: Candidate,
-    score: f64,
+/// What half precision does to a search: all figures of the probe are rounded, and nothing fits F32.
+fn rounded_probe(probe: &Probe, best_by_terms: Option<&Reading>, tolerance: &Tolerance) -> Option<String> {
+    /// Largest difference of a term, as a share of the largest, that one product in BF16 explains.
+    const ROUNDING_SHARE: f64 = 2e-2;
+    let again = "compute it anew with the model in float32 (`model.float()`)";
+    match probe.half_precision() {
+        Some(t) => Some(format!("the probe was computed in {t}, as all of its logits are {t} numbers: {again}")),
+        None if best_by_terms.is_some_and(|r| r.score * terms::term_share(tolerance) <= ROUNDING_SHARE) => Some(
+            format!("the first of these is as near as a probe that was computed in BF16 or F16 lets it be: {again}"),
+        ),
+        None => None,
+    }
+}
+
+/// What readings are held against.
+trait Evidence {
+    /// `term` or `logits`.
+    fn name(&self) -> &'static str;
+    /// Scales to begin with.
+    fn starts(&self, c: &Candidate) -> Vec<Scales>;
+    /// How many of these are followed.
+    fn followed(&self) -> usize;
+    /// Rounds of fitting; after each of these parts the worse half of all fits goes.
+    fn rounds(&self) -> &'static [usize];
+    /// Evaluates points, each by itself.
+    fn sums(&self, points: &[Point]) -> Result<Vec<Sums>>;
 }
 
 struct Search<'a> {
@@ -154,200 +215,183 @@ struct Search<'a> {
     candidates: &'a Candidates,
     base: &'a BaseModel,
     probe: &'a Probe,
-    options: &'a Options<'a>,
-}
-
-/// What the probe holds of one layer.
-struct Evidence {
-    layer: usize,
-    shape: [usize; 4],
-    /// After and before RoPE.
-    queries: [Vec<f32>; 2],
-    term: Vec<f32>,
-    /// Largest difference that rounding explains.
-    limit: f64,
-}
-
-impl Evidence {
-    fn query(&self, tap: QueryTap) -> &[f32] {
-        &self.queries[usize::from(tap == QueryTap::PreRope)]
-    }
-
-    /// The first batch row and its positions from the last one back, few of them: late positions are rotated most.
-    fn first_look(&self) -> Evidence {
-        let [_, h, t, d] = self.shape;
-        let d_v = self.term.len() / (self.shape[0] * h * t).max(1);
-        let n = t.min(FIRST_POSITIONS);
-        let cut = |x: &[f32], len: usize| -> Vec<f32> {
-            (0..h).flat_map(|head| x[(head * t + t - n) * len..(head + 1) * t * len].iter().copied()).collect()
-        };
-        Evidence {
-            layer: self.layer,
-            shape: [1, h, n, d],
-            queries: [cut(&self.queries[0], d), cut(&self.queries[1], d)],
-            term: cut(&self.term, d_v),
-            limit: self.limit,
-        }
-    }
+    device: &'a Device,
 }
 
 impl Search<'_> {
-    /// Scores by `term.{i}`; `None` where the probe has no layer with both query and term.
-    fn by_terms(&self, tolerance: &Tolerance) -> Result<Option<Vec<Scored>>> {
-        let mut evidence = Vec::new();
-        let adapted: Vec<usize> =
-            self.candidates.list.first().map_or(Vec::new(), |c| self.candidates.layers(c).keys().copied().collect());
-        for layer in adapted {
-            let (Some(q), Some(term)) = (self.probe.q(layer), self.probe.term(layer)) else { continue };
-            let c = &self.base.config;
-            let (batch, t) = (self.probe.input_ids.len(), self.probe.input_ids[0].len());
-            let shape = [batch, c.n_heads, t, c.head_dim];
-            let before = runner::before_rope(self.base, &q, shape)?;
-            let size = term.iter().fold(0.0, |m, v| f64::max(m, f64::from(v.abs())));
-            let limit = size * term_share(tolerance);
-            // Terms that are 0 everywhere tell nothing.
-            if limit > 0.0 {
-                evidence.push(Evidence { layer, shape, queries: [q, before], term, limit });
-            }
+    /// That the base is the probe's, where the probe says what the base alone computes: on another one no reading fits,
+    /// whatever the conventions are. A short prefix tells.
+    fn check_base(&self, tolerance: &Tolerance) -> Result<()> {
+        if self.probe.base_logits(0, 0).is_none() {
+            return Ok(());
         }
-        let Some(first) = evidence.first() else { return Ok(None) };
-        let look = first.first_look();
-        let total = self.candidates.list.len();
-        let mut scored = Vec::with_capacity(total);
-        for (i, candidate) in self.candidates.list.iter().enumerate() {
-            scored.push(Scored { candidate: *candidate, score: self.term_score(candidate, &look)? });
-            (self.options.progress)(i + 1, total + 1);
+        let Some(limit) = tolerance.limits(logits::effect(self)?).max_abs else { return Ok(()) };
+        let (ids, positions) = logits::first_look(self.probe);
+        let mut sink = BaseAlone { probe: self.probe, worst: 0.0, size: 0.0 };
+        runner::stream(self.base, &ids, &[Lane::default()], &self.stream(&positions), &mut sink)?;
+        if sink.worst <= limit {
+            return Ok(());
         }
-        for s in worth_a_second_look(&mut scored) {
-            for e in &evidence {
-                s.score = s.score.max(self.term_score(&s.candidate, e)?);
-            }
-        }
-        (self.options.progress)(total + 1, total + 1);
-        Ok(Some(scored))
+        let figures = BaseFigures { size: sink.size, half_precision: self.probe.half_precision() };
+        Err(Error::new(Code::NumbersDiffer, figures.differs(sink.worst, limit)).file(&self.probe.path))
     }
 
-    fn term_score(&self, c: &Candidate, e: &Evidence) -> Result<f64> {
-        let layers = self.candidates.layers(c);
-        let config = self.draft.config_of(&c.conventions, layers, self.base)?;
-        let Some(weights) = layers.get(&e.layer) else { return Ok(f64::INFINITY) };
-        match phi::term_f32(e.query(c.conventions.query_tap), e.shape, &config, weights, e.layer) {
-            Ok(term) => Ok(share(max_abs_difference(&term, &e.term), e.limit)),
-            // phi . N = 0 is no reading that anybody trained with.
-            Err(e) if e.code() == Code::DenominatorZero => Ok(f64::INFINITY),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn by_logits(&self, tolerance: &Tolerance) -> Result<Vec<Scored>> {
-        let probe = self.probe;
-        let limits = tolerance.limits(self.effect()?);
-        let limit = limits.max_abs.ok_or_else(|| {
-            Error::new(Code::Usage, "expected a limit on max_abs, which the search compares").field("--tolerance")
-        })?;
-        let n = probe.positions.len().min(FIRST_POSITIONS);
-        let prefix = probe.positions[n - 1] + 1;
-        let row = vec![probe.input_ids[0][..prefix].to_vec()];
-        let total = self.candidates.list.len();
-        let mut scored: Vec<Scored> =
-            self.candidates.list.iter().map(|c| Scored { candidate: *c, score: f64::NAN }).collect();
+    /// All candidates with their scales, the best first.
+    fn run(&self, first: &dyn Evidence, all: &dyn Evidence, show: &dyn Fn(usize, usize)) -> Result<Vec<Reading>> {
+        let list = &self.candidates.list;
+        let starts: Vec<Vec<Scales>> = list.iter().map(|c| first.starts(c)).collect();
+        let n_starts: usize = starts.iter().map(Vec::len).sum();
+        let n_rounds: usize = first.rounds().iter().sum();
+        let total = n_starts + (list.len() + BEST) * n_rounds;
         let mut done = 0;
-        for chunk in scored.chunks_mut((ROWS / prefix).max(1)) {
-            self.logit_scores(chunk.iter_mut().collect(), &row, &probe.positions[..n], limit)?;
-            done += chunk.len();
-            (self.options.progress)(done, total + BEST);
+        let mut progress = |n: usize| {
+            done = (done + n).min(total);
+            show(done, total);
+        };
+        let points: Vec<Point> = (list.iter().zip(&starts))
+            .flat_map(|(c, starts)| {
+                starts.iter().map(|s| Point::new(*c, *s, Unknown { query_scale: false, ..c.unknown }))
+            })
+            .collect();
+        let sums = first.sums(&points)?;
+        progress(points.len());
+        let mut fits = Vec::new();
+        let (mut points, mut sums) = (&points[..], &sums[..]);
+        for (c, starts) in list.iter().zip(&starts) {
+            let (now, later) = sums.split_at(starts.len());
+            let (here, rest) = points.split_at(starts.len());
+            (points, sums) = (rest, later);
+            fits.extend(best_starts(c, here, now, first.followed()));
         }
-        let mut again = worth_a_second_look(&mut scored);
-        let rows = probe.input_ids.len() * probe.input_ids[0].len();
-        let size = (ROWS / rows).max(1);
-        while !again.is_empty() {
-            let rest = again.split_off(size.min(again.len()));
-            self.logit_scores(again, &probe.input_ids, &probe.positions, limit)?;
-            again = rest;
+        for (i, &rounds) in first.rounds().iter().enumerate() {
+            if i > 0 {
+                fits.truncate(KEPT_FITS.max(fits.len() / 2));
+            }
+            refine(first, &mut fits, rounds, &mut progress)?;
+            fits.sort_by(|a, b| a.sums.rr.total_cmp(&b.sums.rr));
         }
-        (self.options.progress)(total + BEST, total + BEST);
-        Ok(scored)
+        let readings = self.second_look(all, fits, &mut progress)?;
+        show(total, total);
+        Ok(readings)
     }
 
-    /// `max |logits - base_logits|` of the probe, or of its logits and our base.
-    fn effect(&self) -> Result<f64> {
-        let mut sink = Effect { probe: self.probe, effect: 0.0 };
-        let recorded =
-            (0..self.probe.input_ids.len()).flat_map(|b| (0..self.probe.positions.len()).map(move |p| (b, p)));
-        let mut known = true;
-        for (b, p) in recorded {
-            match self.probe.base_logits(b, p) {
-                Some(base) => sink.effect = f64::max(sink.effect, max_abs_difference(&self.probe.logits(b, p), &base)),
-                None => known = false,
+    /// Holds those that fit so far, and the best of the rest, against everything; all others stay as they are. `fits` begin
+    /// with the best.
+    fn second_look(&self, all: &dyn Evidence, fits: Vec<Fit>, progress: &mut dyn FnMut(usize)) -> Result<Vec<Reading>> {
+        let mut one_each: Vec<Fit> = Vec::new();
+        for mut fit in fits {
+            fit.at = self.canonical(&fit);
+            if !one_each.iter().any(|f| f.candidate == fit.candidate) {
+                one_each.push(fit);
             }
         }
-        if !known {
-            let options = self.stream(&self.probe.positions);
-            runner::stream(self.base, &self.probe.input_ids, &[Lane::default()], &options, &mut sink)?;
+        one_each.sort_by(|a, b| a.sums.worst.total_cmp(&b.sums.worst));
+        let n_good = one_each.iter().filter(|f| f.sums.worst <= 1.0).count();
+        let rest = one_each.split_off(n_good.max(BEST).min(one_each.len()));
+        let mut readings: Vec<Reading> = rest.iter().map(Reading::of_fit).collect();
+        for fit in one_each.iter().filter(|f| f.sums.worst.is_finite()) {
+            let unknown = if fit.sums.worst <= HOPELESS { fit.unknown } else { Unknown::default() };
+            let mut again = [Fit::new(fit.candidate, unknown, fit.at)];
+            refine(all, &mut again, all.rounds().iter().sum(), progress)?;
+            readings.extend(readings::readings(all, &again[0], self.base.config.head_dim)?);
         }
-        Ok(sink.effect)
+        readings.sort_by(|a, b| a.score.total_cmp(&b.score));
+        Ok(readings)
+    }
+
+    /// The representative of scales that compute the same function: with an odd activation a positive query scale.
+    fn canonical(&self, fit: &Fit) -> Scales {
+        let has = |role: Role| self.candidates.layers(&fit.candidate).values().any(|l| l.get(role).is_some());
+        let is_odd = fit.candidate.conventions.feature_map.is_odd() && !has(Role::FeatureBias);
+        let Scales { query, memory } = fit.at;
+        match (has(Role::Normalizer), fit.unknown) {
+            (true, Unknown { query_scale: true, .. }) if is_odd => Scales { query: query.abs(), memory },
+            (false, Unknown { query_scale: true, memory_scale: true }) if is_odd => {
+                Scales { query: query.abs(), memory: memory * query.signum() }
+            }
+            _ => fit.at,
+        }
+    }
+
+    /// Where no reading fits all layers: whether one of the best fits each layer alone, and which scales that asks for.
+    fn disagreement(&self, terms: &Terms<'_>, best: &[Reading]) -> Result<Option<String>> {
+        for reading in best {
+            let c = reading.candidate;
+            let mut fits = Vec::new();
+            for (layer, terms) in terms.by_layer() {
+                let mut fit = [Fit::new(c, c.unknown, Scales::of(&c))];
+                refine(&terms, &mut fit, terms.rounds().iter().sum(), &mut |_| ())?;
+                fits.push((layer, fit[0]));
+            }
+            if fits.len() > 1 && fits.iter().all(|(_, fit)| fit.sums.worst <= 1.0) {
+                let of_layer = |(layer, fit): &(usize, Fit)| {
+                    let c = Reading::of_fit(fit).candidate.conventions;
+                    format!("layer {layer} query_scale {} memory_scale {}", c.query_scale, c.memory_scale)
+                };
+                let layers: Vec<String> = fits.iter().map(of_layer).collect();
+                let map = c.conventions.feature_map;
+                return Ok(Some(format!(
+                    "with {map} each layer alone is reproduced, but with scales of its own, and an adapter has one of each: {}",
+                    layers.join(", ")
+                )));
+            }
+        }
+        Ok(None)
     }
 
     fn stream(&self, positions: &[usize]) -> StreamOptions {
-        StreamOptions { device: self.options.device.clone(), positions: Some(positions.to_vec()) }
+        StreamOptions { device: self.device.clone(), positions: Some(positions.to_vec()) }
     }
+}
 
-    /// Runs the candidates side by side and sets their scores.
-    fn logit_scores(&self, scored: Vec<&mut Scored>, ids: &[Vec<u32>], positions: &[usize], limit: f64) -> Result<()> {
-        let mut work = vec![scored];
-        while let Some(mut scored) = work.pop() {
-            let adapters: Vec<Adapter> = scored
-                .iter()
-                .map(|s| {
-                    let layers = self.candidates.layers(&s.candidate);
-                    let config = self.draft.config_of(&s.candidate.conventions, layers, self.base)?;
-                    Ok(Adapter { config, layers: layers.clone() })
-                })
-                .collect::<Result<_>>()?;
-            let lanes: Vec<Lane> = adapters.iter().map(|a| Lane { adapters: vec![(a, 1.0)] }).collect();
-            let mut sink = Scores { probe: self.probe, worst: vec![0.0; lanes.len()] };
-            match runner::stream(self.base, ids, &lanes, &self.stream(positions), &mut sink) {
-                Ok(()) => {
-                    for (s, worst) in scored.iter_mut().zip(sink.worst) {
-                        s.score = share(worst, limit);
-                    }
-                }
-                // One of them divides by 0: halve until it stands alone.
-                Err(e) if e.code() == Code::DenominatorZero => match &mut scored[..] {
-                    [one] => one.score = f64::INFINITY,
-                    _ => {
-                        let half = scored.split_off(scored.len() / 2);
-                        work.extend([half, scored]);
-                    }
-                },
-                Err(e) => return Err(e),
-            }
+/// Compares the base alone with what the probe says of it.
+struct BaseAlone<'a> {
+    probe: &'a Probe,
+    worst: f64,
+    size: f64,
+}
+
+impl Sink for BaseAlone<'_> {
+    fn logits(&mut self, batch: usize, position: usize, lanes: &[&[f32]]) -> Result<()> {
+        let p = self.probe.positions.iter().position(|x| *x == position);
+        if let Some(reference) = p.and_then(|p| self.probe.base_logits(batch, p)) {
+            let difference = max_abs_difference(&reference, lanes[0]);
+            self.worst = if difference.is_nan() { f64::INFINITY } else { self.worst.max(difference) };
+            self.size = reference.iter().fold(self.size, |m, v| m.max(f64::from(v.abs())));
         }
         Ok(())
     }
 }
 
-/// Those that fit so far, and the best of the rest.
-fn worth_a_second_look(scored: &mut [Scored]) -> Vec<&mut Scored> {
-    scored.sort_by(|a, b| a.score.total_cmp(&b.score));
-    let n = scored.iter().filter(|s| s.score <= 1.0).count().max(BEST).min(scored.len());
-    scored[..n].iter_mut().filter(|s| s.score.is_finite()).collect()
-}
-
-/// Largest difference of a term that rounding explains, as a share of the layer's largest term. The query is the
-/// probe's own, so one matrix product's rounding is all there is, and that of the stored weights: for F16 and BF16 the
-/// factors of [`Tolerance`], for F32 what sums in another order cost (`verify` through the whole model: at most 9e-7 on the fixtures).
-fn term_share(tolerance: &Tolerance) -> f64 {
-    match DType::parse(tolerance.name()) {
-        Some(DType::F16) => 1e-3,
-        Some(DType::BF16) => 8e-3,
-        _ => 3e-5,
+/// The starts of a candidate that are followed, the best first: of each query scale the better one, and of neighbours the
+/// best. The memory scale is solved for.
+fn best_starts(c: &Candidate, points: &[Point], sums: &[Sums], n: usize) -> Vec<Fit> {
+    let mut starts: Vec<(f64, Scales)> = Vec::new();
+    for (p, sums) in points.iter().zip(sums) {
+        let (rest, memory) = sums.solved_memory(p.scales);
+        starts.push((rest, Scales { memory, ..p.scales }));
     }
+    starts.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Neighbours differ by a factor of 2 and have one sign.
+    let are_near = |a: f64, b: f64| a * b > 0.0 && (a / b).ln().abs() < 0.7;
+    let is_best = |i: &usize| !starts[..*i].iter().any(|s| are_near(s.1.query, starts[*i].1.query));
+    let best = (0..starts.len()).filter(is_best).take(n);
+    best.map(|i| Fit::new(*c, c.unknown, starts[i].1)).collect()
 }
 
-fn share(difference: f64, limit: f64) -> f64 {
-    // NaN is no fit, and sorts behind every number.
-    if difference.is_nan() { f64::INFINITY } else { difference / limit }
+/// Goes on with every fit for some rounds.
+fn refine(evidence: &dyn Evidence, fits: &mut [Fit], rounds: usize, progress: &mut dyn FnMut(usize)) -> Result<()> {
+    for _ in 0..rounds {
+        let mut going: Vec<&mut Fit> = fits.iter_mut().filter(|f| !f.is_done).collect();
+        if going.is_empty() {
+            break;
+        }
+        let points: Vec<Point> = going.iter().map(|f| f.next()).collect();
+        let sums = evidence.sums(&points)?;
+        going.iter_mut().zip(sums).for_each(|(f, s)| f.advance(s));
+        progress(points.len());
+    }
+    Ok(())
 }
 
 /// Figures in outputs have two significant digits: more would depend on the machine.
@@ -355,50 +399,11 @@ fn two_digits(x: f64) -> f64 {
     format!("{x:.1e}").parse().unwrap_or(x)
 }
 
-fn table(scored: &[Scored], open: &[&str]) -> Vec<String> {
-    let row = |s: &Scored| {
-        let values: Vec<String> = s
-            .candidate
-            .conventions
-            .values()
-            .into_iter()
-            .filter(|(k, _)| open.contains(k))
-            .map(|(k, v)| format!("{k} {v}"))
-            .collect();
-        format!("{:>9.2e} of the limit: {}", s.score, values.join(", "))
+fn table(readings: &[Reading], open: &[&str]) -> Vec<String> {
+    let row = |r: &Reading| {
+        let values = r.candidate.conventions.values().into_iter().filter(|(k, _)| open.contains(k));
+        let values: Vec<String> = values.map(|(k, v)| format!("{k} {v}")).collect();
+        format!("{:>9.2e} of the limit: {}", r.score, values.join(", "))
     };
-    scored.iter().map(row).collect()
-}
-
-struct Scores<'a> {
-    probe: &'a Probe,
-    worst: Vec<f64>,
-}
-
-impl Sink for Scores<'_> {
-    fn logits(&mut self, batch: usize, position: usize, lanes: &[&[f32]]) -> Result<()> {
-        let reference = reference(self.probe, batch, position);
-        for (worst, found) in self.worst.iter_mut().zip(lanes) {
-            let d = max_abs_difference(&reference, found);
-            *worst = if d.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(d) };
-        }
-        Ok(())
-    }
-}
-
-struct Effect<'a> {
-    probe: &'a Probe,
-    effect: f64,
-}
-
-impl Sink for Effect<'_> {
-    fn logits(&mut self, batch: usize, position: usize, lanes: &[&[f32]]) -> Result<()> {
-        self.effect = self.effect.max(max_abs_difference(&reference(self.probe, batch, position), lanes[0]));
-        Ok(())
-    }
-}
-
-fn reference(probe: &Probe, batch: usize, position: usize) -> Vec<f32> {
-    let p = probe.positions.iter().position(|x| *x == position).expect("only the probe's positions were asked for");
-    probe.logits(batch, p)
+    readings.iter().map(row).collect()
 }

@@ -94,19 +94,10 @@ fn the_probe_alone_resolves_a_checkpoint_that_says_nothing() {
 #[test]
 fn every_fixture_without_its_conventions_is_found_again() {
     let temp = tempfile::tempdir().unwrap();
-    // What lies outside of the usual scales has to be stated.
-    for (name, flags) in [
-        ("llama-mha", &[][..]),
-        ("llama-gqa", &["--memory-scale=0.5"]),
-        ("qwen2", &[]),
-        ("qwen3", &[]),
-        ("mistral-swa", &["--query-scale=0.25"]),
-        ("qwen3-pre-rope", &[]),
-        ("llama-pre-rope", &[]),
-    ] {
+    for name in common::MODELS {
         let folder = open_adapter(temp.path(), name, |n, t| (n.to_owned(), t));
         let out = temp.path().join(name);
-        let done = convert(&folder, &out, name, &probe_of(name), flags);
+        let done = convert(&folder, &out, name, &probe_of(name), &[]);
         assert_eq!(exit(&done), 0, "{name}: {}", stderr(&done));
         assert_found(&out, name, 0.0);
     }
@@ -132,23 +123,18 @@ fn orientation_flattening_and_head_order_are_found() {
             .collect();
         Tensor { shape: vec![b, a, c], values }
     }
-    let cases: [(&str, &str, Change, &[&str]); 6] = [
-        ("transposed heads", "llama-mha", |n, t| (linear(n), t.transposed()), &[]),
-        ("(H F) V", "llama-mha", |n, t| (linear(n), flat(t)), &[]),
-        ("(H V) F", "llama-mha", |n, t| (linear(n), flat(t.transposed())), &[]),
-        ("(F H) V", "llama-mha", |n, t| (linear(n), flat(outer_swapped(&t))), &[]),
-        ("(V H) F", "llama-mha", |n, t| (linear(n), flat(outer_swapped(&t.transposed()))), &[]),
-        (
-            "heads of a group apart",
-            "llama-gqa",
-            |n, t| (n.into(), t.permuted(0, &[0, 2, 1, 3])),
-            &["--memory-scale=0.5"],
-        ),
+    let cases: [(&str, &str, Change); 6] = [
+        ("transposed heads", "llama-mha", |n, t| (linear(n), t.transposed())),
+        ("(H F) V", "llama-mha", |n, t| (linear(n), flat(t))),
+        ("(H V) F", "llama-mha", |n, t| (linear(n), flat(t.transposed()))),
+        ("(F H) V", "llama-mha", |n, t| (linear(n), flat(outer_swapped(&t)))),
+        ("(V H) F", "llama-mha", |n, t| (linear(n), flat(outer_swapped(&t.transposed())))),
+        ("heads of a group apart", "llama-gqa", |n, t| (n.into(), t.permuted(0, &[0, 2, 1, 3]))),
     ];
-    for (what, name, change, flags) in cases {
+    for (what, name, change) in cases {
         let folder = open_adapter(temp.path(), name, change);
         let out = temp.path().join(what.replace(' ', "-"));
-        let done = convert(&folder, &out, name, &probe_of(name), flags);
+        let done = convert(&folder, &out, name, &probe_of(name), &[]);
         assert_eq!(exit(&done), 0, "{what}: {}", stderr(&done));
         assert_found(&out, name, 0.0);
     }
@@ -188,8 +174,10 @@ fn for_each_convention_the_wrong_choice_fails() {
 #[test]
 fn none_is_exit_5_with_the_best_five() {
     let temp = tempfile::tempdir().unwrap();
-    // The query scale of 0.25 is none of the usual ones.
-    let folder = open_adapter(temp.path(), "mistral-swa", |n, t| (n.to_owned(), t));
+    // The name says that rows are features, and they are not.
+    let folder = open_adapter(temp.path(), "mistral-swa", |n, t| {
+        (n.to_owned(), if n.ends_with("memory") { t.transposed() } else { t })
+    });
     let out = temp.path().join("out");
     let done = convert(&folder, &out, "mistral-swa", &probe_of("mistral-swa"), &[]);
     assert_eq!(exit(&done), 5, "{}", stderr(&done));

@@ -161,7 +161,7 @@ fn the_one(found: &[PathBuf]) -> Option<&PathBuf> {
 pub fn hints(e: &Error, given: &Given) -> Vec<String> {
     // Numbers that differ, hashes that do not hold: the paths were the right ones.
     if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
-        return Vec::new();
+        return e.hint_lines().to_vec();
     }
     // A file that is broken inside is of the right kind; to read it again could take as long as to refuse it.
     let is_other_format = matches!(e.code(), Code::GgufMagic | Code::SafetensorsHeader | Code::SafetensorsIndex);

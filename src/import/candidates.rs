@@ -2,13 +2,15 @@
 //!
 //! Combinations that are the same function count once, under one canonical representative: `per_head` before
 //! `per_kv_head` before `shared` where the numbers of heads coincide; `query_scale` 1 before `memory_scale` 1 for an
-//! activation with `act(c x) = c act(x)`; orders of axes that differ only in axes of length 1.
+//! activation with `act(c x) = c act(x)`; orders of axes that differ only in axes of length 1. Scales are numbers, so they
+//! are not listed: a candidate says which of them are [`Unknown`].
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
 use super::draft::{Draft, HeadOrder, Orientation};
+use super::stated::Stated;
 use super::{Imported, assemble};
 use crate::adapter::{AdapterConfig, AdapterLayer, FeatureMap, MemorySharing, QueryTap};
 use crate::base::BaseModel;
@@ -31,17 +33,27 @@ pub struct Conventions {
 /// A reading of the draft.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
-    /// What it takes each convention for.
+    /// What it takes each convention for; a scale that is unknown is 1 until it is found.
     pub conventions: Conventions,
+    /// Which scales are to be found.
+    pub unknown: Unknown,
     layout: usize,
+}
+
+/// Which scales of a candidate nothing states and no symmetry settles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs)] // the names are those of adapter_config.json
+pub struct Unknown {
+    pub query_scale: bool,
+    pub memory_scale: bool,
 }
 
 /// The candidates, with the tensors that each layout of them means.
 #[derive(Debug, Clone)]
 pub struct Candidates {
-    /// One for each function.
+    /// One for each function, or family of functions that differ in their scales.
     pub list: Vec<Candidate>,
-    /// Combinations tried, the same function counted as often as it occurs.
+    /// Combinations of the other conventions, the same function counted as often as it occurs.
     pub n_combinations: usize,
     layouts: Vec<BTreeMap<usize, AdapterLayer>>,
 }
@@ -50,6 +62,13 @@ impl Candidates {
     /// The layers as `c` reads them.
     pub fn layers(&self, c: &Candidate) -> &BTreeMap<usize, AdapterLayer> {
         &self.layouts[c.layout]
+    }
+
+    /// Whether `c` with the other sign of the query scale is a candidate of its own.
+    pub fn has_both_signs(&self, c: &Candidate) -> bool {
+        let mut other = *c;
+        other.conventions.query_scale = -c.conventions.query_scale;
+        self.list.contains(&other)
     }
 }
 
@@ -164,43 +183,28 @@ impl Draft {
 
         let maps = options(self.stated.feature_map, FeatureMap::ALL);
         let taps = options(self.stated.query_tap, QueryTap::ALL);
-        let usual = [1.0, 1.0 / (base.config.head_dim as f64).sqrt()];
-        let query_scales = options(self.stated.query_scale, &usual);
-        let memory_scales = options(self.stated.memory_scale, &usual);
         let mut list: Vec<Candidate> = Vec::new();
         for (layout, &(memory_sharing, orientation, head_order)) in keys.iter().enumerate() {
             for &feature_map in &maps {
                 for &query_tap in &taps {
-                    for &query_scale in &query_scales {
-                        for &memory_scale in &memory_scales {
-                            let homogeneous = feature_map.is_homogeneous() && !has_bias;
-                            let (query_scale, memory_scale) = match homogeneous && query_scales.len() > 1 {
-                                // phi's factor cancels against the denominator's.
-                                true if has_normalizer => (1.0, memory_scale),
-                                true if memory_scales.len() > 1 => (1.0, query_scale * memory_scale),
-                                _ => (query_scale, memory_scale),
-                            };
-                            let conventions = Conventions {
-                                feature_map,
-                                query_tap,
-                                query_scale,
-                                memory_scale,
-                                memory_sharing,
-                                orientation,
-                                head_order,
-                            };
-                            let candidate = Candidate { conventions, layout };
-                            if !list.contains(&candidate) {
-                                list.push(candidate);
-                            }
-                        }
+                    let scales = Scales { homogeneous: feature_map.is_homogeneous() && !has_bias, has_normalizer };
+                    for (query_scale, unknown) in scales.options(&self.stated, feature_map) {
+                        let conventions = Conventions {
+                            feature_map,
+                            query_tap,
+                            query_scale,
+                            memory_scale: self.stated.memory_scale.unwrap_or(1.0),
+                            memory_sharing,
+                            orientation,
+                            head_order,
+                        };
+                        list.push(Candidate { conventions, unknown, layout });
                     }
                 }
             }
         }
         let n_layouts = keys.len() / sharings.len().max(1) * n_sharings;
-        let n_combinations =
-            n_layouts.max(keys.len()) * maps.len() * taps.len() * query_scales.len() * memory_scales.len();
+        let n_combinations = n_layouts.max(keys.len()) * maps.len() * taps.len();
         Ok(Candidates { list, n_combinations, layouts })
     }
 
@@ -218,8 +222,8 @@ impl Draft {
         assemble::config(self.stated_with(c), layers, Some(base), &[])
     }
 
-    fn stated_with(&self, c: &Conventions) -> super::stated::Stated {
-        super::stated::Stated {
+    fn stated_with(&self, c: &Conventions) -> Stated {
+        Stated {
             feature_map: Some(c.feature_map),
             query_tap: Some(c.query_tap),
             query_scale: Some(c.query_scale),
@@ -251,6 +255,28 @@ impl Draft {
         self.stated = self.stated_with(&c.conventions);
         let findings = std::mem::take(&mut self.findings);
         self.finish(candidates.layers(c).clone(), findings.into(), &[], Some(base))
+    }
+}
+
+/// What decides which scales of a candidate are independent numbers.
+struct Scales {
+    /// Whether phi(c x) = c phi(x) for c > 0.
+    homogeneous: bool,
+    has_normalizer: bool,
+}
+
+impl Scales {
+    /// The query scale to begin with, and what is unknown; one for each sign where both signs are functions of their own.
+    fn options(&self, stated: &Stated, map: FeatureMap) -> Vec<(f64, Unknown)> {
+        let memory_scale = stated.memory_scale.is_none();
+        if let Some(query_scale) = stated.query_scale {
+            return vec![(query_scale, Unknown { query_scale: false, memory_scale })];
+        }
+        // phi's factor cancels against the denominator's, or is a factor of the term like the memory scale.
+        let query_scale = !self.homogeneous || !self.has_normalizer && !memory_scale;
+        let unknown = Unknown { query_scale, memory_scale };
+        let sign_matters = self.homogeneous && map != FeatureMap::Identity;
+        if sign_matters { vec![(1.0, unknown), (-1.0, unknown)] } else { vec![(1.0, unknown)] }
     }
 }
 

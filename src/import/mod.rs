@@ -23,7 +23,7 @@ use crate::base::BaseModel;
 use crate::error::Result;
 use crate::finding::Finding;
 use crate::package::Container;
-pub use candidates::{Candidate, Candidates, Conventions};
+pub use candidates::{Candidate, Candidates, Conventions, Unknown};
 pub(crate) use draft::has_parts;
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};

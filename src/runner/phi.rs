@@ -157,19 +157,52 @@ pub fn term_f32(
     layer: &AdapterLayer,
     index: usize,
 ) -> Result<Vec<f32>> {
-    assert_eq!(q.len(), shape.iter().product::<usize>());
-    let device = Device::cpu();
-    let g = &config.geometry;
-    if shape[1] != g.n_heads || shape[3] != g.head_dim {
-        let message = format!(
-            "expected queries of {} heads of length {}, found {} of length {}",
-            g.n_heads, g.head_dim, shape[1], shape[3]
-        );
-        return Err(Error::new(Code::AdapterMismatch, message).field(format!("layers.{index}")));
+    ScaledTerm::new(q, shape, config, layer, index)?.at(config.query_scale, config.memory_scale)
+}
+
+/// [`term_f32`] as a function of the two scales: the layer is decoded once.
+pub struct ScaledTerm {
+    term: Term,
+    /// `[B, H, T, D]`
+    q: Tensor,
+}
+
+impl ScaledTerm {
+    /// Arguments as those of [`term_f32`]; the scales of `config` do not count.
+    ///
+    /// # Errors
+    ///
+    /// As [`term_f32`], about shapes and types.
+    pub fn new(
+        q: &[f32],
+        shape: [usize; 4],
+        config: &AdapterConfig,
+        layer: &AdapterLayer,
+        index: usize,
+    ) -> Result<Self> {
+        assert_eq!(q.len(), shape.iter().product::<usize>());
+        let device = Device::cpu();
+        let g = &config.geometry;
+        if shape[1] != g.n_heads || shape[3] != g.head_dim {
+            let message = format!(
+                "expected queries of {} heads of length {}, found {} of length {}",
+                g.n_heads, g.head_dim, shape[1], shape[3]
+            );
+            return Err(Error::new(Code::AdapterMismatch, message).field(format!("layers.{index}")));
+        }
+        let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
+        Ok(ScaledTerm { term: Term::new(config, layer, index, 1.0, &device)?, q })
     }
-    let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
-    let term = Term::new(config, layer, index, 1.0, &device)?.apply(&q, 0)?;
-    term.flatten_all().and_then(|t| t.to_vec1()).map_err(candle)
+
+    /// `[B, H, T, D_v]` with these scales.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::DenominatorZero`].
+    pub fn at(&mut self, query_scale: f64, memory_scale: f64) -> Result<Vec<f32>> {
+        (self.term.query_scale, self.term.memory_scale) = (query_scale, memory_scale);
+        self.term.apply(&self.q, 0)?.flatten_all().and_then(|t| t.to_vec1()).map_err(candle)
+    }
 }
 
 /// The terms of one layer with the batch rows that each applies to; `None` is all of them.

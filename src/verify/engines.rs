@@ -5,7 +5,9 @@ use serde::Serialize;
 use super::probe::Probe;
 use super::sinks::{AgainstProbe, Collect, SideBySide};
 use super::stats::{Comparison, Metrics};
-use super::{Options, Prompts, Reference, Report, lane, report, stream_options, tolerance, want_layers_of_probe};
+use super::{
+    BaseFigures, Options, Prompts, Reference, Report, lane, report, stream_options, tolerance, want_layers_of_probe,
+};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::llama_cpp::evaluate;
@@ -82,7 +84,9 @@ fn against_probe(
     let beside = tee.beside;
     let reference_effect = sink.reference_effect.unwrap_or(sink.found_effect);
     let tolerance = tolerance(options, &[adapter])?;
-    let mut report = report(sink.adapter, sink.base, sink.layers, reference_effect, sink.found_effect, tolerance)?;
+    let of_base = BaseFigures { size: sink.base_size, half_precision: probe.half_precision() };
+    let mut report =
+        report(sink.adapter, sink.base, of_base, sink.layers, reference_effect, sink.found_effect, tolerance)?;
     want_layers_of_probe(&mut report, adapter, probe);
     let engines = engines(&compared, &report, &beside, notes)?;
     Ok((report, engines))
@@ -118,7 +122,9 @@ fn against_adapter(
     evaluate::run(base, adapter, &ids, &positions, &mut tee)?;
     let beside = tee.beside;
     let tolerance = tolerance(options, &[adapter, other])?;
-    let report = report(sink.adapter, sink.base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)?;
+    let of_base = BaseFigures { size: sink.base_size, half_precision: None };
+    let report =
+        report(sink.adapter, sink.base, of_base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)?;
     let engines = engines(&compared, &report, &beside, notes)?;
     Ok((report, engines))
 }

@@ -22,6 +22,7 @@ use serde::Serialize;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Device, Lane, StreamOptions};
+use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
 use crate::validate::Validated;
 use probe::Probe;
@@ -195,7 +196,8 @@ fn against_probe(adapter: &Validated, base: &BaseModel, probe: &Probe, options: 
     runner::stream(base, &probe.input_ids, &lanes, &stream_options(options, Some(&probe.positions)), &mut sink)?;
     let found_effect = sink.found_effect;
     let reference_effect = sink.reference_effect.unwrap_or(found_effect);
-    let mut report = report(sink.adapter, sink.base, sink.layers, reference_effect, found_effect, tolerance)?;
+    let of_base = BaseFigures { size: sink.base_size, half_precision: probe.half_precision() };
+    let mut report = report(sink.adapter, sink.base, of_base, sink.layers, reference_effect, found_effect, tolerance)?;
     want_layers_of_probe(&mut report, adapter, probe);
     Ok(report)
 }
@@ -253,7 +255,8 @@ fn against_adapter(
             sink
         }
     };
-    report(sink.adapter, sink.base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)
+    let of_base = BaseFigures { size: sink.base_size, half_precision: None };
+    report(sink.adapter, sink.base, of_base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)
 }
 
 fn lane(adapter: &Validated) -> Lane<'_> {
@@ -279,6 +282,7 @@ pub(crate) fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Resul
 fn report(
     adapter: Comparison,
     base: Comparison,
+    of_base: BaseFigures,
     layers: Vec<LayerReport>,
     reference_effect: f64,
     found_effect: f64,
@@ -304,17 +308,14 @@ fn report(
         positions: adapter.rows().to_vec(),
         failures: Vec::new(),
     };
-    for (name, found, limit) in limits.exceeded(&metrics) {
-        report.fail(Code::NumbersDiffer, format!("{name}: expected at most {limit:.3e}, found {found:.3e}"));
-    }
+    // First, since figures of the adapter mean nothing on another base.
     if let (Some(b), Some(limit)) = (report.base_metrics, limits.max_abs)
         && !within(b.max_abs, limit)
     {
-        let message = format!(
-            "the base alone, max_abs: expected at most {limit:.3e}, found {:.3e}: this is not the reference's base",
-            b.max_abs
-        );
-        report.fail(Code::NumbersDiffer, message);
+        report.fail(Code::NumbersDiffer, of_base.differs(b.max_abs, limit));
+    }
+    for (name, found, limit) in limits.exceeded(&metrics) {
+        report.fail(Code::NumbersDiffer, format!("{name}: expected at most {limit:.3e}, found {found:.3e}"));
     }
     for l in report.layers.clone() {
         let parts = [("q", l.q_max_abs, l.q_size), ("term", l.term_max_abs, l.term_size)];
@@ -337,6 +338,42 @@ fn report(
         report.fail(Code::NoEffect, message);
     }
     Ok(report)
+}
+
+/// What explains a difference of the plain base.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BaseFigures {
+    /// `max |base_logits|` of the reference.
+    pub size: f64,
+    /// In which half precision the reference was computed, where its numbers show that.
+    pub half_precision: Option<DType>,
+}
+
+/// Largest difference of logits, as a share of the largest, that half precision in a whole model explains: BF16 has 8
+/// significant bits, and the errors of its layers add up.
+const ROUNDING_SHARE: f64 = 0.05;
+
+impl BaseFigures {
+    /// Says that the base alone is `found` away from the reference, where `limit` is allowed, and what may be the cause.
+    pub fn differs(&self, found: f64, limit: f64) -> String {
+        const AGAIN: &str = "compute the probe anew with the model in float32 (`model.float()`)";
+        let cause = match self.half_precision {
+            Some(t) if found <= ROUNDING_SHARE * self.size => format!(
+                "the probe was computed in {t}, as all of its logits are {t} numbers, and rounding explains a difference of this size: {AGAIN}"
+            ),
+            Some(t) => {
+                format!("the probe was computed in {t}, and this may not be the reference's base: {AGAIN} to tell")
+            }
+            None if found <= ROUNDING_SHARE * self.size => format!(
+                "rounding explains a difference of this size, where the reference was computed in BF16 or F16 or one of the two bases is stored in fewer bits ({AGAIN}); it may also be another base, such as one that was trained further"
+            ),
+            None => "this is not the reference's base".to_owned(),
+        };
+        format!(
+            "the base alone, max_abs: expected at most {limit:.3e}, found {found:.3e} (largest logit {:.3e}): {cause}",
+            self.size
+        )
+    }
 }
 
 /// NaN is within no limit.

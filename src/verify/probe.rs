@@ -188,6 +188,23 @@ impl Probe {
         self.base_logits.as_ref().map(|t| self.row(t, batch, p))
     }
 
+    /// The half precision in which the base was run for this probe, where its numbers show that: all of `base_logits`, or of
+    /// `logits`, are values of BF16 or of F16.
+    pub fn half_precision(&self) -> Option<DType> {
+        let values = &self.base_logits.as_ref().unwrap_or(&self.logits).bytes;
+        let all = |is_exact: fn(f32) -> bool| {
+            let floats = || values.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b));
+            floats().all(is_exact) && floats().any(|v| v != 0.0)
+        };
+        if all(|v| v.to_bits() << 16 == 0) {
+            Some(DType::BF16)
+        } else if all(|v| half::f16::from_f32(v).to_f32() == v) {
+            Some(DType::F16)
+        } else {
+            None
+        }
+    }
+
     /// `q.{layer}` `[B, H, T, D]`, if the probe has it.
     pub fn q(&self, layer: usize) -> Option<Vec<f32>> {
         self.tap(layer)?.q.as_ref().map(|t| floats(&t.bytes))

@@ -26,6 +26,8 @@ pub(super) struct AgainstProbe<'a> {
     progress: Progress<'a>,
     pub adapter: Comparison,
     pub base: Comparison,
+    /// `max |base_logits|` of the reference.
+    pub base_size: f64,
     pub layers: Vec<LayerReport>,
     pub reference_effect: Option<f64>,
     pub found_effect: f64,
@@ -38,6 +40,7 @@ impl<'a> AgainstProbe<'a> {
             progress,
             adapter: Comparison::default(),
             base: Comparison::default(),
+            base_size: 0.0,
             layers: Vec::new(),
             reference_effect: None,
             found_effect: 0.0,
@@ -71,6 +74,7 @@ impl Sink for AgainstProbe<'_> {
         self.found_effect = worse(self.found_effect, max_abs_difference(adapter, base));
         if let Some(reference_base) = self.probe.base_logits(batch, p) {
             self.base.add(batch, position, &reference_base, base);
+            self.base_size = self.base_size.max(size(&reference_base));
             self.reference_effect =
                 Some(worse(self.reference_effect.unwrap_or(0.0), max_abs_difference(&reference, &reference_base)));
         }
@@ -152,6 +156,8 @@ pub(super) struct SideBySide<'a> {
     pending: BTreeMap<usize, (Vec<f32>, Vec<f32>)>,
     pub adapter: Comparison,
     pub base: Comparison,
+    /// `max |base_logits|` of the reference.
+    pub base_size: f64,
     pub layers: Vec<LayerReport>,
     pub reference_effect: f64,
     pub found_effect: f64,
@@ -165,6 +171,7 @@ impl<'a> SideBySide<'a> {
             pending: BTreeMap::new(),
             adapter: Comparison::default(),
             base: Comparison::default(),
+            base_size: 0.0,
             layers: Vec::new(),
             reference_effect: 0.0,
             found_effect: 0.0,
@@ -209,6 +216,7 @@ impl Sink for SideBySide<'_> {
         };
         if collected.is_some() {
             self.base.add(batch, position, reference_base, base);
+            self.base_size = self.base_size.max(size(reference_base));
         }
         self.adapter.add(batch, position, reference, adapter);
         self.reference_effect = worse(self.reference_effect, max_abs_difference(reference, reference_base));
