@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Kind, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
-use crate::import::{Imported, Origin, RECORD_KEY, ledger::Ledger};
+use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY, ledger::Ledger};
 use crate::quant;
 use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
@@ -111,7 +111,8 @@ pub enum BaseMismatch {
 }
 
 /// Everything that is wrong, and what could not be checked.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Rejected {
     /// At least one.
     pub findings: Vec<Finding>,
@@ -119,6 +120,8 @@ pub struct Rejected {
     pub notes: Vec<String>,
     /// What may be the matter.
     pub hints: Vec<String>,
+    /// The refusal to guess, where conventions are open: they are among the findings, one by one.
+    pub open: Option<Error>,
 }
 
 impl Rejected {
@@ -131,6 +134,7 @@ impl Rejected {
     pub fn into_error(self) -> Error {
         let kind = self.kind();
         let n = self.findings.len();
+        let n_open = self.findings.iter().filter(|f| f.code == Code::ConventionOpen).count();
         let has_more = self.findings.iter().any(Finding::stands_for_more);
         let first = self.findings.into_iter().find(|f| f.code.kind() == kind).expect("a rejection has findings");
         let more = match (n, has_more) {
@@ -138,6 +142,12 @@ impl Rejected {
             (0 | 1, _) => String::new(),
             _ => format!(" (and {} more; see `ptplus validate`)", n - 1),
         };
+        if let Some(open) = self.open.filter(|open| open.code() == first.code) {
+            let others = n - n_open;
+            let more = (others > 0)
+                .then(|| format!("`ptplus validate` shows {others} more findings, whatever the conventions are"));
+            return open.hints(self.hints).hints(more);
+        }
         Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found))
             .field(first.place)
             .hints(self.hints)
@@ -164,9 +174,8 @@ impl Rejected {
 ///
 /// [`Rejected`], with every finding.
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
-    let Imported { adapter, ledger, findings, origin } = imported;
+    let Imported { adapter, ledger, findings, mut notes, origin } = imported;
     let mut findings = Findings::from(findings);
-    let mut notes = Vec::new();
     if adapter.layers.is_empty() && findings.is_empty() {
         findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
     }
@@ -193,7 +202,69 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
         let hints = base.and_then(|b| other_base(&adapter, b)).into_iter().collect();
-        Err(Rejected { findings, notes, hints })
+        Err(Rejected { findings, notes, hints, open: None })
+    }
+}
+
+/// [`check`], of whatever [`import::open`] opened. Where conventions are open, everything that is wrong whatever they are
+/// is found beside them.
+///
+/// # Errors
+///
+/// Those of assembling layers.
+///
+/// [`import::open`]: crate::import::open
+pub fn check_opened(opened: Opened, base: Option<&BaseModel>) -> Result<Result<Validated, Rejected>> {
+    let mut draft = match opened {
+        Opened::Adapter(imported) => return Ok(check(*imported, base)),
+        Opened::Draft(draft) => *draft,
+    };
+    let open = draft.all_open(base)?;
+    if open.is_empty() {
+        return Ok(check(draft.into_imported(base)?, base));
+    }
+    let error = draft.still_open(&open);
+    let mut rejected = whatever_is_open(&mut draft, base);
+    rejected.findings.extend(open.iter().map(|key| {
+        let expected = import::flag_usage(key).map_or_else(|| "a value".to_owned(), |flag| format!("a value ({flag})"));
+        Finding::new(Code::ConventionOpen, *key, expected, "none")
+    }));
+    rejected.open = Some(error);
+    Ok(Err(rejected))
+}
+
+/// The checks that need no conventions, before a probe is asked for them: a wrong tensor must not end as one that no
+/// reading explains.
+///
+/// # Errors
+///
+/// The deciding finding.
+pub fn check_before_settling(draft: &Draft, base: Option<&BaseModel>) -> Result<()> {
+    let mut copy = draft.clone();
+    let rejected = whatever_is_open(&mut copy, base);
+    if rejected.findings.is_empty() { Ok(()) } else { Err(rejected.into_error()) }
+}
+
+/// What is wrong about a draft with any conventions. Takes its parts.
+fn whatever_is_open(draft: &mut Draft, base: Option<&BaseModel>) -> Rejected {
+    // Large, and the same either way.
+    let ledger = std::mem::take(&mut draft.ledger);
+    match draft.clone().provisional(base) {
+        Ok(imported) => match check(Imported { ledger, ..imported }, base) {
+            Ok(v) => Rejected { findings: Vec::new(), notes: v.notes, hints: Vec::new(), open: None },
+            Err(rejected) => rejected,
+        },
+        // Sizes are open as well: the tensors by themselves.
+        Err(_) => {
+            let mut findings = Findings::from(std::mem::take(&mut draft.findings));
+            findings.extend(values::check_tensors(draft.part_tensors()));
+            Rejected {
+                findings: findings.into_vec(),
+                notes: std::mem::take(&mut draft.notes),
+                hints: Vec::new(),
+                open: None,
+            }
+        }
     }
 }
 
@@ -422,5 +493,5 @@ pub fn check_in_memory(adapter: Adapter, base: Option<&BaseModel>) -> Result<Val
         recorded_source_sha256: None,
         config_digest_text: String::new(),
     };
-    check(Imported { adapter, ledger: Ledger::default(), findings: Vec::new(), origin }, base)
+    check(Imported { adapter, ledger: Ledger::default(), findings: Vec::new(), notes: Vec::new(), origin }, base)
 }

@@ -178,3 +178,98 @@ fn nothing_else_is_broadcast() {
     let lost: Vec<(&str, Vec<usize>)> = of_head_0.iter().map(|n| (n.as_str(), vec![32, 32])).collect();
     refused("heads 1 and 2 lost their map", &lost, true);
 }
+
+/// The fixture's adapter in one file with all weights of its base.
+fn beside_everything(name: &str) -> RawAdapter {
+    let mut source = RawAdapter::fixture(name);
+    source.tensors = source.tensors.into_iter().map(|(n, t)| (format!("model.{n}"), t)).collect();
+    source.tensors.extend(read_safetensors(&model(name).join("base/model.safetensors")));
+    source
+}
+
+/// One value of one weight trained is one too many, whatever the base's format, type and row order.
+#[test]
+fn every_value_beside_an_adapter_is_compared_with_every_kind_of_base() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in ["llama-mha", "qwen2", "qwen3"] {
+        let folder = temp.path().join("checkpoint");
+        let gguf = |outtype: &str| {
+            let out = temp.path().join(format!("{name}-{outtype}.gguf"));
+            let base = model(name).join("base");
+            let args = ["convert".as_ref(), base.as_os_str(), "-o".as_ref(), out.as_ref(), "--outtype".as_ref()];
+            let done = common::ptplus(args.into_iter().chain([outtype.as_ref(), "--no-tokenizer".as_ref()]));
+            assert_eq!(exit(&done), 0, "{}", stderr(&done));
+            out
+        };
+        let bases = [model(name).join("base"), gguf("f32"), gguf("f16"), gguf("bf16")];
+        let opened = |base: &std::path::Path| {
+            let base = ptplus::base::BaseModel::open(base).unwrap();
+            match ptplus::import::open(&folder, &Default::default(), Some(&base)).unwrap() {
+                ptplus::import::Opened::Draft(draft) => (draft.findings, draft.notes),
+                ptplus::import::Opened::Adapter(_) => panic!("a folder"),
+            }
+        };
+        let untrained = beside_everything(name);
+        untrained.write(&folder);
+        for base in &bases {
+            let (findings, notes) = opened(base);
+            assert!(findings.is_empty() && notes.is_empty(), "{name} {base:?}: {findings:?} {notes:?}");
+        }
+        let (findings, notes) = opened(&gguf("q8_0"));
+        assert!(findings.is_empty() && notes.len() == 1, "{name}: {findings:?} {notes:?}");
+        assert!(notes[0].contains("not compared with it since the base has them quantized"), "{notes:?}");
+
+        let weights = untrained.tensors.iter().filter(|(n, _)| !n.ends_with("memory") && !n.contains("feature"));
+        for (tensor, t) in weights {
+            // In a row that is neither the first, the middle nor the last.
+            let at = if t.shape.len() > 1 { 3 * t.shape[1] + 1 } else { 3 };
+            let mut source = untrained.clone();
+            source.tensors.get_mut(tensor).unwrap().values[at] += 0.5;
+            source.write(&folder);
+            for base in &bases {
+                let (findings, _) = opened(base);
+                assert!(findings.len() == 1 && findings[0].place == *tensor, "{name} {tensor} {base:?}: {findings:?}");
+                let what = if t.shape.len() > 1 { "rows" } else { "elements" };
+                let expected = format!("others in 1 of {} {what}, the first of them 3:", t.shape[0]);
+                assert!(findings[0].found.starts_with(&expected), "{tensor}: {}", findings[0].found);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_command_that_reads_a_checkpoint_refuses_a_base_that_was_trained() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("checkpoint");
+    let mut source = beside_everything("llama-mha");
+    source.change("embed_tokens.weight", |t| {
+        let mut t = t.clone();
+        t.values[3 * 96] += 1.0;
+        t
+    });
+    source.write(&folder);
+    let (out, bundle, probe) =
+        (temp.path().join("out.gguf"), temp.path().join("bundle"), model("llama-mha").join("probe.safetensors"));
+    let text = |p: &std::path::Path| p.to_str().unwrap().to_owned();
+    for base in [model("llama-mha").join("base"), model("llama-mha").join("base.gguf")] {
+        for args in [
+            vec!["validate", &text(&folder)],
+            vec!["convert", &text(&folder), "-o", &text(&out)],
+            vec!["quantize", &text(&folder), "-o", &text(&out), "Q8_0"],
+            vec!["pack", &text(&folder), "-o", &text(&bundle)],
+            vec!["verify", &text(&folder), "--probe", &text(&probe)],
+        ] {
+            let done = common::ptplus(args.iter().copied().chain(["--base", &text(&base)]));
+            assert_eq!(exit(&done), 4, "{args:?}: {}", stderr(&done));
+            assert!(!out.exists() && !bundle.exists(), "{args:?}");
+        }
+    }
+    // Without a base nothing can be told, and that is said.
+    let done = common::ptplus(["convert", &text(&folder), "-o", &text(&out), "--arch", "llama"]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    let n = source.tensors.len() - 3;
+    let note = format!(
+        "note: {n} weights of the base model that lie beside the adapter were not compared with it since there is no base"
+    );
+    assert!(stderr(&done).contains(&note), "{}", stderr(&done));
+}

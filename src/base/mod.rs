@@ -126,6 +126,11 @@ impl BaseModel {
         self.tensors.get(&weight.name(self.dialect))
     }
 
+    /// The tensor of this name in the files.
+    pub fn tensor_named(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
     /// Every tensor of the files, those that the forward pass does not use included, in order of their names.
     pub fn tensors(&self) -> impl Iterator<Item = &StoredTensor> {
         let mut all: Vec<_> = self.tensors.values().collect();

@@ -12,7 +12,7 @@ use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
 use crate::quant;
-use crate::tensor::{Bytes, DType};
+use crate::tensor::{Bytes, DType, LazyTensor};
 
 /// A weight matrix `[n_rows, row_len]` whose rows are decoded when asked for.
 #[derive(Debug, Clone)]
@@ -108,6 +108,18 @@ impl BaseModel {
         })
     }
 
+    /// `weight` as a view of what is stored, its rows in Hugging Face order.
+    ///
+    /// # Errors
+    ///
+    /// As [`rows`](Self::rows).
+    pub fn in_hugging_face_order(&self, weight: Weight) -> Result<LazyTensor> {
+        let t = self.decodable(weight)?.lazy()?;
+        let Some(d) = self.norm_head_dim(weight) else { return Ok(t) };
+        let n_heads = t.shape()[0] / d;
+        Ok(t.split_axis(0, n_heads, d)?.regroup(1, 2).merge_axes(0))
+    }
+
     /// The embeddings of `ids`, `[ids.len(), hidden]`; only the rows that occur are decoded.
     ///
     /// # Errors
@@ -170,7 +182,6 @@ impl BaseModel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::LazyTensor;
 
     #[test]
     fn norm_rows_are_the_row_order_of_the_specification() {

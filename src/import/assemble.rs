@@ -89,6 +89,63 @@ pub(super) fn check_stated_layers(
     }
 }
 
+/// The sizes that neither statements nor shapes nor the base say.
+pub(super) fn open_sizes(
+    stated: &Stated,
+    layers: &BTreeMap<usize, AdapterLayer>,
+    base: Option<&BaseModel>,
+) -> Vec<&'static str> {
+    Sizes::of(stated, layers, base).named().into_iter().filter(|(_, v)| v.is_none()).map(|(k, _)| k).collect()
+}
+
+/// What is known of the sizes.
+struct Sizes {
+    n_features: Option<usize>,
+    head_dim: Option<usize>,
+    n_heads: Option<usize>,
+    n_kv_heads: Option<usize>,
+    n_layers: Option<usize>,
+    value_head_dim: Option<usize>,
+}
+
+impl Sizes {
+    fn of(stated: &Stated, layers: &BTreeMap<usize, AdapterLayer>, base: Option<&BaseModel>) -> Sizes {
+        let first = layers.values().next();
+        let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
+        let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
+        let n_memories = memory.first().copied();
+        let n_features = stated.num_features.or(memory.get(1).copied());
+        let head_dim = stated.head_dim.or(match &weight {
+            Some(w) => w.get(2).copied(),
+            None => n_features,
+        });
+        let heads_by_shape = |sharing| (stated.memory_sharing == Some(sharing)).then_some(n_memories).flatten();
+        let of_base = |size: fn(&BaseModel) -> usize| base.map(size);
+        Sizes {
+            n_features,
+            head_dim,
+            n_heads: (stated.num_attention_heads)
+                .or(heads_by_shape(MemorySharing::PerHead))
+                .or(of_base(|b| b.config.n_heads)),
+            n_kv_heads: (stated.num_key_value_heads)
+                .or(heads_by_shape(MemorySharing::PerKvHead))
+                .or(of_base(|b| b.config.n_kv_heads)),
+            n_layers: stated.num_layers.or(of_base(|b| b.config.n_layers)),
+            value_head_dim: memory.get(2).copied().or(of_base(|b| b.config.value_head_dim)).or(head_dim),
+        }
+    }
+
+    fn named(&self) -> [(&'static str, Option<usize>); 5] {
+        [
+            ("num_features", self.n_features),
+            ("head_dim", self.head_dim),
+            ("num_attention_heads", self.n_heads),
+            ("num_key_value_heads", self.n_kv_heads),
+            ("num_layers", self.n_layers),
+        ]
+    }
+}
+
 /// The configuration: conventions as stated, sizes as stated or else from the tensors' shapes or the base.
 ///
 /// `open` lists what is open beside.
@@ -103,32 +160,10 @@ pub(super) fn config(
     base: Option<&BaseModel>,
     open: &[&'static str],
 ) -> Result<AdapterConfig> {
-    let first = layers.values().next();
-    let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
-    let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
-    let n_memories = memory.first().copied();
-    let n_features = stated.num_features.or(memory.get(1).copied());
-    let head_dim = stated.head_dim.or(match &weight {
-        Some(w) => w.get(2).copied(),
-        None => n_features,
-    });
-    let heads_by_shape = |sharing| (stated.memory_sharing == Some(sharing)).then_some(n_memories).flatten();
-    let n_heads =
-        stated.num_attention_heads.or(heads_by_shape(MemorySharing::PerHead)).or(base.map(|b| b.config.n_heads));
-    let n_kv_heads =
-        stated.num_key_value_heads.or(heads_by_shape(MemorySharing::PerKvHead)).or(base.map(|b| b.config.n_kv_heads));
-    let n_layers = stated.num_layers.or(base.map(|b| b.config.n_layers));
-    let value_head_dim = memory.get(2).copied().or(base.map(|b| b.config.value_head_dim)).or(head_dim);
-
+    let Sizes { n_features, head_dim, n_heads, n_kv_heads, n_layers, value_head_dim } =
+        Sizes::of(&stated, layers, base);
     let mut missing: Vec<&str> = open.to_vec();
-    let sizes = [
-        ("num_features", n_features),
-        ("head_dim", head_dim),
-        ("num_attention_heads", n_heads),
-        ("num_key_value_heads", n_kv_heads),
-        ("num_layers", n_layers),
-    ];
-    missing.extend(sizes.iter().filter(|(_, v)| v.is_none()).map(|(k, _)| *k));
+    missing.extend(open_sizes(&stated, layers, base));
     if !missing.is_empty() {
         return Err(still_open(&missing));
     }

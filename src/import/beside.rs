@@ -1,97 +1,183 @@
 //! Weights of the base that lie beside an adapter, as in a training checkpoint: they are not exported, so they must be
-//! those of the base that is given. Where they are others, the base was trained, too, and the adapter alone computes
-//! something else.
+//! those of the base that is given, every value of them. Where they are others, the base was trained, too, and the adapter
+//! alone computes something else. What cannot be compared is counted, and a note says why.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use half::{bf16, f16};
+use rayon::prelude::*;
 
 use super::rules;
 use super::source::SourceTensor;
 use crate::base::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
-use crate::format::StoredTensor;
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 
-/// The tensors of a base by their names without what wrappers put there.
+/// Values that a thread decodes at once of each of two tensors: a megabyte, as F32.
+const STEP_VALUES: usize = 1 << 18;
+
+/// The weights of a base by their Hugging Face names without what wrappers put there.
 pub(super) struct BaseWeights<'b> {
-    by_name: HashMap<String, &'b StoredTensor>,
+    base: Option<&'b BaseModel>,
+    by_name: HashMap<String, Place>,
+    /// How many were not compared, by the reason.
+    not_compared: BTreeMap<&'static str, usize>,
+}
+
+/// Where a base has a weight.
+enum Place {
+    /// In this tensor, as it is.
+    Tensor(String),
+    /// In the tensor of this weight, whose rows a GGUF file may have in another order.
+    Weight(Weight),
 }
 
 impl<'b> BaseWeights<'b> {
-    /// Of a Hugging Face folder. GGUF has other names and another order of rows: nothing is compared there.
+    /// Of a Hugging Face folder or a GGUF file.
     pub fn of(base: Option<&'b BaseModel>) -> BaseWeights<'b> {
         let mut by_name = HashMap::new();
-        if let Some(base) = base.filter(|b| b.dialect == Dialect::HuggingFace) {
-            by_name.extend(base.tensors().map(|t| (rules::unwrapped(&t.name).join("."), t)));
-            if let Some(embedding) = base.tensor(Weight::TokenEmbedding).filter(|_| base.config.tied_embeddings) {
-                let head = Weight::Output.name(base.dialect);
-                by_name.entry(rules::unwrapped(&head).join(".")).or_insert(embedding);
+        let plain = |name: &str| rules::unwrapped(name).join(".");
+        if let Some(base) = base {
+            match base.dialect {
+                Dialect::HuggingFace => {
+                    by_name.extend(base.tensors().map(|t| (plain(&t.name), Place::Tensor(t.name.clone()))));
+                }
+                Dialect::Gguf => {
+                    let has = Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some());
+                    by_name.extend(has.map(|w| (plain(&w.name(Dialect::HuggingFace)), Place::Weight(w))));
+                }
+            }
+            if base.config.tied_embeddings {
+                let head = plain(&Weight::Output.name(Dialect::HuggingFace));
+                by_name.entry(head).or_insert(Place::Weight(Weight::TokenEmbedding));
             }
         }
-        BaseWeights { by_name }
+        BaseWeights { base, by_name, not_compared: BTreeMap::new() }
     }
 
-    /// What differs between a tensor of a source and the base's of the same name: that there is none, its shape, or values of
-    /// a few rows. Nothing where either is quantized.
+    /// What differs between a tensor of a source and the base's of the same name: that there is none, its shape, or values.
+    /// What cannot be compared is counted.
     ///
     /// # Errors
     ///
     /// Those of [`SourceTensor::open`].
-    pub fn difference(&self, t: &SourceTensor) -> Result<Option<Finding>> {
+    pub fn difference(&mut self, t: &SourceTensor) -> Result<Option<Finding>> {
         let words = rules::unwrapped(&t.name);
+        if rules::is_buffer(&words) {
+            return Ok(None);
+        }
+        let differs = |expected: &str, found: &str| Some(Finding::new(Code::AdapterMismatch, &t.name, expected, found));
         // Averages of weights differ from them, if only in the last bits.
         let is_average = words.iter().any(|w| w.split('_').any(|part| part.eq_ignore_ascii_case("ema")));
-        if self.by_name.is_empty() || is_average || !t.dtype().is_float() {
-            return Ok(None);
-        }
-        let differs =
-            |expected: String, found: &str| Some(Finding::new(Code::AdapterMismatch, &t.name, expected, found));
-        // Whatever module of a trainer the model is in.
-        let suffixes = (0..words.len()).map(|i| words[i..].join("."));
-        let Some(base) = suffixes.into_iter().find_map(|name| self.by_name.get(&name)) else {
-            let is_of_a_block = matches!(words[..], ["layers", _, _, _, "weight" | "bias"]);
-            return Ok(if is_of_a_block {
-                differs("a weight that the base has, too".into(), "one that it has not")
-            } else {
-                None
-            });
+        let reason = match self.base {
+            None => "there is no base to compare with (--base)",
+            _ if is_average => "averages of weights differ from them",
+            _ if !t.dtype().is_float() => "they are quantized beside the adapter",
+            Some(base) => {
+                // Whatever module of a trainer the model is in.
+                let mut suffixes = (0..words.len()).map(|i| words[i..].join("."));
+                match suffixes.find_map(|name| self.by_name.get(&name)) {
+                    Some(place) => {
+                        let (stored, values) = match place {
+                            Place::Tensor(name) => (base.tensor_named(name), None),
+                            Place::Weight(w) => (base.tensor(*w), Some(*w)),
+                        };
+                        let Some(stored) = stored else { return Ok(None) };
+                        if t.shape() != stored.shape {
+                            let expected = format!("shape {:?}, as the base has", stored.shape);
+                            return Ok(differs(&expected, &format!("{:?}", t.shape())));
+                        }
+                        if stored.dtype.is_float() {
+                            let expected = match values {
+                                Some(weight) => base.in_hugging_face_order(weight)?,
+                                None => stored.lazy()?,
+                            };
+                            let found = t.unchecked()?;
+                            let rows = differing_rows(&found, &expected);
+                            found.release();
+                            expected.release();
+                            let Some(rows) = rows else { return Ok(None) };
+                            // It may be damaged instead.
+                            t.open()?;
+                            let expected = "the base's values, since the adapter alone is exported";
+                            return Ok(differs(
+                                expected,
+                                &format!("others in {rows}: the base was trained, too (or it is another base)"),
+                            ));
+                        }
+                        "the base has them quantized"
+                    }
+                    None if matches!(words[..], ["layers", _, _, _, "weight" | "bias"]) => {
+                        return Ok(differs("a weight that the base has, too", "one that it has not"));
+                    }
+                    None => "the base has no tensor of their names",
+                }
+            }
         };
-        if !base.dtype.is_float() {
-            return Ok(None);
-        }
-        if t.shape() != base.shape {
-            return Ok(differs(format!("shape {:?}, as the base has", base.shape), &format!("{:?}", t.shape())));
-        }
-        let (found, expected) = (t.unchecked()?, base.lazy()?);
-        let n_rows = base.shape.first().copied().unwrap_or(0);
-        let mut rows = vec![0, n_rows / 2, n_rows.saturating_sub(1)];
-        rows.retain(|row| *row < n_rows);
-        rows.dedup();
-        if rows.into_iter().all(|row| are_same(&found.narrow(row, 1), &expected.narrow(row, 1))) {
-            return Ok(None);
-        }
-        // It may be damaged instead.
-        t.open()?;
-        Ok(differs(
-            "the base's values, since the adapter alone is exported".into(),
-            "others: the base was trained, too (or it is another base)",
+        *self.not_compared.entry(reason).or_default() += 1;
+        Ok(None)
+    }
+
+    /// Says what was not compared.
+    pub fn note(&self) -> Option<String> {
+        let n: usize = self.not_compared.values().sum();
+        let reasons: Vec<String> = match self.not_compared.len() {
+            0 => return None,
+            1 => self.not_compared.keys().map(|reason| (*reason).to_owned()).collect(),
+            _ => self.not_compared.iter().map(|(reason, n)| format!("{n} since {reason}")).collect(),
+        };
+        let since = if reasons.len() == 1 { " since " } else { ", " };
+        let (weights, lie, were) = if n == 1 { ("weight", "lies", "was") } else { ("weights", "lie", "were") };
+        Some(format!(
+            "{n} {weights} of the base model that {lie} beside the adapter {were} not compared with it{since}{}; had the base been trained, too, the adapter alone would compute something else",
+            reasons.join(", ")
         ))
     }
 }
 
-/// Whether values are equal, the finer ones rounded to the coarser type where there are two; of F16 and BF16, of which
-/// each has values that the other has not, to within both roundings.
-fn are_same(a: &LazyTensor, b: &LazyTensor) -> bool {
-    let values = |t: &LazyTensor| {
-        let mut out = vec![0_f32; t.n_elements()];
-        quant::decode(t.dtype(), &t.to_bytes(), &mut out);
-        out
-    };
-    let (x, y) = (values(a), values(b));
-    let mut types = [a.dtype(), b.dtype()];
+/// Which rows differ, for people; `None` where all values are the same. The two have one shape.
+fn differing_rows(a: &LazyTensor, b: &LazyTensor) -> Option<String> {
+    let as_they_lie = (a.dtype() == b.dtype()).then(|| a.contiguous_bytes().zip(b.contiguous_bytes())).flatten();
+    if as_they_lie.is_some_and(|(x, y)| x == y) {
+        return None;
+    }
+    let (a, b) =
+        if a.shape().is_empty() { (a.clone().unsqueeze0(), b.clone().unsqueeze0()) } else { (a.clone(), b.clone()) };
+    let n_rows = a.shape()[0];
+    let row_len = (a.n_elements() / n_rows.max(1)).max(1);
+    let step = (STEP_VALUES / row_len).max(1);
+    let starts: Vec<usize> = (0..n_rows).step_by(step).collect();
+    // In each run of rows how many differ, and the first of them.
+    let runs: Vec<(usize, Option<usize>)> = starts
+        .into_par_iter()
+        .map(|start| {
+            let n = step.min(n_rows - start);
+            let close = closeness(a.dtype(), b.dtype());
+            let (x, y) = (values(&a.narrow(start, n)), values(&b.narrow(start, n)));
+            let rows = x.chunks(row_len).zip(y.chunks(row_len));
+            let mut differ = rows.enumerate().filter(|(_, (x, y))| !x.iter().zip(*y).all(|(x, y)| close(*x, *y)));
+            let first = differ.next().map(|(row, _)| start + row);
+            (differ.count() + usize::from(first.is_some()), first)
+        })
+        .collect();
+    let first = runs.iter().find_map(|(_, first)| *first)?;
+    let n: usize = runs.iter().map(|(n, _)| n).sum();
+    let what = if a.shape().len() > 1 { "rows" } else { "elements" };
+    Some(format!("{n} of {n_rows} {what}, the first of them {first}"))
+}
+
+fn values(t: &LazyTensor) -> Vec<f32> {
+    let mut out = vec![0_f32; t.n_elements()];
+    quant::decode(t.dtype(), &t.to_bytes(), &mut out);
+    out
+}
+
+/// Whether values of two types are equal: the finer one rounded to the coarser type; of F16 and BF16, of which each has
+/// values that the other has not, to within both roundings.
+fn closeness(a: DType, b: DType) -> impl Fn(f32, f32) -> bool {
+    let mut types = [a, b];
     types.sort_by_key(|t| t.fineness());
     let round: fn(f32) -> f32 = match types[0] {
         DType::BF16 => |v| bf16::from_f32(v).to_f32(),
@@ -101,17 +187,39 @@ fn are_same(a: &LazyTensor, b: &LazyTensor) -> bool {
     // Half of the last bit of BF16 and of F16, and of the smallest number that F16 has: weights may have been F16 on the way.
     const HALF_BITS: f32 = 1.0 / 512.0 + 1.0 / 2048.0;
     const SMALLEST: f32 = 1.0 / (1 << 25) as f32;
-    let close = |x: f32, y: f32| match types {
+    move |x, y| match types {
+        _ if x.to_bits() == y.to_bits() => true,
         [DType::BF16, DType::F16] => (x - y).abs() <= HALF_BITS * x.abs().max(y.abs()) + SMALLEST,
-        [a, b] if a == b => x == y || x.to_bits() == y.to_bits(),
+        [a, b] if a == b => x == y,
         _ => round(x) == round(y) || (x - y).abs() <= SMALLEST,
-    };
-    x.iter().zip(&y).all(|(x, y)| close(*x, *y))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn are_same(a: &LazyTensor, b: &LazyTensor) -> bool {
+        differing_rows(a, b).is_none()
+    }
+
+    #[test]
+    fn rows_that_differ_are_counted_over_all_runs() {
+        let n_rows = 3 * STEP_VALUES / 1024 + 5;
+        let mut values: Vec<f32> = (0..n_rows * 1024).map(|i| (i % 251) as f32).collect();
+        let before = LazyTensor::from_f32(&values, &[n_rows, 1024]);
+        assert!(are_same(&before, &LazyTensor::from_f32(&values, &[n_rows, 1024])));
+        for row in [700, 701, n_rows - 1] {
+            values[row * 1024 + row % 1024] += 1.0;
+        }
+        let after = LazyTensor::from_f32(&values, &[n_rows, 1024]);
+        assert_eq!(differing_rows(&before, &after).unwrap(), format!("3 of {n_rows} rows, the first of them 700"));
+        let vector = |t: &LazyTensor| t.clone().merge_axes(0);
+        let found = differing_rows(&vector(&before), &vector(&after)).unwrap();
+        assert_eq!(found, format!("3 of {} elements, the first of them {}", n_rows * 1024, 700 * 1024 + 700));
+        let scalar = |v: f32| LazyTensor::from_f32(&[v], &[]);
+        assert!(are_same(&scalar(1.0), &scalar(1.0)) && !are_same(&scalar(1.0), &scalar(2.0)));
+    }
 
     #[test]
     fn values_are_compared_in_the_coarser_type() {

@@ -21,7 +21,7 @@ use super::source::TensorSource;
 use super::stated::{Stated, TRANSPOSE_MEMORY};
 use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
-use crate::adapter::{Adapter, AdapterLayer, Role, RowOrder};
+use crate::adapter::{Adapter, AdapterLayer, FeatureMap, MemorySharing, QueryTap, Role, RowOrder};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -43,6 +43,8 @@ pub struct Draft {
     pub ledger: Ledger,
     /// Missing, left-over and doubly claimed tensors.
     pub findings: Vec<Finding>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
     /// The files that were read.
     pub files: Vec<PathBuf>,
     /// `adapter_config.json` as read, with what flags and the layout file add.
@@ -122,6 +124,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         doubts,
         ledger: Ledger::default(),
         findings: Vec::new(),
+        notes: Vec::new(),
         files: source.files.into_iter().chain(options.layout.clone()).collect(),
         config,
         path: path.to_owned(),
@@ -210,6 +213,79 @@ impl Draft {
         self.finish(layers, findings, &open, base)
     }
 
+    /// The adapter as it would be with some value for everything that is open: what is wrong about it is so whatever the
+    /// values. The layers are those of the first reading that fits.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::ConventionOpen`] where sizes are, or the layers of a stack; those of assembling layers.
+    pub(crate) fn provisional(mut self, base: Option<&BaseModel>) -> Result<Imported> {
+        let sharings = self.stated.memory_sharing.map_or_else(|| MemorySharing::ALL.to_vec(), |s| vec![s]);
+        let mut best: Option<(bool, MemorySharing, BTreeMap<usize, AdapterLayer>, Findings)> = None;
+        for sharing in sharings {
+            let n_memories = match (sharing, self.heads(base)) {
+                (MemorySharing::PerHead, Some((n, _))) => Some(n),
+                (MemorySharing::PerKvHead, Some((_, n))) => Some(n),
+                (MemorySharing::Shared, _) => Some(1),
+                (_, None) => None,
+            };
+            for orientation in self.orientations(Some(sharing), base) {
+                let mut findings = Findings::default();
+                let layers = self.layers(orientation, HeadOrder::InOrder, Some(sharing), base, &mut findings)?;
+                let has = |l: &AdapterLayer| n_memories.is_none_or(|n| l.memory.shape().first() == Some(&n));
+                let fits = findings.is_empty() && layers.values().all(has);
+                if best.is_none() || fits && best.as_ref().is_some_and(|b| !b.0) {
+                    best = Some((fits, sharing, layers, findings));
+                }
+            }
+        }
+        let mut findings = Findings::from(std::mem::take(&mut self.findings));
+        let (sharing, layers) = match best {
+            Some((_, sharing, layers, found)) => {
+                findings.extend(found.into_vec());
+                (sharing, layers)
+            }
+            None => {
+                let (o, sharing) = (Orientation::default(), self.stated.memory_sharing);
+                let layers = self.layers(o, HeadOrder::InOrder, sharing, base, &mut findings)?;
+                (sharing.unwrap_or(MemorySharing::PerHead), layers)
+            }
+        };
+        let s = &mut self.stated;
+        s.memory_sharing = Some(sharing);
+        s.feature_map.get_or_insert(FeatureMap::Identity);
+        s.query_tap.get_or_insert(QueryTap::PostRope);
+        s.query_scale.get_or_insert(1.0);
+        s.memory_scale.get_or_insert(1.0);
+        let stack_is_open = self.open(base).contains(&"layers_to_transform");
+        let open = if stack_is_open { &["layers_to_transform"][..] } else { &[] };
+        self.finish(layers, findings, open, base)
+    }
+
+    /// Everything that nothing states, sizes included.
+    ///
+    /// # Errors
+    ///
+    /// Those of assembling layers.
+    pub(crate) fn all_open(&self, base: Option<&BaseModel>) -> Result<Vec<&'static str>> {
+        let mut open = self.open(base);
+        let sharing = self.stated.memory_sharing;
+        let orientation = self.orientations(sharing, base).first().copied().unwrap_or_default();
+        let layers = self.layers(orientation, HeadOrder::InOrder, sharing, base, &mut Findings::default())?;
+        open.extend(assemble::open_sizes(&self.stated, &layers, base));
+        Ok(open)
+    }
+
+    /// The refusal to guess any of `open`.
+    pub(crate) fn still_open(&self, open: &[&str]) -> Error {
+        statements::still_open(open).file(self.config_path.as_deref().unwrap_or(&self.path))
+    }
+
+    /// The tensors that play a part, by their names in the source.
+    pub(crate) fn part_tensors(&self) -> impl Iterator<Item = (&str, &LazyTensor)> {
+        self.parts.iter().map(|p| (p.name.as_str(), &p.tensor))
+    }
+
     /// The adapter from layers that were settled on.
     pub(super) fn finish(
         self,
@@ -245,6 +321,7 @@ impl Draft {
             adapter: Adapter { config, layers },
             ledger: self.ledger,
             findings: findings.into_vec(),
+            notes: self.notes,
             origin: Origin {
                 path: self.path,
                 files: self.files,

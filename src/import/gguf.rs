@@ -153,19 +153,13 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         assemble::config(stated, &layers, base, &open)?
     };
     config.geometry.value_head_dim = value_length;
-    assemble::check_stated_layers(
-        config.layers_to_transform.as_ref(),
-        config.geometry.n_layers,
-        &layers,
-        &mut findings,
-    );
-    config.layers_to_transform = stated_layers(meta)?;
-    assemble::check_stated_layers(
-        config.layers_to_transform.as_ref(),
-        config.geometry.n_layers,
-        &layers,
-        &mut findings,
-    );
+    // The list of this file, and what its first source stated, where that says something else.
+    let n_layers = config.geometry.n_layers;
+    let listed = std::mem::replace(&mut config.layers_to_transform, stated_layers(meta)?);
+    assemble::check_stated_layers(listed.as_ref(), n_layers, &layers, &mut findings);
+    if config.layers_to_transform != listed {
+        assemble::check_stated_layers(config.layers_to_transform.as_ref(), n_layers, &layers, &mut findings);
+    }
     if let Some(stated) = config.base_model_type.as_deref()
         && gguf_architecture_of(stated).is_some_and(|a| a != architecture)
     {
@@ -186,6 +180,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         adapter: Adapter { config, layers },
         ledger,
         findings: findings.into_vec(),
+        notes: Vec::new(),
         origin: Origin {
             path: path.to_owned(),
             files: file.files.iter().map(|f| f.to_path_buf()).collect(),

@@ -29,6 +29,7 @@ pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};
 use ledger::Ledger;
 use source::Source;
+pub(crate) use statements::flag_usage;
 pub use statements::{RECORD_KEY, flag_of};
 pub use suggest::suggest_layout;
 
@@ -41,6 +42,8 @@ pub struct Imported {
     pub ledger: Ledger,
     /// Missing and left-over tensors.
     pub findings: Vec<Finding>,
+    /// What a reader should know besides.
+    pub notes: Vec<String>,
     /// Where it came from.
     pub origin: Origin,
 }

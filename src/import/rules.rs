@@ -347,9 +347,7 @@ fn is_base(words: &[&str]) -> bool {
         return false;
     }
     match words {
-        [.., "inv_freq"] | [.., "rotary_emb", _] => true,
-        // Masks that older releases of transformers saved as buffers.
-        [.., "attn" | "self_attn" | "attention", "bias" | "masked_bias"] => true,
+        _ if is_buffer(words) => true,
         [before @ .., "weight" | "bias"] => is_base_module(before),
         [before @ .., last] if QUANTIZED_PARTS.contains(last) => {
             let is_part = |w: &&str| matches!(*w, "weight" | "quant_state");
@@ -357,6 +355,15 @@ fn is_base(words: &[&str]) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether the words end as something that a model computes anew and was saved all the same: frequencies of RoPE, and masks
+/// that older releases of transformers saved.
+pub fn is_buffer(words: &[&str]) -> bool {
+    matches!(
+        words,
+        [.., "inv_freq"] | [.., "rotary_emb", _] | [.., "attn" | "self_attn" | "attention", "bias" | "masked_bias"]
+    )
 }
 
 /// Whether words end with a module of a base model.

@@ -148,18 +148,55 @@ pub fn flag_of(key: &str) -> Option<&'static str> {
     })
 }
 
-/// The refusal to guess: every open key with the flag that settles it.
+/// The refusal to guess: every open key on a line of its own with the flag that settles it.
 pub(super) fn still_open(keys: &[&str]) -> Error {
-    let list: Vec<String> =
-        keys.iter().map(|k| flag_of(k).map_or_else(|| (*k).to_owned(), |flag| format!("{k} ({flag})"))).collect();
-    let verb = if keys.len() == 1 { "is" } else { "are" };
+    // One base says all sizes.
+    let mut groups: Vec<(Vec<&str>, Option<&str>)> = Vec::new();
+    for key in keys {
+        let usage = flag_usage(key);
+        match groups.iter_mut().find(|(_, known)| known.is_some() && *known == usage) {
+            Some((group, _)) => group.push(key),
+            None => groups.push((vec![key], usage)),
+        }
+    }
+    let by_probe = |key: &str| !matches!(flag_of(key), None | Some("--base" | "--layers"));
+    let rows: Vec<(String, &str)> = groups
+        .into_iter()
+        .map(|(keys, usage)| (keys.join(", "), usage.unwrap_or("in adapter_config.json")))
+        .chain(keys.iter().any(|k| by_probe(k)).then_some(match keys.iter().all(|k| by_probe(k)) {
+            true => ("or all of them".to_owned(), BY_PROBE),
+            false => ("or all but those of --base and --layers".to_owned(), BY_PROBE),
+        }))
+        .collect();
+    let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
+    let lines = rows.iter().map(|(what, usage)| format!("{what:width$}  {usage}")).collect();
+    let (what, verb) = match keys {
+        [key] => ((*key).to_owned(), "is"),
+        _ => (format!("{} conventions", keys.len()), "are"),
+    };
     Error::new(
         Code::ConventionOpen,
-        format!(
-            "{} {verb} stated nowhere; ptplus does not guess: state them by flag or in adapter_config.json, or let a probe settle them (convert and verify, --probe PROBE --base BASE)",
-            list.join(", ")
-        ),
+        format!("{what} {verb} stated nowhere, and ptplus does not guess; what settles it:"),
     )
+    .details(lines)
+}
+
+const BY_PROBE: &str = "--probe PROBE --base BASE (convert, pack, verify)";
+
+/// The flag that states a key, with what it takes.
+pub(crate) fn flag_usage(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "feature_map" => "--feature-map MAP",
+        "query_tap" => "--query-tap post_rope or pre_rope",
+        "query_scale" => "--query-scale X",
+        "memory_scale" => "--memory-scale X",
+        "memory_sharing" => "--memory-sharing per_head, per_kv_head or shared",
+        "transpose_memory" => "--transpose-memory or --transpose-memory=false",
+        "layers_to_transform" => "--layers LIST",
+        "flattening_order" => "--layout FILE.toml",
+        _ if flag_of(key) == Some("--base") => "--base BASE",
+        _ => return flag_of(key),
+    })
 }
 
 #[cfg(test)]
@@ -169,6 +206,24 @@ mod tests {
 
     fn map(v: Value) -> Map<String, Value> {
         v.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn what_is_open_is_a_list_with_one_flag_a_line() {
+        let e = still_open(&["feature_map", "query_scale", "num_layers", "head_dim"]);
+        assert_eq!(e.message(), "4 conventions are stated nowhere, and ptplus does not guess; what settles it:");
+        assert_eq!(
+            e.detail_lines(),
+            [
+                "feature_map                              --feature-map MAP",
+                "query_scale                              --query-scale X",
+                "num_layers, head_dim                     --base BASE",
+                "or all but those of --base and --layers  --probe PROBE --base BASE (convert, pack, verify)",
+            ]
+        );
+        let e = still_open(&["query_tap"]);
+        assert!(e.message().starts_with("query_tap is stated nowhere"), "{e}");
+        assert_eq!(still_open(&["num_layers"]).detail_lines(), ["num_layers  --base BASE"]);
     }
 
     #[test]

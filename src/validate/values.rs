@@ -14,15 +14,23 @@ const STEP_BYTES: usize = 4 << 20;
 
 /// NaN, infinity, what F32 cannot hold, and normalisers that divide by 0 at every position. Reads every tensor.
 pub(super) fn check(adapter: &Adapter) -> Vec<Finding> {
+    check_named(adapter.tensors().map(|(i, role, t)| (Adapter::canonical_name(i, role), Some(role), t)))
+}
+
+/// NaN, infinity and what F32 cannot hold in tensors whose axes are not known yet.
+pub(super) fn check_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a LazyTensor)>) -> Vec<Finding> {
+    check_named(tensors.map(|(name, t)| (name.to_owned(), None, t)))
+}
+
+fn check_named<'a>(tensors: impl Iterator<Item = (String, Option<Role>, &'a LazyTensor)>) -> Vec<Finding> {
     let tensors: Vec<_> =
-        adapter.tensors().filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
+        tensors.filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
     tensors
         .into_par_iter()
-        .filter_map(|(i, role, t)| {
+        .filter_map(|(name, role, t)| {
             let found = first_non_finite(t);
-            let empty = (role == Role::Normalizer && found.is_none()).then(|| first_empty_head(t)).flatten();
+            let empty = (role == Some(Role::Normalizer) && found.is_none()).then(|| first_empty_head(t)).flatten();
             t.release();
-            let name = Adapter::canonical_name(i, role);
             if let Some(head) = empty {
                 let expected = "a value other than 0 for every head, since the term is divided by phi(q) . N";
                 return Some(Finding::new(Code::DenominatorZero, name, expected, format!("0 in all of head {head}")));

@@ -62,7 +62,7 @@ impl Draft {
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
         let mut matching = mapping.map(Mapping::matching);
-        let base_weights = BaseWeights::of(base);
+        let mut base_weights = BaseWeights::of(base);
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
         for t in tensors {
             let mapped = match (mapping, &mut matching) {
@@ -135,6 +135,7 @@ impl Draft {
             }
             self.ledger.entries.push(entry);
         }
+        self.notes.extend(base_weights.note());
         self.one_adapter_name(&suffixes, &mut unknown);
         if self.parts.is_empty() {
             let names = self.ledger.entries.iter().filter(|e| e.fate == Fate::LeftOver).map(|e| e.name.as_str());
