@@ -281,6 +281,7 @@ fn draft_inspection(path: &Path, draft: Draft, open: &Error) -> Inspection {
     out.tensors = ledger_lines(&draft.ledger);
     out.findings = draft.findings;
     out.notes.push(open.message().to_owned());
+    out.notes.extend(open.detail_lines().iter().map(|line| format!("  {line}")));
     finish(&mut out, draft.files);
     out
 }

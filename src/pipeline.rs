@@ -46,8 +46,8 @@ pub fn read_adapter(path: &Path, base: Option<&BaseModel>) -> Result<Validated> 
 ///
 /// Those of [`read_adapter`]; [`Code::ConventionContradiction`].
 pub fn read_adapter_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Validated> {
-    let imported = import::read(path, options, base)?;
-    validate::check(imported, base).map_err(|rejected| rejected.into_error().file(path))
+    let opened = import::open(path, options, base)?;
+    validate::check_opened(opened, base)?.map_err(|rejected| rejected.into_error().file(path))
 }
 
 /// [`read_adapter_with`]; what nobody states, `proof` settles, if there is a base to run it on.
@@ -61,15 +61,16 @@ pub fn read_adapter_settling(
     base: Option<&BaseModel>,
     proof: Option<&Proof<'_>>,
 ) -> Result<(Validated, Option<Settlement>)> {
-    let (imported, settlement) = match (import::open(path, options, base)?, base, proof) {
-        (Opened::Adapter(imported), ..) => (*imported, None),
+    let opened = import::open(path, options, base)?;
+    let (opened, settlement) = match (opened, base, proof) {
         (Opened::Draft(draft), Some(base), Some(proof)) if !draft.open(Some(base)).is_empty() => {
+            validate::check_before_settling(&draft, Some(base)).map_err(|e| e.file(path))?;
             let (imported, settlement) = search::settle(*draft, base, proof.probe, &proof.options)?;
-            (imported, Some(settlement))
+            (Opened::Adapter(Box::new(imported)), Some(settlement))
         }
-        (Opened::Draft(draft), ..) => (draft.into_imported(base)?, None),
+        (opened, ..) => (opened, None),
     };
-    let validated = validate::check(imported, base).map_err(|rejected| rejected.into_error().file(path))?;
+    let validated = validate::check_opened(opened, base)?.map_err(|rejected| rejected.into_error().file(path))?;
     Ok((validated, settlement))
 }
 

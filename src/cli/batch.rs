@@ -221,8 +221,9 @@ fn line(task: &Task, outcome: &Result<Converted>) -> String {
             // The error mostly begins with the same path.
             let what = e.to_string();
             let what = what.strip_prefix(&*name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&what);
+            let details: String = e.detail_lines().iter().map(|d| format!("          {}\n", escape(d))).collect();
             let hints: String = e.hint_lines().iter().map(|h| format!("        hint: {}\n", escape(h))).collect();
-            format!("failed  {name}: {what}\n{hints}")
+            format!("failed  {name}: {what}\n{details}{hints}")
         }
     }
 }

@@ -122,7 +122,9 @@ impl Display for Text<'_> {
             writeln!(out, "\nfinding: {}", f.line())?;
         }
         for n in &i.notes {
-            writeln!(out, "\nnote: {}", escape(n))?;
+            // What is indented goes on with the note before it.
+            let before = if n.starts_with("  ") { "" } else { "\nnote: " };
+            writeln!(out, "{before}{}", escape(n))?;
         }
         Ok(())
     }

@@ -36,9 +36,9 @@ pub struct Arguments {
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let imported = import::read(&a.adapter, &a.reading.options()?, base.as_ref())?;
+    let opened = import::open(&a.adapter, &a.reading.options()?, base.as_ref())?;
     let mut identity = None;
-    let (mut findings, mut notes, mut exit) = match validate::check(imported, base.as_ref()) {
+    let (mut findings, mut notes, mut exit) = match validate::check_opened(opened, base.as_ref())? {
         Ok(mut v) => {
             if base.is_some() && !v.states_its_base() {
                 v.notes.push("the adapter does not state its base's model_type: that it fits this base in more than its shapes, only `ptplus verify` can tell".into());

@@ -1,0 +1,247 @@
+//! What is found before anybody asks which conventions a checkpoint has, and how it is said that they are open.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use common::{RawAdapter, Tensor, exit, model, ptplus, read_safetensors, stderr, stdout, write_safetensors};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+/// llama-mha's adapter with nothing stated, and changed.
+fn open_adapter(folder: &Path, change: impl Fn(&mut RawAdapter)) {
+    let mut source = RawAdapter::fixture("llama-mha");
+    for key in ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"] {
+        source.config.as_object_mut().unwrap().remove(key);
+    }
+    change(&mut source);
+    source.write(folder);
+}
+
+fn first_value(source: &mut RawAdapter, value: f32) {
+    source.change("layers.1.memory", |t| {
+        let mut t = t.clone();
+        t.values[5] = value;
+        t
+    });
+}
+
+fn left_over(source: &mut RawAdapter) {
+    source.tensors.insert("layers.0.memory.scale".into(), Tensor { shape: vec![1], values: vec![1.0] });
+}
+
+/// A copy of llama-mha's probe with other values in its F32 tensors.
+fn changed_probe(to: &Path, change: impl Fn(&str, usize, f32) -> f32) {
+    let bytes = std::fs::read(model("llama-mha").join("probe.safetensors")).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = parsed
+        .tensors()
+        .into_iter()
+        .map(|(n, t)| {
+            let floats = t.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            let data = match t.dtype() {
+                Dtype::F32 => floats.enumerate().flat_map(|(i, v)| change(&n, i, v).to_le_bytes()).collect(),
+                _ => t.data().to_vec(),
+            };
+            (n, (t.dtype(), t.shape().to_vec(), data))
+        })
+        .collect();
+    let views = tensors.iter().map(|(n, (d, s, b))| (n.clone(), TensorView::new(*d, s.clone(), b).unwrap()));
+    std::fs::write(to, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+struct Place {
+    temp: tempfile::TempDir,
+    base: PathBuf,
+    probe: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        let m = model("llama-mha");
+        Place { temp: tempfile::tempdir().unwrap(), base: m.join("base"), probe: m.join("probe.safetensors") }
+    }
+
+    fn adapter(&self) -> PathBuf {
+        self.temp.path().join("open")
+    }
+
+    fn validate(&self) -> Output {
+        ptplus(["validate".as_ref(), self.adapter().as_os_str(), "--base".as_ref(), self.base.as_ref()])
+    }
+
+    fn convert(&self, probe: Option<&Path>) -> Output {
+        let (adapter, out) = (self.adapter(), self.temp.path().join("out.gguf"));
+        let mut args: Vec<&std::ffi::OsStr> = vec!["convert".as_ref(), adapter.as_ref(), "-o".as_ref(), out.as_ref()];
+        args.extend(["--base".as_ref(), self.base.as_os_str()]);
+        args.extend(probe.iter().flat_map(|p| ["--probe".as_ref(), p.as_os_str()]));
+        let done = ptplus(args);
+        assert_eq!(out.exists(), exit(&done) == 0);
+        let _ = std::fs::remove_file(&out);
+        done
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_found_while_conventions_are_open() {
+    let place = Place::new();
+    let with_probe = || place.convert(Some(&place.probe));
+    open_adapter(&place.adapter(), |_| {});
+    let done = place.validate();
+    assert_eq!(exit(&done), 7);
+    let keys = ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"];
+    assert!(keys.iter().all(|k| stdout(&done).contains(&format!("  {k}: expected a value (--"))), "{}", stdout(&done));
+    assert!(stdout(&done).contains("5 findings"), "{}", stdout(&done));
+    assert_eq!((exit(&place.convert(None)), exit(&with_probe())), (7, 0));
+
+    // NaN is graver than what is open, in every command and with a probe as well.
+    open_adapter(&place.adapter(), |s| {
+        first_value(s, f32::NAN);
+        left_over(s);
+    });
+    let done = place.validate();
+    assert_eq!(exit(&done), 3);
+    for code in ["[non-finite]", "[adapter-left-over]", "[convention-open]"] {
+        assert!(stdout(&done).contains(code), "{}", stdout(&done));
+    }
+    for done in [place.convert(None), with_probe()] {
+        assert_eq!(exit(&done), 3, "{}", stderr(&done));
+        assert!(
+            stderr(&done).contains("layers.1.memory") && stderr(&done).contains("[non-finite]"),
+            "{}",
+            stderr(&done)
+        );
+    }
+
+    // What is left over is less grave than what is open, and a probe changes nothing about it.
+    open_adapter(&place.adapter(), left_over);
+    assert_eq!(exit(&place.validate()), 7);
+    let done = place.convert(None);
+    assert_eq!(exit(&done), 7);
+    assert!(stderr(&done).contains("`ptplus validate` shows 1 more findings"), "{}", stderr(&done));
+    let done = with_probe();
+    assert_eq!(exit(&done), 4, "{}", stderr(&done));
+    assert!(stderr(&done).contains("layers.0.memory.scale"), "{}", stderr(&done));
+
+    // Sizes of another base, weights beside that are not the base's, no layer of the first kind.
+    type Change = fn(&mut RawAdapter);
+    let cases: [(&str, Change); 4] = [
+        ("num_layers", |s| {
+            s.config["num_layers"] = 7.into();
+            s.config["layers_to_transform"] = serde_json::json!([0, 1, 2]);
+        }),
+        ("base_model_type", |s| s.config["base_model_type"] = "qwen3".into()),
+        ("layers.2.memory", |s| s.config["layers_to_transform"] = serde_json::json!([0, 1])),
+        ("model.norm.weight", |s| {
+            s.tensors.insert("model.norm.weight".into(), Tensor { shape: vec![96], values: vec![9.0; 96] });
+        }),
+    ];
+    for (named, change) in cases {
+        open_adapter(&place.adapter(), change);
+        let done = place.validate();
+        assert_eq!(exit(&done), 7, "{named}");
+        assert!(stdout(&done).contains(&format!("  {named}: ")), "{named}: {}", stdout(&done));
+        let done = with_probe();
+        assert_eq!(exit(&done), 4, "{named}: {}", stderr(&done));
+        assert!(stderr(&done).contains(named), "{named}: {}", stderr(&done));
+    }
+}
+
+#[test]
+fn sizes_may_be_open_as_well() {
+    let place = Place::new();
+    open_adapter(&place.adapter(), |s| {
+        for key in ["num_attention_heads", "num_key_value_heads", "num_layers", "head_dim", "num_features"] {
+            s.config.as_object_mut().unwrap().remove(key);
+        }
+        first_value(s, f32::INFINITY);
+    });
+    let done = ptplus(["validate".as_ref(), place.adapter().as_os_str()]);
+    assert_eq!(exit(&done), 3, "{}", stderr(&done));
+    for line in ["layers.1.memory: expected finite values", "num_layers: expected a value (--base BASE)"] {
+        assert!(stdout(&done).contains(line), "{}", stdout(&done));
+    }
+}
+
+#[test]
+fn the_message_is_a_list_with_one_flag_a_line() {
+    let place = Place::new();
+    open_adapter(&place.adapter(), |_| {});
+    let text = stderr(&place.convert(None));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 7, "{text}");
+    assert!(
+        lines[0].ends_with(
+            "5 conventions are stated nowhere, and ptplus does not guess; what settles it: [convention-open]"
+        )
+    );
+    assert!(lines[1..].iter().all(|l| l.matches("--").count() >= 1 && l.starts_with("  ")), "{text}");
+    assert_eq!(lines[1], "  feature_map     --feature-map MAP");
+    assert!(lines[6].contains("--probe PROBE --base BASE"), "{text}");
+}
+
+#[test]
+fn a_wrong_base_is_known_by_itself_before_any_reading_is_tried() {
+    let place = Place::new();
+    open_adapter(&place.adapter(), |_| {});
+    // The same sizes, other weights.
+    let base = place.temp.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::copy(place.base.join("config.json"), base.join("config.json")).unwrap();
+    let mut tensors = read_safetensors(&place.base.join("model.safetensors"));
+    for (name, t) in &mut tensors {
+        if name.contains("q_proj") {
+            t.values.reverse();
+        }
+    }
+    write_safetensors(&base.join("model.safetensors"), &tensors);
+    let other = Place { base, ..Place::new() };
+    open_adapter(&other.adapter(), |_| {});
+    let done = other.convert(Some(&place.probe));
+    assert_eq!(exit(&done), 5, "{}", stderr(&done));
+    assert!(stderr(&done).contains("this is not the reference's base"), "{}", stderr(&done));
+    assert!(!stderr(&done).contains("convention"), "{}", stderr(&done));
+}
+
+#[test]
+fn a_probe_in_half_precision_is_told_from_a_wrong_base() {
+    let place = Place::new();
+    let probe = place.temp.path().join("probe.safetensors");
+    let noise = |i: usize| ((i * 7919 % 1009) as f32 / 1009.0 - 0.5) * 0.04;
+    let is_logits = |n: &str| n.ends_with("logits");
+    type Change<'a> = &'a dyn Fn(&str, usize, f32) -> f32;
+    let cases: [(&str, Change<'_>); 3] = [
+        ("computed in BF16", &|_, _, v| half::bf16::from_f32(v).to_f32()),
+        ("computed in F16", &|_, _, v| half::f16::from_f32(v).to_f32()),
+        // The head in F32 after layers in BF16.
+        ("rounding explains a difference of this size", &|n, i, v| if is_logits(n) { v + noise(i) } else { v }),
+    ];
+    for (said, change) in cases {
+        changed_probe(&probe, change);
+        let adapter = model("llama-mha").join("adapter");
+        let args = ["verify".as_ref(), adapter.as_os_str(), "--base".as_ref(), place.base.as_ref(), "--probe".as_ref()];
+        let done = ptplus(args.into_iter().chain([probe.as_os_str()]));
+        assert_eq!(exit(&done), 5, "{said}: {}", stdout(&done));
+        let stated = stdout(&done);
+        open_adapter(&place.adapter(), |_| {});
+        let done = place.convert(Some(&probe));
+        assert_eq!(exit(&done), 5, "{said}: {}", stderr(&done));
+        for text in [stated, stderr(&done)] {
+            assert!(text.contains(said) && text.contains("model.float()"), "{said}: {text}");
+            assert!(!text.contains("this is not the reference's base"), "{said}: {text}");
+        }
+    }
+    // Without the base's logits, no reading fits.
+    changed_probe(&probe, |_, _, v| half::bf16::from_f32(v).to_f32());
+    let bytes = std::fs::read(&probe).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let kept = parsed.tensors().into_iter().filter(|(n, _)| n != "base_logits");
+    let without = place.temp.path().join("without.safetensors");
+    std::fs::write(&without, safetensors::serialize(kept, None).unwrap()).unwrap();
+    let done = place.convert(Some(&without));
+    assert_eq!(exit(&done), 5, "{}", stderr(&done));
+    assert!(stderr(&done).contains("[convention-none]"), "{}", stderr(&done));
+    assert!(stderr(&done).contains("hint: the probe was computed in BF16"), "{}", stderr(&done));
+}
