@@ -350,9 +350,22 @@ impl fmt::Display for Error {
     }
 }
 
+/// The line of `Display`, then details, hints and causes, one a line: what a program that ends with this error prints.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
+        write!(f, "{self}")?;
+        for line in &self.0.details {
+            write!(f, "\n  {}", escape(line))?;
+        }
+        for line in &self.0.hints {
+            write!(f, "\nhint: {}", escape(line))?;
+        }
+        let mut cause = std::error::Error::source(self);
+        while let Some(c) = cause {
+            write!(f, "\ncaused by: {}", escape(&c.to_string()))?;
+            cause = c.source();
+        }
+        Ok(())
     }
 }
 
@@ -428,6 +441,12 @@ mod tests {
         let n = slugs.len();
         slugs.dedup();
         assert_eq!(slugs.len(), n);
+    }
+
+    #[test]
+    fn debugging_shows_details_and_causes_too() {
+        let e = Error::io(Path::new("x"), "cannot open", std::io::Error::other("y")).details(vec!["a\nb".into()]);
+        assert_eq!(format!("{:?}", e.hints(["c".into()])), "x: cannot open: y [io]\n  a\\nb\nhint: c\ncaused by: y");
     }
 
     #[test]

@@ -32,6 +32,9 @@
 
 #![warn(clippy::missing_errors_doc)]
 
+#[cfg(target_endian = "big")]
+compile_error!("ptplus takes numbers from files as they lie in memory, so it needs a little-endian target");
+
 pub use serde_json;
 
 pub mod adapter;
