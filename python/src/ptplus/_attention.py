@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ from ptplus._families import Family
 _IMPLEMENTATION = "ptplus"
 # layer -> (query after RoPE [B, H, T, D], term [B, H, T, D_v]), while `recording`.
 _record: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+# The last query before its rotation: attention takes it up in the same thread, before the next one is computed.
+_tapped = threading.local()
 
 # (query after RoPE, query before it or None) -> term; both [B, H, T, D], the term [B, H, T, D_v].
 TermFunction = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
@@ -95,16 +98,14 @@ def release(attention: torch.nn.Module) -> None:
 
 
 def _keep_query(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
-    # On the module itself: a replica of the model has its own.
-    object.__setattr__(module, "_ptplus_query", output)
+    _tapped.query = output
 
 
-def _query_before_rope(attention: torch.nn.Module, site: _Site, query: torch.Tensor) -> torch.Tensor | None:
+def _query_before_rope(site: _Site, query: torch.Tensor) -> torch.Tensor | None:
     if site.family is None:
         return None
-    tapped = attention.get_submodule(site.family.query)
-    kept: torch.Tensor = tapped._ptplus_query  # type: ignore[assignment]
-    object.__setattr__(tapped, "_ptplus_query", None)  # nor hold the graph any longer
+    kept: torch.Tensor = _tapped.query
+    _tapped.query = None  # nor hold the graph any longer
     if site.family.heads_first:
         return kept
     batch, heads, length, dim = query.shape
@@ -123,7 +124,7 @@ def _attention(
 ) -> Any:
     site: _Site = module._ptplus_site  # type: ignore[assignment]
     out, weights = site.function()(module, query, key, value, attention_mask, *args, **kwargs)  # [B, T, H, D_v]
-    before_rope = _query_before_rope(module, site, query)
+    before_rope = _query_before_rope(site, query)
     if ptplus_call is None:
         return out, weights
     term = ptplus_call.term(query, before_rope)

@@ -31,9 +31,10 @@ def save_probe(
 ) -> None:
     """Records what `model` computes on `input_ids` [B, T] (rows without padding), with the adapter and without it.
 
-    `model`: a PEFT model of any method, a model with an adapter of `ptplus.attach`, a transformers model with adapters
-    of its own, or anything that is called with input_ids and returns logits [B, T, V] (or an object with `.logits`, or
-    a tuple that begins with them). Wrappers (DDP, torch.compile, accelerate) are looked through.
+    `model`: a PEFT model of any method, a model with an adapter of `ptplus.attach`, a model with PEFT's layers in it
+    (transformers' `add_adapter`, `inject_adapter_in_model`), or anything that is called with input_ids and returns logits
+    [B, T, V] (or an object with `.logits`, or a tuple that begins with them). Wrappers (DDP, torch.compile, accelerate)
+    are looked through.
     `base`: what computes the logits without the adapter, where `model` cannot say by itself: a model or a callable.
     Without it the probe has no `base_logits`, and ptplus cannot tell a wrong base from a wrong adapter.
     `positions`: those whose logits are kept (a vocabulary of 150,000 makes 0.6 MB each); None keeps all.
@@ -161,9 +162,8 @@ def _without_adapter(model: Any) -> contextlib.AbstractContextManager[Any] | Non
     if hasattr(model, "peft_config") and hasattr(model, "disable_adapter"):
         context: contextlib.AbstractContextManager[Any] = model.disable_adapter()
         return context
-    if getattr(model, "_hf_peft_config_loaded", False):
-        return _transformers_adapters_disabled(model)
-    return None
+    layers = [m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "enable_adapters")]
+    return _layers_disabled(layers) if layers else None
 
 
 @contextlib.contextmanager
@@ -176,24 +176,31 @@ def _disabled(adapter: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _transformers_adapters_disabled(model: Any) -> Iterator[None]:
-    model.disable_adapters()
+def _layers_disabled(layers: list[Any]) -> Iterator[None]:
+    """Of adapters that were put into a model without PEFT's wrapper, as transformers does it."""
+    enabled = [layer for layer in layers if not layer.disable_adapters]
+    for layer in enabled:
+        layer.enable_adapters(False)
     try:
         yield
     finally:
-        model.enable_adapters()
+        for layer in enabled:
+            layer.enable_adapters(True)
 
 
 @contextlib.contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Every module in evaluation mode (no dropout), and back as it was."""
+    """Every module in evaluation mode (no dropout), and back as it was: PEFT's switches touch what is trained, too."""
     training = [m for m in model.modules() if m.training]
+    trained = {p: p.requires_grad for p in model.parameters()}
     model.eval()
     try:
         yield
     finally:
         for m in training:
             m.training = True
+        for p, is_trained in trained.items():
+            p.requires_grad_(is_trained)
 
 
 @contextlib.contextmanager

@@ -261,6 +261,11 @@ def _adopt_parts(
                 raise ValueError(f"layers.{i}.{role}: expected {list(expected[role])}, found {list(value.shape)}")
     stated = (config.features, config.feature_bias, config.normalizer)
     actual = (features, "feature.bias" in has, "normalizer" in has)
+    lacking = [s for s, a in zip(stated, actual, strict=True) if s not in (None, False) and s != a]
+    if lacking:
+        raise ValueError(
+            f"adapter {adapter_name!r}: the configuration states features, feature_bias, normalizer {stated}, found {actual}"
+        )
     if stated == actual:
         return
     config.features, config.feature_bias, config.normalizer = actual
@@ -294,7 +299,7 @@ class _Combination:
         by_layer = {i: [m.parts(a) for a in adapters] for i, m in layers.items()}
         by_layer = {i: parts for i, parts in by_layer.items() if any(parts)}
         self.query_scale: float = configs[0].query_scale
-        is_same = len({c.query_scale for c in configs}) == 1 and all(
+        is_same = len({(c.query_scale, c.features, c.feature_bias) for c in configs}) == 1 and all(
             self._have_same_features([p for p in parts if p]) for parts in by_layer.values()
         )
         if is_same:
