@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ptplus._families import Family
@@ -72,7 +73,10 @@ def prepare(attention: torch.nn.Module, pre_rope: Family | None = None) -> None:
     if site is None:
         defined_in = inspect.unwrap(type(attention).forward).__globals__
         if "eager_attention_forward" not in defined_in or "ALL_ATTENTION_FUNCTIONS" not in defined_in:
-            raise ValueError(f"{type(attention).__name__} does not go through transformers' attention interface (4.48 or later)")
+            raise ValueError(
+                f"{type(attention).__name__} does not go through the attention interface in transformers "
+                f"{transformers.__version__}"
+            )
         site = _Site(attention.config, defined_in["eager_attention_forward"], defined_in["ALL_ATTENTION_FUNCTIONS"])
         config = copy.copy(site.config)
         config.__dict__["_attn_implementation_internal"] = _IMPLEMENTATION

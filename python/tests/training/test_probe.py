@@ -7,7 +7,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model, inject_adapter_in_model
 from safetensors.torch import load_file
-from tiny import build, config, fill, logits, save_base, tokens
+from tiny import DTYPE, build, config, fill, logits, save_base, tokens
 
 import ptplus
 import ptplus.peft
@@ -62,7 +62,7 @@ def test_a_peft_model_in_training(path):
 def test_16_bits_are_widened_and_said(dtype, cast, path, tmp_path):
     """Loaded in 16 bits, rotary frequencies stay F32; `.to` rounds them, too, and they are computed anew."""
     folder = save_base(build().to(dtype), tmp_path / "base")
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, **{DTYPE: dtype})
     base = base.to(dtype) if cast == "to" else base
     assert (base.model.rotary_emb.inv_freq.dtype == dtype) == (cast == "to")
     model = adapted(base)

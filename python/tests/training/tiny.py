@@ -1,5 +1,6 @@
 """Tiny models with random weights, one of every family, and what tests do with them."""
 
+import json
 import os
 from pathlib import Path
 
@@ -77,9 +78,19 @@ def save_base(model, folder: Path) -> Path:
     return folder
 
 
+IS_TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+DTYPE = "torch_dtype" if IS_TRANSFORMERS_4 else "dtype"
+
+
 def load_base(folder: Path, **options):
-    dtype = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **{dtype: torch.float32, **options}).eval()
+    """F32, from a folder that any version of transformers wrote."""
+    document = json.loads((folder / "config.json").read_text())
+    rope = document.pop("rope_parameters", None)
+    if IS_TRANSFORMERS_4 and rope is not None:  # it would take its default for a key of version 5
+        document["rope_theta"] = rope.pop("rope_theta")
+        document["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+        options["config"] = transformers.AutoConfig.for_model(**document)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **{DTYPE: torch.float32, **options}).eval()
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 5) -> torch.Tensor:
