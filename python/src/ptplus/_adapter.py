@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 
 from ptplus import _attention
 from ptplus._families import attention_modules, family_of
-from ptplus._method import PEFT_TYPE, ROLES, Conventions, Sizes, initial, shapes, term
+from ptplus._method import ATTRIBUTES, PEFT_TYPE, ROLES, Conventions, Sizes, initial, shapes, term
+
+_ROLE_OF = {attribute: role for role, attribute in ATTRIBUTES.items()}
 
 
 class _Part(torch.nn.Module):
@@ -76,12 +79,20 @@ class Adapter(torch.nn.Module):
 
 
 def split_name(name: str) -> tuple[int, str]:
-    """ "layers.3.feature.weight" -> (3, "feature.weight"). Raises `ValueError` for a name of another layout."""
-    head, _, rest = name.partition(".")
-    layer, _, role = rest.partition(".")
-    if head != "layers" or not layer.isdecimal() or role not in ROLES:
-        raise ValueError(f"{name!r} is no tensor of a canonical adapter; `ptplus convert` imports other layouts")
-    return int(layer), role
+    """Layer and role of a canonical name, or of one that PEFT saves.
+
+    "layers.3.feature.weight", "base_model.model.model.layers.3.self_attn.prefix_feature_weight" -> (3, "feature.weight").
+    Raises `ValueError` for a name of another layout.
+    """
+    canonical = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
+    if canonical and canonical[2] in ROLES:
+        return int(canonical[1]), canonical[2]
+    saved_by_peft = re.fullmatch(r"(?:.+\.)?layers\.(\d+)\.[^.]+\.([^.]+)", name)
+    if saved_by_peft and saved_by_peft[2] in _ROLE_OF:
+        return int(saved_by_peft[1]), _ROLE_OF[saved_by_peft[2]]
+    raise ValueError(
+        f"{name!r} is no tensor of a canonical adapter: `ptplus convert CHECKPOINT -o FOLDER --to safetensors` imports others"
+    )
 
 
 def new_adapter(
@@ -146,7 +157,7 @@ def save_adapter(adapter: Adapter, folder: str | os.PathLike[str]) -> None:
 def load_adapter(
     folder: str | os.PathLike[str], dtype: torch.dtype | None = None, device: str | torch.device | None = None
 ) -> Adapter:
-    """Reads a canonical folder. `dtype=torch.float32` to train on an adapter that is stored in 16 bits.
+    """Reads a canonical folder, or one that PEFT saved. `dtype=torch.float32` to train on an adapter that is stored in 16 bits.
 
     Raises `ValueError` for a folder of another kind or layout.
     """
@@ -155,7 +166,8 @@ def load_adapter(
     if config.get("peft_type") != PEFT_TYPE:
         raise ValueError(f"peft_type: expected {PEFT_TYPE}, found {config.get('peft_type')!r}")
     tensors = load_file(os.path.join(folder, "adapter_model.safetensors"))
-    return Adapter(config, {name: t.to(dtype=dtype, device=device) for name, t in tensors.items()})
+    canonical = {"layers.{}.{}".format(*split_name(name)): t for name, t in tensors.items()}
+    return Adapter(config, {name: t.to(dtype=dtype, device=device) for name, t in canonical.items()})
 
 
 def attach(model: torch.nn.Module, adapter: Adapter) -> Adapter:

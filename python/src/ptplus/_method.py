@@ -35,6 +35,8 @@ QUERY_TAPS = ("post_rope", "pre_rope")
 SHARINGS = ("per_head", "per_kv_head", "shared")
 ROLES = ("memory", "feature.weight", "feature.bias", "normalizer")
 PEFT_TYPE = "PREFIX_TUNING_PLUS"
+# The names of a layer's parts at its attention module, by role: what PEFT saves, and `ptplus` reads.
+ATTRIBUTES = {role: "prefix_" + role.replace(".", "_") for role in ROLES}
 
 
 class Conventions(NamedTuple):

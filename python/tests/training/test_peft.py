@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import peft
@@ -348,6 +349,14 @@ def test_a_base_in_4_bits(monkeypatch):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model(input_ids=IDS)
+    # As TRL does it for a quantized base.
+    for p in model.parameters():
+        p.data = p.data.to(torch.bfloat16) if p.requires_grad else p.data
+    with pytest.warns(UserWarning, match="memories are trained in 16 bits"):
+        model(input_ids=IDS)
     with pytest.raises(ValueError, match=r"quantized.*load the base with dtype"):
         ptplus.save_probe(model, IDS, "never")
 
@@ -432,6 +441,20 @@ def test_loading_refuses_what_does_not_fit(tmp_path):
     model.save_pretrained(out)
     with pytest.raises(ValueError, match="num_layers: expected 2"):
         PeftModel.from_pretrained(build("qwen2"), out)
+
+
+def test_what_peft_saved_is_read_without_peft(tmp_path):
+    model = adapted(features=16, feature_bias=True, normalizer=True, query_tap="pre_rope", layers_to_transform=[0, 2])
+    expected = logits(model, IDS)
+    model.save_pretrained(tmp_path)
+    base = build()
+    ptplus.attach(base, ptplus.load_adapter(tmp_path))
+    assert torch.equal(logits(base, IDS), expected)
+    ptplus.save_adapter(base.ptplus_adapter, tmp_path / "canonical")
+    assert torch.equal(logits(PeftModel.from_pretrained(build(), tmp_path / "canonical"), IDS), expected)
+    rewrite(tmp_path, lambda t: {k.replace("prefix_", "my_"): v for k, v in t.items()})
+    with pytest.raises(ValueError, match="is no tensor of a canonical adapter"):
+        ptplus.load_adapter(tmp_path)
 
 
 def test_unknown_keys_of_a_file_are_kept(tmp_path):

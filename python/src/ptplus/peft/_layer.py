@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,15 +12,19 @@ from torch import nn
 
 from ptplus import _attention
 from ptplus._families import Family
-from ptplus._method import ROLES, Conventions, initial, term
+from ptplus._method import ATTRIBUTES, ROLES, Conventions, initial, term
 
 NO_MERGE = (
     "a Prefix-Tuning+ adapter cannot be merged: phi(q) M depends on the query of every token, and no weight of the base "
     "can hold it. Keep it beside the base: save_pretrained, then `ptplus convert`, which llama.cpp takes; unload() gives "
     "the plain base back"
 )
-# The names of parameters, as `ptplus` reads them at an attention module.
-ATTRIBUTES = {role: "prefix_" + role.replace(".", "_") for role in ROLES}
+
+
+ROUNDED_MEMORIES = (
+    "memories are trained in 16 bits, where small updates vanish (TRL turns them so for quantized bases): before training, "
+    "for p in model.parameters(): p.data = p.data.float() if p.requires_grad else p.data"
+)
 
 
 class PrefixTuningPlusLayer(nn.Module, BaseTunerLayer):
@@ -83,7 +88,11 @@ class PrefixTuningPlusLayer(nn.Module, BaseTunerLayer):
             if conventions.query_tap == "pre_rope":
                 assert before_rope is not None
                 q = before_rope
-            one = term(q, self.parts(adapter), conventions)
+            parts = self.parts(adapter)
+            memory = parts["memory"]
+            if self.training and memory.requires_grad and memory.dtype in (torch.float16, torch.bfloat16):
+                warnings.warn(ROUNDED_MEMORIES, stacklevel=2)
+            one = term(q, parts, conventions)
             total = one if total is None else total + one
         assert total is not None
         return total

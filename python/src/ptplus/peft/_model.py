@@ -14,9 +14,9 @@ from torch import nn
 
 from ptplus._adapter import split_name
 from ptplus._families import FAMILIES, family_of, is_attention
-from ptplus._method import ROLES, Sizes, shapes
+from ptplus._method import ATTRIBUTES, ROLES, Sizes, shapes
 from ptplus.peft._config import PrefixTuningPlusConfig
-from ptplus.peft._layer import ATTRIBUTES, NO_MERGE, PrefixTuningPlusLayer
+from ptplus.peft._layer import NO_MERGE, PrefixTuningPlusLayer
 
 
 class PrefixTuningPlusModel(BaseTuner):
@@ -222,7 +222,7 @@ def _layers(model: nn.Module) -> dict[int, PrefixTuningPlusLayer]:
 
 
 def _place(key: str, layers: dict[str, int]) -> tuple[int, str] | None:
-    """The layer and role of a tensor of a checkpoint."""
+    """The layer and role of a tensor of a checkpoint: at the attention module of that name, or by a canonical name."""
     owner, _, attribute = key.rpartition(".")
     for role, name in ATTRIBUTES.items():
         if attribute == name:
@@ -232,10 +232,10 @@ def _place(key: str, layers: dict[str, int]) -> tuple[int, str] | None:
                     return i, role
             return None
     try:
-        layer_number, role = split_name(key)
+        number, role = split_name(key)
     except ValueError:
         return None
-    return (layer_number, role) if layer_number in layers.values() else None
+    return (number, role) if number in layers.values() else None
 
 
 def _adopt_parts(
