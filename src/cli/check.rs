@@ -1,5 +1,5 @@
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -9,8 +9,10 @@ use super::ui::{self, Status, Ui};
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Kind, Result, escape};
+use crate::inspect::{Lies, lies_at};
 use crate::package::check::{Checked, Signature, check_reporting};
-use crate::package::{Container, claims, signature};
+use crate::package::tar::Strictness;
+use crate::package::{Container, MANIFEST_FILE, claims, container, signature};
 use crate::pipeline::read_adapter;
 use crate::validate::BaseMismatch;
 
@@ -34,7 +36,7 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let bundle = Container::open(&a.bundle)?;
+    let bundle = Container::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
     let mut checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
@@ -53,6 +55,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             }
         }
     }
+    if !checked.pass() {
+        checked.notes.extend(not_a_bundle(&a.bundle).or_else(|| of_another_program(&a.bundle, &bundle)));
+    }
     let status = if checked.pass() { Status::Ok } else { Status::Failed };
     let document = json!({
         "bundle": a.bundle.to_string_lossy(),
@@ -68,6 +73,29 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     checked.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
     Ok(if checked.pass() { 0 } else { Kind::Integrity.exit_code() })
+}
+
+/// What helps where an adapter is given that nobody has packed.
+pub fn not_a_bundle(path: &Path) -> Option<String> {
+    let is_adapter = !container::is_bundle(path) && lies_at(path) == Some(Lies::Adapter);
+    let shown = path.to_string_lossy();
+    is_adapter.then(|| {
+        format!(
+            "{shown} is an adapter, not a bundle: `ptplus validate` checks it, and `ptplus pack` makes a bundle of it"
+        )
+    })
+}
+
+/// What helps where an archive holds a bundle, and is not written as `pack` does.
+fn of_another_program(path: &Path, bundle: &Container) -> Option<String> {
+    let unpacked = Container::open_as(path, Strictness::Unpack).ok()?;
+    let is_whole = unpacked.findings.is_empty() && unpacked.files.contains_key(MANIFEST_FILE);
+    (bundle.is_tar && is_whole && (!bundle.findings.is_empty() || !unpacked.files.keys().eq(bundle.files.keys()))).then(
+        || {
+            "this archive is not as `ptplus pack` writes it: `ptplus unpack` takes it, and checks every file in it"
+                .to_owned()
+        },
+    )
 }
 
 fn text(a: &Arguments, bundle: &Container, checked: &Checked, identity: Option<&Identity>) -> String {

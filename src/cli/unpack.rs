@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::check::not_a_bundle;
 use super::progress::Unit;
 use super::ui::Ui;
 use crate::error::{Result, escape};
@@ -14,7 +15,7 @@ use crate::validate;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "The bundle is checked first, and nothing is written where anything is wrong. Archives that other programs made of a bundle are taken too (any order, owner, time; folders; a leading ./).\n\nExample:\n  ptplus unpack bundle.tar -o bundle"
+    after_help = "The bundle is checked first, and nothing is written where anything is wrong. Archives that other programs made of a bundle are taken too (any order, owner, time; folders; a leading ./ or one folder around them).\n\nExample:\n  ptplus unpack bundle.tar -o bundle"
 )]
 pub struct Arguments {
     /// Bundle: tar archive or folder
@@ -32,10 +33,11 @@ pub struct Arguments {
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
-    let bundle = Container::open_as(&a.bundle, Strictness::Unpack)?;
+    let help = || not_a_bundle(&a.bundle);
+    let bundle = Container::open_as(&a.bundle, Strictness::Unpack).map_err(|e| e.hints(help()))?;
     let checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     if let Some(e) = checked.to_error() {
-        return Err(e.file(&a.bundle));
+        return Err(e.file(&a.bundle).hints(help()));
     }
     // What is inside must also be an adapter, and the one that the manifest describes.
     let imported = read_bundle(&bundle)?;

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use tar::{EntryType, Header};
 
+use super::MANIFEST_FILE;
 use super::path::check_path;
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
@@ -31,7 +32,8 @@ const MAX_FILE_BYTES: u64 = (1 << 33) - 1;
 pub enum Strictness {
     /// Byte for byte what [`plan`] says.
     Exact,
-    /// What other programs write of the same files: any mode, owner, time and order, folders, and a leading `./`.
+    /// What other programs write of the same files: any mode, owner, time and order, folders, a leading `./` or one folder
+    /// around them all, and what macOS keeps beside files.
     Unpack,
 }
 
@@ -101,7 +103,26 @@ pub fn read(name: &str, bytes: &Bytes, strictness: Strictness) -> (BTreeMap<Stri
     while let Some(next) = reader.entry(offset) {
         offset = next;
     }
-    (reader.files, reader.findings)
+    let mut files = reader.files;
+    if strictness == Strictness::Unpack
+        && let Some(folder) = folder_of_all(&files)
+    {
+        files = files.into_iter().map(|(path, bytes)| (path[folder.len()..].to_owned(), bytes)).collect();
+    }
+    (files, reader.findings)
+}
+
+/// `bundle/`, where that is the folder of all files: `tar -cf bundle.tar bundle` writes them so.
+fn folder_of_all(files: &BTreeMap<String, Bytes>) -> Option<String> {
+    let folder = files.keys().next()?.split_inclusive('/').next()?.to_owned();
+    let is_bundle = files.contains_key(&format!("{folder}{MANIFEST_FILE}"));
+    (is_bundle && files.keys().all(|path| path.starts_with(&folder))).then_some(folder)
+}
+
+/// Whether an entry is what macOS writes beside each file for its attributes.
+fn is_apple_double(path: &str, content: &[u8]) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.starts_with("._") && content.starts_with(&[0, 5, 0x16, 7])
 }
 
 struct Reader<'a> {
@@ -178,6 +199,10 @@ impl Reader<'_> {
                 if self.strictness == Strictness::Unpack
                     && has_valid_checksum(header, block)
                     && says_times_alone(&self.bytes[start..end]) => {}
+            EntryType::Regular
+                if self.strictness == Strictness::Unpack
+                    && has_valid_checksum(header, block)
+                    && is_apple_double(path, &self.bytes[start..end]) => {}
             EntryType::Regular => self.file(path, header, block, offset, start..end),
             EntryType::Directory if self.strictness == Strictness::Unpack => self.folder(path, header, offset),
             other => {
@@ -243,15 +268,18 @@ impl Reader<'_> {
     }
 }
 
-/// Whether the records of a pax header (`LENGTH KEY=VALUE` lines) are about times, owners and remarks.
+/// Whether the records of a pax header (`LENGTH KEY=VALUE` lines) are about times, owners, remarks, and attributes that a
+/// file system keeps beside a file.
 fn says_times_alone(mut records: &[u8]) -> bool {
     const HARMLESS: [&str; 8] = ["mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment"];
+    const ATTRIBUTES: [&str; 3] = ["LIBARCHIVE.xattr.", "SCHILY.xattr.", "LIBARCHIVE.creationtime="];
     while !records.is_empty() {
         let Some(space) = records.iter().take(8).position(|b| *b == b' ') else { return false };
         let len = std::str::from_utf8(&records[..space]).ok().and_then(|n| n.parse::<usize>().ok());
         let Some(record) = len.and_then(|len| records.get(space + 1..len)) else { return false };
         let is_harmless =
-            HARMLESS.iter().any(|key| record.strip_prefix(key.as_bytes()).is_some_and(|r| r.starts_with(b"=")));
+            HARMLESS.iter().any(|key| record.strip_prefix(key.as_bytes()).is_some_and(|r| r.starts_with(b"=")))
+                || ATTRIBUTES.iter().any(|start| record.starts_with(start.as_bytes()));
         if !is_harmless || record.last() != Some(&b'\n') {
             return false;
         }

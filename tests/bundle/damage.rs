@@ -166,6 +166,41 @@ fn archives_that_tar_makes_are_unpacked_and_not_taken_for_ours() {
         assert_eq!(code, 6);
         assert!(!found.is_empty());
     }
+    // A folder around all files, and what macOS keeps beside them.
+    let files = ptplus::package::Container::open(&path("b")).unwrap().files;
+    let attributes = b"28 SCHILY.xattr.user.a=b\nc\n\n";
+    let of_mac = b"\0\x05\x16\x07\0\x02\0\0Mac OS X";
+    let with = |folder: &str, more: &[(&str, tar::EntryType, &[u8])]| {
+        let mut entries: Vec<(String, tar::EntryType, &[u8])> = Vec::new();
+        entries.extend(more.iter().map(|(name, kind, content)| ((*name).to_owned(), *kind, *content)));
+        entries
+            .extend(files.iter().map(|(name, bytes)| (format!("{folder}{name}"), tar::EntryType::Regular, &**bytes)));
+        let entries: Vec<_> =
+            entries.iter().map(|(name, kind, content)| (name.as_str(), *kind, "", *content)).collect();
+        archive(&entries)
+    };
+    use tar::EntryType::{Directory, Regular, XHeader};
+    for (name, bytes, code) in [
+        ("folder", with("my bundle/", &[("my bundle/", Directory, b"")]), 0),
+        ("dot folder", with("./b/", &[]), 0),
+        ("mac", with("", &[("._README.md", Regular, of_mac), ("._.", Regular, of_mac)]), 0),
+        ("mac folder", with("b/", &[("._b", Regular, of_mac), ("b/._README.md", Regular, of_mac)]), 0),
+        ("attributes", with("", &[("PaxHeader/README.md", XHeader, attributes)]), 0),
+        ("a file that is only called so", with("", &[("._README.md", Regular, b"text")]), 6),
+        ("one beside the folder", with("b/", &[("other", Regular, b"")]), 6),
+        ("two folders", with("a/b/", &[]), 6),
+        ("a link said in a header", with("", &[("PaxHeader/README.md", XHeader, b"20 linkpath=/etc/aa\n")]), 6),
+    ] {
+        let (file, target) = (path(&format!("{name}.tar")), path(&format!("from {name}")));
+        std::fs::write(&file, bytes).unwrap();
+        let out = ptplus(["unpack", &text(&file), "-o", &text(&target)]);
+        assert_eq!((exit(&out), target.exists()), (code, code == 0), "{name}: {}", stderr(&out));
+        if code == 0 {
+            assert_eq!(findings(&target, &[]), (0, vec![]), "{name}");
+            let out = ptplus(["check", &text(&file)]);
+            assert!(exit(&out) == 6 && stderr(&out).contains("`ptplus unpack` takes it"), "{name}: {}", stderr(&out));
+        }
+    }
     // Cut anywhere, an archive of ours is refused.
     pack("llama-pre-rope", &path("ours.tar"), &[]);
     let whole = std::fs::read(path("ours.tar")).unwrap();
