@@ -195,11 +195,14 @@ pub fn lies_at(path: &Path) -> Option<Lies> {
         }
         Source::Tensors(source) => source.tensors,
     };
-    let has = |name: &str| tensors.iter().any(|t| t.name == name);
-    match has("input_ids") && has("logits") {
+    match is_probe(tensors.iter().map(|t| t.name.as_str())) {
         true => Some(Lies::Probe),
         false => import::has_parts(&tensors).then_some(Lies::Adapter),
     }
+}
+
+fn is_probe<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    names.filter(|name| matches!(*name, "input_ids" | "logits")).count() == 2
 }
 
 fn is_adapter_folder(path: &Path) -> bool {
@@ -249,6 +252,9 @@ fn plain_tensors(path: &Path, source: TensorSource) -> Result<Inspection> {
             name: t.name,
         })
         .collect();
+    if is_probe(out.tensors.iter().map(|t| t.name.as_str())) {
+        out.notes.push("a probe: what PyTorch computed, for --probe of convert, verify and pack".into());
+    }
     finish(&mut out, source.files);
     Ok(out)
 }

@@ -205,7 +205,10 @@ fn an_output_that_nearly_ends_in_gguf_is_refused() {
 
 #[test]
 fn habits_of_other_tools_lead_to_the_right_flag() {
-    let adapter = model("llama-mha").join("adapter").display().to_string();
+    let m = model("llama-mha");
+    let at = |name: &str| m.join(name).display().to_string();
+    let (adapter, base, config) = (at("adapter"), at("base"), at("base/config.json"));
+    let weights = at("adapter/adapter_model.safetensors");
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("x.gguf").display().to_string();
     for (args, code, text) in [
@@ -215,6 +218,17 @@ fn habits_of_other_tools_lead_to_the_right_flag() {
         (vec!["pack", &adapter, "--base", &adapter, "-o", "b.tar.gz"], 2, "expected a name that ends in .tar".into()),
         (vec!["pack", &adapter, "--base", &adapter, "-o", "b.zip"], 2, "expected a name that ends in .tar".into()),
         (vec!["inspect", "~/nothing"], 1, "the shell did not expand ~".into()),
+        (vec!["convert", &adapter, "-o", &out, "--outtype", "float16"], 2, "did you mean F16?".into()),
+        (vec!["quantize", &adapter, "q8", "-o", &out], 2, "did you mean Q8_0?".into()),
+        (vec!["check", &adapter], 6, format!("{adapter} is an adapter, not a bundle: `ptplus validate` checks it")),
+        (vec!["unpack", &adapter, "-o", &out], 6, format!("{adapter} is an adapter, not a bundle")),
+        (vec!["diff", &adapter, &base], 7, format!("{base} is a base model; B takes an adapter")),
+        (vec!["inspect", &config], 7, format!("did you mean {base}?")),
+        (
+            vec!["verify", &adapter, "--base", &base, "--probe", &weights],
+            3,
+            format!("{weights} is an adapter; --probe takes a probe"),
+        ),
     ] {
         let done = ptplus(&args);
         assert_eq!(exit(&done), code, "{args:?}: {}", stderr(&done));

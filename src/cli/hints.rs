@@ -42,12 +42,14 @@ impl Given {
             "run" => ("--adapter", &[Lies::Adapter]),
             _ => ("ADAPTER", &[Lies::Adapter]),
         };
-        let arguments: [(&str, (&'static str, &'static [Lies])); 7] = [
+        let arguments: [(&str, (&'static str, &'static [Lies])); 9] = [
             ("adapter", adapter),
             ("base", ("--base", &[Lies::Base])),
             ("probe", ("--probe", &[Lies::Probe])),
             ("against", ("--against", &[Lies::Adapter])),
             ("against_base", ("--against-base", &[Lies::Base])),
+            ("a", ("A", &[Lies::Adapter])),
+            ("b", ("B", &[Lies::Adapter])),
             ("path", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
             ("paths", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
         ];
@@ -159,17 +161,18 @@ fn the_one(found: &[PathBuf]) -> Option<&PathBuf> {
 
 /// Lines to show below `e`.
 pub fn hints(e: &Error, given: &Given) -> Vec<String> {
+    if !e.hint_lines().is_empty() {
+        return e.hint_lines().to_vec();
+    }
     // Numbers that differ, hashes that do not hold: the paths were the right ones.
     if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
         return e.hint_lines().to_vec();
     }
     // A file that is broken inside is of the right kind; to read it again could take as long as to refuse it.
-    let is_other_format = matches!(e.code(), Code::GgufMagic | Code::SafetensorsHeader | Code::SafetensorsIndex);
-    if e.kind() == Kind::Corrupt && !is_other_format {
-        return e.hint_lines().to_vec();
-    }
-    if !e.hint_lines().is_empty() {
-        return e.hint_lines().to_vec();
+    let is_other_kind =
+        matches!(e.code(), Code::GgufMagic | Code::SafetensorsHeader | Code::SafetensorsIndex | Code::ProbeInvalid);
+    if e.kind() == Kind::Corrupt && !is_other_kind {
+        return Vec::new();
     }
     let mistaken = given.mistaken();
     match (e.code(), e.path()) {

@@ -52,7 +52,7 @@ impl TypeArguments {
     pub fn rules(&self, flag: &str, text: &str) -> Result<TypeRules> {
         Ok(TypeRules {
             default: OutType::parse(text).map_err(|e| {
-                let meant = closest(text, writable().map(|d| d.name()));
+                let meant = other_name(text).or_else(|| closest(text, writable().map(|d| d.name())));
                 e.field(flag).hints(meant.map(|m| format!("did you mean {m}?")))
             })?,
             overrides: self.tensor_type.iter().map(|t| Override::parse(t)).collect::<Result<_>>()?,
@@ -81,6 +81,20 @@ impl TypeArguments {
     /// See [`set_threads`](super::set_threads).
     pub fn set_threads(&self) -> Result<()> {
         super::set_threads(self.threads)
+    }
+}
+
+/// What PyTorch and people call a type.
+fn other_name(text: &str) -> Option<&'static str> {
+    match &*text.to_lowercase().replace(['-', '_'], "") {
+        "float" | "float32" | "fp32" | "single" => Some("F32"),
+        "float16" | "fp16" | "half" => Some("F16"),
+        "bfloat16" | "bfloat" => Some("BF16"),
+        "q8" | "int8" => Some("Q8_0"),
+        "q6" => Some("Q6_K"),
+        "q5" => Some("Q5_K"),
+        "q4" | "int4" => Some("Q4_K"),
+        _ => None,
     }
 }
 

@@ -110,7 +110,12 @@ pub(super) fn parse_with<'de, S: DeserializeSeed<'de>>(
     let body = without_mark(text);
     let skipped = (text.len() - body.len()) as u64;
     let body = std::str::from_utf8(body).map_err(|e| {
-        Error::new(Code::JsonSyntax, "expected UTF-8, found an invalid byte").at(skipped + e.valid_up_to() as u64)
+        let message = match body {
+            // Windows PowerShell writes so what is redirected into a file.
+            [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "expected UTF-8, found UTF-16: save the file as UTF-8",
+            _ => "expected UTF-8, found an invalid byte: is the file in another encoding, such as Latin-1?",
+        };
+        Error::new(Code::JsonSyntax, message).at(skipped + e.valid_up_to() as u64)
     })?;
     check_strings(text)?;
     let mut reader = serde_json::Deserializer::from_str(body);

@@ -241,8 +241,12 @@ fn open_file(path: &Path) -> Result<Source> {
         Some(Kind::Index) => from_safetensors(safetensors::open_index(path)?),
         Some(Kind::Checkpoint) => from_checkpoint(path, bytes)?,
         None => {
+            let found = match json::without_mark(&bytes).trim_ascii_start().starts_with(b"{") {
+                true => "JSON without weights: give its folder",
+                false => "none of them",
+            };
             let message =
-                "expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found none of them";
+                format!("expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found {found}");
             return Err(recognize::named(path, &bytes, Error::new(Code::UnknownFormat, message)).file(path));
         }
     };
@@ -258,6 +262,9 @@ enum Kind {
     Checkpoint,
 }
 
+/// The key of an index.
+const WEIGHT_MAP: &[u8] = b"\"weight_map\"";
+
 /// What the bytes are; a file too broken to tell is what its name says, so that the right reader names the fault.
 fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
     // Safetensors first: a header of 640 bytes, among others, begins like a pickle, and no pickle has `{` where a header
@@ -271,7 +278,8 @@ fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let starts_as_json = json::without_mark(bytes).trim_ascii_start().starts_with(b"{");
     if starts_as_json && name.ends_with(".json") {
-        return Some(Kind::Index);
+        let is_index = name.ends_with(".index.json") || bytes.windows(WEIGHT_MAP.len()).any(|w| w == WEIGHT_MAP);
+        return is_index.then_some(Kind::Index);
     }
     match name.rsplit_once('.')?.1 {
         "safetensors" => Some(Kind::Safetensors),
