@@ -136,14 +136,14 @@ codes! {
 
     // Safetensors
     SafetensorsHeader "safetensors-header" Corrupt "The safetensors header is not valid.";
-    SafetensorsIndex "safetensors-index" Corrupt "The index of a sharded safetensors model does not fit its files.";
+    SafetensorsIndex "safetensors-index" Corrupt "The index of a sharded model does not fit its files.";
     SafetensorsDtype "safetensors-dtype" Unsupported "A tensor has a type that ptplus does not read.";
 
     // PyTorch checkpoints
     PickleTruncated "pickle-truncated" Corrupt "A PyTorch checkpoint ends inside a structure that it declares.";
     PickleLimit "pickle-limit" Corrupt "A count, length or depth in a PyTorch checkpoint is above its limit.";
     PickleOpcode "pickle-opcode" Corrupt "A pickle opcode is unknown, or one that no state dict needs.";
-    PickleGlobal "pickle-global" Corrupt "A pickle names code outside the list of what a state dict needs; nothing was executed.";
+    PickleGlobal "pickle-global" Corrupt "A pickle names code that runs programs, or something that is no name; nothing was executed.";
     PickleStructure "pickle-structure" Corrupt "A pickle's operations do not fit together.";
     PickleTensor "pickle-tensor" Corrupt "A tensor in a PyTorch checkpoint cannot be rebuilt from its storage.";
     PickleStorage "pickle-storage" Corrupt "A storage in a PyTorch checkpoint is missing or not of the declared size.";

@@ -11,9 +11,11 @@ use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
 use crate::format::links::{self, is_present};
+use crate::format::names::shorten;
+use crate::format::pickle::Objects;
 use crate::format::{StoredTensor, safetensors};
 use crate::import::ledger::Ledger;
-use crate::import::source::{self, CONFIG_FILE, INDEX_FILE, Source, TensorSource, WEIGHTS_FILE, weights_of_folder};
+use crate::import::source::{self, Source, TensorSource, is_adapter_folder, weights_of_folder};
 use crate::import::{self, Draft, Imported, Opened, Options};
 
 /// Array elements shown of a metadata value; tokenizers have a hundred thousand.
@@ -130,7 +132,11 @@ pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) ->
         return file(path, options, base);
     }
     if is_adapter_folder(path) {
-        return adapter(path, options, base);
+        let mut out = adapter(path, options, base)?;
+        if source::holds_model_with_parts(path) {
+            out.notes.push("a model with the adapter's tensors among its weights, as a trainer saves it: read as the adapter; as --base its other weights are read".into());
+        }
+        return Ok(out);
     }
     if is_present(&path.join("config.json")) {
         return base_folder(path);
@@ -205,8 +211,21 @@ fn is_probe<'a>(names: impl Iterator<Item = &'a str>) -> bool {
     names.filter(|name| matches!(*name, "input_ids" | "logits")).count() == 2
 }
 
-fn is_adapter_folder(path: &Path) -> bool {
-    [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE].iter().any(|f| is_present(&path.join(f)))
+/// Opens a base model. Tensors of an adapter among its weights, as a trainer saves them, are left out, and told in a note.
+///
+/// # Errors
+///
+/// Those of [`BaseModel::open`].
+pub fn open_base(path: &Path) -> Result<(BaseModel, Option<String>)> {
+    let (base, parts) = BaseModel::open_without(path, &import::is_part)?;
+    let note = parts.first().map(|first| {
+        format!(
+            "{} has {} tensors of an adapter among its weights, such as {first}: as a base it is read without them",
+            path.display(),
+            parts.len()
+        )
+    });
+    Ok((base, note))
 }
 
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
@@ -252,6 +271,7 @@ fn plain_tensors(path: &Path, source: TensorSource) -> Result<Inspection> {
             name: t.name,
         })
         .collect();
+    out.notes = object_notes(&source.objects);
     if is_probe(out.tensors.iter().map(|t| t.name.as_str())) {
         out.notes.push("a probe: what PyTorch computed, for --probe of convert, verify and pack".into());
     }
@@ -288,8 +308,30 @@ fn draft_inspection(path: &Path, draft: Draft, open: &Error) -> Inspection {
     out.findings = draft.findings;
     out.notes.push(open.message().to_owned());
     out.notes.extend(open.detail_lines().iter().map(|line| format!("  {line}")));
+    out.notes.extend(object_notes(&draft.ledger.objects));
     finish(&mut out, draft.files);
     out
+}
+
+/// What a checkpoint holds beside tensors and is not read.
+fn object_notes(objects: &Objects) -> Vec<String> {
+    /// Lines about objects with tensors in them.
+    const SHOWN: usize = 4;
+    let mut notes = Vec::new();
+    if objects.n > 0 {
+        let classes: Vec<String> = objects.classes.iter().take(SHOWN).map(|c| shorten(c)).collect();
+        let more = if objects.classes.len() > SHOWN { ", ..." } else { "" };
+        notes.push(format!("{} objects of classes are not read: {}{more}", objects.n, classes.join(", ")));
+    }
+    for object in objects.listed.iter().filter(|o| !o.tensors.is_empty()).take(SHOWN) {
+        let name = if object.name.is_empty() { "the whole file".into() } else { shorten(&object.name) };
+        let (n, class) = (object.tensors.len(), shorten(&object.class));
+        notes.push(format!(
+            "{name} is an object of {class} with {n} tensors in it, such as {}",
+            shorten(&object.tensors[0])
+        ));
+    }
+    notes
 }
 
 fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
@@ -326,6 +368,7 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
     out.metadata = c.extra.clone();
     out.tensors = ledger_lines(&imported.ledger);
     out.findings = imported.findings;
+    out.notes = object_notes(&imported.ledger.objects);
     finish(&mut out, imported.origin.files);
     out
 }

@@ -24,7 +24,7 @@ impl BaseModel {
         let mut files: BTreeSet<PathBuf> = self.tensors().map(|t| t.file.to_path_buf()).collect();
         if self.path.is_dir() {
             files.extend(
-                ["config.json", "model.safetensors.index.json"]
+                ["config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json"]
                     .map(|name| self.path.join(name))
                     .into_iter()
                     .filter(|p| p.exists()),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
-use crate::format::{StoredTensor, gguf as gguf_format, json, links, recognize, safetensors};
+use crate::format::{StoredTensor, gguf as gguf_format, index, json, links, mmap, pickle, recognize, safetensors};
 use indexmap::IndexMap;
 
 mod checks;
@@ -76,18 +76,32 @@ impl BaseModel {
         if metadata.is_dir() { Self::from_hf_folder(path) } else { Self::from_gguf(path) }
     }
 
-    /// Opens a folder with `config.json` and `model.safetensors`, or `model.safetensors.index.json` with its shards.
+    /// [`open`](Self::open), without the tensors of a folder that are no model's: their names, in the order of the files,
+    /// come beside it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn open_without(path: &Path, is_foreign: &dyn Fn(&str) -> bool) -> Result<(Self, Vec<String>)> {
+        if !path.is_dir() {
+            return Ok((Self::open(path)?, Vec::new()));
+        }
+        let (config, tensors) = read_hf_folder(path)?;
+        let (foreign, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|t| is_foreign(&t.name));
+        let base = Self::checked(path, Dialect::HuggingFace, config, None, tensors)?;
+        Ok((base, foreign.into_iter().map(|t| t.name).collect()))
+    }
+
+    /// Opens a folder with `config.json` and weights: `model.safetensors` or `pytorch_model.bin`, or an index of either with
+    /// its shards.
     ///
     /// # Errors
     ///
     /// [`Code::BaseArchitecture`], [`Code::ConfigField`], [`Code::ConfigUnsupported`] about the configuration;
-    /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the safetensors reader refuses.
+    /// [`Code::BaseTensor`] for a tensor that is missing or has the wrong shape; what the readers refuse.
     pub fn from_hf_folder(folder: &Path) -> Result<Self> {
-        let file = folder.join("config.json");
-        let config = BaseConfig::from_json(&file, &json::read_config(&file).map_err(|e| without_config(folder, e))?)?;
-        let (file, is_index) = weights_of_folder(folder)?;
-        let container = if is_index { safetensors::open_index(&file)? } else { safetensors::open(&file)? };
-        Self::checked(folder, Dialect::HuggingFace, config, None, container.tensors)
+        let (config, tensors) = read_hf_folder(folder)?;
+        Self::checked(folder, Dialect::HuggingFace, config, None, tensors)
     }
 
     /// Opens a GGUF file, or any part of a split one.
@@ -113,7 +127,14 @@ impl BaseModel {
             Some(m) => m.str("general.name").map_err(|e| e.file(path))?.map(str::to_owned),
             None => None,
         };
-        let tensors = tensors.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let mut by_name = IndexMap::with_capacity(tensors.len());
+        for t in tensors {
+            // Of a checkpoint, keys that are joined by dots may come to the same.
+            if let Some(first) = by_name.insert(t.name.clone(), t) {
+                return Err(Error::new(Code::NameDuplicate, "two tensors have this name").file(path).field(first.name));
+            }
+        }
+        let tensors = by_name;
         let query_digests = Default::default();
         let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, query_digests };
         base.check_tensors()?;
@@ -154,14 +175,45 @@ impl BaseModel {
     }
 }
 
-/// The file to read and whether it is an index. transformers prefers `model.safetensors` when both are there.
-fn weights_of_folder(folder: &Path) -> Result<(PathBuf, bool)> {
-    let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
-    if single.is_file() {
-        return Ok((single, false));
+/// Files with the weights of a model's folder, in the order in which transformers prefers them.
+pub const WEIGHTS_FILES: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// Configuration and tensors of a folder, not held against each other.
+fn read_hf_folder(folder: &Path) -> Result<(BaseConfig, Vec<StoredTensor>)> {
+    let file = folder.join("config.json");
+    let config = BaseConfig::from_json(&file, &json::read_config(&file).map_err(|e| without_config(folder, e))?)?;
+    let file = weights_of_folder(folder)?;
+    if file.extension().is_some_and(|e| e == "json") {
+        let shards = index::read(&file)?;
+        if is_checkpoint(&shards[0].file)? {
+            let opened = pickle::open_shards(&file, &shards)?;
+            let tensors: Vec<Vec<_>> = opened.iter().map(pickle::Checkpoint::stored).collect::<Result<_>>()?;
+            return Ok((config, tensors.into_iter().flatten().collect()));
+        }
+        return Ok((config, safetensors::open_shards(&file, &shards)?.tensors));
     }
-    if index.is_file() {
-        return Ok((index, true));
+    let tensors = match is_checkpoint(&file)? {
+        true => pickle::open(&file)?.stored()?,
+        false => safetensors::open(&file)?.tensors,
+    };
+    Ok((config, tensors))
+}
+
+/// By its content; what is neither is a broken safetensors file. One that is not there is told later, by name.
+fn is_checkpoint(file: &Path) -> Result<bool> {
+    if !file.exists() {
+        return Ok(false);
+    }
+    let bytes = mmap::map_file(file)?;
+    let is_pickle = file.extension().is_some_and(|e| e == "bin");
+    Ok(!safetensors::is_safetensors(&bytes) && (is_pickle || pickle::is_checkpoint(&bytes)))
+}
+
+/// The file to read.
+fn weights_of_folder(folder: &Path) -> Result<PathBuf> {
+    if let Some(known) = WEIGHTS_FILES.iter().map(|f| folder.join(f)).find(|p| p.is_file()) {
+        return Ok(known);
     }
     let entries = fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot list the folder", e))?;
     let mut files: Vec<PathBuf> = Vec::new();
@@ -172,12 +224,13 @@ fn weights_of_folder(folder: &Path) -> Result<(PathBuf, bool)> {
         }
     }
     match files.pop() {
-        Some(file) if files.is_empty() => Ok((file, false)),
+        Some(file) if files.is_empty() => Ok(file),
         found => {
             let n = files.len() + usize::from(found.is_some());
-            let message =
-                format!("expected model.safetensors, its index, or one other *.safetensors; found {n} of the latter");
-            let is_weights = |name: &str| name.contains(".safetensors");
+            let message = format!(
+                "expected model.safetensors or pytorch_model.bin, an index of either, or one other *.safetensors; found {n} of the latter"
+            );
+            let is_weights = |name: &str| name.contains(".safetensors") || name.contains(".bin");
             let missing = || Error::new(Code::NotFound, message).file(folder).hints(recognize::folder(folder));
             Err(recognize::broken_link(folder, is_weights).unwrap_or_else(missing))
         }

@@ -165,6 +165,7 @@ impl BaseModel {
             Error::new(Code::BaseTensor, "expected a tensor, found none").file(&self.path).field(name)
         })?;
         if quant::can_decode(t.dtype) {
+            t.verify()?;
             return Ok(t);
         }
         let message = format!("expected a float or quantized type that ptplus decodes, found {}", t.dtype);

@@ -1,8 +1,13 @@
 //! Whether the base is the one that the adapter was made for: the flag, and what is said about it.
 
+use std::path::Path;
+
 use super::command::Recorded;
 use super::ui::Ui;
+use crate::base::BaseModel;
 use crate::base::fingerprint::Identity;
+use crate::error::Result;
+use crate::inspect;
 use crate::validate::BaseMismatch;
 
 #[derive(clap::Args)]
@@ -26,6 +31,17 @@ impl BaseCheck {
 /// Sizes fit many bases: that the numbers are right, only PyTorch's answer shows.
 pub const NOT_PROVED: &str =
     "no --probe: that this base and this adapter compute what PyTorch did was not checked (docs/VERIFY.md)";
+
+/// Opens a base, and says so where it is more than one.
+///
+/// # Errors
+///
+/// Those of [`inspect::open_base`].
+pub fn open(path: &Path, ui: &Ui) -> Result<BaseModel> {
+    let (base, note) = inspect::open_base(path)?;
+    note.iter().for_each(|n| ui.note(n));
+    Ok(base)
+}
 
 /// Says what is not plainly fine.
 pub fn note(ui: &Ui, identity: Option<&Identity>) {

@@ -142,13 +142,14 @@ fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     Ok((found, skipped))
 }
 
-/// Whether the folder itself is an adapter, as trainers name its files: one with other names in it is a folder of
-/// adapters.
+/// Whether the folder itself is an adapter, as trainers name its files, or a trained model's: one with other names in it is
+/// a folder of adapters.
 fn is_adapter_folder(folder: &Path) -> bool {
-    files(folder).any(|p| {
+    let is_named = |p: PathBuf| {
         let stem = p.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         stem == "adapter_config" || (stem.starts_with("adapter_model") && has_known_extension(&p))
-    })
+    };
+    files(folder).any(is_named) || crate::import::source::is_adapter_folder(folder)
 }
 
 /// Whether a folder inside a folder of adapters is one, under whatever names.

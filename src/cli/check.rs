@@ -6,7 +6,6 @@ use serde_json::json;
 use super::base_check::{self, BaseCheck};
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
-use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Kind, Result, escape};
 use crate::inspect::{Lies, lies_at};
@@ -35,7 +34,7 @@ pub struct Arguments {
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let bundle = Container::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
     let mut checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;

@@ -163,7 +163,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         }
         let paths: Vec<&Path> = a.job.adapter.iter().chain(&a.more).map(PathBuf::as_path).collect();
         let jobs = a.jobs.map_or(1, usize::from);
-        return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format)?, ui);
+        return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format, ui)?, ui);
     }
     run_job(&a.job, types, format, ui)
 }
@@ -192,7 +192,7 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
     if a.tokenizer.choice() != Tokenizer::Known {
         return Err(usage("--tokenizer-pre, --no-tokenizer", "expected no such flag: the input is an adapter"));
     }
-    let prepared = Prepared::new(a, types, format)?;
+    let prepared = Prepared::new(a, types, format, ui)?;
     #[cfg(feature = "report")]
     let report_file = super::report::create(
         a.report.as_deref(),
@@ -280,7 +280,7 @@ pub enum Effort {
 }
 
 impl<'a> Prepared<'a> {
-    pub fn new(a: &'a Job, types: TypeRules, format: Format) -> Result<Self> {
+    pub fn new(a: &'a Job, types: TypeRules, format: Format, ui: &Ui) -> Result<Self> {
         let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
         let device = a.device.parse::<DeviceChoice>()?;
         let (max_error, auto_kl, reading) = (a.types.bounds()?, a.types.auto_kl()?, a.reading.options()?);
@@ -294,7 +294,7 @@ impl<'a> Prepared<'a> {
             max_error,
             auto_kl,
             reading,
-            base: a.base.as_deref().map(BaseModel::open).transpose()?,
+            base: a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?,
             probe: a.probe.as_deref().map(Probe::open).transpose()?,
         })
     }

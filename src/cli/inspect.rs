@@ -1,10 +1,10 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
+use super::base_check;
 use super::reading::Reading;
 use super::table;
 use super::ui::{self, Status, Ui};
-use crate::base::BaseModel;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
 use crate::inspect::{Inspection, TensorLine, inspect_with};
@@ -33,7 +33,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         ui.result(Status::Ok, json!({ "layout": text }), text)?;
         return Ok(0);
     }
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let found = inspect_with(&a.path, &a.reading.options()?, base.as_ref())?;
     ui.result(Status::Ok, &found, Text { of: &found, verbose: ui.is_verbose() })?;
     Ok(0)

@@ -108,7 +108,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let device = device.open()?;
-    let base = BaseModel::open(&a.base)?;
+    let base = base_check::open(&a.base, ui)?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     #[cfg(feature = "report")]
     let report_file = super::report::create(

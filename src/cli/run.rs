@@ -113,7 +113,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
     let device = a.device.parse::<DeviceChoice>()?;
     super::set_threads(a.threads)?;
-    let base = BaseModel::open(&a.base)?;
+    let base = base_check::open(&a.base, ui)?;
     let read_template = |path| {
         let text = read_text(path, "the chat template", TEMPLATE_BYTES)?;
         refuse_stand_in(text.as_bytes()).map_err(|e| e.file(path))?;

@@ -8,7 +8,6 @@ use super::base_check::{self, BaseCheck};
 use super::progress::Unit;
 use super::reading::Reading;
 use super::ui::{Status, Ui};
-use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Code, Result, escape};
 use crate::finding::Finding;
@@ -35,7 +34,7 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let opened = import::open(&a.adapter, &a.reading.options()?, base.as_ref())?;
     let mut identity = None;
     let (mut findings, mut notes, mut exit) = match validate::check_opened(opened, base.as_ref())? {

@@ -102,8 +102,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         let message = format!("expected two devices, found {} twice: it agrees with itself", settled(choice, &device));
         return Err(Error::new(Code::NothingCompared, message).field("--against-device"));
     }
-    let base = a.base.as_deref().map(BaseModel::open).transpose()?;
-    let against_base = a.against_base.as_deref().map(BaseModel::open).transpose()?;
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
+    let against_base = a.against_base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     let reading = a.reading.options()?;
     #[cfg(feature = "report")]

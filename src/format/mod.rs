@@ -3,6 +3,7 @@
 pub mod elf;
 pub mod gguf;
 pub(crate) mod hub;
+pub mod index;
 pub mod json;
 pub mod limits;
 pub(crate) mod links;
@@ -37,15 +38,27 @@ pub struct StoredTensor {
     pub file_offset: u64,
     /// The bytes; readers have checked that their number fits shape and type.
     pub bytes: Bytes,
+    /// The storage whose checksum is compared when the bytes are first asked for; formats without checksums have none.
+    pub(crate) storage: Option<Arc<pickle::Storage>>,
 }
 
 impl StoredTensor {
+    /// Compares the bytes with their checksum, once, where there is one.
+    ///
+    /// # Errors
+    ///
+    /// `pickle-checksum`.
+    pub(crate) fn verify(&self) -> Result<()> {
+        self.storage.as_ref().map_or(Ok(()), |s| s.verify().map_err(|e| e.field(&self.name)))
+    }
+
     /// The tensor as a view, decoding blocks where it is quantized.
     ///
     /// # Errors
     ///
-    /// `config-unsupported` for a type that is not decoded here; `shape-overflow`.
+    /// `config-unsupported` for a type that is not decoded here; `shape-overflow`; `pickle-checksum`.
     pub fn lazy(&self) -> Result<LazyTensor> {
+        self.verify()?;
         if self.dtype.is_quantized() {
             LazyTensor::quantized(self.bytes.clone(), self.dtype, &self.shape, crate::quant::decode)
         } else {

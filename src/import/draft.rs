@@ -4,6 +4,7 @@
 //!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
 //! ```
 
+mod hidden;
 mod layers;
 mod names;
 mod orientation;
@@ -16,9 +17,11 @@ use serde_json::{Map, Value};
 use super::assemble;
 use super::axes::{Axes, Axis};
 use super::ledger::Ledger;
-use super::mapping::Mapping;
-use super::source::TensorSource;
-use super::stated::{Stated, TRANSPOSE_MEMORY};
+use super::mapping::{Mapped, Mapping, Reader};
+use super::model_config;
+use super::rules;
+use super::source::{CONFIG_FILE, TensorSource};
+use super::stated::{MODULES_TO_SAVE, Stated, TRANSPOSE_MEMORY};
 use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, FeatureMap, MemorySharing, QueryTap, Role, RowOrder};
@@ -27,7 +30,7 @@ use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::tensor::LazyTensor;
 pub use layers::HeadOrder;
-pub(crate) use names::has_parts;
+pub(crate) use names::{has_parts, is_part};
 pub use orientation::Orientation;
 
 /// See the module's documentation.
@@ -90,17 +93,37 @@ enum Order {
 
 pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: Option<&BaseModel>) -> Result<Draft> {
     let mapping = options.layout.as_deref().map(Mapping::open).transpose()?;
-    let (config_path, config) = match source.config {
-        Some((path, Value::Object(map))) => (Some(path), map),
-        Some((path, other)) => return Err(Stated::from_json(other).map(|_| ()).unwrap_err().file(&path)),
-        None => (None, Map::new()),
+    let (config_path, config) = match (source.config, source.model_config) {
+        (Some((path, Value::Object(map))), _) => (Some(path), map),
+        (Some((path, other)), _) => return Err(Stated::from_json(other).map(|_| ()).unwrap_err().file(&path)),
+        (None, Some((path, model))) => (Some(path), model_config::statements(&model)),
+        (None, None) => (None, Map::new()),
     };
+    let config_name = config_path.as_deref().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    let by_model: Settled = match &*config_name == CONFIG_FILE {
+        true => Settled::new(),
+        false => {
+            let conventions = config.keys().filter(|key| model_config::is_convention(key));
+            conventions.map(|key| (key.clone(), config_name.as_ref().into())).collect()
+        }
+    };
+    let layout_fault = |e: Error| match (&options.layout, e.code()) {
+        (Some(p), Code::LayoutFile | Code::LayoutSyntax) => e.file(p),
+        _ => e,
+    };
+    let names = source.tensors.iter().map(|t| t.name.as_str());
+    if let Some(m) = &mapping {
+        m.check_work(names.clone().map(str::len).sum()).map_err(layout_fault)?;
+    }
+    let config = without_own_modules(config, names, mapping.as_ref()).map_err(layout_fault)?;
     // The configuration alone first, so that its own mistakes are reported as such.
     Stated::from_json(Value::Object(config.clone())).map_err(|e| match &config_path {
         Some(p) => e.file(p),
         None => e,
     })?;
-    let (config, settled, doubts) = statements::merge(config, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
+    let (config, mut settled, doubts) =
+        statements::merge(config, &config_name, mapping.as_ref().map(|m| &m.constants), &options.stated)?;
+    settled.extend(by_model);
     let of_layout = |e: Error| match &options.layout {
         Some(p) => e.file(p),
         None => e,
@@ -137,9 +160,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
     if options.transpose_memory.is_some() {
         draft.settled.insert("transpose_memory".into(), "flag".into());
     }
-    draft
-        .classify(source.tensors, mapping.as_ref(), base)
-        .map_err(|e| if matches!(e.code(), Code::LayoutFile | Code::LayoutSyntax) { of_layout(e) } else { e })?;
+    draft.classify(source.tensors, source.objects, mapping.as_ref(), base).map_err(layout_fault)?;
     draft.stacked_layers = draft.layers_of_stack(base);
     draft.enter_parts();
     draft.layout = match (&mapping, draft.is_canonical()) {
@@ -148,6 +169,37 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         (None, false) => format!("{} of another training code", source.format),
     };
     Ok(draft)
+}
+
+/// The configuration without those of `modules_to_save` that hold the adapter itself: a training code may have PEFT save its
+/// memories so. Others are weights of the base that were trained, too.
+fn without_own_modules<'a>(
+    mut config: Map<String, Value>,
+    names: impl Iterator<Item = &'a str> + Clone,
+    mapping: Option<&Mapping>,
+) -> Result<Map<String, Value>> {
+    let Some(Value::Array(modules)) = config.get_mut(MODULES_TO_SAVE) else { return Ok(config) };
+    let mut layout = Reader::of(mapping);
+    let mut is_part = |name: &str| -> Result<bool> {
+        match layout.read(name)? {
+            Some(mapped) => Ok(matches!(mapped, Mapped::Part { .. })),
+            None => Ok(names::is_part(name)),
+        }
+    };
+    let mut others = Vec::new();
+    for module in std::mem::take(modules) {
+        let inside = module.as_str().map(|module| format!(".{module}."));
+        let is_inside = |name: &&str| inside.as_deref().is_some_and(|m| format!(".{name}.").contains(m));
+        let (mut n_parts, mut n_others) = (0, 0);
+        for name in names.clone().filter(is_inside).filter(|name| !rules::is_untrained(name)) {
+            *(if is_part(name)? { &mut n_parts } else { &mut n_others }) += 1;
+        }
+        if n_parts == 0 || n_others > 0 {
+            others.push(module);
+        }
+    }
+    *modules = others;
+    Ok(config)
 }
 
 /// What configuration and flag say about the orientation of the memories.

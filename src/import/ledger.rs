@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::adapter::Role;
+use crate::format::pickle::Objects;
 use crate::tensor::{DType, LazyTensor};
 
 /// What became of a tensor.
@@ -80,6 +81,8 @@ fn ranges(numbers: &[usize]) -> String {
 pub struct Ledger {
     /// The lines.
     pub entries: Vec<Entry>,
+    /// What a checkpoint holds beside plain values and tensors, none of which is read.
+    pub objects: Objects,
 }
 
 impl Ledger {

@@ -203,6 +203,25 @@ impl Mapping {
     }
 }
 
+/// A layout file, or none, on the way through names.
+pub struct Reader<'m>(Option<(&'m Mapping, Matching)>);
+
+impl<'m> Reader<'m> {
+    /// Before the first name.
+    pub fn of(mapping: Option<&'m Mapping>) -> Self {
+        Reader(mapping.map(|m| (m, m.matching())))
+    }
+
+    /// [`Mapping::read`]; nothing without a layout file.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn read(&mut self, name: &str) -> Result<Option<Mapped>> {
+        self.0.as_mut().map_or(Ok(None), |(mapping, matching)| mapping.read(name, matching))
+    }
+}
+
 impl MappingRule {
     fn new(t: TensorRule) -> Result<MappingRule> {
         let pattern = t.name.clone();

@@ -42,7 +42,9 @@ rules! {
     Memory Features: "memory" "prefix_memory" "prefix_memories" "memories" "memory_matrix" "M" "prefix_M" "memory_M";
     Memory Open: "memory.weight" "prefix_memory.weight" "memory_proj" "memory_proj.weight" "prefix_memory_proj"
         "prefix_memory_proj.weight" "memory_projection.weight" "memory_linear.weight" "memory_layer.weight"
-        "prefix_proj.weight" "prefix_projection.weight" "prefix_linear.weight" "M.weight" "prefix_M.weight" "mem_proj.weight";
+        "prefix_proj.weight" "prefix_projection.weight" "prefix_linear.weight" "M.weight" "prefix_M.weight" "mem_proj.weight"
+        "mem" "prefix_mem" "mem.weight" "mem_matrix" "memory_mat" "memory_bank" "memory_bank.weight" "memory_table"
+        "memory_table.weight" "memory_param" "memory_parameter" "memory_tensor";
     FeatureWeight Features: "feature.weight" "feature_weight" "prefix_feature.weight" "prefix_feature_weight"
         "features.weight" "feature_proj.weight" "prefix_feature_proj.weight" "feature_map.weight" "feature_map_weight"
         "prefix_feature_map.weight" "W" "prefix_W" "feature_W" "phi.weight";
@@ -101,6 +103,22 @@ const WRAPPERS: &[&str] = &[
     "adapter_state_dict",
     "adapters",
 ];
+/// What a training code's own modules put before a part's name: `attn_memory` is the `memory` of an attention module.
+const QUALIFIERS: &[&str] = &[
+    "attn_",
+    "attention_",
+    "self_attn_",
+    "self_attention_",
+    "ptplus_",
+    "pt_plus_",
+    "prefix_tuning_",
+    "prefix_tuning_plus_",
+    "learned_",
+    "trainable_",
+];
+/// PEFT's copy of a module that is trained, before the adapter's name; and the module as it was.
+const TRAINED_COPY: &str = "modules_to_save";
+const UNTRAINED: &str = "original_module";
 /// What quantizers keep beside a weight of the base, as the last word: bitsandbytes, GPTQ and AWQ, compressed-tensors,
 /// FP8.
 const QUANTIZED_PARTS: &[&str] = &[
@@ -220,7 +238,10 @@ pub const BASE_WEIGHTS: &str = "weights of the base model";
 
 /// Reads a name.
 pub fn read(name: &str) -> Meaning {
-    let words: Vec<&str> = split(name).collect();
+    let words = trained(name);
+    if is_untrained(name) {
+        return Meaning::Ignored("a module as it was before it was trained");
+    }
     if words.last().is_some_and(|w| MOMENTS.contains(w)) {
         return Meaning::Ignored("state of the optimizer or trainer");
     }
@@ -238,16 +259,22 @@ pub fn read(name: &str) -> Meaning {
     part(&words).unwrap_or_else(|| Meaning::Unknown { looks_like_adapter: looks_like_adapter(&places(&words).words) })
 }
 
+/// Whether a name is one of a module as it was before PEFT trained its copy.
+pub fn is_untrained(name: &str) -> bool {
+    split(name).any(|w| w == UNTRAINED)
+}
+
 /// The part of an adapter whose name these words are.
 fn part(words: &[&str]) -> Option<Meaning> {
     // `layers.00`: a number that no writer prints so.
     if words.iter().any(|w| w.bytes().all(|b| b.is_ascii_digit()) && number(w).is_none()) {
         return None;
     }
-    let Places { words, numbers } = places(words);
+    let Places { mut words, numbers } = places(words);
     if numbers.len() > 2 {
         return None;
     }
+    words.iter_mut().for_each(|word| *word = unqualified(word));
     let (layer, head) = layer_and_head(&numbers)?;
     phrases(&words).into_iter().find_map(|(phrase, adapter)| {
         let ends = |rule: &&Rule| {
@@ -258,9 +285,24 @@ fn part(words: &[&str]) -> Option<Meaning> {
     })
 }
 
+fn unqualified(word: &str) -> &str {
+    let rests = QUALIFIERS.iter().filter_map(|q| word.strip_prefix(q));
+    // A letter (`attn_b`) may be anything.
+    rests.filter(|rest| rest.len() > 2).min_by_key(|rest| rest.len()).unwrap_or(word)
+}
+
+/// The words of a name, without those by which PEFT marks its trained copy of a module.
+fn trained(name: &str) -> Vec<&str> {
+    let mut words: Vec<&str> = split(name).collect();
+    if let Some(at) = words.iter().position(|w| *w == TRAINED_COPY) {
+        words.drain(at..words.len().min(at + 2));
+    }
+    words
+}
+
 /// A name without the words of wrappers, and without the one that PEFT puts before a layer that it wraps.
 pub fn unwrapped(name: &str) -> Vec<&str> {
-    split(name).filter(|w| !WRAPPERS.contains(w) && *w != "base_layer").collect()
+    trained(name).into_iter().filter(|w| !WRAPPERS.contains(w) && *w != "base_layer").collect()
 }
 
 fn split(name: &str) -> impl Iterator<Item = &str> {
@@ -443,6 +485,14 @@ mod tests {
             ("tensors.0|memory", Memory, Features, Some(0), None),
             ("layer_3.head_1.M", Memory, Features, Some(3), Some(1)),
             ("prefix_feature.weight", FeatureWeight, Features, None, None),
+            ("model.layers.3.self_attn.memory", Memory, Features, Some(3), None),
+            ("model.layers.3.self_attn.attn_memory", Memory, Features, Some(3), None),
+            ("model.layers.3.attn_prefix_memory", Memory, Features, Some(3), None),
+            ("model.layers.3.self_attn.self_attn_memory.weight", Memory, Open, Some(3), None),
+            ("model.layers.3.self_attn.attn_feature.bias", FeatureBias, Features, Some(3), None),
+            ("model.layers.3.self_attn.mem", Memory, Open, Some(3), None),
+            ("model.layers.3.self_attn.prefix.modules_to_save.default.memory", Memory, Features, Some(3), None),
+            ("model.layers.3.self_attn.memory.modules_to_save.default.weight", Memory, Open, Some(3), None),
         ];
         for (name, role, rows, layer, head) in cases {
             match read(name) {
@@ -478,6 +528,8 @@ mod tests {
             "model.layers.0.self_attn.k_proj.weight_scale_inv",
             "transformer.h.0.attn.bias",
             "transformer.h.0.attn.masked_bias",
+            "base_model.model.lm_head.modules_to_save.default.weight",
+            "base_model.model.model.layers.0.self_attn.prefix.original_module.memory",
         ] {
             assert!(matches!(read(name), Meaning::Ignored(_)), "{name}: {:?}", read(name));
         }

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
 use crate::format::output::resolved;
-use crate::format::{StoredTensor, gguf, json, links, mmap, pickle, recognize, safetensors};
+use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
 use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
@@ -19,13 +20,15 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Index of sharded weights in an adapter folder.
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
-/// Weights file of an adapter folder written by older versions of PEFT.
-const PICKLE_FILE: &str = "adapter_model.bin";
+/// Files with the weights of an adapter's folder, in the order in which PEFT prefers them; older versions wrote the last two.
+const ADAPTER_FILES: [&str; 4] = [WEIGHTS_FILE, INDEX_FILE, "adapter_model.bin", "adapter_model.bin.index.json"];
+/// Configuration of a model's folder, a trainer's among them.
+const MODEL_CONFIG_FILE: &str = "config.json";
 
 /// Files that trainers save beside the weights; never weights themselves. Beginnings of names.
-const BESIDE_WEIGHTS: [&str; 7] =
-    ["optimizer.", "scheduler.", "sampler.", "rng_state", "training_args.", "scaler.", "random_states"];
-/// Endings of indexes of sharded weights; those of PyTorch checkpoints are refused by name.
+const BESIDE_WEIGHTS: [&str; 8] =
+    ["optimizer", "scheduler", "sampler", "rng_state", "training_args", "trainer_state", "scaler", "random_states"];
+/// Endings of indexes of sharded weights.
 const INDEX_ENDINGS: [&str; 2] = [".safetensors.index.json", ".bin.index.json"];
 /// Endings of files with weights.
 const WEIGHTS_ENDINGS: [&str; 6] = [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"];
@@ -44,8 +47,12 @@ pub struct TensorSource {
     pub format: &'static str,
     /// `adapter_config.json`, where there is one.
     pub config: Option<(PathBuf, Value)>,
+    /// Without that, `config.json` of the model in whose folder the tensors lie.
+    pub model_config: Option<(PathBuf, Value)>,
     /// Every tensor, in the file's order.
     pub tensors: Vec<SourceTensor>,
+    /// What a checkpoint holds beside plain values and tensors.
+    pub objects: pickle::Objects,
     /// The files that were read.
     pub files: Vec<PathBuf>,
 }
@@ -161,19 +168,43 @@ pub fn of_bundle(bundle: &Container) -> Result<Source> {
     };
     let config_path = place(CONFIG_FILE);
     let config = json::parse_config(config).map_err(|e| e.file(&config_path))?;
-    let (format, tensors, mut files) = from_safetensors(safetensors::parse(&place(WEIGHTS_FILE), weights)?);
-    files.push(config_path.clone());
-    Ok(Source::Tensors(TensorSource { format, config: Some((config_path, config)), tensors, files }))
+    let mut source = from_safetensors(safetensors::parse(&place(WEIGHTS_FILE), weights)?);
+    source.files.push(config_path.clone());
+    source.config = Some((config_path, config));
+    Ok(Source::Tensors(source))
 }
 
-/// The file with the weights in an adapter's or trainer's folder.
+/// Whether a folder is an adapter's: by its files' names, or a model's folder, such as `Trainer` and `save_pretrained` leave
+/// behind, with parts of an adapter among its weights.
+pub(crate) fn is_adapter_folder(dir: &Path) -> bool {
+    is_named_adapter(dir) || holds_model_with_parts(dir)
+}
+
+fn is_named_adapter(dir: &Path) -> bool {
+    links::is_present(&dir.join(CONFIG_FILE)) || ADAPTER_FILES.iter().any(|f| links::is_present(&dir.join(f)))
+}
+
+/// Whether a folder is a model's by its `config.json`, with parts of an adapter among its weights.
+pub(crate) fn holds_model_with_parts(dir: &Path) -> bool {
+    !is_named_adapter(dir)
+        && links::is_present(&dir.join(MODEL_CONFIG_FILE))
+        && weights_of_folder(dir).is_ok_and(|file| has_parts(&file))
+}
+
+/// Whether a file opens and has parts of an adapter in it, by their names.
+fn has_parts(file: &Path) -> bool {
+    matches!(open_file(file), Ok(Source::Tensors(source)) if super::has_parts(&source.tensors))
+}
+
+/// The file with the weights in an adapter's, model's or trainer's folder.
 ///
 /// # Errors
 ///
 /// [`Code::AdapterKind`] where there is none, or where several could be meant.
 pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
+    let first_of = |names: &[&str]| names.iter().map(|f| dir.join(f)).find(|p| p.is_file());
     // The whole file first, as for bases: an index beside it is a leftover of something else.
-    if let Some(known) = [WEIGHTS_FILE, INDEX_FILE, PICKLE_FILE].iter().map(|f| dir.join(f)).find(|p| p.is_file()) {
+    if let Some(known) = first_of(&ADAPTER_FILES) {
         return Ok(known);
     }
     let io = |e| Error::io(dir, "cannot list the folder", e);
@@ -187,6 +218,20 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
         }
     }
     names.sort();
+    if let Some(model) = first_of(&WEIGHTS_FILES) {
+        // The memories may lie beside the model that they were trained with.
+        let beside = || {
+            names.iter().filter(|n| is_called_weights(n)).map(|n| dir.join(n)).filter(|p| *p != model && has_parts(p))
+        };
+        return match has_parts(&model) {
+            true => Ok(model),
+            false => match beside().collect::<Vec<_>>().as_slice() {
+                [] => Ok(model),
+                [one] => Ok(one.clone()),
+                several => Err(which(dir, several)),
+            },
+        };
+    }
     let mut found: Vec<&String> = names.iter().filter(|n| INDEX_ENDINGS.iter().any(|e| n.ends_with(e))).collect();
     if found.is_empty() {
         found = names.iter().filter(|n| is_called_weights(n)).collect();
@@ -196,20 +241,14 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
         [] => {
             let is_weights = |name: &str| WEIGHTS_ENDINGS.iter().chain(&INDEX_ENDINGS).any(|e| name.ends_with(e));
             let missing = || {
-                let message =
-                    format!("expected a folder with {WEIGHTS_FILE}, its index, or one checkpoint, found none");
+                let message = format!(
+                    "expected a folder with {WEIGHTS_FILE}, its index, a model's weights or one checkpoint, found none"
+                );
                 Error::new(Code::AdapterKind, message).file(dir).hints(recognize::folder(dir))
             };
             Err(recognize::broken_link(dir, is_weights).unwrap_or_else(missing))
         }
-        [first, second, ..] => Err(Error::new(
-            Code::AdapterKind,
-            format!(
-                "expected one file with weights, found {}, among them {first:?} and {second:?}: name the file",
-                found.len()
-            ),
-        )
-        .file(dir)),
+        _ => Err(which(dir, &found.into_iter().map(|n| dir.join(n)).collect::<Vec<_>>())),
     }
 }
 
@@ -226,8 +265,21 @@ pub fn would_be_ambiguous_with(dir: &Path, output: &Path) -> bool {
         && is_weights
         && weights_of_folder(dir).is_ok_and(|weights| {
             let name = weights.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            ![WEIGHTS_FILE, PICKLE_FILE].contains(&name) && is_called_weights(name) && weights != dir.join(output)
+            let is_known = ADAPTER_FILES.iter().chain(&WEIGHTS_FILES).any(|known| *known == name);
+            !is_known && is_called_weights(name) && weights != dir.join(output)
         })
+}
+
+/// The refusal to choose between files with weights.
+fn which(dir: &Path, found: &[PathBuf]) -> Error {
+    let name = |i: usize| found.get(i).and_then(|p| p.file_name()).unwrap_or_default();
+    let message = format!(
+        "expected one file with weights, found {}, among them {:?} and {:?}: name the file",
+        found.len(),
+        name(0),
+        name(1)
+    );
+    Error::new(Code::AdapterKind, message).file(dir)
 }
 
 fn open_file(path: &Path) -> Result<Source> {
@@ -236,24 +288,36 @@ fn open_file(path: &Path) -> Result<Source> {
         return gguf::open(path).map(Source::Gguf);
     }
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let opened = match kind(path, &bytes) {
+    let mut source = match kind(path, &bytes) {
         Some(Kind::Safetensors) => from_safetensors(safetensors::parse(path, &bytes)?),
-        Some(Kind::Index) => from_safetensors(safetensors::open_index(path)?),
-        Some(Kind::Checkpoint) => from_checkpoint(path, bytes)?,
+        Some(Kind::Index) => from_index(path)?,
+        Some(Kind::Checkpoint) => {
+            let checkpoint = pickle::read(path, bytes)?;
+            let format = match checkpoint.container() {
+                pickle::Container::Zip => "PyTorch checkpoint",
+                pickle::Container::Legacy => "legacy PyTorch checkpoint",
+            };
+            from_checkpoints(format, vec![checkpoint])
+        }
         None => {
             let found = match json::without_mark(&bytes).trim_ascii_start().starts_with(b"{") {
                 true => "JSON without weights: give its folder",
                 false => "none of them",
             };
             let message =
-                format!("expected GGUF, safetensors, an index of safetensors or a PyTorch checkpoint, found {found}");
+                format!("expected GGUF, safetensors, an index of shards or a PyTorch checkpoint, found {found}");
             return Err(recognize::named(path, &bytes, Error::new(Code::UnknownFormat, message)).file(path));
         }
     };
-    let (format, tensors, mut files) = opened;
-    let config = config_beside(dir)?;
-    files.splice(0..0, config.iter().map(|(p, _)| p.clone()));
-    Ok(Source::Tensors(TensorSource { format, config, tensors, files }))
+    source.config = config_beside(dir)?;
+    if source.config.is_none() {
+        // It may be somebody else's: what cannot be read says nothing.
+        let file = dir.join(MODEL_CONFIG_FILE);
+        source.model_config = json::read_config(&file).ok().map(|v| (file, v));
+    }
+    let configs = source.config.iter().chain(&source.model_config).map(|(p, _)| p.clone());
+    source.files.splice(0..0, configs.collect::<Vec<_>>());
+    Ok(Source::Tensors(source))
 }
 
 enum Kind {
@@ -288,32 +352,52 @@ fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
     }
 }
 
-type Opened = (&'static str, Vec<SourceTensor>, Vec<PathBuf>);
-
-fn from_safetensors(opened: safetensors::Safetensors) -> Opened {
+fn from_safetensors(opened: safetensors::Safetensors) -> TensorSource {
     let mut files: Vec<PathBuf> = opened.files.iter().map(|f| f.to_path_buf()).collect();
     let format = if files.contains(&opened.path) { "safetensors" } else { "sharded safetensors" };
     if !files.contains(&opened.path) {
         files.push(opened.path);
     }
-    (format, stored(opened.tensors), files)
+    let (tensors, objects) = (stored(opened.tensors), pickle::Objects::default());
+    TensorSource { format, config: None, model_config: None, tensors, objects, files }
+}
+
+/// The shards that an index names; what they are, the first one says.
+fn from_index(path: &Path) -> Result<TensorSource> {
+    let shards = index::read(path)?;
+    let is_checkpoint = |shard: &index::Shard| {
+        let bytes = mmap::map_file(&shard.file)?;
+        Ok(pickle::is_checkpoint(&bytes) && !safetensors::is_safetensors(&bytes))
+    };
+    // One that is not there is told by whoever opens it.
+    match shards.first().map(is_checkpoint) {
+        Some(Ok::<_, Error>(true)) => {
+            let mut source = from_checkpoints("sharded PyTorch checkpoint", pickle::open_shards(path, &shards)?);
+            source.files.push(path.to_owned());
+            Ok(source)
+        }
+        _ => safetensors::open_shards(path, &shards).map(from_safetensors),
+    }
 }
 
 fn stored(tensors: Vec<StoredTensor>) -> Vec<SourceTensor> {
     tensors.into_iter().map(|t| SourceTensor { name: t.name.clone(), elements: Elements::Stored(t) }).collect()
 }
 
-fn from_checkpoint(path: &Path, bytes: Bytes) -> Result<Opened> {
-    let checkpoint = pickle::read(path, bytes)?;
-    let tensors = checkpoint
-        .tensors()
-        .map(|(keys, t)| SourceTensor { name: pickle::dotted(&keys), elements: Elements::Checkpoint(t.clone()) })
-        .collect();
-    let format = match checkpoint.container() {
-        pickle::Container::Zip => "PyTorch checkpoint",
-        pickle::Container::Legacy => "legacy PyTorch checkpoint",
-    };
-    Ok((format, tensors, vec![path.to_owned()]))
+fn from_checkpoints(format: &'static str, checkpoints: Vec<pickle::Checkpoint>) -> TensorSource {
+    let mut tensors = Vec::new();
+    let mut objects = pickle::Objects::default();
+    for checkpoint in &checkpoints {
+        tensors.extend(
+            checkpoint.tensors().map(|(keys, t)| SourceTensor {
+                name: pickle::dotted(&keys),
+                elements: Elements::Checkpoint(t.clone()),
+            }),
+        );
+        objects.extend(checkpoint.objects());
+    }
+    let files = checkpoints.iter().map(|c| c.path().to_path_buf()).collect();
+    TensorSource { format, config: None, model_config: None, tensors, objects, files }
 }
 
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {

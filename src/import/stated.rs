@@ -21,6 +21,9 @@ pub const BASE_FINGERPRINT: &str = "ptplus_base_fingerprint";
 /// Key of `adapter_config.json`, written by us: true where somebody said `--ignore-base-mismatch` and there was one.
 pub const BASE_MISMATCH_IGNORED: &str = "ptplus_base_mismatch_ignored";
 
+/// Key of PEFT's for modules that are trained and saved as a whole.
+pub(super) const MODULES_TO_SAVE: &str = "modules_to_save";
+
 /// Key of `adapter_config.json` for `--transpose-memory`.
 pub const TRANSPOSE_MEMORY: &str = "transpose_memory";
 
@@ -30,6 +33,46 @@ const MAX_LAYERS: usize = 4096;
 const MAX_HEADS: usize = 4096;
 /// Largest head length or feature count accepted; published head lengths stay at or below 512.
 const MAX_FEATURES: usize = 1 << 20;
+
+/// Methods of PEFT itself (0.18), whose configurations use some keys for something else: heads are those of keys, layers
+/// those of the other method.
+const OTHER_METHODS: &[&str] = &[
+    "ADALORA",
+    "ADAPTION_PROMPT",
+    "ARROW",
+    "BOFT",
+    "BONE",
+    "C3A",
+    "CPT",
+    "DELORA",
+    "FOURIERFT",
+    "GRALORA",
+    "HRA",
+    "IA3",
+    "LN_TUNING",
+    "LOHA",
+    "LOKR",
+    "LORA",
+    "MISS",
+    "MULTITASK_PROMPT_TUNING",
+    "OFT",
+    "OSF",
+    "POLY",
+    "PREFIX_TUNING",
+    "PROMPT_TUNING",
+    "P_TUNING",
+    "RANDLORA",
+    "ROAD",
+    "SHIRA",
+    "TRAINABLE_TOKENS",
+    "VBLORA",
+    "VERA",
+    "WAVEFT",
+    "XLORA",
+];
+/// The keys that those use for something else.
+const OTHER_MEANINGS: [&str; 5] =
+    ["num_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "layers_to_transform"];
 
 /// What is stated; `None` is not stated, which for a convention means *open*: nobody guesses it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -56,24 +99,22 @@ impl Stated {
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterKind`] for another `peft_type`; [`Code::ConfigField`] for a field of the wrong type or
-    /// out of range; [`Code::ConfigUnsupported`] for an unknown feature map, tap or sharing.
+    /// [`Code::ConfigField`] for a field of the wrong type or out of range; [`Code::ConfigUnsupported`] for an unknown feature map, tap or sharing.
     pub fn from_json(config: Value) -> Result<Stated> {
         let Value::Object(mut map) = config else {
             return Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {}", kind_of(&config))));
         };
-        if let Some(peft_type) = map.get("peft_type") {
-            match peft_type.as_str() {
-                Some(PEFT_TYPE) => {}
-                Some(other) => {
-                    return Err(Error::new(
-                        Code::AdapterKind,
-                        format!("expected {PEFT_TYPE:?}, found {other:?}: ptplus reads Prefix-Tuning+ adapters only"),
-                    )
-                    .field("peft_type"));
+        // A training code's own kind, or none: what the tensors are, their names say.
+        match map.get("peft_type") {
+            None | Some(Value::Null) => drop(map.shift_remove("peft_type")),
+            Some(Value::String(kind)) if kind == PEFT_TYPE => {}
+            Some(Value::String(kind)) => {
+                if OTHER_METHODS.contains(&kind.as_str()) {
+                    map.retain(|key, _| !OTHER_MEANINGS.contains(&key.as_str()));
                 }
-                None => return Err(wrong("peft_type", "a string", peft_type)),
+                map.shift_remove("peft_type");
             }
+            Some(other) => return Err(wrong("peft_type", "a string", other)),
         }
         check_carried(&map)?;
         let n_layers = take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?;
@@ -137,7 +178,7 @@ fn check_carried(map: &Map<String, Value>) -> Result<()> {
         }
     }
     // What PEFT would train and save beside the adapter: the output is the adapter alone and would compute something else.
-    for key in ["modules_to_save", "trainable_token_indices"] {
+    for key in [MODULES_TO_SAVE, "trainable_token_indices"] {
         let is_empty = |v: &Value| match v {
             Value::Null => true,
             Value::Array(items) => items.is_empty(),
@@ -231,7 +272,6 @@ mod tests {
     fn every_wrong_field_is_named_with_its_code() {
         let cases = [
             (json!([]), Code::ConfigField, ""),
-            (json!({"peft_type": "LORA"}), Code::AdapterKind, "peft_type"),
             (json!({"peft_type": 3}), Code::ConfigField, "peft_type"),
             (json!({"feature_map": "elu2"}), Code::ConfigUnsupported, "feature_map"),
             (json!({"feature_map": 1}), Code::ConfigField, "feature_map"),
@@ -266,6 +306,26 @@ mod tests {
         let s = Stated::from_json(json!({"base_model_name_or_path": "x"})).unwrap();
         assert_eq!(s.open_conventions(), ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"]);
         assert_eq!(s.extra["base_model_name_or_path"], "x");
+    }
+
+    #[test]
+    fn another_peft_type_says_nothing_about_the_tensors() {
+        let stated = |kind: Value| {
+            let config = json!({"peft_type": kind, "num_attention_heads": 2, "feature_map": "elu", "r": 8});
+            Stated::from_json(config).unwrap()
+        };
+        for (kind, heads) in [
+            (json!("LORA"), None),
+            (json!("PREFIX_TUNING"), None),
+            (json!("PREFIX_MEMORY"), Some(2)),
+            (json!(null), Some(2)),
+            (json!(PEFT_TYPE), Some(2)),
+        ] {
+            let s = stated(kind.clone());
+            assert_eq!((s.num_attention_heads, s.feature_map), (heads, Some(FeatureMap::Elu)), "{kind}");
+            assert_eq!(s.extra.contains_key("peft_type"), kind == PEFT_TYPE, "{kind}");
+            assert_eq!(s.extra["r"], 8);
+        }
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub(super) fn say_the_same(key: &str, a: &Value, b: &Value, sizes: &Sizes) -> bo
 /// [`Code::ConventionContradiction`].
 pub(super) fn merge(
     config: Map<String, Value>,
+    config_name: &str,
     layout: Option<&Map<String, Value>>,
     flags: &Map<String, Value>,
 ) -> Result<(Map<String, Value>, Settled, Vec<Doubt>)> {
@@ -102,7 +103,7 @@ pub(super) fn merge(
                 Some(Value::Null) if !is_list => {}
                 Some(before) if same(before, value) => continue,
                 Some(before) => {
-                    let earlier = settled.get(key).and_then(Value::as_str).unwrap_or("adapter_config.json").to_owned();
+                    let earlier = settled.get(key).and_then(Value::as_str).unwrap_or(config_name).to_owned();
                     let doubt = Doubt { key: key.clone(), before: before.clone(), earlier, value: value.clone(), who };
                     if !matches!(key.as_str(), "layers_to_transform" | "memory_sharing") {
                         return Err(doubt.contradiction());
@@ -231,6 +232,7 @@ mod tests {
         let config = map(json!({"feature_map": "elu", "query_scale": 1, "query_tap": null}));
         let (merged, settled, doubts) = merge(
             config.clone(),
+            "adapter_config.json",
             Some(&map(json!({"memory_scale": 0.5}))),
             &map(json!({"query_scale": 1.0, "query_tap": "pre_rope"})),
         )
@@ -241,10 +243,17 @@ mod tests {
             [("memory_scale".into(), json!("layout file")), ("query_tap".into(), json!("flag"))]
         );
         for flags in [json!({"feature_map": "relu"}), json!({"query_scale": 2})] {
-            assert_eq!(merge(config.clone(), None, &map(flags)).unwrap_err().code(), Code::ConventionContradiction);
+            assert_eq!(
+                merge(config.clone(), "config.json", None, &map(flags)).unwrap_err().code(),
+                Code::ConventionContradiction
+            );
         }
-        let both =
-            merge(Map::new(), Some(&map(json!({"query_tap": "post_rope"}))), &map(json!({"query_tap": "pre_rope"})));
+        let both = merge(
+            Map::new(),
+            "",
+            Some(&map(json!({"query_tap": "post_rope"}))),
+            &map(json!({"query_tap": "pre_rope"})),
+        );
         assert!(both.unwrap_err().message().contains("layout file"));
     }
 

@@ -149,6 +149,36 @@ pub fn write_safetensors(file: &Path, tensors: &BTreeMap<String, Tensor>) {
     std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
+/// What `torch.save` writes of a dictionary of tensors.
+pub fn write_checkpoint<'a>(file: &Path, tensors: impl IntoIterator<Item = (&'a String, &'a Tensor)>) {
+    use std::io::Write;
+    let text = |s: &str| [b"X", &(s.len() as u32).to_le_bytes()[..], s.as_bytes()].concat();
+    let int = |n: usize| [b"J", &(n as i32).to_le_bytes()[..]].concat();
+    let ints = |ns: &[usize]| [b"(", &ns.iter().flat_map(|n| int(*n)).collect::<Vec<u8>>()[..], b"t"].concat();
+    let mut archive = zip::ZipWriter::new(std::fs::File::create(file).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut put = |name: &str, bytes: &[u8]| {
+        archive.start_file(format!("archive/{name}"), stored).unwrap();
+        archive.write_all(bytes).unwrap();
+    };
+    let mut pickle = b"\x80\x02}".to_vec();
+    let mut storages = Vec::new();
+    for (i, (name, t)) in tensors.into_iter().enumerate() {
+        let strides: Vec<usize> = (0..t.shape.len()).map(|k| t.shape[k + 1..].iter().product()).collect();
+        let storage = [&b"(X\x07\0\0\0storagectorch\nFloatStorage\n"[..], &text(&i.to_string()), &text("cpu")].concat();
+        pickle.extend([&text(name)[..], b"ctorch._utils\n_rebuild_tensor_v2\n(", &storage].concat());
+        pickle.extend([int(t.values.len()), b"tQ".to_vec(), int(0), ints(&t.shape), ints(&strides)].concat());
+        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtRs");
+        storages.push((format!("data/{i}"), t.bytes()));
+    }
+    pickle.push(b'.');
+    put("data.pkl", &pickle);
+    put("byteorder", b"little");
+    storages.iter().for_each(|(name, bytes)| put(name, bytes));
+    put("version", b"3\n");
+    archive.finish().unwrap();
+}
+
 /// Converts to a canonical folder in F32.
 pub fn import(source: &Path, out: &Path, base: Option<&Path>, more: &[&str]) -> std::process::Output {
     let mut args: Vec<std::ffi::OsString> = vec![

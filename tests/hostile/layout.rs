@@ -199,7 +199,7 @@ fn constants() -> Vec<Case> {
         refused("num_layers -1", constant("num_layers", "-1"), ConfigField),
         refused("num_layers as text", constant("num_layers", "'1'"), ConfigField),
         refused("an unknown feature map", constant("feature_map", "'os.system'"), ConfigUnsupported),
-        refused("another kind of adapter", constant("peft_type", "'LORA'"), AdapterKind),
+        refused("another kind of adapter", constant("peft_type", "'LORA'"), ConventionOpen),
         refused("KV heads that do not divide the heads", constant("num_key_value_heads", "3"), ConfigField),
     ]
 }

@@ -28,6 +28,7 @@ fn tensor(name: &str, shape: &[usize]) -> StoredTensor {
         file: Arc::from(Path::new("x.gguf")),
         file_offset: 0,
         bytes: vec![].into(),
+        storage: None,
     }
 }
 

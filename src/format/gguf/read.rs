@@ -265,6 +265,7 @@ fn place_tensors(r: &Reader, infos: Vec<Info>, alignment: u32, file: &Arc<Path>)
             file: file.clone(),
             file_offset: begin,
             bytes,
+            storage: None,
         });
     }
     // The last tensor may end the file unpadded, as some writers leave it.

@@ -68,5 +68,11 @@ pub const MAX_EXPANDED: u64 = 4_000_000;
 /// Bytes of a number beyond 64 bits. A Mersenne Twister state is stored as a tuple; nothing needs more than a hash.
 pub const MAX_BIG_INT_BYTES: usize = 64;
 
-/// Bytes of a global's module or name; the longest on the allow-list has 18.
+/// Bytes of a global's module or name; PyTorch's and NumPy's have up to 60.
 pub const MAX_GLOBAL_BYTES: usize = 128;
+
+/// Different names of classes and functions that are not on the list. A training code's configuration has some tens.
+pub const MAX_FOREIGN: usize = 10_000;
+
+/// Bytes that the names of tensors in objects may take together. Those of a whole model with 70,000 tensors take 7 MB.
+pub const MAX_HIDDEN_BYTES: usize = 16 << 20;

@@ -1,8 +1,8 @@
 //! PyTorch checkpoints (`torch.save`): zip archives and the files from before PyTorch 1.6. Reading only.
 //!
 //! A checkpoint is a pickle, and pickles are programs. This reader executes nothing: the machine knows the opcodes
-//! that build plain containers, and an allow-list has the few names that a state dict needs. Everything else is an
-//! error that names it; nothing is skipped. What a file declares is limited in [`limits`].
+//! that build plain containers, and an allow-list has the few names that a state dict needs. What other names make stays
+//! an [`Object`] that is not built; names that run programs are an error. What a file declares is limited in [`limits`].
 //!
 //! Bytes of tensors stay in the memory map. Opening a checkpoint reads its directory and its pickle; a storage is
 //! read, and compared with its checksum, when [`TensorRef::lazy`] is called for a tensor in it. A 4 GB checkpoint
@@ -14,6 +14,7 @@ mod globals;
 mod legacy;
 pub mod limits;
 mod machine;
+mod objects;
 mod opcode;
 mod tensor;
 mod value;
@@ -21,17 +22,20 @@ mod value;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+pub use objects::{Object, Objects};
+pub(crate) use tensor::Storage;
 pub use tensor::TensorRef;
 pub use value::{Item, Key, Tensors, dotted};
 
 use crate::error::{Code, Error, Result};
+use crate::format::StoredTensor;
+use crate::format::index::Shard;
 use crate::format::mmap::map_file;
 use crate::format::names::{check_name, check_printable};
 use crate::format::recognize;
 use crate::tensor::Bytes;
 use limits::{MAX_SHARED_BYTES, MAX_SHARING, MAX_TENSORS};
 use machine::Pickle;
-use tensor::Storage;
 use value::{Tree, Value};
 
 /// How the file holds pickle and storages.
@@ -48,6 +52,7 @@ pub struct Checkpoint {
     path: Arc<Path>,
     container: Container,
     tree: Tree,
+    objects: Objects,
 }
 
 impl Checkpoint {
@@ -64,6 +69,23 @@ impl Checkpoint {
     /// The object that was saved; usually a dictionary.
     pub fn root(&self) -> Item<'_> {
         Item::new(&self.tree, self.tree.root)
+    }
+
+    /// Every tensor as other formats have it: contiguous. One that lies otherwise is copied; the bytes of copies together
+    /// are at most those of the file.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::PickleLimit`], those of the views.
+    pub fn stored(&self) -> Result<Vec<StoredTensor>> {
+        let mut left = std::fs::metadata(&self.path).map_or(0, |m| usize::try_from(m.len()).unwrap_or(usize::MAX));
+        let stored = |(keys, t): (Vec<Key>, &TensorRef)| t.stored(dotted(&keys), &mut left);
+        self.tensors().map(stored).collect::<Result<_>>().map_err(|e| e.file(&self.path))
+    }
+
+    /// What is beside the plain values and tensors: objects of classes that are not read.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
     }
 
     /// Every tensor with the keys that lead to it, in the file's order.
@@ -99,6 +121,22 @@ fn is_pickle(start: &[u8]) -> bool {
 /// [`Code::NameDuplicate`] for what the file says, with tensor and offset where they are known.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     read(path, map_file(path)?)
+}
+
+/// Opens the shards that the index `path` names, which `*.bin.index.json` of transformers is; each must hold the tensors
+/// that the index lists in it, and no other.
+///
+/// # Errors
+///
+/// Those of [`open`]; [`Code::SafetensorsIndex`].
+pub fn open_shards(path: &Path, shards: &[Shard]) -> Result<Vec<Checkpoint>> {
+    let open_shard = |shard: &Shard| {
+        let checkpoint = shard.opened(path, open(&shard.file))?;
+        let names: Vec<String> = checkpoint.tensors().map(|(keys, _)| dotted(&keys)).collect();
+        shard.holds(names.iter().map(String::as_str))?;
+        Ok(checkpoint)
+    };
+    shards.iter().map(open_shard).collect()
 }
 
 /// Reads a checkpoint from the bytes of the file `path`.
@@ -141,7 +179,8 @@ fn read_zip(path: &Arc<Path>, file: &Bytes) -> Result<Checkpoint> {
         storage(path, file, declared, entry.data.clone(), entry.crc32)
     });
     let storages = storages.collect::<Result<Vec<_>>>()?;
-    Ok(Checkpoint { path: path.clone(), container: Container::Zip, tree: assemble(pickle, root, &storages)? })
+    let (tree, objects) = assemble(pickle, root, &storages)?;
+    Ok(Checkpoint { path: path.clone(), container: Container::Zip, tree, objects })
 }
 
 /// PyTorch's own reader takes versions 1 to 10 (kMinSupportedFileFormatVersion and kMax... in caffe2/serialize), and
@@ -179,7 +218,8 @@ fn read_legacy(path: &Arc<Path>, file: &Bytes) -> Result<Checkpoint> {
     let (pickle, root, ranges) = legacy::read(file)?;
     let storages = pickle.storages.iter().zip(ranges).map(|(s, range)| storage(path, file, s, range, None));
     let storages = storages.collect::<Result<Vec<_>>>()?;
-    Ok(Checkpoint { path: path.clone(), container: Container::Legacy, tree: assemble(pickle, root, &storages)? })
+    let (tree, objects) = assemble(pickle, root, &storages)?;
+    Ok(Checkpoint { path: path.clone(), container: Container::Legacy, tree, objects })
 }
 
 /// The storage that lies in `range`, whose length must be that of the declared elements.
@@ -208,8 +248,9 @@ fn storage(
 }
 
 /// Joins pickle and storages, and checks what needs both: that every tensor lies inside its storage.
-fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tree> {
+fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<(Tree, Objects)> {
     check::tree(&pickle, root)?;
+    let objects = objects::of(&pickle, root)?;
     let declared_at: Vec<u64> = pickle.tensors.iter().map(|t| t.declared_at).collect();
     let tensors = pickle.tensors.into_iter().map(|t| TensorRef {
         storage: storages[t.storage as usize].clone(),
@@ -246,7 +287,7 @@ fn assemble(pickle: Pickle, root: Value, storages: &[Arc<Storage>]) -> Result<Tr
             Error::new(Code::PickleLimit, message).field(&name).at(declared_at[n])
         })?;
     }
-    Ok(tree)
+    Ok((tree, objects))
 }
 
 /// Key at the top of Lightning's checkpoints. What is below belongs to the trainer; its keys are settings and paths of

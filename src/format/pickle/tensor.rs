@@ -5,11 +5,12 @@ use std::sync::{Arc, OnceLock};
 
 use super::limits::MAX_REPEATED_BYTES;
 use crate::error::{Code, Error, Result};
+use crate::format::StoredTensor;
 use crate::tensor::{Bytes, DType, LazyTensor, shape};
 
 /// The elements behind one or several tensors.
 #[derive(Debug)]
-pub(super) struct Storage {
+pub(crate) struct Storage {
     /// Its key in the file: the entry `data/{key}` of a zip archive.
     pub(super) key: String,
     pub(super) bytes: Bytes,
@@ -19,6 +20,18 @@ pub(super) struct Storage {
     pub(super) crc32: Option<u32>,
     /// What comparing it came to, once somebody asked.
     pub(super) intact: OnceLock<bool>,
+}
+
+impl Storage {
+    /// See [`TensorRef::verify`].
+    pub(crate) fn verify(&self) -> Result<()> {
+        let Some(expected) = self.crc32 else { return Ok(()) };
+        if *self.intact.get_or_init(|| crc32fast::hash(&self.bytes) == expected) {
+            return Ok(());
+        }
+        let text = format!("storage {:?} does not have the checksum {expected:08x} of its archive entry", self.key);
+        Err(Error::new(Code::PickleChecksum, text).file(&self.file).at(self.file_offset))
+    }
 }
 
 /// A tensor of a checkpoint: a view of a storage, whose bytes stay where they are until asked for.
@@ -63,13 +76,7 @@ impl TensorRef {
     ///
     /// [`Code::PickleChecksum`].
     pub fn verify(&self) -> Result<()> {
-        let s = &*self.storage;
-        let Some(expected) = s.crc32 else { return Ok(()) };
-        if *s.intact.get_or_init(|| crc32fast::hash(&s.bytes) == expected) {
-            return Ok(());
-        }
-        let text = format!("storage {:?} does not have the checksum {expected:08x} of its archive entry", s.key);
-        Err(Error::new(Code::PickleChecksum, text).file(&s.file).at(s.file_offset))
+        self.storage.verify()
     }
 
     /// The tensor as a view. This is where its bytes are read for the first time, and [verified](Self::verify).
@@ -105,6 +112,33 @@ impl TensorRef {
             }
         }
         LazyTensor::strided(s.bytes.clone(), self.dtype, &self.shape, &self.strides, self.storage_offset).map_err(fail)
+    }
+
+    /// The tensor as other formats have it, copied where its elements do not lie so; `left` are the bytes of copies that
+    /// may yet be made.
+    pub(super) fn stored(&self, name: String, left: &mut usize) -> Result<StoredTensor> {
+        let view = self.view().map_err(|e| e.field(&name))?;
+        let len = view.len_bytes();
+        let start = self.storage_offset.saturating_mul(self.dtype.block_bytes());
+        let bytes = match self.is_contiguous() || len == 0 {
+            true => self.storage.bytes.slice(start..start.saturating_add(len)),
+            false => None,
+        };
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => {
+                *left = left.checked_sub(len).ok_or_else(|| {
+                    let message =
+                        "expected tensors that lie as a whole, found views that would be larger than the file";
+                    Error::new(Code::PickleLimit, message).field(&name)
+                })?;
+                self.verify()?;
+                view.to_bytes().into()
+            }
+        };
+        let (file, file_offset) = (self.storage.file.clone(), self.file_offset());
+        let (dtype, shape, storage) = (self.dtype, self.shape.clone(), Some(self.storage.clone()));
+        Ok(StoredTensor { name, dtype, shape, file, file_offset, bytes, storage })
     }
 
     /// Whether the elements lie in row-major order without holes.

@@ -29,6 +29,10 @@ pub(super) enum Value {
     Storage(u32),
     /// Only while the pickle is being read.
     Global(Global),
+    /// A class or function that is not on the list: a number of its name.
+    Foreign(u32),
+    /// What such a one makes: the node that has it, its arguments and its state, which is no container of the tree.
+    Object(u32),
 }
 
 impl Value {
@@ -48,7 +52,14 @@ impl Value {
             Value::Tensor(_) => "tensor",
             Value::Storage(_) => "storage",
             Value::Global(g) => g.name(),
+            Value::Foreign(_) => "a class or function that is not read",
+            Value::Object(_) => "an object that is not read",
         }
+    }
+
+    /// Whether it is of code that is not read.
+    pub(super) fn is_opaque(self) -> bool {
+        matches!(self, Value::Foreign(_) | Value::Object(_))
     }
 
     /// The number of the container, if it is one.
@@ -253,6 +264,25 @@ pub enum Key<'a> {
     Index(usize),
 }
 
+/// The step to the entry `index` of a dictionary, whose key is `key`.
+pub(super) fn key_of(arena: &Arena, key: Value, index: usize) -> Key<'_> {
+    match key {
+        Value::Str(span) => Key::Name(arena.text(span)),
+        Value::Int(i) => Key::Number(i),
+        _ => Key::Index(index),
+    }
+}
+
+impl Key<'_> {
+    /// As Python writes the step: `["model"]`, `[0]`.
+    pub(super) fn subscript(&self) -> String {
+        match self {
+            Key::Name(name) => format!("[{name:?}]"),
+            other => format!("[{other}]"),
+        }
+    }
+}
+
 impl std::fmt::Display for Key<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -341,12 +371,7 @@ impl Tree {
             Node::Sequence(items) => Some((Key::Index(index), *items.get(index)?)),
             Node::Mapping(entries) => {
                 let &(key, value) = entries.get(index)?;
-                let key = match key {
-                    Value::Str(span) => Key::Name(self.arena.text(span)),
-                    Value::Int(i) => Key::Number(i),
-                    _ => Key::Index(index),
-                };
-                Some((key, value))
+                Some((key_of(&self.arena, key, index), value))
             }
         }
     }

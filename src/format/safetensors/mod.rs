@@ -10,19 +10,19 @@
 //! its verdict on every file; `header` adds the rules that it is lax about.
 
 mod header;
-mod index;
 #[cfg(test)]
 mod tests;
 mod write;
 
-pub use index::open_index;
 pub use write::plan;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{StoredTensor, recognize};
+use super::index::{self, Shard};
+use super::mmap::map_file;
+use super::{StoredTensor, pickle, recognize};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
@@ -48,9 +48,55 @@ pub struct Safetensors {
 /// # Errors
 ///
 /// [`Code::SafetensorsHeader`], [`Code::SafetensorsDtype`], [`Code::NameInvalid`], [`Code::NameDuplicate`],
-/// and those of [`map_file`](super::mmap::map_file).
+/// and those of [`map_file`].
 pub fn open(path: &Path) -> Result<Safetensors> {
-    parse(path, &super::mmap::map_file(path)?)
+    parse(path, &map_file(path)?)
+}
+
+/// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
+/// list exactly the same tensors.
+///
+/// # Errors
+///
+/// [`Code::UnknownFormat`] where a shard is a PyTorch checkpoint; those of [`index::read`] and [`open`].
+pub fn open_index(path: &Path) -> Result<Safetensors> {
+    open_shards(path, &index::read(path)?)
+}
+
+/// [`open_index`], of an index that was read.
+///
+/// # Errors
+///
+/// As there.
+pub fn open_shards(path: &Path, shards: &[Shard]) -> Result<Safetensors> {
+    let mut whole = Safetensors {
+        path: path.to_owned(),
+        files: Vec::new(),
+        metadata: BTreeMap::new(),
+        tensors: Vec::new(),
+        len_bytes: 0,
+    };
+    for shard in shards {
+        let part = shard.opened(path, open_shard(&shard.file))?;
+        shard.holds(part.tensors.iter().map(|t| t.name.as_str()))?;
+        match whole.files.is_empty() {
+            true => whole.metadata = part.metadata,
+            false => whole.metadata.retain(|k, v| part.metadata.get(k) == Some(v)),
+        }
+        whole.tensors.extend(part.tensors);
+        whole.files.extend(part.files);
+        whole.len_bytes = whole.len_bytes.saturating_add(part.len_bytes);
+    }
+    Ok(whole)
+}
+
+fn open_shard(file: &Path) -> Result<Safetensors> {
+    let bytes = map_file(file)?;
+    if pickle::is_checkpoint(&bytes) && !is_safetensors(&bytes) {
+        let message = "expected safetensors, as other shards are, found that this one is a PyTorch checkpoint";
+        return Err(Error::new(Code::UnknownFormat, message).file(file));
+    }
+    parse(file, &bytes)
 }
 
 /// Whether these can be the first bytes of a safetensors file: a header length within the limit, then `{`.
@@ -85,6 +131,7 @@ fn parse_unnamed(path: &Path, bytes: &Bytes) -> Result<Safetensors> {
             file: file.clone(),
             file_offset: begin as u64,
             bytes,
+            storage: None,
         });
     }
     Ok(Safetensors {

@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use serde_json::Value;
+
 use super::{Draft, Order, Part};
 use crate::adapter::{Adapter, Role};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
+use crate::format::pickle::Objects;
 use crate::import::axes::{Axes, Axis};
 use crate::import::beside::BaseWeights;
 use crate::import::ledger::{Entry, Fate};
-use crate::import::mapping::{Mapped, Mapping};
+use crate::import::mapping::{Mapped, Mapping, Reader};
 use crate::import::rules::{self, Meaning, Rows};
 use crate::import::source::SourceTensor;
+use crate::import::stated::PEFT_TYPE;
 use crate::tensor::{LazyTensor, shape};
 
 /// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
@@ -20,7 +24,12 @@ pub(super) const MAX_PARTS: usize = 1 << 16;
 
 /// Whether any name is that of an adapter's part, layout files aside.
 pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
-    tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
+    tensors.iter().any(|t| is_part(&t.name))
+}
+
+/// Whether a name is that of an adapter's part.
+pub(crate) fn is_part(name: &str) -> bool {
+    matches!(rules::read(name), Meaning::Part { .. })
 }
 
 /// A tensor of `rank` dimensions, where leaving out some of length 1 makes it one and it makes no difference which.
@@ -45,12 +54,12 @@ impl Draft {
     pub(super) fn classify(
         &mut self,
         tensors: Vec<SourceTensor>,
+        objects: Objects,
         mapping: Option<&Mapping>,
         base: Option<&BaseModel>,
     ) -> Result<()> {
-        if let Some(m) = mapping {
-            m.check_work(tensors.iter().map(|t| t.name.len()).sum())?;
-        }
+        self.refuse_hidden_parts(&objects, mapping)?;
+        self.ledger.objects = objects;
         let names = tensors.iter().map(|t| t.name.as_str());
         if mapping.is_none() && !has_parts(&tensors) {
             let is_whole_model = names.clone().any(|name| matches!(rules::read(name), Meaning::Ignored(_)));
@@ -61,14 +70,11 @@ impl Draft {
         let mut unknown = Vec::new();
         let mut is_whole_model = false;
         self.ledger.entries.reserve(tensors.len());
-        let mut matching = mapping.map(Mapping::matching);
+        let mut layout = Reader::of(mapping);
         let mut base_weights = BaseWeights::of(base);
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
         for t in tensors {
-            let mapped = match (mapping, &mut matching) {
-                (Some(m), Some(matching)) => m.read(&t.name, matching)?,
-                _ => None,
-            };
+            let mapped = layout.read(&t.name)?;
             let mut entry = Entry {
                 name: t.name.clone(),
                 dtype: t.dtype(),
@@ -181,8 +187,13 @@ impl Draft {
             [] => "none".into(),
             _ => format!("none that a rule knows, but {}", suspects.join(", ")),
         };
+        if let Some(object) = self.ledger.objects.listed.iter().find(|o| o.holds_numbers() || o.name.is_empty()) {
+            return self.in_object(object, &object.name);
+        }
+        let kind = self.config.get("peft_type").and_then(Value::as_str).filter(|k| *k != PEFT_TYPE);
+        let kind = kind.map_or(String::new(), |kind| format!(", and the configuration says peft_type {kind:?}"));
         let message = format!(
-            "expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}; a layout file can say what they are: ptplus inspect --suggest-layout"
+            "expected tensors of a Prefix-Tuning+ adapter (layers.{{i}}.memory or another known layout), found {found}{kind}; a layout file can say what they are: ptplus inspect --suggest-layout"
         );
         Error::new(Code::AdapterKind, message).file(&self.path)
     }

@@ -5,5 +5,6 @@ pub mod assembler;
 mod bombs;
 mod bytes;
 mod legacy;
+mod objects;
 mod programs;
 mod torch;

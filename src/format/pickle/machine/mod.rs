@@ -23,6 +23,8 @@ pub(super) struct Pickle {
     pub(super) tensors: Vec<DeclaredTensor>,
     /// Attributes set on an `OrderedDict` (`_metadata` of a state dict) or on a tensor: plain values beside the tree.
     pub(super) attributes: Vec<Value>,
+    /// Names of classes and functions that are not on the list.
+    pub(super) foreign: Vec<String>,
     /// How many bytes of the input the pickle takes, `STOP` included.
     pub(super) len_bytes: usize,
 }
@@ -66,7 +68,9 @@ pub(super) fn run(input: &[u8], file_offset: u64, container: Container) -> Resul
         memo: Vec::new(),
         out: Pickle::default(),
         storages_by_key: Default::default(),
+        foreign_by_name: Default::default(),
         n_contained: 0,
+        n_encoded: 0,
         op_offset: file_offset,
     };
     for _ in 0..MAX_OPCODES {
@@ -89,7 +93,10 @@ struct Machine<'a> {
     memo: Vec<Option<Value>>,
     out: Pickle,
     storages_by_key: std::collections::HashMap<String, u32>,
+    foreign_by_name: std::collections::HashMap<String, u32>,
     n_contained: usize,
+    /// Bytes that came of texts, which the memo may hold and name often.
+    n_encoded: usize,
     op_offset: u64,
 }
 
@@ -261,11 +268,14 @@ impl Machine<'_> {
             Op::Build => self.build()?,
             Op::BinPersId => self.persistent()?,
 
-            // Text forms of protocols 0 and 1, objects of classes, registered extensions and buffers outside the file.
+            Op::NewObj => self.new_object(op, false)?,
+            Op::NewObjEx => self.new_object(op, true)?,
+
+            // Text forms of protocols 0 and 1, registered extensions and buffers outside the file.
             Op::Float | Op::Int | Op::Long | Op::String | Op::Unicode | Op::PersId | Op::Get | Op::Put => {
                 return Err(refused(op, "belongs to protocols 0 and 1"));
             }
-            Op::Inst | Op::Obj | Op::NewObj | Op::NewObjEx => return Err(refused(op, "makes an object of a class")),
+            Op::Inst | Op::Obj => return Err(refused(op, "makes an object of a class")),
             Op::Ext1 | Op::Ext2 | Op::Ext4 => return Err(refused(op, "names code by a number")),
             Op::NextBuffer | Op::ReadOnlyBuffer => return Err(refused(op, "needs a buffer outside the file")),
         }
@@ -422,6 +432,7 @@ impl Machine<'_> {
         match self.top()? {
             Value::List(n) if !wants_set => self.append_to(n, new),
             Value::Set(n) if wants_set => self.append_to(n, new),
+            Value::Object(n) => self.append_to(n, new),
             other => return Err(structure(format!("{} on {}", op.name(), other.kind()))),
         }
         Ok(())
@@ -430,7 +441,7 @@ impl Machine<'_> {
     fn append_to(&mut self, node: u32, new: Vec<Value>) {
         match &mut self.out.arena.nodes[node as usize] {
             Node::Sequence(items) => items.extend(new),
-            Node::Mapping(_) => unreachable!("lists and sets are sequences"),
+            Node::Mapping(_) => unreachable!("lists, sets and objects are sequences"),
         }
     }
 
@@ -442,6 +453,7 @@ impl Machine<'_> {
                 Node::Mapping(entries) => entries.extend(new),
                 Node::Sequence(_) => unreachable!("dictionaries are mappings"),
             },
+            Value::Object(n) => self.append_to(n, flat.to_vec()),
             other => return Err(structure(format!("expected a dict to insert into, found {}", other.kind()))),
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! What the globals on the allow-list do: `REDUCE`, `BUILD` and `BINPERSID`, checked argument by argument.
 
-use super::{DeclaredStorage, DeclaredTensor, Machine, entry, over, structure};
+use super::{DeclaredStorage, DeclaredTensor, Machine, entry, over, refused, structure};
 use crate::error::{Code, Error, Result};
 use crate::format::limits::NAME_BYTES;
 use crate::format::names::shorten;
 use crate::format::pickle::Container;
 use crate::format::pickle::globals::{Global, Meaning, dtype_of, resolve};
 use crate::format::pickle::limits::*;
+use crate::format::pickle::opcode::Op;
 use crate::format::pickle::value::Value;
 use crate::tensor::DType;
 
@@ -19,33 +20,78 @@ impl Machine<'_> {
                 let message = format!("elements of {module}.{name} are of no type that ptplus reads");
                 return Err(Error::new(Code::PickleUnsupported, message));
             }
-            Meaning::Unknown => {
-                let message = format!("{module}.{name} is not on the list of what a state dict needs");
+            Meaning::Foreign => self.foreign(format!("{module}.{name}"))?,
+            Meaning::Refused => {
+                let message = format!("{module}.{name} is no name of what a checkpoint may hold");
                 return Err(Error::new(Code::PickleGlobal, message));
             }
         };
         self.push(value)
     }
 
+    /// The number of a name that is not on the list.
+    fn foreign(&mut self, name: String) -> Result<Value> {
+        if let Some(&known) = self.foreign_by_name.get(&name) {
+            return Ok(Value::Foreign(known));
+        }
+        if self.out.foreign.len() == MAX_FOREIGN {
+            return Err(over("names of classes and functions", MAX_FOREIGN));
+        }
+        let number = self.out.foreign.len() as u32;
+        self.out.foreign.push(name.clone());
+        self.foreign_by_name.insert(name, number);
+        Ok(Value::Foreign(number))
+    }
+
     pub(super) fn reduce(&mut self) -> Result<()> {
         let (args, callee) = (self.pop()?, self.pop()?);
-        let Value::Global(callee) = callee else {
-            return Err(structure(format!("REDUCE of {}", callee.kind())));
+        let value = self.call(callee, args)?;
+        self.push(value)
+    }
+
+    /// `class.__new__(class, *args)`, with keyword arguments or without.
+    pub(super) fn new_object(&mut self, op: Op, has_keywords: bool) -> Result<()> {
+        let keywords = if has_keywords { Some(self.pop()?) } else { None };
+        let (args, class) = (self.pop()?, self.pop()?);
+        let value = match (class, keywords) {
+            (Value::Foreign(_) | Value::Global(Global::Parameter), None) => self.call(class, args)?,
+            (Value::Foreign(_), Some(keywords)) => self.object(vec![class, args, keywords])?,
+            _ => return Err(refused(op, &format!("makes an object of {}", class.kind()))),
         };
+        self.push(value)
+    }
+
+    /// What calling `callee` stands for; nothing is called.
+    fn call(&mut self, callee: Value, args: Value) -> Result<Value> {
         let Value::Tuple(_) = args else {
             return Err(structure(format!(
                 "expected a tuple of arguments for {}, found {}",
-                callee.name(),
+                callee.kind(),
                 args.kind()
             )));
         };
-        let args = self.out.arena.items(args);
-        if args.len() > MAX_ARGUMENTS {
+        let callee = match callee {
+            Value::Global(callee) => callee,
+            _ if callee.is_opaque() => return self.object(vec![callee, args]),
+            other => return Err(structure(format!("REDUCE of {}", other.kind()))),
+        };
+        let items = self.out.arena.items(args);
+        if items.len() > MAX_ARGUMENTS {
             return Err(over(&format!("arguments for {}", callee.name()), MAX_ARGUMENTS));
         }
-        let args = args.to_vec();
-        let value = self.construct(callee, &args)?;
-        self.push(value)
+        let items = items.to_vec();
+        match self.construct(callee, &items) {
+            // A tensor of a class that is not read, and the like.
+            Err(e) if e.code() == Code::PickleStructure && items.iter().any(|v| v.is_opaque()) => {
+                self.object(vec![Value::Global(callee), args])
+            }
+            made => made,
+        }
+    }
+
+    /// What is not read, with everything that belongs to it.
+    fn object(&mut self, parts: Vec<Value>) -> Result<Value> {
+        self.sequence(parts).map(Value::Object)
     }
 
     fn construct(&mut self, callee: Global, args: &[Value]) -> Result<Value> {
@@ -63,6 +109,26 @@ impl Machine<'_> {
                 }
                 self.mapping(entries)
             }
+            (Global::DefaultDict, [] | [_]) => self.mapping(Vec::new()),
+            (Global::DefaultDict, &[_, dict @ Value::Dict(_)]) => {
+                let entries = self.out.arena.entries(dict);
+                self.may_contain(entries.len())?;
+                let entries = entries.to_vec();
+                self.mapping(entries)
+            }
+            (Global::Encode, &[Value::Str(text), Value::Str(codec)]) => {
+                self.n_encoded += text.len();
+                if self.n_encoded > MAX_PICKLE_BYTES {
+                    return Err(over("bytes of texts", MAX_PICKLE_BYTES));
+                }
+                let arena = &mut self.out.arena;
+                if !matches!(arena.text(codec), "latin1" | "latin-1") {
+                    return Err(wrong());
+                }
+                let bytes = arena.text(text).chars().map(|c| u8::try_from(u32::from(c)));
+                let bytes = bytes.collect::<Result<Vec<u8>, _>>().map_err(|_| wrong())?;
+                Ok(Value::Bytes(arena.keep_bytes(&bytes)))
+            }
             (Global::Set, []) => self.sequence(Vec::new()).map(Value::Set),
             (Global::Set, &[list @ Value::List(_)]) => {
                 let items = self.out.arena.items(list);
@@ -79,6 +145,9 @@ impl Machine<'_> {
             (Global::RebuildTensor, _) => self.tensor(args),
             (Global::RebuildParameter, &[tensor @ Value::Tensor(_), Value::Bool(_), hooks]) => {
                 self.no_hooks(hooks)?;
+                Ok(tensor)
+            }
+            (Global::Parameter, &[tensor @ Value::Tensor(_)] | &[tensor @ Value::Tensor(_), Value::Bool(_)]) => {
                 Ok(tensor)
             }
             (Global::RebuildTypedTensor, _) => self.typed_tensor(args),
@@ -210,10 +279,15 @@ impl Machine<'_> {
         }
     }
 
-    /// State of an `OrderedDict`: attributes such as the `_metadata` of a state dict.
+    /// State of an `OrderedDict`: attributes such as the `_metadata` of a state dict. Of an object: a part of it.
     pub(super) fn build(&mut self) -> Result<()> {
         let state = self.pop()?;
         match (self.top()?, state) {
+            (Value::Object(object), state) => {
+                self.count_contained(1)?;
+                self.append_to(object, vec![state]);
+                Ok(())
+            }
             (Value::Dict(_), Value::Dict(_)) => {
                 self.out.attributes.push(state);
                 Ok(())

@@ -1,55 +1,76 @@
-//! Sharded models: `model.safetensors.index.json` names the shard of every tensor.
+//! Sharded models: `model.safetensors.index.json` and `pytorch_model.bin.index.json` name the shard of every tensor.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Safetensors, is_safetensors, parse};
+use super::{json, limits, links};
 use crate::error::{Code, Error, Result};
-use crate::format::mmap::map_file;
 use crate::format::names::{check_name, shorten};
-use crate::format::{json, limits, links, pickle};
 
-/// Opens all shards of a model, given its `*.safetensors.index.json`. Each shard is opened once; index and shards must
-/// list exactly the same tensors.
+/// A file that an index names.
+#[derive(Debug)]
+pub struct Shard {
+    /// Where it is: in the folder of the index.
+    pub file: PathBuf,
+    /// As the index has it.
+    name: String,
+    /// The tensors that the index lists in it.
+    listed: Vec<String>,
+}
+
+/// The shards that the index `path` names, by name. None is opened.
 ///
 /// # Errors
 ///
-/// [`Code::SafetensorsIndex`], [`Code::UnknownFormat`] where a shard is a PyTorch checkpoint, and those of
-/// [`open`](super::open) and [`json::read_file`].
-pub fn open_index(path: &Path) -> Result<Safetensors> {
+/// [`Code::SafetensorsIndex`], and those of [`json::read_file`].
+pub fn read(path: &Path) -> Result<Vec<Shard>> {
     let index = json::read_file(path, limits::JSON_BYTES)?;
     let shards = shards_of(index).map_err(|e| e.file(path))?;
     let folder = match path.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let mut whole: Option<Safetensors> = None;
-    for (shard, listed) in shards {
-        let file = shard_path(folder, &shard).map_err(|e| e.file(path).field(shorten(&shard)))?;
-        let part = open_shard(&file).map_err(|e| match e.code() {
-            Code::NotFound => fault(format!("the index names this shard, but there is none at {}", file.display()))
-                .file(path)
-                .field(shard),
-            _ => e,
-        })?;
-        compare(&part, listed).map_err(|e| e.file(&file))?;
-        match &mut whole {
-            None => whole = Some(Safetensors { path: path.to_owned(), ..part }),
-            Some(whole) => append(whole, part),
-        }
+    if shards.is_empty() {
+        return Err(fault("expected at least one tensor, found an empty weight_map".into()).file(path));
     }
-    whole.ok_or_else(|| fault("expected at least one tensor, found an empty weight_map".into()).file(path))
+    let shard = |(name, listed): (String, Vec<String>)| {
+        let file = shard_path(folder, &name).map_err(|e| e.file(path).field(shorten(&name)))?;
+        Ok(Shard { file, name, listed })
+    };
+    shards.into_iter().map(shard).collect()
 }
 
-fn open_shard(file: &Path) -> Result<Safetensors> {
-    let bytes = map_file(file)?;
-    if pickle::is_checkpoint(&bytes) && !is_safetensors(&bytes) {
-        let message = "expected an index of safetensors, found that this shard is a PyTorch checkpoint: save the model as safetensors, or as one checkpoint";
-        return Err(Error::new(Code::UnknownFormat, message).file(file));
+impl Shard {
+    /// The error of opening this shard of `index`, where it may not be there.
+    pub(super) fn opened<T>(&self, index: &Path, opened: Result<T>) -> Result<T> {
+        opened.map_err(|e| match e.code() {
+            Code::NotFound => {
+                let message = format!("the index names this shard, but there is none at {}", self.file.display());
+                fault(message).file(index).field(&self.name)
+            }
+            _ => e,
+        })
     }
-    parse(file, &bytes)
+
+    /// The shard holds the listed tensors and no other.
+    pub(super) fn holds<'a>(&self, found: impl Iterator<Item = &'a str>) -> Result<()> {
+        let mut missing: HashSet<&str> = self.listed.iter().map(String::as_str).collect();
+        for name in found {
+            if !missing.remove(name) {
+                let message = "the shard holds this tensor, but the index does not list it here";
+                return Err(fault(message.into()).field(name).file(&self.file));
+            }
+        }
+        match missing.into_iter().min() {
+            Some(name) => {
+                let message = "the index lists this tensor in the shard, but it is not there";
+                Err(fault(message.into()).field(name).file(&self.file))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 fn fault(message: String) -> Error {
@@ -106,25 +127,4 @@ fn shard_path(folder: &Path, shard: &str) -> Result<PathBuf> {
         return Err(fault(format!("expected a file of this folder, found a link to {}", target.display())));
     }
     Ok(path)
-}
-
-/// The shard holds the listed tensors and no other.
-fn compare(part: &Safetensors, listed: Vec<String>) -> Result<()> {
-    let mut missing: HashSet<&str> = listed.iter().map(String::as_str).collect();
-    for t in &part.tensors {
-        if !missing.remove(&*t.name) {
-            return Err(fault("the shard holds this tensor, but the index does not list it here".into()).field(&t.name));
-        }
-    }
-    match missing.into_iter().min() {
-        Some(name) => Err(fault("the index lists this tensor in the shard, but it is not there".into()).field(name)),
-        None => Ok(()),
-    }
-}
-
-fn append(whole: &mut Safetensors, part: Safetensors) {
-    whole.metadata.retain(|k, v| part.metadata.get(k) == Some(v));
-    whole.tensors.extend(part.tensors);
-    whole.files.extend(part.files);
-    whole.len_bytes = whole.len_bytes.saturating_add(part.len_bytes);
 }
