@@ -63,7 +63,7 @@ pub fn read_adapter_settling(
 ) -> Result<(Validated, Option<Settlement>)> {
     let opened = import::open(path, options, base)?;
     let (opened, settlement) = match (opened, base, proof) {
-        (Opened::Draft(draft), Some(base), Some(proof)) if !draft.open(Some(base)).is_empty() => {
+        (Opened::Draft(draft), Some(base), Some(proof)) if !draft.open_to_probe(Some(base)).is_empty() => {
             validate::check_before_settling(&draft, Some(base)).map_err(|e| e.file(path))?;
             let (imported, settlement) = search::settle(*draft, base, proof.probe, &proof.options)?;
             (Opened::Adapter(Box::new(imported)), Some(settlement))

@@ -104,7 +104,7 @@ impl Settlement {
 /// conventions and their flags where several do; [`Code::ProbeMismatch`]; those of the runner.
 pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'_>) -> Result<(Imported, Settlement)> {
     probe.check_fits(base)?;
-    let open = draft.open(Some(base));
+    let open = draft.open_to_probe(Some(base));
     let candidates = draft.candidates(base)?;
     let search = Search { draft: &draft, candidates: &candidates, base, probe, device: options.device };
     let tolerance = match &options.tolerance {

@@ -7,7 +7,7 @@ mod values;
 
 use serde_json::Value;
 
-use crate::adapter::{Adapter, Geometry, Role, RowOrder, gguf_names};
+use crate::adapter::{Adapter, Geometry, MemorySharing, Role, RowOrder, gguf_names};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
@@ -340,12 +340,8 @@ fn against_itself(adapter: &Adapter, findings: &mut Findings) {
             let name = Adapter::canonical_name(i, role);
             let expected = adapter.expected_shape(role);
             if t.shape() != expected {
-                findings.push(Finding::new(
-                    Code::AdapterShape,
-                    &name,
-                    shape_text(&expected, role),
-                    format!("{:?}", t.shape()),
-                ));
+                let found = format!("{:?}{}", t.shape(), other_sharing(adapter, t.shape(), &expected));
+                findings.push(Finding::new(Code::AdapterShape, &name, shape_text(&expected, role), found));
             }
             if !t.dtype().is_float() {
                 findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
@@ -354,6 +350,16 @@ fn against_itself(adapter: &Adapter, findings: &mut Findings) {
                 findings.push(Finding::new(Code::ConfigUnsupported, name, expected, t.stored_dtype()));
             }
         }
+    }
+}
+
+/// Where the number of memories alone is another one than stated: the sharing that has so many.
+fn other_sharing(adapter: &Adapter, found: &[usize], expected: &[usize]) -> String {
+    let ([n, rest @ ..], [_, expected_rest @ ..]) = (found, expected) else { return String::new() };
+    let of_so_many = |s: &&MemorySharing| adapter.config.geometry.n_memories(**s) == *n;
+    match MemorySharing::ALL.iter().find(of_so_many) {
+        Some(sharing) if rest == expected_rest => format!(", which is memory_sharing {sharing}"),
+        _ => String::new(),
     }
 }
 

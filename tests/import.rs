@@ -72,11 +72,13 @@ fn what_nothing_states_is_open_and_each_flag_is_named() {
     let out = temp.path().join("out");
     let done = import(&foreign("llama-mha", "linear-transposed"), &out, Some(&model("llama-mha").join("base")), &[]);
     assert_eq!(exit(&done), 7, "{}", stderr(&done));
-    for flag in
-        ["--feature-map", "--query-tap", "--query-scale", "--memory-scale", "--memory-sharing", "--transpose-memory"]
-    {
+    for flag in ["--feature-map", "--query-tap", "--query-scale", "--memory-scale", "--transpose-memory"] {
         assert!(stderr(&done).contains(flag), "{flag}: {}", stderr(&done));
     }
+    // Three memories for three heads.
+    assert!(!stderr(&done).contains("--memory-sharing"), "{}", stderr(&done));
+    let done = import(&foreign("llama-mha", "linear-transposed"), &out, None, &[]);
+    assert!(exit(&done) == 7 && stderr(&done).contains("--memory-sharing"), "{}", stderr(&done));
     assert!(!out.exists());
     // Five of six: the sixth is named alone.
     let done =

@@ -79,9 +79,16 @@ pub struct Geometry {
 impl Geometry {
     /// H': the number of memories per layer.
     pub fn n_memories(&self, sharing: MemorySharing) -> usize {
-        match sharing {
-            MemorySharing::PerHead => self.n_heads,
-            MemorySharing::PerKvHead => self.n_kv_heads,
+        sharing.n_memories(self.n_heads, self.n_kv_heads)
+    }
+}
+
+impl MemorySharing {
+    /// H' for these numbers of query heads and key/value heads.
+    pub fn n_memories(self, n_heads: usize, n_kv_heads: usize) -> usize {
+        match self {
+            MemorySharing::PerHead => n_heads,
+            MemorySharing::PerKvHead => n_kv_heads,
             MemorySharing::Shared => 1,
         }
     }

@@ -28,12 +28,12 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     if a.suggest_layout {
-        let text = suggest_layout(&a.path)?;
+        let text = suggest_layout(&a.path, base.as_ref())?;
         ui.result(Status::Ok, json!({ "layout": text }), text)?;
         return Ok(0);
     }
-    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let found = inspect_with(&a.path, &a.reading.options()?, base.as_ref())?;
     ui.result(Status::Ok, &found, Text { of: &found, verbose: ui.is_verbose() })?;
     Ok(0)

@@ -125,11 +125,11 @@ impl Sizes {
             n_features,
             head_dim,
             n_heads: (stated.num_attention_heads)
-                .or(heads_by_shape(MemorySharing::PerHead))
-                .or(of_base(|b| b.config.n_heads)),
+                .or(of_base(|b| b.config.n_heads))
+                .or(heads_by_shape(MemorySharing::PerHead)),
             n_kv_heads: (stated.num_key_value_heads)
-                .or(heads_by_shape(MemorySharing::PerKvHead))
-                .or(of_base(|b| b.config.n_kv_heads)),
+                .or(of_base(|b| b.config.n_kv_heads))
+                .or(heads_by_shape(MemorySharing::PerKvHead)),
             n_layers: stated.num_layers.or(of_base(|b| b.config.n_layers)),
             value_head_dim: memory.get(2).copied().or(of_base(|b| b.config.value_head_dim)).or(head_dim),
         }

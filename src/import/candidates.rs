@@ -115,11 +115,7 @@ impl Draft {
             Error::new(Code::AdapterMismatch, "expected a number of heads that the key/value heads divide")
                 .field("num_key_value_heads")
         })?;
-        let count = |s: MemorySharing| match s {
-            MemorySharing::PerHead => n_heads,
-            MemorySharing::PerKvHead => n_kv_heads,
-            MemorySharing::Shared => 1,
-        };
+        let count = |s: MemorySharing| s.n_memories(n_heads, n_kv_heads);
         let sharing_is_open = self.stated.memory_sharing.is_none();
         let mut sharings = options(self.stated.memory_sharing, MemorySharing::ALL);
         let n_sharings = sharings.len();
@@ -245,7 +241,7 @@ impl Draft {
         facts: BTreeMap<String, Value>,
         base: &BaseModel,
     ) -> Result<Imported> {
-        for key in self.open(Some(base)) {
+        for key in self.open_to_probe(Some(base)) {
             self.settled.insert(key.into(), "probe".into());
         }
         if self.settled.contains_key("transpose_memory") && c.conventions.orientation.transposed {

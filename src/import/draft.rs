@@ -8,6 +8,7 @@ mod hidden;
 mod layers;
 mod names;
 mod orientation;
+mod settled_axes;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,10 @@ use crate::tensor::LazyTensor;
 pub use layers::HeadOrder;
 pub(crate) use names::{has_parts, is_part};
 pub use orientation::Orientation;
+pub(super) use settled_axes::Known;
+
+/// Key of `adapter_config.json`.
+const MEMORY_SHARING: &str = "memory_sharing";
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -87,6 +92,8 @@ enum Order {
     Stated(Axes),
     /// The name fixes it.
     Canonical,
+    /// The name fixes it, but the heads lie side by side in longer rows, `F (H V)` or `F (V H)`.
+    Columns,
     /// Open.
     Open,
 }
@@ -161,6 +168,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         draft.settled.insert("transpose_memory".into(), "flag".into());
     }
     draft.classify(source.tensors, source.objects, mapping.as_ref(), base).map_err(layout_fault)?;
+    draft.settle_axes(base);
     draft.stacked_layers = draft.layers_of_stack(base);
     draft.enter_parts();
     draft.layout = match (&mapping, draft.is_canonical()) {
@@ -237,6 +245,9 @@ impl Draft {
     /// What nothing states, by its key; empty where the adapter can be read.
     pub fn open(&self, base: Option<&BaseModel>) -> Vec<&'static str> {
         let mut open = self.stated.open_conventions();
+        if self.sharing_by_shapes(base).is_some() {
+            open.retain(|key| *key != MEMORY_SHARING);
+        }
         let orientations = self.orientations(self.stated.memory_sharing, base);
         let differ = |f: fn(&Orientation) -> bool| orientations.iter().any(|o| f(o) != f(&orientations[0]));
         if !orientations.is_empty() && differ(|o| o.transposed) {
@@ -252,6 +263,28 @@ impl Draft {
         open
     }
 
+    /// What a probe should settle: what is [open](Self::open), and the sharing where shapes alone say it, since a training
+    /// code may have stored the heads of a group apart.
+    pub fn open_to_probe(&self, base: Option<&BaseModel>) -> Vec<&'static str> {
+        let mut open = self.open(base);
+        if self.sharing_by_shapes(base).is_some() {
+            open.push(MEMORY_SHARING);
+        }
+        open
+    }
+
+    /// The sharing that has as many memories as there are, where nobody states one and the base says the numbers of heads.
+    fn sharing_by_shapes(&self, base: Option<&BaseModel>) -> Option<MemorySharing> {
+        let (n, n_kv) = base.and_then(|_| self.heads(base)).filter(|_| self.stated.memory_sharing.is_none())?;
+        let mut counts = self.orientations(None, base).into_iter().flat_map(|o| {
+            let layers = self.layers(o, HeadOrder::InOrder, None, base, &mut Findings::default()).unwrap_or_default();
+            layers.into_values().map(|l| l.memory.shape()[0]).collect::<Vec<_>>()
+        });
+        let count = counts.next()?;
+        let found = MemorySharing::ALL.iter().find(|s| s.n_memories(n, n_kv) == count)?;
+        counts.all(|other| other == count).then_some(*found)
+    }
+
     /// The adapter, where nothing is open.
     ///
     /// # Errors
@@ -259,6 +292,10 @@ impl Draft {
     /// [`Code::ConventionOpen`], listing all that is.
     pub fn into_imported(mut self, base: Option<&BaseModel>) -> Result<Imported> {
         let open = self.open(base);
+        if let Some(sharing) = self.sharing_by_shapes(base) {
+            self.stated.memory_sharing = Some(sharing);
+            self.settled.insert(MEMORY_SHARING.into(), "shapes".into());
+        }
         let orientation = self.orientations(self.stated.memory_sharing, base).first().copied().unwrap_or_default();
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
         let layers = self.layers(orientation, HeadOrder::InOrder, self.stated.memory_sharing, base, &mut findings)?;

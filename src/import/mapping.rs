@@ -113,8 +113,8 @@ impl Mapping {
         };
         let document = toml::de::Deserializer::parse(text).map_err(|e| located(broken, e))?;
         let file = File::deserialize(document).map_err(|e| located(fault, e))?;
-        if file.tensor.is_empty() {
-            return Err(fault("expected at least one [[tensor]], found none"));
+        if file.tensor.is_empty() && file.ignore.is_empty() && file.constants.is_empty() {
+            return Err(fault("expected [constants], [[tensor]] or [[ignore]], found none of them"));
         }
         let n_patterns = file.tensor.len() + file.ignore.len();
         if n_patterns > LAYOUT_PATTERNS {

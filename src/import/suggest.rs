@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use serde_json::Value;
+
+use super::axes::{Axes, Axis};
+use super::draft::Known;
+use super::model_config;
 use super::rules::{self, Meaning, Rule};
-use super::source::{self, Source, SourceTensor};
+use super::source::{self, Source, SourceTensor, TensorSource};
+use super::stated::Stated;
 use crate::adapter::Role;
+use crate::base::{BaseConfig, BaseModel};
 use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::limits::LAYOUT_PATTERNS;
 use crate::tensor::shape;
@@ -29,7 +36,7 @@ struct Group {
 /// # Errors
 ///
 /// Those of the formats; [`Code::AdapterKind`] for GGUF, which has one layout.
-pub fn suggest_layout(path: &Path) -> Result<String> {
+pub fn suggest_layout(path: &Path, base: Option<&BaseModel>) -> Result<String> {
     let Source::Tensors(source) = source::open(path)? else {
         return Err(
             Error::new(Code::AdapterKind, "expected a checkpoint, found GGUF, which needs no layout file").file(path)
@@ -54,11 +61,31 @@ pub fn suggest_layout(path: &Path) -> Result<String> {
             }
         }
     }
-    let mut out = text(&groups);
+    let mut out = text(&groups, &known(&source, base));
     if n_left_out > 0 {
         let _ = writeln!(out, "\n# {n_left_out} more tensors: a layout file has at most {LAYOUT_PATTERNS} entries.");
     }
     Ok(out)
+}
+
+/// The sizes that base and configuration say, as far as the latter can be read.
+fn known(source: &TensorSource, base: Option<&BaseModel>) -> Known {
+    let config = match (&source.config, &source.model_config) {
+        (Some((_, config)), _) => config.clone(),
+        (None, Some((_, model))) => model_config::statements(model).into(),
+        (None, None) => Value::Object(Default::default()),
+    };
+    let s = Stated::from_json(config).unwrap_or_default();
+    let of_base = |size: fn(&BaseConfig) -> usize| base.map(|b| size(&b.config));
+    let heads = s.num_attention_heads.or(of_base(|c| c.n_heads));
+    let n_kv_heads = s.num_key_value_heads.or(of_base(|c| c.n_kv_heads));
+    Known {
+        n_layers: s.num_layers.or(of_base(|c| c.n_layers)),
+        n_heads: heads.into_iter().chain(n_kv_heads).chain(heads.map(|_| 1)).collect(),
+        features: s.num_features,
+        value: s.head_dim.or(of_base(|c| c.value_head_dim)),
+        query: s.head_dim.or(of_base(|c| c.head_dim)),
+    }
 }
 
 fn group(t: &SourceTensor, pattern: String, n_numbers: usize, meaning: Meaning) -> Group {
@@ -159,7 +186,7 @@ fn ends_with_counter(text: &str) -> bool {
     )
 }
 
-fn text(groups: &[Group]) -> String {
+fn text(groups: &[Group], known: &Known) -> String {
     let mut out = String::from(
         "# A first draft. Check every role and every order of axes: they were guessed from names and shapes.\n\
          #   name  regular expression for whole names; the groups layer and head count from 0\n\
@@ -190,7 +217,7 @@ fn text(groups: &[Group]) -> String {
                 n_tensors += 1;
                 let mut lines =
                     vec![format!("role = {}{}", quoted(role.name()), if sure { "" } else { "   # guessed" })];
-                match axes(role, g) {
+                match axes(role, g, known) {
                     Some(axes) => lines.push(format!("axes = {}   # check", quoted(&axes))),
                     None => lines.push("# axes = \"...\"   # no order fits this role; fill in".into()),
                 }
@@ -200,7 +227,7 @@ fn text(groups: &[Group]) -> String {
         }
     }
     if n_tensors == 0 {
-        out.push_str("\n# Nothing looks like a memory. At least one entry is needed:\n[[tensor]]\nname = 'layers\\.(?<layer>[0-9]+)\\.FILL_IN'\nrole = \"memory\"\naxes = \"H F V\"\n");
+        out.push_str("\n# Nothing looks like a memory. One entry must say where they are:\n[[tensor]]\nname = 'layers\\.(?<layer>[0-9]+)\\.FILL_IN'\nrole = \"memory\"\naxes = \"H F V\"\n");
     }
     out
 }
@@ -239,31 +266,43 @@ fn guess(g: &Group, no_memory: bool) -> Option<Role> {
     }
 }
 
-/// The canonical order of what the name leaves to be stored; heads flattened where one dimension is missing.
-fn axes(role: Role, g: &Group) -> Option<String> {
-    let letters: Vec<&str> = match role {
-        Role::Memory => vec!["L", "H", "F", "V"],
-        Role::FeatureWeight => vec!["L", "H", "F", "D"],
-        Role::FeatureBias | Role::Normalizer => vec!["L", "H", "F"],
-    };
-    let own = &letters[g.n_numbers.min(2)..];
+/// The order of what the name leaves to be stored, as far as sizes tell, else the canonical one; heads flattened where one
+/// dimension is missing.
+fn axes(role: Role, g: &Group, known: &Known) -> Option<String> {
+    let own = &Rule::axes(role)[g.n_numbers.min(2)..];
+    let single = |axes: &[Axis]| Axes::new(axes.iter().map(|a| vec![*a]).collect());
     if own.len() == g.shape.len() {
-        return Some(own.join(" "));
+        return Some(single(&known.order(own, &g.shape).unwrap_or_else(|| own.to_vec())).to_string());
     }
     if own.len() < g.shape.len() {
         // Some dimensions of length 1 are none of the role's.
         let mut n_over = g.shape.len() - own.len();
-        let mut letters = own.iter();
+        let mut axes = own.iter();
         let place = |&n: &usize| {
             if n == 1 && n_over > 0 {
                 n_over -= 1;
-                return Some("1");
+                return Some(Vec::new());
             }
-            letters.next().copied()
+            axes.next().map(|a| vec![*a])
         };
-        return g.shape.iter().map(place).collect::<Option<Vec<_>>>().map(|axes| axes.join(" "));
+        return g.shape.iter().map(place).collect::<Option<Vec<_>>>().map(|axes| Axes::new(axes).to_string());
     }
-    (own.len() == g.shape.len() + 1 && own.contains(&"H")).then(|| own.join(" ").replace("H F", "(H F)"))
+    if own.len() != g.shape.len() + 1 || !own.contains(&Axis::Head) {
+        return None;
+    }
+    let kept: Vec<Axis> = own.iter().copied().filter(|a| *a != Axis::Head).collect();
+    let at = match &g.shape[..] {
+        // The heads are in the dimension that is too long.
+        [.., rows, columns] if matches!(role, Role::Memory | Role::FeatureWeight) => {
+            let last = kept.len() - 1;
+            let fits = known.allows(kept[last], *columns);
+            let is_last = if fits && known.allows(kept[last - 1], *rows) { columns > rows } else { !fits };
+            if is_last { last } else { last - 1 }
+        }
+        _ => kept.iter().position(|a| *a == Axis::Feature)?,
+    };
+    let group = |(i, a): (usize, &Axis)| if i == at { vec![Axis::Head, *a] } else { vec![*a] };
+    Some(Axes::new(kept.iter().enumerate().map(group).collect()).to_string())
 }
 
 /// A TOML string.
@@ -300,7 +339,8 @@ mod tests {
             ("plain", &[2, 3, 4, 4]),
             ("layers.0.mem\u{61c}ory\u{202e}", &[3, 4, 4]),
         ];
-        let text = text(&names.map(|(n, s)| file(n, s)));
+        let unknown = Known { n_layers: None, n_heads: Vec::new(), features: None, value: None, query: None };
+        let text = text(&names.map(|(n, s)| file(n, s)), &unknown);
         assert!(!text.contains(is_hidden), "{text}");
         let mapping = Mapping::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
         for (name, _) in names {
@@ -309,6 +349,21 @@ mod tests {
         assert_eq!(pattern("layer7.head2.fc1", &Varying::new()).0, r"layer(?<layer>[0-9]+)\.head(?<head>[0-9]+)\.fc1");
         let seen = varying(["b_0_c0", "b_0_c1", "b_1_c0"].into_iter());
         assert_eq!(pattern("b_0_c1", &seen).0, "b_(?<layer>[0-9]+)_c(?<head>[0-9]+)");
-        assert!(Mapping::parse(&super::text(&[])).is_ok());
+        assert!(Mapping::parse(&super::text(&[], &unknown)).is_ok());
+        // Of heads that are flattened, the dimension that is too long has them.
+        let known = Known { n_layers: Some(2), n_heads: vec![7, 1], features: None, value: Some(32), query: Some(32) };
+        for (name, shape, order, by_size) in [
+            ("layers.0.mem", &[32, 96][..], "F (H V)", "F (H V)"),
+            ("layers.0.mem", &[96, 32], "(H F) V", "(H F) V"),
+            ("layers.0.mem", &[224, 224], "(H F) V", "F (H V)"),
+            ("layers.0.mem", &[32, 32], "(H F) V", "(H F) V"),
+            ("mem", &[7, 2, 32, 32], "L H F V", "H L F V"),
+            ("layers.0.phi.weight", &[224, 32], "(H F) D", "(H F) D"),
+            ("layers.0.normalizer", &[224], "(H F)", "(H F)"),
+        ] {
+            let role = guess(&file(name, shape), true).unwrap();
+            assert_eq!(axes(role, &file(name, shape), &unknown).unwrap(), order, "{name} {shape:?}");
+            assert_eq!(axes(role, &file(name, shape), &known).unwrap(), by_size, "{name} {shape:?}");
+        }
     }
 }

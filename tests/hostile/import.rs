@@ -57,7 +57,7 @@ pub fn read_for_suggestion(weights: Vec<u8>) -> Result<()> {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("w.safetensors");
     std::fs::write(&path, weights).expect("a file");
-    let draft = import::suggest_layout(&path)?;
+    let draft = import::suggest_layout(&path, None)?;
     // Whatever the names are, a draft is a layout file that can be read.
     import::mapping::Mapping::parse(&draft).map(drop)
 }

@@ -35,7 +35,8 @@ impl Draft {
         let mut own = part.own_axes();
         if dims.len() + 1 == own.len() && own.contains(&Axis::Head) {
             own.retain(|a| *a != Axis::Head); // flattened, or shared
-            if axis == Axis::Feature {
+            let has_heads = if matches!(part.order, Order::Columns) { Axis::Value } else { Axis::Feature };
+            if axis == has_heads {
                 return None;
             }
         }
@@ -124,6 +125,9 @@ impl Draft {
         let group_at = |at: usize| {
             Axes::new(own.iter().enumerate().map(|(i, a)| if i == at { grouped(*a) } else { vec![*a] }).collect())
         };
+        if matches!(part.order, Order::Columns) {
+            return solve(group_at(own.len() - 1));
+        }
         if !is_open {
             return solve(group_at(own.iter().position(|a| *a == Axis::Feature)?));
         }
@@ -146,7 +150,8 @@ impl Draft {
         base: Option<&BaseModel>,
     ) -> Vec<Orientation> {
         let known = self.sizes(sharing, base);
-        let open: Vec<&Part> = self.parts.iter().filter(|p| matches!(p.order, Order::Open)).collect();
+        let is_open = |p: &&Part| matches!(p.order, Order::Open | Order::Columns);
+        let open: Vec<&Part> = self.parts.iter().filter(is_open).collect();
         let mut seen: Vec<Vec<Axes>> = Vec::new();
         let mut out = Vec::new();
         for (transposed, heads_inner) in [(false, false), (true, false), (false, true), (true, true)] {
