@@ -13,8 +13,9 @@ use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
+use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
-use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY, ledger::Ledger};
+use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY};
 use crate::quant;
 use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
@@ -197,6 +198,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
             t.n_elements()
         ));
     }
+    notes.extend(folded(&ledger));
     notes.extend(not_read(&ledger));
     if findings.is_empty() {
         Ok(Validated { adapter, ledger, origin, notes, command: None })
@@ -266,6 +268,14 @@ fn whatever_is_open(draft: &mut Draft, base: Option<&BaseModel>) -> Rejected {
             }
         }
     }
+}
+
+/// Gates are in no output: what they did, the memories do.
+fn folded(ledger: &Ledger) -> Option<String> {
+    let is_folded = |e: &&Entry| matches!(e.fate, Fate::Folded { .. });
+    let first = ledger.entries.iter().find(is_folded)?;
+    let n = ledger.entries.iter().filter(is_folded).count();
+    Some(format!("{n} learned factors, such as {}, are multiplied into the memories, in F32", shorten(&first.name)))
 }
 
 /// Beside the weights of a whole model, names that nothing knows are mostly the model's; one may still be a gate of the

@@ -127,10 +127,17 @@ pub fn write_tensors(
 fn consumed_by_tensor(source: &Validated) -> Vec<Vec<&Entry>> {
     let mut by_part: BTreeMap<(usize, Role), Vec<&Entry>> = BTreeMap::new();
     for e in source.ledger.consumed() {
-        if let Fate::Consumed { layers, role } = &e.fate
-            && let Some(layer) = layers.first()
-        {
-            by_part.entry((*layer, *role)).or_default().push(e);
+        match &e.fate {
+            Fate::Consumed { layers, role } => {
+                if let Some(layer) = layers.first() {
+                    by_part.entry((*layer, *role)).or_default().push(e);
+                }
+            }
+            Fate::Folded { layers } => {
+                let layer = layers.first().or_else(|| source.adapter().layers.keys().next());
+                by_part.entry((layer.copied().unwrap_or(0), Role::Memory)).or_default().push(e);
+            }
+            Fate::Ignored { .. } | Fate::LeftOver => {}
         }
     }
     source.adapter().tensors().map(|(layer, role, _)| by_part.remove(&(layer, role)).unwrap_or_default()).collect()

@@ -4,6 +4,7 @@
 //!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
 //! ```
 
+mod gate;
 mod hidden;
 mod layers;
 mod names;
@@ -22,14 +23,17 @@ use super::mapping::{Mapped, Mapping, Reader};
 use super::model_config;
 use super::rules;
 use super::source::{CONFIG_FILE, TensorSource};
-use super::stated::{MODULES_TO_SAVE, Stated, TRANSPOSE_MEMORY};
+use super::stated::{MODULES_TO_SAVE, Stated, TRANSPOSE_MEMORY, WIDENED_FROM};
 use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, FeatureMap, MemorySharing, QueryTap, Role, RowOrder};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
-use crate::tensor::LazyTensor;
+use crate::tensor::dtype::coarsest;
+use crate::tensor::{DType, LazyTensor};
+use gate::Gate;
+pub(super) use gate::GateMap;
 pub use layers::HeadOrder;
 pub(crate) use names::{has_parts, is_part};
 pub use orientation::Orientation;
@@ -63,6 +67,7 @@ pub struct Draft {
     config_path: Option<PathBuf>,
     transpose_memory: Option<bool>,
     parts: Vec<Part>,
+    gates: Vec<Gate>,
     /// The layers of a tensor that stacks this many; absent where nothing says them.
     stacked_layers: Option<Vec<usize>>,
 }
@@ -162,6 +167,7 @@ pub(super) fn read(path: &Path, source: TensorSource, options: &Options, base: O
         layout: String::new(),
         transpose_memory,
         parts: Vec::new(),
+        gates: Vec::new(),
         stacked_layers: None,
     };
     if options.transpose_memory.is_some() {
@@ -277,7 +283,7 @@ impl Draft {
     fn sharing_by_shapes(&self, base: Option<&BaseModel>) -> Option<MemorySharing> {
         let (n, n_kv) = base.and_then(|_| self.heads(base)).filter(|_| self.stated.memory_sharing.is_none())?;
         let mut counts = self.orientations(None, base).into_iter().flat_map(|o| {
-            let layers = self.layers(o, HeadOrder::InOrder, None, base, &mut Findings::default()).unwrap_or_default();
+            let layers = self.stored_layers(o, None, base, &mut Findings::default()).unwrap_or_default();
             layers.into_values().map(|l| l.memory.shape()[0]).collect::<Vec<_>>()
         });
         let count = counts.next()?;
@@ -387,6 +393,13 @@ impl Draft {
         if let Some(n) = self.stacked_layers.as_ref().filter(|_| base.is_none() && stated.layers_to_transform.is_none())
         {
             stated.num_layers.get_or_insert(n.len());
+        }
+        if !self.gates.is_empty() {
+            // They were multiplied in F32, and are as coarse as they were.
+            let coarsest = coarsest(self.ledger.consumed().map(|e| e.dtype));
+            if coarsest.fineness() < DType::F32.fineness() {
+                stated.extra.entry(WIDENED_FROM).or_insert_with(|| coarsest.name().into());
+            }
         }
         if !self.settled.is_empty() {
             stated.extra.insert(statements::RECORD_KEY.into(), statements::record(&self.settled));

@@ -16,6 +16,11 @@ pub enum Fate {
         /// Part of the layer.
         role: Role,
     },
+    /// It is multiplied into the memories of these layers.
+    Folded {
+        /// Layer numbers; none are all.
+        layers: Arc<[usize]>,
+    },
     /// It is not the adapter's, for a known reason.
     Ignored {
         /// Why, for people.
@@ -54,6 +59,11 @@ impl Entry {
                 [layer] => format!("{role} of layer {layer}"),
                 _ => format!("{role} of layers {}", ranges(layers)),
             },
+            Fate::Folded { layers } if layers.is_empty() => "multiplied into the memories".into(),
+            Fate::Folded { layers } => match layers[..] {
+                [layer] => format!("multiplied into the memory of layer {layer}"),
+                _ => format!("multiplied into the memories of layers {}", ranges(layers)),
+            },
             Fate::Ignored { reason } => format!("ignored: {reason}"),
             Fate::LeftOver => "left over".into(),
         }
@@ -88,7 +98,7 @@ pub struct Ledger {
 impl Ledger {
     /// The tensors that became part of the adapter.
     pub fn consumed(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter().filter(|e| matches!(e.fate, Fate::Consumed { .. }))
+        self.entries.iter().filter(|e| matches!(e.fate, Fate::Consumed { .. } | Fate::Folded { .. }))
     }
 
     /// The tensors that nothing knows.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::axes::{Axes, Axis};
+use super::draft::GateMap;
 use super::patterns::{Matching, Pattern};
 use super::rules::Rule;
 use crate::adapter::Role;
@@ -25,10 +26,21 @@ pub struct Mapping {
     ignore: Vec<(Pattern, String)>,
 }
 
+/// What a layout file may call a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MappedRole {
+    Part(Role),
+    Gate { map: GateMap, is_scale: bool },
+}
+
+/// A gate, and the one that is all of `memory_scale`.
+const GATE: &str = "gate";
+const SCALE: &str = "memory_scale";
+
 #[derive(Debug, Clone)]
 struct MappingRule {
     name: Pattern,
-    role: Role,
+    role: MappedRole,
     axes: Option<Axes>,
 }
 
@@ -44,6 +56,19 @@ pub enum Mapped {
         head: Option<usize>,
         /// The stored order of its axes; absent leaves the orientation open.
         axes: Option<Axes>,
+    },
+    /// A factor of the term.
+    Gate {
+        /// The layer in the name.
+        layer: Option<usize>,
+        /// The head in the name.
+        head: Option<usize>,
+        /// The stored order of its axes; absent where the shape tells.
+        axes: Option<Axes>,
+        /// What becomes of it before it is multiplied.
+        map: GateMap,
+        /// Whether it is what `memory_scale` would state.
+        is_scale: bool,
     },
     /// Not the adapter's, with the reason.
     Ignored(String),
@@ -68,6 +93,7 @@ struct TensorRule {
     axes: Option<String>,
     #[serde(default)]
     transpose: bool,
+    activation: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -194,11 +220,10 @@ impl Mapping {
                 })
             })
         };
-        Ok(Some(Mapped::Part {
-            role: rule.role,
-            layer: number("layer").transpose()?,
-            head: number("head").transpose()?,
-            axes: rule.axes.clone(),
+        let (layer, head, axes) = (number("layer").transpose()?, number("head").transpose()?, rule.axes.clone());
+        Ok(Some(match rule.role {
+            MappedRole::Part(role) => Mapped::Part { role, layer, head, axes },
+            MappedRole::Gate { map, is_scale } => Mapped::Gate { layer, head, axes, map, is_scale },
         }))
     }
 }
@@ -223,28 +248,47 @@ impl<'m> Reader<'m> {
 }
 
 impl MappingRule {
+    fn role(t: &TensorRule) -> Result<MappedRole> {
+        let map = match &t.activation {
+            None => GateMap::Identity,
+            Some(_) if t.role != GATE => return Err(fault("only a gate has an activation")),
+            Some(name) => GateMap::parse(name).ok_or_else(|| {
+                let known: Vec<&str> = GateMap::ALL.iter().map(|m| m.name()).collect();
+                fault(format!("expected an activation among {}, found {name:?}", known.join(", ")))
+            })?,
+        };
+        if t.role == GATE || t.role == SCALE {
+            return Ok(MappedRole::Gate { map, is_scale: t.role == SCALE });
+        }
+        Role::parse(&t.role).map(MappedRole::Part).ok_or_else(|| {
+            let known: Vec<&str> = Role::ALL.iter().map(|r| r.name()).chain([GATE, SCALE]).collect();
+            fault(format!("expected a role among {}, found {:?}", known.join(", "), t.role))
+        })
+    }
+
     fn new(t: TensorRule) -> Result<MappingRule> {
         let pattern = t.name.clone();
         let place = |e: Error| e.field(&pattern);
         let name = Pattern::new(&t.name).map_err(place)?;
-        let role = Role::parse(&t.role).ok_or_else(|| {
-            let known: Vec<&str> = Role::ALL.iter().map(|r| r.name()).collect();
-            place(fault(format!("expected a role among {}, found {:?}", known.join(", "), t.role)))
-        })?;
+        let role = MappingRule::role(&t).map_err(place)?;
         let has = |group: &str| name.groups().any(|n| n == group);
         if let Some(other) = name.groups().find(|n| !matches!(*n, "layer" | "head")) {
             return Err(place(fault(format!("expected the groups \"layer\" and \"head\", found {other:?}"))));
         }
         let axes = t.axes.as_deref().map(Axes::parse).transpose().map_err(place)?;
+        let of_role: &[Axis] = match role {
+            MappedRole::Part(role) => Rule::axes(role),
+            MappedRole::Gate { .. } => &[Axis::Layer, Axis::Head],
+        };
         if let Some(axes) = &axes {
             for axis in axes.axes() {
-                if !Rule::axes(role).contains(&axis) {
-                    return Err(place(fault(format!("{role} has no axis such as in {axes}"))));
+                if !of_role.contains(&axis) {
+                    return Err(place(fault(format!("{} has no axis such as in {axes}", t.role))));
                 }
             }
-            for needed in Rule::axes(role).iter().filter(|a| !matches!(a, Axis::Layer | Axis::Head)) {
+            for needed in of_role.iter().filter(|a| !matches!(a, Axis::Layer | Axis::Head)) {
                 if !axes.axes().any(|a| a == *needed) {
-                    return Err(place(fault(format!("the axes {axes} lack one that {role} has"))));
+                    return Err(place(fault(format!("the axes {axes} lack one that {} has", t.role))));
                 }
             }
             for (axis, group) in [(Axis::Layer, "layer"), (Axis::Head, "head")] {
@@ -252,7 +296,8 @@ impl MappingRule {
                     return Err(place(fault(format!("the {group} is both in the name and among the axes {axes}"))));
                 }
             }
-            if !has("layer") && !axes.axes().any(|a| a == Axis::Layer) {
+            let is_part = matches!(role, MappedRole::Part(_));
+            if is_part && !has("layer") && !axes.axes().any(|a| a == Axis::Layer) {
                 return Err(place(fault("the layer is neither a group (?<layer>[0-9]+) of the name nor an axis L")));
             }
         }
@@ -405,6 +450,10 @@ mod tests {
             tensor("name = '(?<layer>x)'\nrole = 'memory'\ntranspose = true"),
             tensor("name = '(?<layer>x)'\nrole = 'memory'\nshape = [1]"),
             tensor("name = '('\nrole = 'memory'"),
+            tensor("name = 'a'\nrole = 'gate'\naxes = 'F'"),
+            tensor("name = 'a'\nrole = 'gate'\nactivation = 'relu'"),
+            tensor("name = '(?<layer>x)'\nrole = 'memory'\nactivation = 'tanh'"),
+            tensor("name = 'a'\nrole = 'memory_scale'\nactivation = 'tanh'"),
             tensor("role = 'memory'"),
         ];
         for text in cases {

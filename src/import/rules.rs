@@ -80,6 +80,13 @@ pub enum Meaning {
         /// PEFT's adapter name in the name.
         adapter: Option<String>,
     },
+    /// A factor of the term, such as [`SCALES`] are.
+    Scale {
+        /// The layer in the name.
+        layer: Option<usize>,
+        /// The head in the name.
+        head: Option<usize>,
+    },
     /// Known, and none of the adapter's.
     Ignored(&'static str),
     /// Nothing knows it.
@@ -88,6 +95,10 @@ pub enum Meaning {
         looks_like_adapter: bool,
     },
 }
+
+/// Names of a learned `memory_scale`: a plain factor by its name. What else is called a gate has an activation, or has not,
+/// and a layout file must say.
+pub const SCALES: &[&str] = &["memory_scale", "prefix_memory_scale", "memory_scales"];
 
 /// Words that wrappers and containers put into names, wherever they stand.
 const WRAPPERS: &[&str] = &[
@@ -256,7 +267,9 @@ pub fn read(name: &str) -> Meaning {
     if is_base(&words) {
         return Meaning::Ignored(BASE_WEIGHTS);
     }
-    part(&words).unwrap_or_else(|| Meaning::Unknown { looks_like_adapter: looks_like_adapter(&places(&words).words) })
+    part(&words)
+        .or_else(|| scale(&words))
+        .unwrap_or_else(|| Meaning::Unknown { looks_like_adapter: looks_like_adapter(&places(&words).words) })
 }
 
 /// Whether a name is one of a module as it was before PEFT trained its copy.
@@ -298,6 +311,15 @@ fn trained(name: &str) -> Vec<&str> {
         words.drain(at..words.len().min(at + 2));
     }
     words
+}
+
+/// A learned scale whose name these words are.
+fn scale(words: &[&str]) -> Option<Meaning> {
+    let Places { words, numbers } = places(words);
+    let (layer, head) = layer_and_head(&numbers)?;
+    let phrases = [words.last(), words.iter().rev().nth(1).filter(|_| words.last() == Some(&"default"))];
+    let is_scale = phrases.into_iter().flatten().any(|word| SCALES.contains(&unqualified(word)));
+    is_scale.then_some(Meaning::Scale { layer, head })
 }
 
 /// A name without the words of wrappers, and without the one that PEFT puts before a layer that it wraps.
@@ -532,6 +554,13 @@ mod tests {
             "base_model.model.model.layers.0.self_attn.prefix.original_module.memory",
         ] {
             assert!(matches!(read(name), Meaning::Ignored(_)), "{name}: {:?}", read(name));
+        }
+        for (name, layer) in [
+            ("layers.3.memory_scale", Some(3)),
+            ("model.layers.3.self_attn.prefix.memory_scale.default", Some(3)),
+            ("attn_memory_scale", None),
+        ] {
+            assert_eq!(read(name), Meaning::Scale { layer, head: None }, "{name}");
         }
         for (name, suspect) in [
             ("layers.0.memory.scale", true),

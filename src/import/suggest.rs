@@ -190,7 +190,7 @@ fn text(groups: &[Group], known: &Known) -> String {
     let mut out = String::from(
         "# A first draft. Check every role and every order of axes: they were guessed from names and shapes.\n\
          #   name  regular expression for whole names; the groups layer and head count from 0\n\
-         #   role  memory, feature.weight, feature.bias or normalizer\n\
+         #   role  memory, feature.weight, feature.bias, normalizer; gate or memory_scale for factors\n\
          #   axes  stored order, outermost first: L layer, H head, F feature, V value, D query; (H F) is one stored axis,\n\
          #         1 one of length 1 that is none of these.\n\
          #         Without axes the orientation stays open, and a flag or a probe must settle it.\n\n\
@@ -208,6 +208,20 @@ fn text(groups: &[Group], known: &Known) -> String {
             Meaning::Part { rule, .. } => (Some(rule.role), true),
             Meaning::Ignored(reason) => {
                 entry(&mut out, g, "ignore", &[format!("reason = {}", quoted(reason))]);
+                continue;
+            }
+            Meaning::Scale { .. } => {
+                entry(&mut out, g, "tensor", &["role = \"memory_scale\"".into()]);
+                n_tensors += 1;
+                continue;
+            }
+            Meaning::Unknown { .. } if is_gate(g) => {
+                let lines = [
+                    "role = \"gate\"   # guessed",
+                    "# activation = \"sigmoid\"   # or tanh, exp, where the code has one",
+                ];
+                entry(&mut out, g, "tensor", &lines.map(String::from));
+                n_tensors += 1;
                 continue;
             }
             Meaning::Unknown { .. } => (guess(g, no_memory), false),
@@ -246,6 +260,15 @@ fn entry(out: &mut String, g: &Group, kind: &str, lines: &[String]) {
     for line in lines {
         let _ = writeln!(out, "{line}");
     }
+}
+
+/// Whether a few numbers have the name of a factor.
+fn is_gate(g: &Group) -> bool {
+    let lower = g.example.to_ascii_lowercase();
+    let n_long = g.shape.iter().filter(|n| **n != 1).count();
+    n_long <= 2
+        && g.shape.iter().all(|n| *n <= 128)
+        && ["gate", "scale", "alpha"].iter().any(|word| lower.contains(word))
 }
 
 /// What an unknown name may be, by its words and rank.

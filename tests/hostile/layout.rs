@@ -114,7 +114,7 @@ fn rules() -> Vec<Case> {
         accepted("most entries", many(255)),
         refused("one entry too many", many(256), L),
         refused("10,000 entries", many(10_000), L),
-        refused("no rule", CONSTANTS, AdapterKind),
+        refused("no rule", CONSTANTS, Code::AdapterKind),
         refused("no name", rule("role='memory'"), L),
         refused("no role", rule(layer), L),
         refused("name as number", rule("name=1\nrole='memory'"), L),

@@ -18,9 +18,10 @@ impl Draft {
             for (name, is_numbers) in std::iter::once(own).chain(object.tensors.iter().map(|name| (name, true))) {
                 let is_part = match layout.read(name)? {
                     Some(Mapped::Ignored(_)) => false,
-                    Some(Mapped::Part { .. }) => true,
+                    Some(Mapped::Part { .. } | Mapped::Gate { .. }) => true,
                     None => match rules::read(name) {
                         Meaning::Part { .. } => true,
+                        Meaning::Scale { .. } => is_numbers,
                         Meaning::Unknown { looks_like_adapter } => looks_like_adapter && is_numbers,
                         Meaning::Ignored(_) => false,
                     },

@@ -15,7 +15,7 @@ use crate::import::ledger::Fate;
 use crate::tensor::LazyTensor;
 
 /// Most layers of a stacked tensor, as many as a model may have.
-const MAX_STACKED: usize = 1 << 12;
+pub(super) const MAX_STACKED: usize = 1 << 12;
 
 /// Bytes that shared parts may have once they are repeated for each head, beyond as many as all memories have: as a
 /// checkpoint's own repetitions may. Whoever scans them takes as long as they are large.
@@ -66,6 +66,29 @@ impl Draft {
         &self,
         o: Orientation,
         heads: HeadOrder,
+        sharing: Option<MemorySharing>,
+        base: Option<&BaseModel>,
+        findings: &mut Findings,
+    ) -> Result<BTreeMap<usize, AdapterLayer>> {
+        let mut layers = self.stored_layers(o, sharing, base, findings)?;
+        self.fold_gates(&mut layers, findings).map_err(|e| e.file(&self.path))?;
+        if heads == HeadOrder::Strided {
+            let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
+            for layer in layers.values_mut() {
+                for role in Role::ALL {
+                    if let Some(t) = layer.get_mut(*role) {
+                        *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
+                    }
+                }
+            }
+        }
+        Ok(layers)
+    }
+
+    /// The layers as they are stored: heads in their order, without gates.
+    pub(super) fn stored_layers(
+        &self,
+        o: Orientation,
         sharing: Option<MemorySharing>,
         base: Option<&BaseModel>,
         findings: &mut Findings,
@@ -161,16 +184,6 @@ impl Draft {
                 let may = |role| by_layer.contains(&(i, role));
                 repeat_shared(layer, may, &mut left)
                     .map_err(|(role, e)| e.file(&self.path).field(Adapter::canonical_name(i, role)))?;
-            }
-        }
-        if heads == HeadOrder::Strided {
-            let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
-            for layer in layers.values_mut() {
-                for role in Role::ALL {
-                    if let Some(t) = layer.get_mut(*role) {
-                        *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
-                    }
-                }
             }
         }
         Ok(layers)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
-use super::{Draft, Order, Part};
+use super::{Draft, Gate, GateMap, Order, Part};
 use crate::adapter::{Adapter, Role};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
@@ -24,12 +24,12 @@ pub(super) const MAX_PARTS: usize = 1 << 16;
 
 /// Whether any name is that of an adapter's part, layout files aside.
 pub(crate) fn has_parts(tensors: &[SourceTensor]) -> bool {
-    tensors.iter().any(|t| is_part(&t.name))
+    tensors.iter().any(|t| matches!(rules::read(&t.name), Meaning::Part { .. }))
 }
 
-/// Whether a name is that of an adapter's part.
+/// Whether a name is that of an adapter's part, or of a factor of it.
 pub(crate) fn is_part(name: &str) -> bool {
-    matches!(rules::read(name), Meaning::Part { .. })
+    matches!(rules::read(name), Meaning::Part { .. } | Meaning::Scale { .. })
 }
 
 /// A tensor of `rank` dimensions, where leaving out some of length 1 makes it one and it makes no difference which.
@@ -82,7 +82,12 @@ impl Draft {
                 tensor: None,
                 fate: Fate::LeftOver,
             };
+            let mut gate = None;
             let part = match mapped {
+                Some(Mapped::Gate { layer, head, axes, map, is_scale }) => {
+                    gate = Some((layer, head, axes, map, is_scale));
+                    None
+                }
                 Some(Mapped::Ignored(reason)) => {
                     entry.fate = Fate::Ignored { reason };
                     None
@@ -98,6 +103,10 @@ impl Draft {
                             _ => Order::Canonical,
                         };
                         Some((rule.role, layer, head, order, Some(adapter)))
+                    }
+                    Meaning::Scale { layer, head } => {
+                        gate = Some((layer, head, None, GateMap::Identity, true));
+                        None
                     }
                     Meaning::Ignored(reason) => {
                         is_whole_model = true;
@@ -118,6 +127,20 @@ impl Draft {
                     }
                 },
             };
+            if let Some((layer, head, axes, map, is_scale)) = gate {
+                if is_scale {
+                    self.scale_is_learned(&t.name)?;
+                }
+                if self.gates.len() == MAX_PARTS {
+                    let message = format!("expected at most {MAX_PARTS} gates, found more");
+                    return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&entry.name));
+                }
+                shape::len_bytes(&entry.shape, entry.dtype).map_err(|e| e.file(&self.path).field(&entry.name))?;
+                let tensor = t.open().map_err(|e| e.file(&self.path))?;
+                entry.tensor = Some(tensor.clone());
+                entry.fate = Fate::Folded { layers: layer.into_iter().collect() };
+                self.gates.push(Gate { name: t.name.clone(), layer, head, axes, map, tensor });
+            }
             if let Some((role, layer, head, order, adapter)) = part {
                 if self.parts.len() == MAX_PARTS {
                     let message = format!("expected at most {MAX_PARTS} tensors of an adapter, found more");
@@ -161,6 +184,22 @@ impl Draft {
         Ok(())
     }
 
+    /// A tensor is `memory_scale`: nobody may state another number.
+    fn scale_is_learned(&mut self, name: &str) -> Result<()> {
+        match self.stated.memory_scale {
+            Some(1.0) => {}
+            Some(stated) => {
+                let message = format!("expected 1 or none stated beside the learned scale in {name:?}, found {stated}");
+                return Err(Error::new(Code::ConventionContradiction, message).file(&self.path).field("memory_scale"));
+            }
+            None => {
+                self.stated.memory_scale = Some(1.0);
+                self.settled.insert("memory_scale".into(), "tensor".into());
+            }
+        }
+        Ok(())
+    }
+
     /// What is stated about the orientation of memories, against a layout file's axes of one.
     fn agrees_with_axes(&self, role: Role, axes: Option<&Axes>) -> Result<()> {
         let (Role::Memory, Some(axes), Some(stated)) = (role, axes, self.transpose_memory) else { return Ok(()) };
@@ -179,7 +218,7 @@ impl Draft {
         let is_suspect = |name: &&str| match rules::read(name) {
             Meaning::Unknown { looks_like_adapter } => looks_like_adapter || !is_whole_model,
             // Of one of several adapters, none of which is the default.
-            Meaning::Part { .. } => true,
+            Meaning::Part { .. } | Meaning::Scale { .. } => true,
             Meaning::Ignored(_) => false,
         };
         let suspects: Vec<&str> = names.filter(is_suspect).take(5).collect();
