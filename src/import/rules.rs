@@ -250,7 +250,7 @@ pub const BASE_WEIGHTS: &str = "weights of the base model";
 /// Reads a name.
 pub fn read(name: &str) -> Meaning {
     let words = trained(name);
-    if is_untrained(name) {
+    if words.contains(&UNTRAINED) {
         return Meaning::Ignored("a module as it was before it was trained");
     }
     if words.last().is_some_and(|w| MOMENTS.contains(w)) {
@@ -315,6 +315,9 @@ fn trained(name: &str) -> Vec<&str> {
 
 /// A learned scale whose name these words are.
 fn scale(words: &[&str]) -> Option<Meaning> {
+    if !words.iter().any(|w| w.contains("memory_scale")) {
+        return None;
+    }
     let Places { words, numbers } = places(words);
     let (layer, head) = layer_and_head(&numbers)?;
     let phrases = [words.last(), words.iter().rev().nth(1).filter(|_| words.last() == Some(&"default"))];
