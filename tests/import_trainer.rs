@@ -449,7 +449,7 @@ fn axes_that_sizes_settle_are_read() {
             .collect::<BTreeMap<_, _>>()
     };
     let done = run(flat(), &[]);
-    assert!(exit(&done) == 7 && stderr(&done).contains("flattening_order (--layout)"), "{}", stderr(&done));
+    assert!(exit(&done) == 7 && stderr(&done).contains("flattening_order  --layout"), "{}", stderr(&done));
     let probe = model("llama-gqa").join("probe.safetensors");
     let done = run(flat(), &["--probe", probe.to_str().unwrap()]);
     assert_eq!(exit(&done), 0, "{}", stderr(&done));
