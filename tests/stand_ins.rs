@@ -105,6 +105,12 @@ fn a_shard_and_a_file_of_a_bundle_can_be_pointers_too() {
         std::fs::write(&shard, content).unwrap();
         let out = run(dir.path(), line);
         assert!(exit(&out) == 7 && stderr(&out).contains(what), "{}", stderr(&out));
+        // A shard that the hub's cache has not got yet is no corrupt index.
+        std::fs::remove_file(&shard).unwrap();
+        assert_eq!(exit(&run(dir.path(), line)), 3);
+        std::os::unix::fs::symlink("../../blobs/0123", &shard).unwrap();
+        let out = run(dir.path(), line);
+        assert!(exit(&out) == 1 && stderr(&out).contains("a link to ../../blobs/0123"), "{}", stderr(&out));
 
         let pack = "pack M/adapter --base M/base --probe M/probe.safetensors -o D/bundle";
         assert_eq!(exit(&run(dir.path(), pack)), 0);
@@ -263,6 +269,14 @@ fn a_base_that_cannot_be_converted_is_not_called_misplaced() {
     ] {
         let out = run(dir.path(), line);
         assert!(exit(&out) != 0 && !stderr(&out).contains("takes an adapter"), "{line}: {}", stderr(&out));
+    }
+    // A folder is read by its one file with weights, which needs no better name.
+    std::fs::create_dir(dir.path().join("mine")).unwrap();
+    let weights = model("llama-gqa").join("adapter/adapter_model.safetensors");
+    std::fs::copy(weights, dir.path().join("mine/memories.safetensors")).unwrap();
+    for line in ["validate D/mine --base D/yarn", "validate D/mine", "convert D/mine -o D/x.gguf --base M/base"] {
+        let out = run(dir.path(), line);
+        assert!(exit(&out) != 0 && !stderr(&out).contains("did you mean"), "{line}: {}", stderr(&out));
     }
     for line in ["validate M/base.gguf", "pack M/base --base M/base -o D/b", "verify M/base --against M/adapter"] {
         let out = run(dir.path(), line);

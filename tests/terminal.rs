@@ -223,6 +223,8 @@ fn habits_of_other_tools_lead_to_the_right_flag() {
         (vec!["check", &adapter], 6, format!("{adapter} is an adapter, not a bundle: `ptplus validate` checks it")),
         (vec!["unpack", &adapter, "-o", &out], 6, format!("{adapter} is an adapter, not a bundle")),
         (vec!["diff", &adapter, &base], 7, format!("{base} is a base model; B takes an adapter")),
+        (vec!["convert", &adapter, "-o", "-", "--to", "safetensors"], 2, "not written to stdout".into()),
+        (vec!["convert", &adapter, "-o", "-", "--to", "gguf", "--base", &base], 2, "not written to stdout".into()),
         (vec!["inspect", &config], 7, format!("did you mean {base}?")),
         (
             vec!["verify", &adapter, "--base", &base, "--probe", &weights],

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Kind};
 use crate::format::hub;
+use crate::import::source::weights_of_folder;
 use crate::inspect::{Lies, lies_at};
 
 /// Entries of a folder that are looked at for a similar name.
@@ -85,6 +86,8 @@ impl Given {
             // A merged model often has the adapter's configuration left beside its own.
             Some(Lies::Adapter) if takes.contains(&Lies::Base) && path.join("config.json").is_file() => None,
             Some(found) => Some(format!("{} is {}; {name} takes {}", shown(path), what(found), what(takes[0]))),
+            // A folder with one checkpoint in it, whatever its name, is read as that checkpoint.
+            None if takes.iter().any(|part| Some(*part) == lies_in(path)) => None,
             None if path.is_dir() => takes.iter().find_map(|part| match (*part, &inside(path, *part)[..]) {
                 (Lies::Adapter, [first, second, ..]) => Some(self.one_of_several(path, first, second)),
                 (_, found) => the_one(found).map(|p| format!("did you mean {}?", shown(p))),
@@ -115,6 +118,11 @@ fn without_scale(value: OsString) -> PathBuf {
         Some((file, scale)) if scale.parse::<f32>().is_ok() && !path.exists() => PathBuf::from(file),
         _ => path,
     }
+}
+
+/// What the one file with weights in a folder is.
+fn lies_in(folder: &Path) -> Option<Lies> {
+    if folder.is_dir() { weights_of_folder(folder).ok().and_then(|file| lies_at(&file)) } else { None }
 }
 
 fn shown(path: &Path) -> String {

@@ -46,7 +46,8 @@ impl Shard {
     /// The error of opening this shard of `index`, where it may not be there.
     pub(super) fn opened<T>(&self, index: &Path, opened: Result<T>) -> Result<T> {
         opened.map_err(|e| match e.code() {
-            Code::NotFound => {
+            // That a link leads nowhere, as in a cache that lacks a file, says more.
+            Code::NotFound if !self.file.is_symlink() => {
                 let message = format!("the index names this shard, but there is none at {}", self.file.display());
                 fault(message).file(index).field(&self.name)
             }

@@ -82,7 +82,9 @@ pub(super) fn open(path: &Path, name: &PartName) -> Result<Gguf> {
             return Err(wrong(&file, format!("expected a file of this folder, found a link to {}", target.display())));
         }
         let part = open_one(&file).map_err(|e| match e.code() {
-            Code::NotFound => wrong(&file, format!("part {} of {} is missing", no + 1, name.count)),
+            Code::NotFound if !file.is_symlink() => {
+                wrong(&file, format!("part {} of {} is missing", no + 1, name.count))
+            }
             _ => e,
         })?;
         let (found_no, found_count) = (part.metadata.u32(KEY_NO)?, part.metadata.u32(KEY_COUNT)?);

@@ -134,6 +134,10 @@ fn identities(inputs: &[&Path]) -> Vec<(Identity, PathBuf)> {
 
 /// The folder that holds `target` and the last part of its path.
 fn parent_and_name(target: &Path) -> Result<(PathBuf, String)> {
+    if target == Path::new("-") {
+        let message = "expected a path, found -: outputs are not written to stdout (./- is a file of that name)";
+        return Err(Error::new(Code::Usage, message).file(target));
+    }
     let name = target
         .file_name()
         .ok_or_else(|| Error::new(Code::Usage, "expected an output with a name").file(target))?
