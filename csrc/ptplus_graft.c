@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ * Copyright (c) 2026 the ptplus authors */
 /*
  * Prefix-Tuning+ adapters (GGUF files that `ptplus` writes) as nodes of llama.cpp's own graph, in any program that calls
  * ggml_mul_mat through a dynamic relocation. No header of ggml or llama.cpp: functions are looked up by name, layouts measured.

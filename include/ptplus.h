@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0
+ * Copyright (c) 2026 the ptplus authors */
 /*
  * Prefix-Tuning+ adapters (GGUF files that `ptplus` writes) in llama.cpp, for programs that know of them.
  *
