@@ -3,7 +3,7 @@
 //! of their own and stand in [`pickle::limits`](super::pickle::limits); how large a model or an adapter may be, whatever
 //! file it comes from, is said where its sizes are checked (`base::config`, `import::stated`).
 //!
-//! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s, and no model in use comes near
+//! The aim of the numbers: no file, whatever it says, costs more than 256 MiB or 2 s of processor time, and no model in use comes near
 //! any of them, format constants apart.
 
 /// Bytes of a key or of any name that is not a GGUF tensor's. Source: the longest file name on common file systems;

@@ -1,5 +1,8 @@
-//! A case, and how tables of them are run: code, message, time and memory of each.
+//! A case, and how tables of them are run: code, message, memory and work of each. Work is counted, in bytes that were
+//! allocated, since how long it takes says more about the machine than about the reader.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -7,8 +10,11 @@ use std::time::Duration;
 use ptplus::error::{Code, Error, Result};
 
 /// What no file may exceed, whatever it says.
-pub const TIME: Duration = Duration::from_secs(2);
 pub const MEMORY_MIB: usize = 256;
+/// What it may make a reader allocate in all, freed again or not.
+pub const ALLOCATED_MIB: u64 = 1024;
+/// Processor time in a release build, for the benchmark.
+const BENCHMARK_TIME: Duration = Duration::from_secs(2);
 /// Bytes of an error's line; it may name a file, a field and what stands there, each shortened.
 const LINE_BYTES: usize = 5_000;
 
@@ -24,6 +30,15 @@ pub struct Case {
 
 #[cfg(all(feature = "cli", feature = "runner"))]
 impl Case {
+    /// The file, right or not, where it is not large.
+    pub fn small(&self) -> Option<&[u8]> {
+        const BYTES: usize = 64 << 10;
+        match &self.file {
+            Build::Bytes(bytes) if bytes.len() <= BYTES => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// File and code, where it is to be refused and not large.
     pub fn refused(self) -> Option<(Vec<u8>, Code)> {
         match self.file {
@@ -72,7 +87,7 @@ pub fn check(table: &str, cases: Vec<Case>, read: Read) -> Vec<String> {
             Ok(Err(e)) => e.to_string(),
         };
         if std::env::var_os("PTPLUS_SHOW").is_some() {
-            println!("{table}: {name}: {found} ({:?}, {} MiB)", cost.time, cost.memory_mib);
+            println!("{table}: {name}: {found} ({cost})");
         }
         let mut fail = |what: String| failures.push(format!("{table}: {name}: {what}"));
         match (&cost.result, want) {
@@ -80,11 +95,27 @@ pub fn check(table: &str, cases: Vec<Case>, read: Read) -> Vec<String> {
             (Ok(Err(e)), Some(code)) if e.code() == code => fault_of_message(e).into_iter().for_each(&mut fail),
             (_, want) => fail(format!("expected {}, found {found}", want.map_or("acceptance", Code::slug))),
         }
-        if cost.time > TIME || cost.memory_mib > MEMORY_MIB {
-            fail(format!("took {:?} and {} MiB", cost.time, cost.memory_mib));
+        if cost.is_too_much() {
+            fail(format!("took {cost}"));
         }
     }
     failures
+}
+
+/// The cases that take more than [`BENCHMARK_TIME`], and what the dearest took.
+pub fn slow(table: &str, cases: Vec<Case>, read: Read) -> Vec<String> {
+    let mut slow = Vec::new();
+    for Case { name, file, .. } in cases {
+        let file = match file {
+            Build::Bytes(bytes) => bytes,
+            Build::Later(build) => build(),
+        };
+        let cost = measured(|| drop(read(file)));
+        if cost.time > BENCHMARK_TIME {
+            slow.push(format!("{table}: {name}: {cost}"));
+        }
+    }
+    slow
 }
 
 /// What every refusal must be: one short line without control characters that names the file.
@@ -104,17 +135,73 @@ fn fault_of_message(e: &Error) -> Option<String> {
 
 pub struct Cost<T> {
     pub result: T,
-    pub time: Duration,
-    pub memory_mib: usize,
+    /// Processor time of this thread: shown, and judged by the benchmark alone.
+    time: Duration,
+    memory_mib: usize,
+    allocated_mib: u64,
 }
 
-/// The computing time of this thread (other builds run beside it) and the growth of the process's memory.
+impl<T> Cost<T> {
+    pub fn is_too_much(&self) -> bool {
+        self.memory_mib > MEMORY_MIB || self.allocated_mib > ALLOCATED_MIB
+    }
+}
+
+impl<T> std::fmt::Display for Cost<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}, {} MiB, {} MiB allocated", self.time, self.memory_mib, self.allocated_mib)
+    }
+}
+
+/// What `work` costs: memory of the process, so that nothing large may run beside it, the rest of this thread.
 pub fn measured<T>(work: impl FnOnce() -> T) -> Cost<T> {
     std::fs::write("/proc/self/clear_refs", "5").expect("Linux forgets a peak when asked to");
-    let (before, start) = (status_mib("VmRSS"), time_on_cpu());
+    let (before, start, allocated) = (status_mib("VmRSS"), time_on_cpu(), ALLOCATED.get());
     let result = work();
     let (time, peak) = (time_on_cpu() - start, status_mib("VmHWM"));
-    Cost { result, time, memory_mib: peak.saturating_sub(before) }
+    let allocated_mib = (ALLOCATED.get() - allocated) >> 20;
+    Cost { result, time, memory_mib: peak.saturating_sub(before), allocated_mib }
+}
+
+thread_local! {
+    /// Bytes that this thread has allocated so far.
+    static ALLOCATED: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count(bytes: usize) {
+    // A thread that is ending counts no more.
+    let _ = ALLOCATED.try_with(|n| n.set(n.get() + bytes as u64));
+}
+
+struct Counting;
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+// SAFETY: everything is left to the system's allocator; only a number is kept.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size.saturating_sub(layout.size()));
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
 }
 
 fn status_mib(field: &str) -> usize {
