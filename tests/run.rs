@@ -5,14 +5,11 @@ mod common;
 
 use common::{exit, fixtures, json, model, ptplus, smollm2, stderr, stdout};
 
-fn real() -> Option<[String; 4]> {
-    let Some(base) = smollm2() else {
-        eprintln!("SKIPPED: the real base is not there; fixtures/fetch-smollm2.sh fetches it");
-        return None;
-    };
+fn real() -> [String; 4] {
+    let base = smollm2();
     let pirate = fixtures().join("smollm2-pirate");
     let text = |p: std::path::PathBuf| p.to_str().unwrap().to_owned();
-    Some(["--base".into(), text(base), "--chat-template-file".into(), text(pirate.join("chat_template.jinja"))])
+    ["--base".into(), text(base), "--chat-template-file".into(), text(pirate.join("chat_template.jinja"))]
 }
 
 fn pirate() -> String {
@@ -20,8 +17,9 @@ fn pirate() -> String {
 }
 
 #[test]
-fn adapters_are_switched_between_answers_and_greedy_text_repeats() {
-    let Some(base) = real() else { return };
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn adapters_are_switched_between_answers_and_greedy_text_repeats_on_the_real_base() {
+    let base = real();
     let adapter = pirate();
     let mut args = vec!["run"];
     args.extend(base.iter().map(String::as_str));
@@ -52,8 +50,9 @@ fn adapters_are_switched_between_answers_and_greedy_text_repeats() {
 }
 
 #[test]
-fn scales_limits_and_seeds_do_what_they_say() {
-    let Some(base) = real() else { return };
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn scales_limits_and_seeds_do_what_they_say_on_the_real_base() {
+    let base = real();
     let scaled = |scale: &str| format!("{}:{scale}", pirate());
     let ask = |extra: &[&str]| {
         let mut args = vec!["run"];
@@ -77,8 +76,9 @@ fn scales_limits_and_seeds_do_what_they_say() {
 }
 
 #[test]
-fn every_type_answers_as_its_page_says() {
-    let Some(base) = real() else { return };
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn every_type_answers_as_its_page_says_on_the_real_base() {
+    let base = real();
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/howto/quantize.md")).unwrap();
     let column = "\"What is the capital of Italy?\" |";
     let rows: Vec<&str> =
@@ -119,7 +119,12 @@ fn what_cannot_be_run_is_refused_with_its_code() {
         let (found, document) = json(*args);
         assert_eq!((found, document["error"]["code"].as_str()), (*code, Some(*slug)), "{args:?} {document}");
     }
-    let Some(real) = real() else { return };
+}
+
+#[test]
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn what_cannot_be_run_is_refused_with_its_code_on_the_real_base() {
+    let real = real();
     let run = |extra: &[&str]| {
         let args = ["run"].into_iter().chain(real.iter().map(String::as_str)).chain(extra.iter().copied());
         let (code, document) = json(args);
@@ -141,8 +146,9 @@ fn what_cannot_be_run_is_refused_with_its_code() {
 }
 
 #[test]
-fn an_adapter_for_another_base_is_refused_unless_told_otherwise() {
-    let Some(base) = real() else { return };
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn an_adapter_for_another_base_is_refused_unless_told_otherwise_on_the_real_base() {
+    let base = real();
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("adapter");
     let folder = folder.to_str().unwrap();

@@ -37,21 +37,29 @@ fn the_version_says_what_was_built_and_what_it_writes() {
 }
 
 #[test]
-fn completions_are_scripts_that_the_shells_accept() {
-    for shell in ["bash", "zsh", "fish"] {
-        let out = ptplus(["completions", shell]);
+fn completions_are_scripts_that_bash_accepts() {
+    completions_are_accepted(&["bash"]);
+    assert_eq!(exit(&ptplus(["completions", "tcsh"])), 2);
+}
+
+#[test]
+#[ignore = "needs zsh and fish"]
+fn completions_are_scripts_that_the_other_shells_accept() {
+    completions_are_accepted(&["zsh", "fish"]);
+}
+
+fn completions_are_accepted(shells: &[&str]) {
+    for shell in shells {
+        let out = ptplus(["completions", *shell]);
         assert_eq!(exit(&out), 0, "{shell}");
         let script = stdout(&out);
         assert!(script.contains("verify") && script.contains("--report") | script.contains("report"), "{shell}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("script");
         std::fs::write(&file, &script).unwrap();
-        match Command::new(shell).arg("-n").arg(&file).output() {
-            Ok(checked) => assert!(checked.status.success(), "{shell}: {}", stderr(&checked)),
-            Err(_) => eprintln!("SKIPPED: no {shell}"),
-        }
+        let checked = Command::new(shell).arg("-n").arg(&file).output().unwrap_or_else(|e| panic!("{shell}: {e}"));
+        assert!(checked.status.success(), "{shell}: {}", stderr(&checked));
     }
-    assert_eq!(exit(&ptplus(["completions", "tcsh"])), 2);
 }
 
 #[test]

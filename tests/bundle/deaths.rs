@@ -130,14 +130,15 @@ fn a_kill_leaves_the_old_the_new_or_nothing() {
     );
 }
 
-/// A small disk, if this machine lets us have one.
+/// A small disk.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(at: &Path, size: &str) -> Option<SmallDisk> {
+    fn mount(at: &Path, size: &str) -> SmallDisk {
         std::fs::create_dir_all(at).unwrap();
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at).output();
-        done.is_ok_and(|o| o.status.success()).then(|| SmallDisk(at.to_owned()))
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(at).status();
+        assert!(done.is_ok_and(|s| s.success()), "a small disk");
+        SmallDisk(at.to_owned())
     }
 
     fn make_read_only(&self) {
@@ -153,15 +154,13 @@ impl Drop for SmallDisk {
 }
 
 #[test]
+#[ignore = "mounts small disks, which takes root"]
 fn a_full_disk_and_a_read_only_one_leave_what_was_there() {
     let dir = tempfile::tempdir().unwrap();
     let disk_path = dir.path().join("disk");
     // Outputs take 200 to 400 kB; some sizes end within the adapter, some within what follows it.
     for size in ["48k", "160k", "304k", "416k", "424k"] {
-        let Some(disk) = SmallDisk::mount(&disk_path, size) else {
-            println!("SKIPPED: this machine does not let us mount a small disk");
-            return;
-        };
+        let disk = SmallDisk::mount(&disk_path, size);
         for job in jobs(&disk_path) {
             let out = ptplus(&job.args);
             let target = disk_path.join(job.output);

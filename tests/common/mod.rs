@@ -19,10 +19,12 @@ pub fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
 }
 
-/// The real base, if `fixtures/fetch-smollm2.sh` has been run.
-pub fn smollm2() -> Option<PathBuf> {
+/// The real base. Tests that need it have `real_base` in their names and are ignored, so that none passes without having run:
+/// `cargo test -- --ignored real_base` runs them.
+pub fn smollm2() -> PathBuf {
     let path = fixtures().join("fetched/SmolLM2-135M-Instruct.Q4_1.gguf");
-    path.is_file().then_some(path)
+    assert!(path.is_file(), "run fixtures/fetch-smollm2.sh first, which fetches the real base");
+    path
 }
 
 pub fn ptplus<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {

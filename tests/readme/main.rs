@@ -4,7 +4,8 @@
 //! `console` blocks show what their commands print; measured figures differ in their last digits from processor to
 //! processor, so numbers with an exponent and long decimals compare as equal, and everything else must match. Commands of
 //! `sh` blocks must succeed. All pages are run one after the other in one folder, in the order in which the README lists
-//! them, as somebody reads them. What cannot be run prints a line with SKIPPED and the reason; `shell::rule` has all rules.
+//! them, as somebody reads them. What needs the real base is run by the tests with
+//! `real_base` in their names, which are ignored, what needs a feature in a build with it; `shell::rule` has all rules.
 //! `PTPLUS_WRITE_DOCS=1 cargo test --test readme` writes the real output into the pages.
 
 #[path = "../common/mod.rs"]
@@ -24,7 +25,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use pages::{Page, Part, ROOT};
-use shell::{Rule, Shell, rule, skipped, this_machine};
+use shell::{Machine, Rule, Shell, rule, this_machine};
 
 /// `3.755e-6` and `-9.2154045` become `#`.
 fn masked(text: &str) -> String {
@@ -54,7 +55,7 @@ fn printed(out: &std::process::Output) -> String {
 }
 
 /// Runs a console block; returns it with the real output, and what differs.
-fn console(page: &Page, block: &pages::Block, shell: &Shell) -> (String, String) {
+fn console(page: &Page, block: &pages::Block, shell: &Shell, machine: Machine) -> (String, String) {
     let (mut real, mut wrong) = (String::new(), String::new());
     let mut shown: Vec<(&str, String)> = Vec::new();
     for line in &block.lines {
@@ -66,12 +67,9 @@ fn console(page: &Page, block: &pages::Block, shell: &Shell) -> (String, String)
     }
     for (command, shown) in shown {
         let place = format!("{}: $ {command}", page.name);
-        let found = match rule(command, this_machine()).unwrap_or_else(|e| panic!("{place}: {e}")) {
+        let found = match rule(command, machine).unwrap_or_else(|e| panic!("{place}: {e}")) {
             Rule::Run(command) | Rule::RunTo(command, _) => printed(&shell.run(&command)),
-            Rule::Skip(reason) => {
-                skipped(&place, reason);
-                shown.clone()
-            }
+            Rule::Skip => shown.clone(),
         };
         if masked(&found) != masked(&shown) {
             let _ = writeln!(wrong, "{place}\n--- page\n{shown}--- found\n{found}");
@@ -82,21 +80,15 @@ fn console(page: &Page, block: &pages::Block, shell: &Shell) -> (String, String)
 }
 
 /// Runs the commands of an `sh` block; returns what failed.
-fn sh(page: &Page, block: &pages::Block, shell: &Shell) -> String {
+fn sh(page: &Page, block: &pages::Block, shell: &Shell, machine: Machine) -> String {
     let mut wrong = String::new();
     for command in block.commands() {
         let place = format!("{}: {command}", page.name);
-        let (to_run, expected) = match rule(&command, this_machine()).unwrap_or_else(|e| panic!("{place}: {e}")) {
+        let (to_run, expected) = match rule(&command, machine).unwrap_or_else(|e| panic!("{place}: {e}")) {
             Rule::Run(command) => (command, 0),
             Rule::RunTo(command, exit) => (command, exit),
-            Rule::Skip(reason) => {
-                skipped(&place, reason);
-                continue;
-            }
+            Rule::Skip => continue,
         };
-        if command.contains("cuda") && !to_run.contains("cuda") {
-            skipped(&place, "no GPU here: run on the CPU instead");
-        }
         let out = shell.run(&to_run);
         if common::exit(&out) != expected {
             let _ = writeln!(wrong, "{place}: exit {}\n{}", common::exit(&out), common::stderr(&out));
@@ -122,6 +114,16 @@ fn files_below(folder: &Path) -> BTreeSet<PathBuf> {
 
 #[test]
 fn the_pages_work_one_after_the_other() {
+    run_the_pages(this_machine(false));
+}
+
+#[test]
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn the_pages_work_one_after_the_other_on_the_real_base() {
+    run_the_pages(this_machine(true));
+}
+
+fn run_the_pages(machine: Machine) {
     let fixtures = common::fixtures();
     let fixtures_before = files_below(&fixtures);
     let shown = ["csrc", "docs", "fixtures", "include"];
@@ -130,7 +132,7 @@ fn the_pages_work_one_after_the_other() {
     let mut wrong = String::new();
     for page in pages::all() {
         if pages::is_run_in_python(&page.name) {
-            skipped(&page.name, "python/tests/training/test_pages.py runs it, which needs torch");
+            // python/tests/training/test_pages.py runs it, which needs torch.
             continue;
         }
         let mut real = String::new();
@@ -143,8 +145,8 @@ fn the_pages_work_one_after_the_other() {
                 }
             };
             let (text, differs) = match block.language.as_str() {
-                "console" => console(&page, block, &shell),
-                "sh" => (block.text(), sh(&page, block, &shell)),
+                "console" => console(&page, block, &shell, machine),
+                "sh" => (block.text(), sh(&page, block, &shell, machine)),
                 _ => (block.text(), String::new()),
             };
             real.push_str(&text);
@@ -237,19 +239,17 @@ fn python_code_parses() {
             let parse = ["-c", "import ast, sys; ast.parse(sys.argv[1])", &block.text()];
             match std::process::Command::new("python3").args(parse).output() {
                 Ok(out) => assert!(out.status.success(), "{place}: {}", common::stderr(&out)),
-                Err(_) => skipped(&place, "no python3"),
+                Err(e) => panic!("{place}: python3: {e}"),
             }
-            skipped(&place, "parsed, not run: it needs torch (python/tests runs it) or llama-cpp-python");
         }
     }
 }
 
 /// Of the table of types: bytes and errors, as the command above it gives them. (tests/run.rs has the answers.)
 #[test]
-fn the_table_of_types_is_what_quantize_gives() {
-    let Some(base) = common::smollm2() else {
-        return skipped("the table of types", "fixtures/fetch-smollm2.sh fetches the real base");
-    };
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn the_table_of_types_is_what_quantize_gives_on_the_real_base() {
+    let base = common::smollm2();
     let page = std::fs::read_to_string(Path::new(ROOT).join("docs/howto/quantize.md")).unwrap();
     let words = page.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains("`ptplus quantize work/pirate.gguf -o work/pirate-TYPE.gguf TYPE`"));

@@ -19,8 +19,8 @@ pub enum Rule {
     Run(String),
     /// The same; the exit code is this one where the page says another.
     RunTo(String, i32),
-    /// It is not run, for this reason.
-    Skip(&'static str),
+    /// It is not run here: another test or another build runs it, or nothing that a test may do.
+    Skip,
 }
 
 /// What of this machine the rules ask for.
@@ -32,9 +32,13 @@ pub struct Machine {
     pub has_cuda: bool,
 }
 
-pub fn this_machine() -> Machine {
+/// This build, with the real base or without: tests that use it say so in their names, and are ignored.
+pub fn this_machine(has_real_base: bool) -> Machine {
+    if has_real_base {
+        common::smollm2();
+    }
     Machine {
-        has_real_base: common::smollm2().is_some(),
+        has_real_base,
         has_llama_cpp: cfg!(feature = "llama-cpp"),
         has_shared_llama_cpp: cfg!(all(feature = "llama-cpp-dynamic", target_os = "linux")),
         has_cuda: cfg!(feature = "cuda"),
@@ -48,30 +52,36 @@ pub fn rule(command: &str, machine: Machine) -> Result<Rule, String> {
         return run(&format!("ptplus {arguments}")); // the same program, built already
     }
     if command == "cargo test" {
-        return Ok(Rule::Skip("it runs this test"));
+        // It runs this test.
+        return Ok(Rule::Skip);
     }
     if command == "pip install ./python" {
-        return Ok(Rule::Skip("it builds and installs the program and the Python package; .ci/run does"));
+        // It builds and installs the program and the Python package; .ci/run does.
+        return Ok(Rule::Skip);
     }
     if command.starts_with("cargo install --path .") {
-        return Ok(Rule::Skip("it builds and installs the program"));
+        // It builds and installs the program.
+        return Ok(Rule::Skip);
     }
     let first = command.split(' ').find(|w| !w.contains('=')).unwrap_or_default();
     if !["ptplus", "mkdir", "cc", "llama-cli", "fixtures/fetch-smollm2.sh"].contains(&first) {
         return Err(format!("no rule to run {command:?}"));
     }
     if (command.contains("fetch") || command.contains("pirate")) && !machine.has_real_base {
-        return Ok(Rule::Skip("it needs the real base, which fixtures/fetch-smollm2.sh fetches"));
+        // It needs the real base, which fixtures/fetch-smollm2.sh fetches.
+        return Ok(Rule::Skip);
     }
     if first == "cc" || command.contains("llama-cli") {
         return if machine.has_shared_llama_cpp {
             run(command)
         } else {
-            Ok(Rule::Skip("it needs a shared llama.cpp: a build with --features llama-cpp-dynamic, on Linux"))
+            // It needs a shared llama.cpp: a build with --features llama-cpp-dynamic, on Linux.
+            Ok(Rule::Skip)
         };
     }
     if command.contains("--engine llama.cpp") && !machine.has_llama_cpp {
-        return Ok(Rule::Skip("it needs a build with --features llama-cpp"));
+        // It needs a build with --features llama-cpp.
+        return Ok(Rule::Skip);
     }
     if command.contains("cuda") && !machine.has_cuda {
         let on_cpu = command.replace("cuda", "cpu");
@@ -160,8 +170,4 @@ pub fn compile(source: &str, sources: &[&str], libraries: &[&str], program: &Pat
     cc.arg("-L").arg(env!("PTPLUS_LLAMA_LIB")).args(libraries);
     let out = cc.output().expect("a C compiler");
     assert!(out.status.success(), "{cc:?}: {}", common::stderr(&out));
-}
-
-pub fn skipped(what: &str, reason: &str) {
-    eprintln!("SKIPPED: {what}: {reason}");
 }

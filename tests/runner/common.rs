@@ -21,11 +21,12 @@ pub fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
 }
 
-/// The 98 MB GGUF of SmolLM2, where it has been fetched.
-pub fn smollm2() -> Option<PathBuf> {
+/// The 98 MB GGUF of SmolLM2, which `fixtures/fetch-smollm2.sh` fetches.
+pub fn smollm2() -> PathBuf {
     let path = std::env::var_os("PTPLUS_SMOLLM2")
         .map_or_else(|| fixtures().join("fetched/SmolLM2-135M-Instruct.Q4_1.gguf"), PathBuf::from);
-    path.is_file().then_some(path)
+    assert!(path.is_file(), "run fixtures/fetch-smollm2.sh first, or set PTPLUS_SMOLLM2 to the GGUF file");
+    path
 }
 
 /// Reads a canonical adapter folder.
