@@ -321,7 +321,8 @@ fn object_notes(objects: &Objects) -> Vec<String> {
     if objects.n > 0 {
         let classes: Vec<String> = objects.classes.iter().take(SHOWN).map(|c| shorten(c)).collect();
         let more = if objects.classes.len() > SHOWN { ", ..." } else { "" };
-        notes.push(format!("{} objects of classes are not read: {}{more}", objects.n, classes.join(", ")));
+        let verb = if objects.n == 1 { "object is" } else { "objects are" };
+        notes.push(format!("{} {verb} not read, of {}{more}", objects.n, classes.join(", ")));
     }
     for object in objects.listed.iter().filter(|o| !o.tensors.is_empty()).take(SHOWN) {
         let name = if object.name.is_empty() { "the whole file".into() } else { shorten(&object.name) };

@@ -127,6 +127,8 @@ const QUALIFIERS: &[&str] = &[
     "learned_",
     "trainable_",
 ];
+/// Words at the end of a name that a phrase can have.
+const LAST_WORDS: usize = 4;
 /// PEFT's copy of a module that is trained, before the adapter's name; and the module as it was.
 const TRAINED_COPY: &str = "modules_to_save";
 const UNTRAINED: &str = "original_module";
@@ -287,7 +289,8 @@ fn part(words: &[&str]) -> Option<Meaning> {
     if numbers.len() > 2 {
         return None;
     }
-    words.iter_mut().for_each(|word| *word = unqualified(word));
+    // No phrase has more words, PEFT's included.
+    words.iter_mut().rev().take(LAST_WORDS).for_each(|word| *word = unqualified(word));
     let (layer, head) = layer_and_head(&numbers)?;
     phrases(&words).into_iter().find_map(|(phrase, adapter)| {
         let ends = |rule: &&Rule| {
@@ -315,7 +318,7 @@ fn trained(name: &str) -> Vec<&str> {
 
 /// A learned scale whose name these words are.
 fn scale(words: &[&str]) -> Option<Meaning> {
-    if !words.iter().any(|w| w.contains("memory_scale")) {
+    if !words.iter().rev().take(LAST_WORDS).any(|w| w.contains("memory_scale")) {
         return None;
     }
     let Places { words, numbers } = places(words);

@@ -147,6 +147,8 @@ const VALUES: &[(&str, &[&str])] = &[
     (
         "builtins",
         &[
+            "Ellipsis",
+            "NotImplemented",
             "bool",
             "bytearray",
             "bytes",

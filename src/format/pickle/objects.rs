@@ -16,6 +16,8 @@ pub struct Object {
     pub subscripts: String,
     /// The class, or the function that makes it.
     pub class: String,
+    /// Whether it has entries, as a dictionary of a class of somebody's.
+    pub is_mapping: bool,
     /// Names of the tensors in it.
     pub tensors: Vec<String>,
     /// Whether it is numbers itself: a NumPy array, a sparse tensor, a tensor of another class.
@@ -126,6 +128,7 @@ fn look_into<'a>(
         name: dotted(place),
         subscripts: place.iter().map(Key::subscript).collect(),
         is_numbers: is_numbers(&class),
+        is_mapping: has_entries(&pickle.arena, value),
         class,
         tensors: Vec::new(),
     };
@@ -164,6 +167,12 @@ fn look_into<'a>(
             None => drop(open.pop()),
         }
     }
+}
+
+/// Beside the class and its arguments, entries come in turns of key and value.
+fn has_entries(arena: &Arena, value: Value) -> bool {
+    let Value::Object(n) = value else { return false };
+    matches!(&arena.nodes[n as usize], Node::Sequence(parts) if parts.len() > 3 && matches!(parts[2], Value::Str(_)))
 }
 
 /// Arrays are rebuilt by functions of these names, and tensors of all kinds from storages.

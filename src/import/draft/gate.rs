@@ -37,6 +37,9 @@ impl GateMap {
     }
 }
 
+/// The factor of each layer and memory.
+type Factors = Vec<((usize, usize), f64)>;
+
 /// A tensor of factors.
 #[derive(Debug, Clone)]
 pub(in crate::import) struct Gate {
@@ -100,7 +103,7 @@ impl Draft {
     }
 
     /// The factor of each layer and memory that a gate says; `None` where its shape fits neither.
-    fn factors_of(&self, gate: &Gate, layers: &[usize], n_heads: usize) -> Result<Option<Vec<((usize, usize), f64)>>> {
+    fn factors_of(&self, gate: &Gate, layers: &[usize], n_heads: usize) -> Result<Option<Factors>> {
         if !gate.tensor.dtype().is_float() {
             return Ok(None);
         }

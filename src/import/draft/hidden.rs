@@ -42,15 +42,20 @@ impl Draft {
             object.class
         );
         let place = &object.subscripts;
-        let state = match object.tensors.is_empty() {
+        let state = if object.is_numbers && object.tensors.is_empty() {
             // It is the tensor, or one of its kin.
-            true => {
-                let outer = place.rfind('[').map_or("", |at| &place[..at]);
-                format!("{{k: torch.as_tensor(v) for k, v in checkpoint{outer}.items()}}")
-            }
-            false => format!("checkpoint{place}.state_dict()"),
+            let outer = place.rfind('[').map_or("", |at| &place[..at]);
+            format!("{{k: torch.as_tensor(v) for k, v in checkpoint{outer}.items()}}")
+        } else if object.is_mapping {
+            format!("dict(checkpoint{place})")
+        } else if object.class.ends_with("Namespace") {
+            format!("vars(checkpoint{place})")
+        } else {
+            format!("checkpoint{place}.state_dict()")
         };
-        Error::new(Code::PickleUnsupported, message).file(&self.path).field(name).hints([
+        let error = Error::new(Code::PickleUnsupported, message).file(&self.path);
+        let error = if name.is_empty() { error } else { error.field(name) };
+        error.hints([
             "save the tensors alone, in Python, if you trust the file (this runs what is in it):".to_owned(),
             format!("checkpoint = torch.load({file:?}, map_location=\"cpu\", weights_only=False)"),
             format!("torch.save({state}, \"state_dict.pt\")"),

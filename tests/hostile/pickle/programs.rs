@@ -68,6 +68,7 @@ fn programs_are_named_and_never_run() {
 fn classes_outside_the_list_are_named_and_never_built() {
     let globals = [
         ("builtins", "getattr"),
+        ("builtins", "Ellipsis"),
         ("torch._utils", "_rebuild_tensor"),
         ("torch._utils", "_rebuild_qtensor"),
         ("torch._utils", "_rebuild_sparse_tensor"),
@@ -120,6 +121,7 @@ fn whatever_is_done_to_an_object_stays_inside_of_it() {
         let [object] = &checkpoint.objects().listed[..] else { panic!("{what}: {:?}", checkpoint.objects()) };
         assert_eq!((&*object.name, &*object.subscripts, &*object.class), ("w", "[\"w\"]", "a.B"), "{what}");
         assert_eq!(object.tensors, names, "{what}");
+        assert_eq!(object.is_mapping, what == "an entry" || what == "entries", "{what}");
     }
     let as_attribute = |p: Pickle| {
         let p = p.no_hooks().op(b"}").text("x").global("a", "B");
