@@ -213,7 +213,7 @@ codes! {
 
     // Programs, for `doctor`
     Elf "elf" Corrupt "An ELF program ends inside a structure that it declares.";
-    ElfKind "elf-kind" Unsupported "The file is no ELF program of 64 bits, little endian.";
+    ElfKind "elf-kind" Unsupported "The file is no ELF program, or for a processor that ptplus does not know.";
 
     // llama.cpp
     LlamaCpp "llama-cpp" Io "llama.cpp failed.";

@@ -17,9 +17,9 @@ mod tests {
     fn the_library_is_an_object_of_this_machine_that_defines_what_it_wraps() {
         let library = super::library().unwrap();
         let wrapped = "ggml_mul_mat";
-        let dynamic = crate::format::elf::dynamic(library, wrapped).unwrap();
-        assert_eq!(dynamic.symbol(wrapped), Some(crate::format::elf::Definition::Own));
+        let found = crate::format::elf::read(library, &[wrapped]).unwrap();
+        assert_eq!(found.symbols[0].definition, Some(crate::format::elf::Definition::Own));
         let of_c = |name: &String| ["libc.so", "libdl.so", "ld-linux"].iter().any(|known| name.starts_with(known));
-        assert!(dynamic.needed.iter().all(of_c), "{:?}", dynamic.needed);
+        assert!(found.needed.iter().all(of_c), "{:?}", found.needed);
     }
 }

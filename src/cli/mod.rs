@@ -98,7 +98,7 @@ enum Command {
     Diff(diff::Arguments),
     /// Make a key pair for signing bundles
     Keygen(keygen::Arguments),
-    /// Say whether the preload library can bring adapters into a program
+    /// Say whether a llama.cpp program can take adapters, and why
     Doctor(doctor::Arguments),
     /// Convert and verify a built-in example, showing each step
     Demo(demo::Arguments),

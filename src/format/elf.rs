@@ -1,4 +1,5 @@
-//! What an ELF program is linked with: libraries, search paths, dynamic symbols. Little endian, 64 bits.
+//! What the loader of Linux reads of an ELF program or library: what it is linked with, and which of its calls are bound
+//! while it is loaded. 32 and 64 bits, either byte order.
 //!
 //! Only program headers and the dynamic section are read, which a program cannot be stripped of. Every offset is checked
 //! against the file; nothing is allocated from a count in it.
@@ -8,36 +9,94 @@ use indexmap::IndexSet;
 use crate::error::{Code, Error, Result};
 
 /// Symbols looked at; the largest programs have some hundred thousand.
-const MAX_SYMBOLS: usize = 1 << 22;
-/// Symbols with the prefix asked for; llama.cpp has some 300.
-const MAX_FOUND: usize = 1 << 12;
+const MAX_SYMBOLS: u64 = 1 << 22;
+/// Relocations looked at; the largest libraries have some hundred thousand.
+const MAX_RELOCATIONS: u64 = 1 << 23;
 /// Bytes of a name that is asked for: a file's path.
 const MAX_NAME: usize = 1 << 12;
 /// Bytes of a search path, and search paths of a program: all its folders are usually one text.
-const MAX_PATH: usize = 1 << 20;
+const MAX_PATH: usize = 1 << 16;
 const MAX_PATHS: usize = 16;
 /// Libraries that a program names. Large ones need some hundred.
 const MAX_NAMES: usize = 512;
 /// Entries of a dynamic section looked at; real ones have some dozen.
-const MAX_DYNAMIC: usize = 1 << 12;
+const MAX_DYNAMIC: u64 = 1 << 12;
+/// Program headers looked at; real programs have a dozen.
+const MAX_SEGMENTS: u64 = 1 << 10;
 
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
+const PT_INTERP: u32 = 3;
 const DT_NEEDED: u64 = 1;
+const DT_PLTRELSZ: u64 = 2;
 const DT_STRTAB: u64 = 5;
 const DT_SYMTAB: u64 = 6;
+const DT_RELA: u64 = 7;
+const DT_RELASZ: u64 = 8;
 const DT_STRSZ: u64 = 10;
 const DT_RPATH: u64 = 15;
+const DT_SYMBOLIC: u64 = 16;
+const DT_REL: u64 = 17;
+const DT_RELSZ: u64 = 18;
+const DT_PLTREL: u64 = 20;
+const DT_JMPREL: u64 = 23;
 const DT_RUNPATH: u64 = 29;
+const DT_FLAGS: u64 = 30;
+const DF_SYMBOLIC: u64 = 2;
+const STV_PROTECTED: u8 = 3;
 
-/// The dynamic part of a program or library; empty where it has none.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Dynamic {
-    /// Names of the libraries that it needs, in order.
-    pub needed: Vec<String>,
-    /// Folders to search for them, colons between.
-    pub search_path: Vec<String>,
-    symbols: Vec<(String, Definition)>,
+/// A processor, as far as the loader tells them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// `e_machine`.
+    number: u16,
+    /// Whether addresses have 64 bits.
+    is_64: bool,
+    /// Whether the low byte comes first.
+    is_little: bool,
+}
+
+/// `e_machine`, its name, and the numbers of the relocations that fill a slot for a call or an address by a symbol's name.
+/// From each processor's ELF supplement; RISC-V and LoongArch fill address slots with their plain word relocation.
+const MACHINES: [(u16, &str, u32, u32); 8] = [
+    (3, "x86", 7, 6),
+    (21, "ppc64", 21, 20),
+    (22, "s390x", 11, 10),
+    (40, "arm", 22, 21),
+    (62, "x86-64", 7, 6),
+    (183, "aarch64", 1026, 1025),
+    (243, "riscv", 5, 2),
+    (258, "loongarch", 5, 2),
+];
+
+impl Machine {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        self.row().map_or("a processor that ptplus does not know", |row| row.1)
+    }
+
+    fn row(self) -> Option<&'static (u16, &'static str, u32, u32)> {
+        MACHINES.iter().find(|row| row.0 == self.number)
+    }
+}
+
+/// How a call or an address gets its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relocation {
+    /// A slot for a function that is called.
+    JumpSlot,
+    /// A slot for an address.
+    GlobDat,
+}
+
+impl Relocation {
+    /// As `objdump -R` prints it, without the processor's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Relocation::JumpSlot => "JUMP_SLOT",
+            Relocation::GlobDat => "GLOB_DAT",
+        }
+    }
 }
 
 /// Whether a symbol is in the file itself.
@@ -49,11 +108,33 @@ pub enum Definition {
     Own,
 }
 
-impl Dynamic {
-    /// The symbol, if the file imports or exports it.
-    pub fn symbol(&self, name: &str) -> Option<Definition> {
-        self.symbols.iter().find(|(n, _)| n == name).map(|(_, d)| *d)
-    }
+/// One of the symbols that were asked for, as far as the file has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Symbol {
+    /// Whether the file defines it, if its dynamic symbols name it at all.
+    pub definition: Option<Definition>,
+    /// The relocation by which the file's own calls of it are bound, if the loader binds them: to the first definition
+    /// among all loaded files, whoever defines it.
+    pub relocation: Option<Relocation>,
+}
+
+/// A program or library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// For which processor.
+    pub machine: Machine,
+    /// The loader that a program names; libraries name none.
+    pub interpreter: Option<String>,
+    /// Whether a loader has anything to do with it: it has a dynamic section.
+    pub is_dynamic: bool,
+    /// Names of the libraries that it needs, in order.
+    pub needed: Vec<String>,
+    /// Folders to search for them, colons between: for this file alone.
+    pub runpath: Vec<String>,
+    /// The older kind, for libraries of its libraries too.
+    pub rpath: Vec<String>,
+    /// What was asked for, in the same order.
+    pub symbols: Vec<Symbol>,
 }
 
 /// Whether `bytes` begin as an ELF file does.
@@ -61,92 +142,104 @@ pub fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
-/// Reads the dynamic part, with the symbols whose name begins with `prefix`.
+/// Reads what a loader would, and of the dynamic symbols those in `names`.
 ///
 /// # Errors
 ///
-/// [`Code::Elf`] for offsets beyond the file; [`Code::ElfKind`] for 32 bits or big endian.
-pub fn dynamic(bytes: &[u8], prefix: &str) -> Result<Dynamic> {
-    let file = Reader(bytes);
-    if !is_elf(bytes) || bytes.get(4..6) != Some(&[2, 1]) {
-        let message = "expected ELF of 64 bits, little endian, found another kind";
+/// [`Code::Elf`] for offsets beyond the file; [`Code::ElfKind`] for a file that is none, or a processor that is not
+/// listed.
+pub fn read(bytes: &[u8], names: &[&str]) -> Result<Object> {
+    let file = Reader::new(bytes)?;
+    let machine = Machine { number: file.u16(18)?, is_64: file.is_64, is_little: file.is_little };
+    let Some(&(_, _, jump_slot, glob_dat)) = machine.row() else {
+        let message = format!("expected a processor that ptplus knows, found number {}", machine.number);
         return Err(Error::new(Code::ElfKind, message));
-    }
-    let (headers_at, header_len, n_headers) = (file.u64(32)?, u64::from(file.u16(54)?), u64::from(file.u16(56)?));
-    let mut loads = Vec::new();
-    let mut section = None;
-    for i in 0..n_headers {
-        let at = add(headers_at, i * header_len)?;
-        let segment =
-            Segment { offset: file.u64(add(at, 8)?)?, address: file.u64(add(at, 16)?)?, len: file.u64(add(at, 32)?)? };
-        match file.u32(at)? {
-            PT_LOAD => loads.push(segment),
-            PT_DYNAMIC => section = Some(segment),
-            _ => {}
-        }
-    }
-    let Some(section) = section else { return Ok(Dynamic::default()) };
-    let entries = entries(&file, &section)?;
+    };
+    let headers = Headers::read(&file)?;
+    let mut object = Object {
+        machine,
+        interpreter: headers.interpreter.clone(),
+        is_dynamic: headers.dynamic.is_some(),
+        needed: Vec::new(),
+        runpath: Vec::new(),
+        rpath: Vec::new(),
+        symbols: vec![Symbol::default(); names.len()],
+    };
+    let Some(section) = &headers.dynamic else { return Ok(object) };
+    let entries = entries(&file, section)?;
     let value = |tag: u64| entries.iter().find(|(t, _)| *t == tag).map(|(_, v)| *v);
-    let (Some(text_at), Some(text_len)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Ok(Dynamic::default()) };
-    let text = file.slice(offset_of(&loads, text_at)?, text_len)?;
+    let (Some(text_at), Some(text_len)) = (value(DT_STRTAB), value(DT_STRSZ)) else { return Ok(object) };
+    let text = file.slice(headers.offset_of(text_at)?, text_len)?;
     // Each once: a section may name one text many times.
-    let names = |tag: u64, most: usize, most_bytes: usize| -> Result<Vec<String>> {
+    let texts = |tag: u64, most: usize, most_bytes: usize| -> Result<Vec<String>> {
         let offsets: IndexSet<u64> = entries.iter().filter(|(t, _)| *t == tag).map(|(_, v)| *v).collect();
         if offsets.len() > most {
             return Err(Error::new(Code::Elf, format!("expected at most {most} names of a kind, found more")));
         }
         offsets.into_iter().map(|at| name(text, at, most_bytes).map(str::to_owned)).collect()
     };
-    let mut search_path = names(DT_RUNPATH, MAX_PATHS, MAX_PATH)?;
-    search_path.extend(names(DT_RPATH, MAX_PATHS, MAX_PATH)?);
-    let symbols = match value(DT_SYMTAB) {
-        Some(at) => symbols(&file, offset_of(&loads, at)?, at, text_at, text, prefix)?,
-        None => Vec::new(),
+    object.needed = texts(DT_NEEDED, MAX_NAMES, MAX_NAME)?;
+    object.runpath = texts(DT_RUNPATH, MAX_PATHS, MAX_PATH)?;
+    object.rpath = texts(DT_RPATH, MAX_PATHS, MAX_PATH)?;
+    let Some(symbols_at) = value(DT_SYMTAB) else { return Ok(object) };
+    let symbols = Symbols { file: &file, offset: headers.offset_of(symbols_at)?, text };
+    let n_symbols = if text_at > symbols_at { (text_at - symbols_at) / symbols.entry_len() } else { MAX_SYMBOLS };
+    symbols.define(n_symbols.min(MAX_SYMBOLS), names, &mut object.symbols)?;
+
+    // A file that searches itself first is never given another's definition of what it defines.
+    let searches_itself = value(DT_SYMBOLIC).is_some() || value(DT_FLAGS).is_some_and(|f| f & DF_SYMBOLIC != 0);
+    let plt_has_addends = value(DT_PLTREL) == Some(DT_RELA);
+    let tables = [
+        (value(DT_JMPREL), value(DT_PLTRELSZ), plt_has_addends),
+        (value(DT_RELA), value(DT_RELASZ), true),
+        (value(DT_REL), value(DT_RELSZ), false),
+    ];
+    for (at, len, has_addends) in tables {
+        let (Some(at), Some(len)) = (at, len) else { continue };
+        let table = file.slice(headers.offset_of(at)?, len)?;
+        for (symbol, kind) in relocations(&file, table, has_addends) {
+            let relocation = match kind {
+                k if k == jump_slot => Relocation::JumpSlot,
+                k if k == glob_dat => Relocation::GlobDat,
+                _ => continue,
+            };
+            let Some((i, entry)) = symbols.one_of(symbol, names) else { continue };
+            let is_own = entry.definition == Definition::Own;
+            if !(is_own && (searches_itself || entry.visibility == STV_PROTECTED)) {
+                object.symbols[i].relocation.get_or_insert(relocation);
+            }
+            object.symbols[i].definition.get_or_insert(entry.definition);
+        }
+    }
+    Ok(object)
+}
+
+/// Symbol and kind of each relocation of a table.
+fn relocations<'a>(
+    file: &'a Reader<'_>,
+    table: &'a [u8],
+    has_addends: bool,
+) -> impl Iterator<Item = (u64, u32)> + use<'a> {
+    let word = file.word_len();
+    let entry_len = word * if has_addends { 3 } else { 2 };
+    let info = move |entry: &[u8]| match file.is_64 {
+        true => {
+            let info = file.number(entry.get(8..16)?);
+            Some((info >> 32, (info & 0xFFFF_FFFF) as u32))
+        }
+        false => {
+            let info = file.number(entry.get(4..8)?);
+            Some((info >> 8, (info & 0xFF) as u32))
+        }
     };
-    Ok(Dynamic { needed: names(DT_NEEDED, MAX_NAMES, MAX_NAME)?, search_path, symbols })
+    table.chunks_exact(entry_len as usize).take(MAX_RELOCATIONS as usize).filter_map(info)
 }
 
-/// Tags and values up to the end mark.
-fn entries(file: &Reader<'_>, section: &Segment) -> Result<Vec<(u64, u64)>> {
-    let mut entries = Vec::new();
-    for i in 0..(section.len / 16).min(MAX_DYNAMIC as u64) {
-        let at = add(section.offset, i * 16)?;
-        match (file.u64(at)?, file.u64(add(at, 8)?)?) {
-            (0, _) => break,
-            entry => entries.push(entry),
-        }
-    }
-    Ok(entries)
-}
-
-/// The symbol table says nowhere how long it is. Linkers put the names behind it; where they do not, it ends with the
-/// first entry whose name is none.
-fn symbols(
-    file: &Reader<'_>,
-    offset: u64,
-    address: u64,
-    text_at: u64,
-    text: &[u8],
-    prefix: &str,
-) -> Result<Vec<(String, Definition)>> {
-    const ENTRY: u64 = 24;
-    let n = if text_at > address { (text_at - address) / ENTRY } else { MAX_SYMBOLS as u64 };
-    let mut found = Vec::new();
-    for i in 0..n.min(MAX_SYMBOLS as u64) {
-        let Ok(at) = add(offset, i * ENTRY) else { break };
-        let (Ok(name_at), Ok(section)) = (file.u32(at), file.u16(add(at, 6)?)) else { break };
-        let Some(rest) = text.get(name_at as usize..) else { break };
-        if !rest.starts_with(prefix.as_bytes()) {
-            continue;
-        }
-        let Ok(name) = name(text, u64::from(name_at), MAX_NAME) else { break };
-        if found.len() == MAX_FOUND {
-            return Err(Error::new(Code::Elf, format!("expected at most {MAX_FOUND} symbols {prefix}*, found more")));
-        }
-        found.push((name.to_owned(), if section == 0 { Definition::Imported } else { Definition::Own }));
-    }
-    Ok(found)
+/// Program headers, as far as they matter here.
+struct Headers {
+    loads: Vec<Segment>,
+    dynamic: Option<Segment>,
+    interpreter: Option<String>,
 }
 
 /// A part of the file and where it lies in memory.
@@ -156,11 +249,105 @@ struct Segment {
     len: u64,
 }
 
-fn offset_of(loads: &[Segment], address: u64) -> Result<u64> {
-    let segment = loads.iter().find(|s| address >= s.address && address - s.address < s.len);
-    segment.and_then(|s| s.offset.checked_add(address - s.address)).ok_or_else(|| {
-        Error::new(Code::Elf, format!("expected address {address:#x} in a loaded part, found it in none"))
-    })
+impl Headers {
+    fn read(file: &Reader<'_>) -> Result<Headers> {
+        let (at, len, n) = match file.is_64 {
+            true => (file.word(32)?, file.u16(54)?, file.u16(56)?),
+            false => (file.word(28)?, file.u16(42)?, file.u16(44)?),
+        };
+        let mut out = Headers { loads: Vec::new(), dynamic: None, interpreter: None };
+        for i in 0..u64::from(n).min(MAX_SEGMENTS) {
+            let at = add(at, i * u64::from(len))?;
+            let kind = file.u32(at)?;
+            let field = |wide: u64, narrow: u64| file.word(add(at, if file.is_64 { wide } else { narrow })?);
+            let segment = Segment { offset: field(8, 4)?, address: field(16, 8)?, len: field(32, 16)? };
+            match kind {
+                PT_LOAD => out.loads.push(segment),
+                PT_DYNAMIC => out.dynamic = Some(segment),
+                PT_INTERP => {
+                    let text = file.slice(segment.offset, segment.len)?;
+                    out.interpreter = Some(name(text, 0, MAX_NAME)?.to_owned());
+                }
+                _ => {}
+            }
+        }
+        Ok(out)
+    }
+
+    fn offset_of(&self, address: u64) -> Result<u64> {
+        let segment = self.loads.iter().find(|s| address >= s.address && address - s.address < s.len);
+        segment.and_then(|s| s.offset.checked_add(address - s.address)).ok_or_else(|| {
+            Error::new(Code::Elf, format!("expected address {address:#x} in a loaded part, found it in none"))
+        })
+    }
+}
+
+/// Tags and values up to the end mark.
+fn entries(file: &Reader<'_>, section: &Segment) -> Result<Vec<(u64, u64)>> {
+    let word = file.word_len();
+    let mut entries = Vec::new();
+    for i in 0..(section.len / (2 * word)).min(MAX_DYNAMIC) {
+        let at = add(section.offset, i * 2 * word)?;
+        match (file.word(at)?, file.word(add(at, word)?)?) {
+            (0, _) => break,
+            entry => entries.push(entry),
+        }
+    }
+    Ok(entries)
+}
+
+/// The dynamic symbols.
+struct Symbols<'a> {
+    file: &'a Reader<'a>,
+    offset: u64,
+    text: &'a [u8],
+}
+
+struct SymbolEntry {
+    name_at: u64,
+    visibility: u8,
+    definition: Definition,
+}
+
+impl Symbols<'_> {
+    fn entry_len(&self) -> u64 {
+        if self.file.is_64 { 24 } else { 16 }
+    }
+
+    fn entry(&self, index: u64) -> Result<SymbolEntry> {
+        let overflow = || Error::new(Code::Elf, "expected a symbol within the file, found one beyond it");
+        let at = add(self.offset, index.checked_mul(self.entry_len()).ok_or_else(overflow)?)?;
+        let (other, section) = if self.file.is_64 { (5, 6) } else { (13, 14) };
+        let definition = if self.file.u16(add(at, section)?)? == 0 { Definition::Imported } else { Definition::Own };
+        let visibility = self.file.array::<1>(add(at, other)?)?[0] & 3;
+        Ok(SymbolEntry { name_at: u64::from(self.file.u32(at)?), visibility, definition })
+    }
+
+    /// Which of `names` the symbol's is.
+    fn one_of(&self, index: u64, names: &[&str]) -> Option<(usize, SymbolEntry)> {
+        let entry = self.entry(index).ok()?;
+        self.position(&entry, names).map(|i| (i, entry))
+    }
+
+    fn position(&self, entry: &SymbolEntry, names: &[&str]) -> Option<usize> {
+        let rest = self.text.get(usize::try_from(entry.name_at).ok()?..)?;
+        names.iter().position(|n| rest.starts_with(n.as_bytes()) && rest.get(n.len()) == Some(&0))
+    }
+
+    /// Notes which of `names` are defined or imported. The symbol table says nowhere how long it is: linkers put the names
+    /// behind it, and where they do not, it ends with the file.
+    fn define(&self, n: u64, names: &[&str], found: &mut [Symbol]) -> Result<()> {
+        for i in 0..n {
+            let Ok(entry) = self.entry(i) else { break };
+            if usize::try_from(entry.name_at).map_or(true, |at| at >= self.text.len()) {
+                break;
+            }
+            if let Some(k) = self.position(&entry, names) {
+                found[k].definition = Some(entry.definition);
+            }
+        }
+        Ok(())
+    }
 }
 
 fn add(a: u64, b: u64) -> Result<u64> {
@@ -175,30 +362,54 @@ fn name(text: &[u8], at: u64, most_bytes: usize) -> Result<&str> {
     found.ok_or_else(|| Error::new(Code::Elf, "expected a name, found none").at(at))
 }
 
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    bytes: &'a [u8],
+    is_64: bool,
+    is_little: bool,
+}
 
 impl<'a> Reader<'a> {
+    fn new(bytes: &'a [u8]) -> Result<Self> {
+        let (is_64, is_little) = match bytes.get(4..6) {
+            Some([class @ 1..=2, order @ 1..=2]) if is_elf(bytes) => (*class == 2, *order == 1),
+            _ => return Err(Error::new(Code::ElfKind, "expected an ELF program or library, found another file")),
+        };
+        Ok(Reader { bytes, is_64, is_little })
+    }
+
+    fn word_len(&self) -> u64 {
+        if self.is_64 { 8 } else { 4 }
+    }
+
     fn slice(&self, at: u64, len: u64) -> Result<&'a [u8]> {
         let range = usize::try_from(at).ok().zip(usize::try_from(add(at, len)?).ok());
-        let found = range.and_then(|(start, end)| self.0.get(start..end));
+        let found = range.and_then(|(start, end)| self.bytes.get(start..end));
         found.ok_or_else(|| Error::new(Code::Elf, format!("expected {len} bytes, found the end of the file")).at(at))
     }
 
     fn array<const N: usize>(&self, at: u64) -> Result<[u8; N]> {
-        let bytes = self.slice(at, N as u64)?;
-        Ok(bytes.try_into().expect("as many bytes as asked for"))
+        let mut out = [0; N];
+        out.copy_from_slice(self.slice(at, N as u64)?);
+        Ok(out)
+    }
+
+    /// A number of at most eight bytes.
+    fn number(&self, bytes: &[u8]) -> u64 {
+        let shift = |n: u64, b: &u8| (n << 8) | u64::from(*b);
+        if self.is_little { bytes.iter().rev().fold(0, shift) } else { bytes.iter().fold(0, shift) }
     }
 
     fn u16(&self, at: u64) -> Result<u16> {
-        self.array(at).map(u16::from_le_bytes)
+        Ok(self.number(&self.array::<2>(at)?) as u16)
     }
 
     fn u32(&self, at: u64) -> Result<u32> {
-        self.array(at).map(u32::from_le_bytes)
+        Ok(self.number(&self.array::<4>(at)?) as u32)
     }
 
-    fn u64(&self, at: u64) -> Result<u64> {
-        self.array(at).map(u64::from_le_bytes)
+    /// An address or length: as long as the file's words.
+    fn word(&self, at: u64) -> Result<u64> {
+        Ok(self.number(self.slice(at, self.word_len())?))
     }
 }
 
@@ -212,62 +423,182 @@ mod tests {
 
     #[test]
     fn this_program_needs_the_c_library() {
-        let found = dynamic(&own(), "mal").unwrap();
+        let found = read(&own(), &["malloc", "mallory"]).unwrap();
         assert!(found.needed.iter().any(|n| n.starts_with("libc.so")), "{:?}", found.needed);
-        assert_eq!(found.symbol("malloc"), Some(Definition::Imported));
-        assert_eq!(found.symbol("mallory"), None);
+        assert!(found.interpreter.is_some_and(|i| i.contains("ld-")) && found.is_dynamic);
+        assert_eq!(found.symbols[0].definition, Some(Definition::Imported));
+        assert!(found.symbols[0].relocation.is_some());
+        assert_eq!(found.symbols[1], Symbol::default());
     }
 
-    /// A program of one loaded part: the dynamic section, `n` symbols whose names begin at 0, and the names.
-    fn program(n: usize, names: &[u8]) -> Vec<u8> {
-        let (dynamic, symbols) = (200_u64, 264_u64);
-        let text = symbols + 24 * n as u64;
-        let len = text + names.len() as u64;
-        let mut out = b"\x7fELF\x02\x01".to_vec();
-        out.resize(64, 0);
-        out[32..40].copy_from_slice(&64_u64.to_le_bytes());
-        out[54..56].copy_from_slice(&56_u16.to_le_bytes());
-        out[56..58].copy_from_slice(&2_u16.to_le_bytes());
-        for (kind, offset, len) in [(PT_LOAD, 0, len), (PT_DYNAMIC, dynamic, 64)] {
-            out.extend(kind.to_le_bytes());
-            out.extend([0; 4]);
-            [offset, offset, 0, len, len, 0].iter().for_each(|x| out.extend(x.to_le_bytes()));
+    /// How a test file is written: for which processor, and its width and byte order.
+    #[derive(Clone, Copy)]
+    struct Form {
+        machine: u16,
+        is_64: bool,
+        is_little: bool,
+    }
+
+    const X86_64: Form = Form { machine: 62, is_64: true, is_little: true };
+
+    impl Form {
+        fn number(self, value: u64, len: usize) -> Vec<u8> {
+            let little = value.to_le_bytes()[..len].to_vec();
+            if self.is_little { little } else { little.into_iter().rev().collect() }
         }
-        out.resize(dynamic as usize, 0);
-        for (tag, value) in [(DT_STRTAB, text), (DT_STRSZ, names.len() as u64), (DT_SYMTAB, symbols), (0, 0)] {
-            out.extend([tag, value].iter().flat_map(|x| x.to_le_bytes()));
+
+        fn word(self, value: u64) -> Vec<u8> {
+            self.number(value, if self.is_64 { 8 } else { 4 })
         }
-        out.resize(text as usize, 0);
-        [&out, names].concat()
+
+        /// A library of one loaded part: header, program headers, dynamic section, `n` symbols (the first is "f"), one
+        /// relocation, names.
+        fn library(self, n: u64, relocation: u64, more: &[(u64, u64)], section: u64, names: &[u8]) -> Vec<u8> {
+            let word = if self.is_64 { 8 } else { 4 };
+            let (header_len, segment_len, symbol_len) = if self.is_64 { (64, 56, 24) } else { (52, 32, 16) };
+            let dynamic = header_len + 2 * segment_len;
+            let n_entries = 7 + more.len() as u64;
+            let symbols = dynamic + n_entries * 2 * word;
+            let relocations = symbols + n * symbol_len;
+            let text = relocations + 2 * word;
+            let len = text + names.len() as u64;
+            let mut out = [b"\x7fELF", &[1 + u8::from(self.is_64), 2 - u8::from(self.is_little)][..]].concat();
+            out.resize(16, 0);
+            out.extend([self.number(3, 2), self.number(self.machine.into(), 2), self.number(1, 4)].concat());
+            out.extend([self.word(0), self.word(header_len), self.word(0), self.number(0, 4)].concat());
+            for half in [header_len, segment_len, 2, 0, 0, 0] {
+                out.extend(self.number(half, 2));
+            }
+            for (kind, offset, len) in [(PT_LOAD, 0, len), (PT_DYNAMIC, dynamic, n_entries * 2 * word)] {
+                out.extend(self.number(kind.into(), 4));
+                if self.is_64 {
+                    out.extend(self.number(0, 4));
+                }
+                for value in [offset, offset, 0, len, len] {
+                    out.extend(self.word(value));
+                }
+                out.resize(out.len() + if self.is_64 { 8 } else { 8 }, 0);
+            }
+            assert_eq!(out.len() as u64, dynamic);
+            let entries = [
+                (DT_STRTAB, text),
+                (DT_STRSZ, names.len() as u64),
+                (DT_SYMTAB, symbols),
+                (DT_JMPREL, relocations),
+                (DT_PLTRELSZ, 2 * word),
+                (DT_PLTREL, DT_REL),
+            ];
+            for (tag, value) in entries.iter().chain(more).chain(&[(0, 0)]) {
+                out.extend([self.word(*tag), self.word(*value)].concat());
+            }
+            for i in 0..n {
+                let section = self.number(if i == 0 { section } else { 0 }, 2);
+                let entry = match self.is_64 {
+                    true => [self.number(0, 4), vec![0, 0], section, vec![0; 16]].concat(),
+                    false => [self.number(0, 4), vec![0; 10], section].concat(),
+                };
+                out.extend(entry);
+            }
+            let info = if self.is_64 { relocation } else { relocation & 0xFF };
+            out.extend([self.word(0), self.word(info)].concat());
+            [&out, names].concat()
+        }
     }
 
     #[test]
-    fn symbols_cost_what_their_prefix_costs() {
-        let found = dynamic(&program(3, b"llama_x\0"), "llama_").unwrap();
-        assert_eq!(found.symbols.len(), 3);
-        assert_eq!(found.symbol("llama_x"), Some(Definition::Imported));
-        // A million names that end a megabyte later, and none is asked for.
+    fn calls_that_the_loader_binds_are_found_on_every_processor() {
+        for (machine, label, jump_slot, glob_dat) in MACHINES {
+            for (is_64, is_little) in [(true, true), (true, false), (false, true), (false, false)] {
+                let form = Form { machine, is_64, is_little };
+                // Only aarch64 has numbers above 255, and only with 64 bits.
+                if !is_64 && jump_slot > 255 {
+                    continue;
+                }
+                let relocation = |kind: u32| {
+                    let found = read(&form.library(1, kind.into(), &[], 0, b"f\0"), &["g", "f"]).unwrap();
+                    assert_eq!(found.symbols[0], Symbol::default());
+                    assert_eq!(found.machine.name(), label);
+                    assert_eq!(found.symbols[1].definition, Some(Definition::Imported));
+                    found.symbols[1].relocation
+                };
+                assert_eq!(relocation(jump_slot), Some(Relocation::JumpSlot), "{label} {is_64} {is_little}");
+                assert_eq!(relocation(glob_dat), Some(Relocation::GlobDat), "{label}");
+                assert_eq!(relocation(200), None, "{label}");
+            }
+        }
+        let unknown = Form { machine: 9999, ..X86_64 };
+        assert_eq!(read(&unknown.library(1, 7, &[], 0, b"f\0"), &["f"]).unwrap_err().code(), Code::ElfKind);
+    }
+
+    #[test]
+    fn a_library_that_searches_itself_first_is_not_bound_to_others() {
+        let relocation = |more: &[(u64, u64)], section: u64| {
+            read(&X86_64.library(1, 7, more, section, b"f\0"), &["f"]).unwrap().symbols[0].relocation
+        };
+        for symbolic in [[(DT_SYMBOLIC, 0)], [(DT_FLAGS, DF_SYMBOLIC)]] {
+            assert_eq!(relocation(&symbolic, 1), None);
+            assert!(relocation(&symbolic, 0).is_some(), "what it does not define comes from others");
+        }
+        assert!(relocation(&[(DT_FLAGS, 8)], 1).is_some(), "its own definition is the last choice");
+    }
+
+    #[test]
+    fn a_name_is_the_whole_name() {
+        let found =
+            |names: &[u8], asked: &str| read(&X86_64.library(1, 7, &[], 0, names), &[asked]).unwrap().symbols[0];
+        assert!(found(b"ggml_mul_mat\0", "ggml_mul_mat").relocation.is_some());
+        for (names, asked) in [(&b"ggml_mul_mat_id\0"[..], "ggml_mul_mat"), (b"ggml\0", "ggml_mul_mat"), (b"f", "f")] {
+            assert_eq!(found(names, asked), Symbol::default(), "{asked}");
+        }
+    }
+
+    #[test]
+    fn many_symbols_with_long_names_cost_little() {
         let long = [&vec![b'n'; 1 << 20][..], b"\0"].concat();
-        assert!(dynamic(&program(1 << 20, &long), "llama_").unwrap().symbols.is_empty());
-        assert_eq!(dynamic(&program(MAX_FOUND + 1, b"llama_\0"), "llama_").unwrap_err().code(), Code::Elf);
-        let long = [&b"llama_"[..], &[b'n'; MAX_NAME], b"\0"].concat();
-        assert!(dynamic(&program(3, &long), "llama_").unwrap().symbols.is_empty());
+        assert_eq!(read(&X86_64.library(1 << 20, 7, &[], 0, &long), &["f"]).unwrap().symbols[0], Symbol::default());
+        let needed: Vec<(u64, u64)> = (0..MAX_NAMES as u64 + 1).map(|i| (DT_NEEDED, i)).collect();
+        let names = vec![0; MAX_NAMES + 8];
+        assert_eq!(read(&X86_64.library(1, 7, &needed, 0, &names), &["f"]).unwrap_err().code(), Code::Elf);
     }
 
     #[test]
     fn truncated_and_flipped_files_give_errors_or_other_answers_but_no_panic() {
+        for form in [
+            X86_64,
+            Form { machine: 3, is_64: false, is_little: true },
+            Form { machine: 22, is_little: false, ..X86_64 },
+        ] {
+            let small =
+                form.library(3, 7, &[(DT_NEEDED, 0), (DT_RUNPATH, 0), (DT_RELA, 64), (DT_RELASZ, 48)], 1, b"f\0");
+            assert!(read(&small, &["f"]).is_ok());
+            for len in 0..small.len() {
+                let _ = read(&small[..len], &["f"]);
+            }
+            for i in 0..small.len() {
+                for mask in [0xFF, 0x80, 1] {
+                    let mut spoilt = small.clone();
+                    spoilt[i] ^= mask;
+                    let _ = read(&spoilt, &["f"]);
+                }
+                // Two large numbers that add up to more than any.
+                let mut spoilt = small.clone();
+                let end = (i + 8).min(small.len());
+                spoilt[i..end].fill(0xFF);
+                let _ = read(&spoilt, &["f"]);
+            }
+        }
         let bytes = own();
         let start = &bytes[..bytes.len().min(64 << 10)];
         for len in (0..start.len()).step_by(37) {
-            let _ = dynamic(&start[..len], "malloc");
+            let _ = read(&start[..len], &["malloc"]);
         }
         for i in 0..1024 {
             let mut spoilt = start.to_vec();
             spoilt[i] ^= 0xFF;
-            let _ = dynamic(&spoilt, "malloc");
+            let _ = read(&spoilt, &["malloc"]);
         }
-        assert_eq!(dynamic(b"\x7fELF\x01\x01", "").unwrap_err().code(), Code::ElfKind);
-        assert_eq!(dynamic(b"\x7fELF\x02\x01", "").unwrap_err().code(), Code::Elf);
-        assert_eq!(dynamic(b"MZ", "").unwrap_err().code(), Code::ElfKind);
+        assert_eq!(read(b"\x7fELF\x03\x01", &[]).unwrap_err().code(), Code::ElfKind);
+        assert_eq!(read(b"\x7fELF\x02\x01", &[]).unwrap_err().code(), Code::Elf);
+        assert_eq!(read(b"MZ", &[]).unwrap_err().code(), Code::ElfKind);
     }
 }

@@ -5,6 +5,7 @@ pub mod gguf;
 pub(crate) mod hub;
 pub mod index;
 pub mod json;
+pub(crate) mod ld_cache;
 pub mod limits;
 pub(crate) mod links;
 pub mod mmap;

@@ -184,39 +184,3 @@ fn the_preload_library_adapts_a_program_that_knows_nothing_of_it() {
         assert!(said(&out).contains("ptplus: "), "{wrong}: {}", said(&out));
     }
 }
-
-#[test]
-fn the_doctor_tells_shared_from_static_from_none() {
-    let p = programs();
-    let kind = |program: &Path| {
-        let (code, report) = crate::common::json(["doctor".as_ref(), program.as_os_str()]);
-        (code, report["linking"].as_str().unwrap().to_owned(), report["called_from"].as_str().map(str::to_owned))
-    };
-    let compile_text = |text: &str, more: &[&str], name: &str| {
-        let source = p.temp.path().join(format!("{name}.c"));
-        std::fs::write(&source, text).unwrap();
-        let mut cc = compiler();
-        let out = cc.arg(&source).args(more).arg("-o").arg(p.temp.path().join(name)).output().unwrap();
-        assert!(out.status.success(), "{}", said(&out));
-        p.temp.path().join(name)
-    };
-    if cfg!(feature = "llama-cpp-dynamic") {
-        assert_eq!(kind(&p.plain), (0, "dynamic".into(), Some("plain".into())));
-        let folder = p.temp.path().display().to_string();
-        let call = "#include \"llama.h\"\nvoid * f(void) { return llama_init_from_model(NULL, llama_context_default_params()); }\n";
-        compile_text(call, &["-shared", "-fPIC"], "libcaller.so");
-        let main = "void * f(void);\nint main(void) { return f() != 0; }\n";
-        let link =
-            [format!("-L{folder}"), "-lcaller".into(), "-Wl,-rpath,$ORIGIN,--unresolved-symbols=ignore-all".into()];
-        let thin = compile_text(main, &link.each_ref().map(String::as_str), "thin");
-        assert_eq!(kind(&thin), (0, "dynamic".into(), Some("libcaller.so".into())));
-    } else {
-        assert_eq!(kind(&p.plain), (7, "static".into(), None));
-    }
-    let message = "#include <stdio.h>\nint main(void) { puts(\"llama_init_from_model: failed\"); return 0; }\n";
-    assert_eq!(kind(&compile_text(message, &[], "inside")), (7, "static".into(), None));
-    assert_eq!(kind(&compile_text("int main(void) { return 0; }\n", &[], "none")), (7, "none".into(), None));
-    let broken = p.temp.path().join("broken");
-    std::fs::write(&broken, &std::fs::read(&p.plain).unwrap()[..900]).unwrap();
-    assert_eq!(crate::common::exit(&crate::common::ptplus(["doctor".as_ref(), broken.as_os_str()])), 3);
-}
