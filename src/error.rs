@@ -88,6 +88,15 @@ macro_rules! codes {
             pub fn slug(self) -> &'static str { match self { $(Code::$variant => $slug,)* } }
             /// What kind of failure this is.
             pub fn kind(self) -> Kind { match self { $(Code::$variant => Kind::$kind,)* } }
+            /// The exit code of the command-line tool: that of the kind, but 127 and 126 for a program that cannot be started, as
+            /// shells and `env` have it.
+            pub fn exit_code(self) -> u8 {
+                match self {
+                    Code::ProgramNotFound => 127,
+                    Code::ProgramNotExecutable => 126,
+                    _ => self.kind().exit_code(),
+                }
+            }
             /// One sentence for the reference page.
             pub fn explanation(self) -> &'static str { match self { $(Code::$variant => $text,)* } }
         }
@@ -211,9 +220,15 @@ codes! {
     DeviceUnavailable "device-unavailable" Unsupported "The device is not built in or not present.";
     Runner "runner" Io "The tensor library failed.";
 
-    // Programs, for `doctor`
+    // Programs, for `doctor` and `exec`
     Elf "elf" Corrupt "An ELF program ends inside a structure that it declares.";
     ElfKind "elf-kind" Unsupported "The file is no ELF program, or for a processor that ptplus does not know.";
+    ProgramNotFound "program-not-found" Io "The program to start does not exist.";
+    ProgramNotExecutable "program-not-executable" Io "The program to start cannot be run by this user or on this machine.";
+    ProgramUnfit "program-unfit" Unsupported "The program cannot take adapters: nothing can be put in the way of its calls.";
+    GraftUnavailable "graft-unavailable" Unsupported "The library that brings adapters into a program is not built in.";
+    ControlFile "control-file" Corrupt "A control file is no list of adapters and scales.";
+    ControlUnsafe "control-unsafe" Integrity "A control file belongs to somebody else, can be written by others, or is no plain file.";
 
     // llama.cpp
     LlamaCpp "llama-cpp" Io "llama.cpp failed.";
@@ -415,10 +430,8 @@ mod tests {
 
     #[test]
     fn the_reference_page_lists_every_code() {
-        let rows: Vec<String> = Code::ALL
-            .iter()
-            .map(|c| format!("| `{}` | {} | {} |", c.slug(), c.kind().exit_code(), c.explanation()))
-            .collect();
+        let rows: Vec<String> =
+            Code::ALL.iter().map(|c| format!("| `{}` | {} | {} |", c.slug(), c.exit_code(), c.explanation())).collect();
         let page = format!(
             "# Errors\n\nEvery refusal ends with one of these codes in brackets; with `--json` it is `error.code`. Codes are stable.\n\n\
              | code | exit | meaning |\n|---|---|---|\n{}\n",

@@ -46,6 +46,8 @@ pub mod cli;
 pub mod digest;
 pub mod doctor;
 pub mod error;
+#[cfg(feature = "runner")]
+pub mod exec;
 pub mod export;
 pub mod finding;
 pub mod format;

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::Kind`].
 
+mod adapters;
 mod base_check;
 mod batch;
 mod check;
@@ -12,6 +13,7 @@ mod demo;
 mod diff;
 mod doctor;
 mod engine;
+mod exec;
 mod hash;
 mod hints;
 mod inspect;
@@ -26,6 +28,7 @@ mod reading;
 mod report;
 #[cfg(feature = "generate")]
 mod run;
+mod scaled;
 mod suggested;
 mod table;
 mod types;
@@ -98,6 +101,10 @@ enum Command {
     Diff(diff::Arguments),
     /// Make a key pair for signing bundles
     Keygen(keygen::Arguments),
+    /// Start a llama.cpp program with adapters in it, as it is
+    Exec(exec::Arguments),
+    /// Show or change the scales of adapters in a running program
+    Adapters(adapters::Arguments),
     /// Say whether a llama.cpp program can take adapters, and why
     Doctor(doctor::Arguments),
     /// Convert and verify a built-in example, showing each step
@@ -143,6 +150,8 @@ impl Command {
             Command::Completions(_) => "completions",
             Command::Man(_) => "man",
             Command::Doctor(_) => "doctor",
+            Command::Exec(_) => "exec",
+            Command::Adapters(_) => "adapters",
         }
     }
 }
@@ -178,7 +187,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             ui.error(&e);
-            ExitCode::from(e.kind().exit_code())
+            ExitCode::from(e.code().exit_code())
         }
     }
 }
@@ -212,6 +221,8 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<u8> {
         Command::Completions(a) => completions::run(&a, ui),
         Command::Man(a) => man::run(&a, ui),
         Command::Doctor(a) => doctor::run(&a, ui),
+        Command::Exec(a) => exec::run(&a, ui),
+        Command::Adapters(a) => adapters::run(&a, ui),
     }
 }
 
@@ -222,7 +233,9 @@ const SIGNAL_BASE: i32 = 128;
 fn watch_signals() {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     // Without a handler the default applies: the process dies, and the next run removes what it left.
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
+    let ignored = ignored_signals();
+    let watched = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|s| ignored >> (s - 1) & 1 == 0);
+    let Ok(mut signals) = signal_hook::iterator::Signals::new(watched) else { return };
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
             crate::format::output::discard_all();
@@ -231,6 +244,14 @@ fn watch_signals() {
             std::process::exit(SIGNAL_BASE + signal);
         }
     });
+}
+
+/// Signals that whoever started this process has it ignore (`nohup` does): they stay ignored, also in a program that takes
+/// its place. Signal 1 is the lowest bit.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Makes this many threads the program's.

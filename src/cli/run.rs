@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::base_check::{self, BaseCheck};
 use super::engine::EngineChoice;
 use super::progress::Unit;
+use super::scaled::path_and_scale;
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
@@ -261,30 +262,6 @@ impl SamplingFlags {
 /// every reader of the JSON document keeps it exactly.
 fn random_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish() >> 11
-}
-
-/// `FILE:0.5` is a file and a factor; a colon that no number follows is part of the name, and so is one in the name of
-/// a file that exists.
-fn path_and_scale(text: &str) -> Result<(PathBuf, f32)> {
-    let whole = || Ok((PathBuf::from(text), 1.0));
-    if Path::new(text).exists() {
-        return whole();
-    }
-    match text.rsplit_once(':').map(|(path, scale)| (path, scale.parse::<f32>())) {
-        Some((path, Ok(scale))) if !path.is_empty() => {
-            // `1e-50` is 0 as F32, which would switch the adapter off without a word.
-            if !scale.is_finite() || (scale != 0.0) != is_not_zero(&text[path.len() + 1..]) {
-                let message = format!("expected a scale within the range of F32, found {:?}", &text[path.len() + 1..]);
-                return Err(usage("--adapter", message));
-            }
-            Ok((PathBuf::from(path), scale))
-        }
-        _ => whole(),
-    }
-}
-
-fn is_not_zero(number: &str) -> bool {
-    number.split(['e', 'E']).next().is_some_and(|digits| digits.bytes().any(|b| matches!(b, b'1'..=b'9')))
 }
 
 /// A template that the engine stops at is an error like any other, in one line.

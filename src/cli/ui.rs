@@ -208,7 +208,7 @@ struct Envelope<D> {
 pub fn error_fields(e: &Error, given: &Given) -> Value {
     json!({ "error": {
         "code": e.code().slug(),
-        "exit_code": e.kind().exit_code(),
+        "exit_code": e.code().exit_code(),
         "file": e.path().map(|p| p.to_string_lossy()),
         "field": e.field_name(),
         "offset": e.offset(),

@@ -74,8 +74,8 @@ fn is_of_c(name: &str) -> bool {
 
 fn from_environment() -> Vec<PathBuf> {
     let value = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let folders = value.to_string_lossy().split([':', ';']).filter(|p| !p.is_empty()).map(PathBuf::from).collect();
-    folders
+    let value = value.to_string_lossy();
+    value.split([':', ';']).filter(|p| !p.is_empty()).map(PathBuf::from).collect()
 }
 
 /// The folders of search paths, with the loader's variables in them replaced.

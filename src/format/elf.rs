@@ -477,7 +477,7 @@ mod tests {
                 for value in [offset, offset, 0, len, len] {
                     out.extend(self.word(value));
                 }
-                out.resize(out.len() + if self.is_64 { 8 } else { 8 }, 0);
+                out.resize(out.len() + 8, 0);
             }
             assert_eq!(out.len() as u64, dynamic);
             let entries = [

@@ -33,7 +33,7 @@ fn check(table: &str, cases: Vec<Case>, place: fn(&Path, &[u8]), args: &[&str]) 
             if one.ends_with(&format!("[{}]", code.slug())) && details.iter().all(|d| d.starts_with("  ")));
         let escaped = lines.iter().all(|l| !l.chars().any(char::is_control));
         let exit = out.status.code();
-        if exit != Some(code.kind().exit_code().into()) || !one_line || !escaped || !out.stdout.is_empty() {
+        if exit != Some(code.exit_code().into()) || !one_line || !escaped || !out.stdout.is_empty() {
             failures.push(format!("{table}: {name}: expected [{}], found exit {exit:?}: {line}", code.slug()));
         }
         if dir.path().join("out.gguf").exists() {

@@ -64,7 +64,7 @@ pub fn rule(command: &str, machine: Machine) -> Result<Rule, String> {
         return Ok(Rule::Skip);
     }
     let first = command.split(' ').find(|w| !w.contains('=')).unwrap_or_default();
-    if !["ptplus", "mkdir", "cc", "llama-cli", "fixtures/fetch-smollm2.sh"].contains(&first) {
+    if !["ptplus", "mkdir", "cc", "docker", "llama-cli", "fixtures/fetch-smollm2.sh"].contains(&first) {
         return Err(format!("no rule to run {command:?}"));
     }
     if (command.contains("fetch") || command.contains("pirate")) && !machine.has_real_base {
@@ -78,6 +78,18 @@ pub fn rule(command: &str, machine: Machine) -> Result<Rule, String> {
             // It needs a shared llama.cpp: a build with --features llama-cpp-dynamic, on Linux.
             Ok(Rule::Skip)
         };
+    }
+    if first == "docker"
+        || command.starts_with("ptplus exec") && command.contains(" -- ")
+        || command.contains("command -v llama-server")
+    {
+        return Ok(Rule::Skip("it starts a program that is not here; tests/clients/run installs such programs"));
+    }
+    if command.starts_with("ptplus doctor ") && !command.contains("llama-cli") {
+        return Ok(Rule::Skip("it asks about a program that is not here; tests/doctor.rs makes such programs"));
+    }
+    if command.starts_with("ptplus adapters") {
+        return Ok(Rule::Skip("it changes what a program that is not here has made"));
     }
     if command.contains("--engine llama.cpp") && !machine.has_llama_cpp {
         // It needs a build with --features llama-cpp.

@@ -1,0 +1,190 @@
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::base_check::{self, BaseCheck};
+use super::command::quoted;
+use super::reading::Reading;
+use super::scaled::path_and_scale;
+use super::ui::{Status, Ui};
+use super::usage;
+use crate::base::BaseModel;
+use crate::doctor::{self, Diagnosis, Verdict};
+use crate::error::{Code, Error, Result};
+use crate::exec::control::{self, Control};
+use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store};
+use crate::graft;
+use crate::verify::probe::Probe;
+
+#[derive(clap::Args)]
+#[command(
+    override_usage = "ptplus exec --adapter ADAPTER[:SCALE]... [OPTIONS] -- PROGRAM [ARGS]...\n       ptplus exec --print-env --adapter ADAPTER[:SCALE]... --base MODEL [OPTIONS]",
+    after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-cli -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env"
+)]
+pub struct Arguments {
+    /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on its term; may be given more than once: terms add up
+    #[arg(long, value_name = "ADAPTER[:SCALE]", required = true)]
+    adapter: Vec<String>,
+    /// The model that the program loads, where its arguments do not name one with -m or --model
+    #[arg(long)]
+    base: Option<PathBuf>,
+    /// PyTorch's answer: settles what nothing states about a checkpoint, and proves the file that the program gets
+    #[arg(long)]
+    probe: Option<PathBuf>,
+    /// Make a file by which `ptplus adapters` changes scales while the program runs
+    #[arg(long, value_name = "PATH")]
+    control: Option<PathBuf>,
+    /// Print the variables to set, and start nothing
+    #[arg(long)]
+    print_env: bool,
+    #[command(flatten)]
+    base_check: BaseCheck,
+    #[command(flatten)]
+    reading: Reading,
+    /// The program to start, and its arguments
+    #[arg(last = true, value_name = "PROGRAM")]
+    command: Vec<OsString>,
+}
+
+pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
+    if adapters.len() > MAX_ADAPTERS {
+        let message = format!("expected at most {MAX_ADAPTERS} adapters, found {}", adapters.len());
+        return Err(usage("--adapter", message));
+    }
+    if a.probe.is_some() && adapters.len() > 1 {
+        return Err(usage("--probe", "expected one adapter beside it, found several: a probe is about one"));
+    }
+    let stated = a.reading.options()?;
+    let started = a.command.split_first();
+    if started.is_none() && !a.print_env {
+        return Err(usage("PROGRAM", "expected a program to start, after --, found none"));
+    }
+    let library = graft::library().ok_or_else(not_built_in)?;
+    let program = started.map(|(name, arguments)| Program::find(name, arguments, library, ui)).transpose()?;
+    let base = match &a.base {
+        Some(base) => base.clone(),
+        None => exec::model_in(started.map_or(&[], |(_, rest)| rest), std::env::var_os("LLAMA_ARG_MODEL"))?,
+    };
+    let base = BaseModel::open(&base)?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let reading =
+        exec::Reading { stated, probe: probe.as_ref().zip(a.probe.as_deref()), base_mismatch: a.base_check.mismatch() };
+    let store = Store::open()?;
+    store.note().into_iter().for_each(|note| ui.note(note));
+    let library = store.put("graft", LIBRARY_NAME, library)?;
+    let mut all = Vec::new();
+    for (path, scale) in &adapters {
+        let ready = exec::ready(path, *scale, &base, &reading, &store)?;
+        ready.notes.iter().for_each(|note| ui.note(note));
+        base_check::note(ui, ready.base_identity.as_ref());
+        all.push(ready);
+    }
+    let control = a.control.as_deref().map(|path| make_control(path, &all)).transpose()?;
+    let environment = Environment::new(&library, &all, control.as_deref(), std::env::vars_os())?;
+    match program {
+        Some(program) if !a.print_env => Err(program.start(&environment)),
+        _ => print(&environment, &all, &base, program.as_ref(), ui),
+    }
+}
+
+fn not_built_in() -> Error {
+    let message = "expected the library that brings adapters into programs, found none: this ptplus was built without a C compiler (or not for Linux)";
+    let hint = "install cc (Debian: apt-get install gcc libc6-dev) and build ptplus again";
+    Error::new(Code::GraftUnavailable, message).hints([hint.to_owned()])
+}
+
+/// What is to be started.
+struct Program<'a> {
+    name: &'a OsString,
+    path: PathBuf,
+    arguments: &'a [OsString],
+    diagnosis: Diagnosis,
+}
+
+impl<'a> Program<'a> {
+    /// Finds the program as a shell would, and refuses one that would start without adapters.
+    fn find(name: &'a OsString, arguments: &'a [OsString], library: &[u8], ui: &Ui) -> Result<Program<'a>> {
+        let shown = Path::new(name);
+        let not_found = || Error::new(Code::ProgramNotFound, "no such program").file(shown);
+        let path = doctor::on_path(name).ok_or_else(not_found)?;
+        if !path.exists() {
+            return Err(not_found());
+        }
+        if path.is_dir() || !doctor::is_executable(&path) {
+            return Err(Error::new(Code::ProgramNotExecutable, "expected a program that this user may run").file(shown));
+        }
+        let diagnosis = doctor::diagnose_started(&path, arguments).map_err(|e| match e.code() {
+            // The interpreter that its first line names.
+            Code::NotFound => Error::new(Code::ProgramNotFound, format!("cannot be run: {e}")).file(shown),
+            _ => e,
+        })?;
+        exec::check_program(&path, &diagnosis, library)?;
+        if diagnosis.verdict == Verdict::Undecided {
+            ui.note(&format!(
+                "{}: whether it takes adapters cannot be told before it runs: {}",
+                shown.display(),
+                diagnosis.reason
+            ));
+        }
+        Ok(Program { name, path, arguments, diagnosis })
+    }
+
+    /// Becomes the program; comes back only with an error.
+    fn start(&self, environment: &Environment) -> Error {
+        let mut command = std::process::Command::new(&self.path);
+        command.arg0(self.name).args(self.arguments).envs(environment.set.iter().map(|(name, value)| (name, value)));
+        environment.unset.iter().for_each(|name| {
+            command.env_remove(name);
+        });
+        let e = command.exec();
+        let code = match e.kind() {
+            std::io::ErrorKind::NotFound => Code::ProgramNotFound,
+            _ => Code::ProgramNotExecutable,
+        };
+        Error::new(code, format!("cannot be started: {e}")).file(Path::new(self.name)).caused_by(e)
+    }
+}
+
+/// Makes the control file; its path from the root, since the program may change its folder.
+fn make_control(path: &Path, adapters: &[Ready]) -> Result<PathBuf> {
+    let files: Vec<PathBuf> = adapters.iter().map(|r| r.file.clone()).collect();
+    let scales = adapters.iter().map(|r| r.scale);
+    Control::new(control::names(&files).into_iter().zip(scales).collect()).create(path)?;
+    let name = path.file_name().unwrap_or_default();
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(exec::absolute(folder)?.join(name))
+}
+
+fn print(
+    environment: &Environment,
+    adapters: &[Ready],
+    base: &BaseModel,
+    program: Option<&Program<'_>>,
+    ui: &Ui,
+) -> Result<u8> {
+    let mut lines = String::new();
+    let mut fields = serde_json::Map::new();
+    for (name, value) in &environment.set {
+        let text = value.to_str().ok_or_else(|| {
+            Error::new(Code::Usage, format!("expected a path in UTF-8 for {name}, found another"))
+                .file(Path::new(value))
+        })?;
+        lines.push_str(&format!("{name}={}\n", quoted(text)));
+        fields.insert(name.clone(), text.into());
+    }
+    let files: Vec<PathBuf> = adapters.iter().map(|r| r.file.clone()).collect();
+    let adapters: Vec<serde_json::Value> = (adapters.iter().zip(control::names(&files)))
+        .map(|(r, name)| json!({ "name": name, "adapter": r.source.to_string_lossy(), "file": r.file.to_string_lossy(), "scale": r.scale }))
+        .collect();
+    let document = json!({
+        "environment": fields,
+        "adapters": adapters,
+        "base": base.path.to_string_lossy(),
+        "program": program.map(|p| &p.diagnosis),
+    });
+    ui.result(Status::Ok, document, lines)?;
+    Ok(0)
+}
