@@ -27,7 +27,7 @@ type Work = fn(&Path, &Path) -> Result<()>;
 
 const WORK: [(&str, Work); 15] = [
     ("inspect", |path, _| inspect::inspect(path).map(drop)),
-    ("inspect --suggest-layout", |path, _| import::suggest_layout(path).map(drop)),
+    ("inspect --suggest-layout", |path, _| import::suggest_layout(path, None).map(drop)),
     ("hash", |path, _| digest::of_path(path).map(drop)),
     ("validate", |path, _| pipeline::read_adapter(path, None).map(drop)),
     ("validate --base", |path, _| BaseModel::open(path).and_then(|b| pipeline::read_adapter(path, Some(&b))).map(drop)),
