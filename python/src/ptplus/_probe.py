@@ -19,7 +19,6 @@ _F32_REMEDY = (
 )
 
 
-@torch.no_grad()
 def save_probe(
     model: Any,
     input_ids: Any,
@@ -48,10 +47,11 @@ def save_probe(
     models = [_unwrapped(m) for m in (model, base) if m is not None]
     ids = _token_ids(input_ids, models[0])
     keep = _kept(positions, ids.shape[1])
-    with contextlib.ExitStack() as stack:
+    widened: set[torch.dtype] = set()
+    with torch.no_grad(), contextlib.ExitStack() as stack:
         for m in models:
             if isinstance(m, torch.nn.Module):
-                stack.enter_context(_in_f32(m))
+                stack.enter_context(_in_f32(m, widened))
                 stack.enter_context(_evaluating(m))
         stack.enter_context(_full_precision(ids.device))
         base_logits = None
@@ -62,11 +62,14 @@ def save_probe(
                 base_logits = _logits(models[0], ids, keep)
         recorded = stack.enter_context(_attention.recording())
         logits = _logits(models[0], ids, keep)
+    if widened:
+        names = ", ".join(sorted(str(d).removeprefix("torch.") for d in widened))
+        warnings.warn(f"{names} weights were widened to float32 while the probe was computed", stacklevel=2)
     if base_logits is None:
         warnings.warn(
             "the probe has no base_logits: state base=, the model without its adapter, so that ptplus can tell a wrong "
             "base from a wrong adapter",
-            stacklevel=3,
+            stacklevel=2,
         )
     tensors = {"input_ids": ids.cpu().contiguous(), "logits": logits}
     if base_logits is not None:
@@ -219,11 +222,11 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_f32(model: torch.nn.Module) -> Iterator[None]:
-    """The model in F32, its weights widened where they are in 16 bits; and a look at what it computes in."""
+def _in_f32(model: torch.nn.Module, widened: set[torch.dtype]) -> Iterator[None]:
+    """The model in F32, its weights widened where they are in 16 bits (`widened`); and a look at what it computes in."""
     with contextlib.ExitStack() as stack:
         _refuse_quantized(model)
-        _widen(model, stack)
+        widened.update(_widen(model, stack))
         _without_autocast_wrapper(model, stack)
         rounded: list[str] = []
         for name, module in model.named_modules():
@@ -261,25 +264,21 @@ def _refuse_quantized(model: torch.nn.Module) -> None:
         raise ValueError("some weights are not in memory (offloaded or sharded): load the model whole, and make the probe there")
 
 
-def _widen(model: torch.nn.Module, stack: contextlib.ExitStack) -> None:
-    """F16 and BF16 to F32, and back at the end of `stack`: both ways are exact."""
+def _widen(model: torch.nn.Module, stack: contextlib.ExitStack) -> set[torch.dtype]:
+    """F16 and BF16 to F32, and back at the end of `stack`: both ways are exact. Returns what was widened."""
     narrow = [(p, p.dtype) for p in model.parameters() if p.dtype in _HALF]
     # Buffers are computed, not stored: one in 16 bits was rounded, and widening would not bring it back.
     buffers = [(m, name, b) for m in model.modules() for name, b in m.named_buffers(recurse=False) if b.dtype in _HALF]
-    if not narrow and not buffers:
-        return
     for module, name, buffer in buffers:
         fresh = _fresh_buffer(module, name)
         if fresh is None:
             raise ValueError(f"{type(module).__name__}.{name} was rounded to {buffer.dtype}: {_F32_REMEDY}")
         setattr(module, name, fresh.to(buffer.device))
         stack.callback(setattr, module, name, buffer)
-    dtypes = ", ".join(sorted({str(d).removeprefix("torch.") for _, d in narrow}))
-    if narrow:
-        warnings.warn(f"{dtypes} weights are widened to float32 while the probe is computed", stacklevel=6)
     for p, dtype in narrow:
         p.data = p.data.float()
         stack.callback(_narrow, p, dtype)
+    return {dtype for _, dtype in narrow}
 
 
 def _narrow(p: torch.nn.Parameter, dtype: torch.dtype) -> None:

@@ -68,8 +68,9 @@ def test_16_bits_are_widened_and_said(dtype, cast, path, tmp_path):
     model = adapted(base)
     model.save_pretrained(tmp_path / "out")
     before = state(model)
-    with pytest.warns(UserWarning, match="widened to float32"):
+    with pytest.warns(UserWarning, match="widened to float32") as said:
         ptplus.save_probe(model, IDS, path)
+    assert said[0].filename == __file__
     assert same_state(before, state(model))
     document = ptplus.run("convert", tmp_path / "out", output=tmp_path / "a.gguf", base=folder, probe=path)
     assert document["verification"]["metrics"]["max_abs"] < 2e-4
