@@ -45,7 +45,7 @@ def test_a_page(page, here, capfd):
             if "--probe" in text:
                 assert "verified against the probe" in done.stdout
             if "mine.pt" in text:
-                for found in ("feature_map silu", "query_tap pre_rope"):
+                for found in ("feature_map silu", "memory_scale 0.5", "query_tap pre_rope"):
                     assert found in done.stdout, done.stdout
         kinds.add(language)
     assert "python" in kinds
