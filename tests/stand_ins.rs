@@ -15,7 +15,7 @@ const PAGE: &str =
 /// What stands there, how it is called, and what the hint says.
 const STAND_INS: [(&str, &str, &str); 2] = [
     (POINTER, "found a Git LFS pointer to 4976698672 bytes", "git lfs pull"),
-    (PAGE, "found a web page, \"401", "log in"),
+    (PAGE, "found a web page (HTML), \"401", "log in"),
 ];
 
 fn copy(from: &Path, to: &Path) {

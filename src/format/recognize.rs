@@ -121,7 +121,8 @@ pub(crate) fn stand_in(bytes: &[u8]) -> Option<(String, String)> {
     }
     is_page(text).then(|| {
         let title = title(text).map_or(String::new(), |t| format!(", {:?}", shorten(&t)));
-        (format!("a web page{title}"), WEB_PAGE_HELP.to_owned())
+        let xml = ["<?xml", "<error"].iter().any(|tag| text.to_ascii_lowercase().starts_with(tag));
+        (format!("a web page ({}){title}", if xml { "XML" } else { "HTML" }), WEB_PAGE_HELP.to_owned())
     })
 }
 
@@ -298,10 +299,14 @@ mod tests {
             "\u{feff}\n\n<html>\n<title>Sign in</title>",
             "<!-- a --> <!-- b -->\n<!doctype HTML><title>Sign in</title>",
         ] {
-            assert!(said("a.gguf", page.as_bytes()).ends_with("found a web page, \"Sign in\""), "{page}");
+            assert!(said("a.gguf", page.as_bytes()).ends_with("found a web page (HTML), \"Sign in\""), "{page}");
         }
-        for page in ["<html", "<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", "<head><title></title>"] {
-            assert!(said("a.gguf", page.as_bytes()).ends_with("found a web page"), "{page}");
+        for (page, kind) in [
+            ("<html", "HTML"),
+            ("<?xml version=\"1.0\"?><Error><Code>AccessDenied</Code>", "XML"),
+            ("<head><title></title>", "HTML"),
+        ] {
+            assert!(said("a.gguf", page.as_bytes()).ends_with(&format!("found a web page ({kind})")), "{page}");
         }
         for answer in [
             "Entry not found",
