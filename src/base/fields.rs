@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
+use crate::format::json;
 
 /// What an object says under one name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,7 +52,7 @@ pub(super) struct Fields<'a> {
 impl<'a> Fields<'a> {
     pub fn new(file: &'a Path, value: &'a Value) -> Result<Self> {
         match value {
-            Value::Object(map) => Ok(Fields { file, prefix: String::new(), map }),
+            Value::Object(map) if !json::is_non_finite(value) => Ok(Fields { file, prefix: String::new(), map }),
             other => {
                 Err(Error::new(Code::ConfigField, format!("expected a JSON object, found {}", describe(other)))
                     .file(file))
@@ -141,7 +142,9 @@ impl<'a> Fields<'a> {
 
     pub fn object(&self, name: &str) -> Result<Stated<Fields<'a>>> {
         self.get(name).try_map(|v| match v {
-            Value::Object(map) => Ok(Fields { file: self.file, prefix: format!("{}.", self.name(name)), map }),
+            Value::Object(map) if !json::is_non_finite(v) => {
+                Ok(Fields { file: self.file, prefix: format!("{}.", self.name(name)), map })
+            }
             _ => Err(self.invalid(name, format!("expected an object, found {}", describe(v)))),
         })
     }
@@ -163,7 +166,7 @@ impl<'a> Fields<'a> {
 
 /// A JSON value as messages show it, shortened.
 pub(super) fn describe(value: &Value) -> String {
-    let text = value.to_string();
+    let text = json::as_python_writes(&value.to_string());
     match text.char_indices().nth(60) {
         Some((at, _)) => format!("{}...", &text[..at]),
         None => text,

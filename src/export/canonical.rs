@@ -8,7 +8,7 @@ use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::{Adapter, StatedLayers};
 use crate::error::{Code, Error, Result};
-use crate::format::{TensorSpec, limits, safetensors};
+use crate::format::{TensorSpec, json, limits, safetensors};
 use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
 use crate::validate::Validated;
 
@@ -81,7 +81,7 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
         text = out.to_string(); // without the indentation it fits
     }
     text.push('\n');
-    Ok(text)
+    Ok(json::as_python_writes(&text))
 }
 
 /// Holds a configuration to the limits of [`json::read_config`](crate::format::json::read_config) before it becomes text,

@@ -12,7 +12,7 @@ use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
-use crate::format::{TensorSpec, limits, output::StagedFile};
+use crate::format::{TensorSpec, json, limits, output::StagedFile};
 use crate::import::foreign;
 use crate::import::stated::BASE_FINGERPRINT;
 use crate::tensor::{DType, LazyTensor};
@@ -173,7 +173,7 @@ fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> Result<Str
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
     }
-    let text = Json::Object(out).to_string();
+    let text = json::as_python_writes(&Json::Object(out).to_string());
     if text.len() as u64 > limits::CONFIG_BYTES {
         let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
         return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));

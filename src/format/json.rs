@@ -1,4 +1,7 @@
-//! Strict JSON: no duplicate keys, nothing after the document, bounded size, depth and number of values.
+//! Strict JSON: no duplicate keys, nothing after the document, bounded size, depth and number of values. One liberty:
+//! `NaN`, `Infinity` and `-Infinity`, which Python's `json` writes, are read, as a value that no reader of a field takes.
+
+mod non_finite;
 
 use std::cell::Cell;
 use std::fmt;
@@ -15,6 +18,7 @@ use super::mmap::open_regular;
 use super::names::{cut, shorten};
 use super::recognize;
 use crate::error::{Code, Error, Result};
+pub use non_finite::{as_python_writes, is_non_finite};
 
 /// Parses one document; the order of keys is kept, a UTF-8 byte order mark is skipped.
 ///
@@ -36,7 +40,14 @@ pub fn parse_of(text: &[u8], max_values: usize) -> Result<Value> {
         return Err(too_large(text.len() as u64, JSON_BYTES));
     }
     let (values, fault) = (Cell::new(0), Cell::new(None));
-    parse_with(text, Strict { values: &values, max_values, fault: &fault }, &fault)
+    let seed = Strict { values: &values, max_values, fault: &fault };
+    match non_finite::as_objects(text, max_values) {
+        None => parse_with(text, seed, &fault),
+        Some(written) => parse_with(&written.text, seed, &fault).map_err(|e| {
+            let offset = e.offset().map(|at| written.offset_in_source(at));
+            offset.into_iter().fold(Error::new(e.code(), e.message()), Error::at)
+        }),
+    }
 }
 
 /// Parses a configuration: at most [`CONFIG_BYTES`] and [`CONFIG_VALUES`] values.
@@ -294,8 +305,15 @@ mod tests {
             (b"{\"a\":1}{}", Code::JsonSyntax, Some(7)),
             (b"{\"a\":1,}", Code::JsonSyntax, Some(7)),
             (b"{\"a\":1e400}", Code::JsonSyntax, None),
-            (b"{\"a\":NaN}", Code::JsonSyntax, Some(5)),
-            (b"[Infinity]", Code::JsonSyntax, Some(1)),
+            (b"{\"a\":nan}", Code::JsonSyntax, Some(6)),
+            (b"{\"a\":NaNs}", Code::JsonSyntax, Some(5)),
+            (b"[+Infinity]", Code::JsonSyntax, Some(1)),
+            (b"[--Infinity]", Code::JsonSyntax, None),
+            (b"[NaN -Infinity]", Code::JsonSyntax, Some(5)),
+            (b"{NaN:1}", Code::JsonSyntax, Some(1)),
+            (b"[NaN,Infinity,-Infinity,x]", Code::JsonSyntax, Some(24)),
+            (b"{\"b\":NaN,\"a\":1,\"a\":2}", Code::JsonDuplicateKey, Some(17)),
+            (b"{\"a\":NaN,\"a\":NaN}", Code::JsonDuplicateKey, None),
             (b"\"\\ud800\"", Code::JsonSyntax, None),
             (b"\"\xff\"", Code::JsonSyntax, Some(1)),
             (b"\xff\xfe{\0}\0", Code::JsonSyntax, Some(0)),

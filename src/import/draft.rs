@@ -28,8 +28,10 @@ use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::{Adapter, AdapterLayer, FeatureMap, MemorySharing, QueryTap, Role, RowOrder};
 use crate::base::BaseModel;
+use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
+use crate::format::json;
 use crate::tensor::dtype::coarsest;
 use crate::tensor::{DType, LazyTensor};
 use gate::Gate;
@@ -432,7 +434,7 @@ impl Draft {
                 row_order: RowOrder::Neox,
                 recorded_dtypes: Default::default(),
                 recorded_source_sha256: None,
-                config_digest_text: crate::digest::sorted_compact_json(&Value::Object(self.config)),
+                config_digest_text: json::as_python_writes(&sorted_compact_json(&Value::Object(self.config))),
             },
         })
     }

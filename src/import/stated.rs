@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::foreign;
 use crate::adapter::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
 use crate::error::{Code, Error, Result};
+use crate::format::json;
 use crate::format::names::cut;
 
 /// `peft_type` of the canonical layout.
@@ -249,7 +250,11 @@ fn layers(key: &str, v: &Value) -> Result<StatedLayers> {
 }
 
 fn wrong(key: &str, expected: &str, found: &Value) -> Error {
-    Error::new(Code::ConfigField, format!("expected {expected}, found {}", cut(&found.to_string(), 80))).field(key)
+    Error::new(
+        Code::ConfigField,
+        format!("expected {expected}, found {}", cut(&json::as_python_writes(&found.to_string()), 80)),
+    )
+    .field(key)
 }
 
 fn kind_of(v: &Value) -> &'static str {

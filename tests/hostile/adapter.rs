@@ -298,7 +298,10 @@ fn scales() -> Vec<Case> {
         for value in ["1e39", "-1e39", "1e-39", "1e-300", "1e308", "true", "\"1\"", "[1]", "{}"] {
             cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigField));
         }
-        for value in ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "nan"] {
+        for value in ["NaN", "Infinity", "-Infinity"] {
+            cases.push(refused(format!("{key} {value}"), with(key, Some(value)), ConfigField));
+        }
+        for value in ["1e400", "-1e400", "nan"] {
             cases.push(refused(format!("{key} {value}"), with(key, Some(value)), JsonSyntax));
         }
         for value in ["1", "-1.5", "0.35355339059327373", "3.4028234663852886e38", "1.2e-38", "1e-400", "0"] {

@@ -81,23 +81,12 @@ pub fn cases() -> Vec<Case> {
         refused("a string too long", format!("[\"{}\"]", "x".repeat(limits::JSON_STRING_BYTES + 1)), JsonTooLarge),
         refused("more bytes than the limit", format!("[1{}]", " ".repeat(limits::JSON_BYTES as usize)), JsonTooLarge),
     ];
-    for number in [
-        "NaN",
-        "Infinity",
-        "-Infinity",
-        "1e400",
-        "-1e400",
-        "1e999999999",
-        "01",
-        "+1",
-        ".5",
-        "1.",
-        "0x10",
-        "1_000",
-        "1e",
-        "--1",
-        "9e308",
-    ] {
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        cases.push(accepted(format!("Python's {number}"), format!("{{\"a\":{number}}}")));
+        cases.push(refused(format!("{number} as a key"), format!("{{{number}:1}}"), JsonSyntax));
+        cases.push(refused(format!("{number} alone"), number, JsonSyntax));
+    }
+    for number in ["1e400", "-1e400", "1e999999999", "01", "+1", ".5", "1.", "0x10", "1_000", "1e", "--1", "9e308"] {
         cases.push(refused(format!("the number {number}"), format!("{{\"a\":{number}}}"), JsonSyntax));
     }
     cases

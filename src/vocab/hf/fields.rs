@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::invalid;
 use crate::error::{Error, Result};
+use crate::format::json;
 use crate::format::names::shorten;
 
 /// An object in a file.
@@ -27,13 +28,13 @@ impl<'a> Fields<'a> {
     /// [`TokenizerInvalid`](crate::error::Code::TokenizerInvalid) for what is no object, as for all functions
     /// here.
     pub fn of(file: &'a Path, document: Option<&'a Value>) -> Result<Self> {
-        let map = document.map(|v| v.as_object().ok_or_else(|| expected("an object", v).file(file))).transpose()?;
+        let map = document.map(|v| object(v).ok_or_else(|| expected("an object", v).file(file))).transpose()?;
         Ok(Fields { file, prefix: String::new(), map })
     }
 
     /// An element of a list, or of an object of objects.
     pub fn below(&self, name: &str, value: &'a Value) -> Result<Self> {
-        let map = value.as_object().ok_or_else(|| self.at(name, expected("an object", value)))?;
+        let map = object(value).ok_or_else(|| self.at(name, expected("an object", value)))?;
         Ok(Fields { file: self.file, prefix: format!("{}{name}.", self.prefix), map: Some(map) })
     }
 
@@ -68,7 +69,7 @@ impl<'a> Fields<'a> {
     }
 
     pub fn object(&self, field: &str) -> Result<Option<&'a Map<String, Value>>> {
-        self.read(field, "an object or null", Value::as_object)
+        self.read(field, "an object or null", object)
     }
 
     /// A token by its text, alone or as the `content` of an object.
@@ -88,6 +89,10 @@ impl<'a> Fields<'a> {
     }
 }
 
+fn object(value: &Value) -> Option<&Map<String, Value>> {
+    value.as_object().filter(|_| !json::is_non_finite(value))
+}
+
 fn expected(what: &str, found: &Value) -> Error {
     invalid(format!("expected {what}, found {}", shorten(&short_text(found))))
 }
@@ -96,7 +101,7 @@ fn expected(what: &str, found: &Value) -> Error {
 fn short_text(value: &Value) -> String {
     match value {
         Value::Array(list) => format!("a list of {}", list.len()),
-        Value::Object(map) => format!("an object of {}", map.len()),
-        plain => plain.to_string(),
+        Value::Object(map) if !json::is_non_finite(value) => format!("an object of {}", map.len()),
+        plain => json::as_python_writes(&plain.to_string()),
     }
 }

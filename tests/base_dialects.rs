@@ -1,0 +1,124 @@
+//! Folders of base models as other programs leave them: names with their wrappers, words of Python in JSON, files that
+//! begin with a dot, settings that change nothing. All of them are the same model as without.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use common::{Tensor, exit, json, model, ptplus, read_safetensors, stderr, write_safetensors};
+use serde_json::{Value, json as value};
+
+/// A copy of a fixture's base folder.
+fn copy(name: &str, to: &Path) -> PathBuf {
+    let folder = to.join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(model(name).join("base").join(file), folder.join(file)).unwrap();
+    }
+    folder
+}
+
+fn edit_config(folder: &Path, change: impl FnOnce(&mut Value)) {
+    let file = folder.join("config.json");
+    let mut config = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(file, config.to_string()).unwrap();
+}
+
+fn edit_tensors(folder: &Path, change: impl FnOnce(BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor>) {
+    let file = folder.join("model.safetensors");
+    write_safetensors(&file, &change(read_safetensors(&file)));
+}
+
+/// Renames every tensor.
+fn rename(folder: &Path, new: impl Fn(&str) -> String) {
+    edit_tensors(folder, |tensors| tensors.into_iter().map(|(name, t)| (new(&name), t)).collect());
+}
+
+/// Exit code and error of proving an adapter of `name` against the base in `folder`, and of converting that base.
+fn outcomes(name: &str, folder: &Path) -> [(i32, Value); 2] {
+    let out = folder.parent().unwrap().join("out");
+    let (adapter, probe) = (model(name).join("adapter"), model(name).join("probe.safetensors"));
+    let adapter_file = out.with_extension("adapter.gguf");
+    let base_file = out.with_extension("base.gguf");
+    let text = |p: &Path| p.to_str().unwrap().to_owned();
+    let prove = ["convert", "-f", &text(&adapter), "-o", &text(&adapter_file), "--base", &text(folder)];
+    let prove: Vec<String> = prove.iter().map(|s| (*s).to_owned()).chain(["--probe".into(), text(&probe)]).collect();
+    let convert = ["convert", "-f", &text(folder), "-o", &text(&base_file)].map(str::to_owned);
+    let run = |args: Vec<String>| {
+        let (code, document) = json(args);
+        (code, document["error"].clone())
+    };
+    [run(prove), run(convert.to_vec())]
+}
+
+fn assert_same_model(what: &str, name: &str, folder: &Path) {
+    for (code, error) in outcomes(name, folder) {
+        assert_eq!(code, 0, "{what}: {error}");
+    }
+    let plain = folder.parent().unwrap().join("plain.gguf");
+    let out = ptplus(["convert".as_ref(), "-f".as_ref(), copy_of(name).as_os_str(), "-o".as_ref(), plain.as_os_str()]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let tensors = |file: &Path| {
+        let file = ptplus::format::gguf::open(file).unwrap();
+        file.tensors.iter().map(|t| (t.name.clone(), t.bytes.to_vec())).collect::<Vec<_>>()
+    };
+    assert!(tensors(&plain) == tensors(&folder.parent().unwrap().join("out.base.gguf")), "{what}");
+}
+
+fn copy_of(name: &str) -> PathBuf {
+    model(name).join("base")
+}
+
+#[test]
+fn what_python_writes_for_numbers_without_a_word_in_json_is_read_where_nothing_asks_for_it() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("llama-gqa", temp.path());
+    let file = folder.join("config.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let with = |entries: &str| text.replacen('{', &format!("{{{entries},"), 1);
+    std::fs::write(&file, with(r#""time_step_limit":[0.0,Infinity],"x":{"y":NaN,"z":-Infinity}"#)).unwrap();
+    assert_same_model("not read", "llama-gqa", &folder);
+    for (field, word) in
+        [("rms_norm_eps", "NaN"), ("hidden_act", "NaN"), ("auto_map", "Infinity"), ("vocab_size", "-Infinity")]
+    {
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config.as_object_mut().unwrap().remove(field);
+        let rest = config.to_string();
+        std::fs::write(&file, rest.replacen('{', &format!("{{\"{field}\":{word},"), 1)).unwrap();
+        for (code, error) in outcomes("llama-gqa", &folder) {
+            assert_eq!((code, error["code"].as_str()), (3, Some("config-field")), "{field}: {error}");
+            assert_eq!(error["field"], field);
+            assert!(error["message"].as_str().unwrap().ends_with(&format!("found {word}")), "{error}");
+        }
+    }
+    std::fs::write(&file, with(r#""x":NaN,"x":NaN"#)).unwrap();
+    for (code, error) in outcomes("llama-gqa", &folder) {
+        assert_eq!((code, error["code"].as_str()), (3, Some("json-duplicate-key")), "{error}");
+    }
+}
+
+#[test]
+fn an_adapters_configuration_keeps_them_on_the_way_to_gguf_and_back() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    common::RawAdapter::fixture("llama-gqa").write(&folder);
+    let file = folder.join("adapter_config.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen('{', r#"{"best_loss":NaN,"more":[1,Infinity],"#, 1)).unwrap();
+    let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    for args in [
+        ["convert", &path("adapter"), "-o", &path("a.gguf"), "--arch", "llama"],
+        ["convert", &path("a.gguf"), "-o", &path("back"), "--to", "safetensors"],
+    ] {
+        let out = ptplus(args);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    }
+    let back = std::fs::read_to_string(temp.path().join("back/adapter_config.json")).unwrap();
+    assert!(back.contains("\"best_loss\": NaN,") && back.contains("Infinity") && !back.contains('$'), "{back}");
+    std::fs::write(&file, text.replacen("\"memory_scale\"", "\"memory_scale\": NaN, \"was\"", 1)).unwrap();
+    let (code, document) = json(["validate", &path("adapter"), "--base", copy_of("llama-gqa").to_str().unwrap()]);
+    let error = &document["error"];
+    assert_eq!((code, error["field"].as_str()), (3, Some("memory_scale")), "{document}");
+}
