@@ -122,3 +122,13 @@ fn an_adapters_configuration_keeps_them_on_the_way_to_gguf_and_back() {
     let error = &document["error"];
     assert_eq!((code, error["field"].as_str()), (3, Some("memory_scale")), "{document}");
 }
+
+#[test]
+fn how_the_training_split_its_products_does_not_matter() {
+    let temp = tempfile::tempdir().unwrap();
+    for parts in [2, 8] {
+        let folder = copy("llama-gqa", temp.path());
+        edit_config(&folder, |c| c["pretraining_tp"] = parts.into());
+        assert_same_model("pretraining_tp", "llama-gqa", &folder);
+    }
+}

@@ -162,9 +162,6 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
         Some(other) => return Err(fields.unsupported("hidden_act", format!("expected silu, found {other:?}"))),
         None => return Err(fields.invalid("hidden_act", "expected silu, found null")),
     }
-    if let Some(parts) = fields.count("pretraining_tp")?.value().filter(|&n| n > 1) {
-        return Err(fields.unsupported("pretraining_tp", format!("expected 1, found {parts}")));
-    }
     // The second is compressed-tensors' older name.
     for name in ["quantization_config", "compression_config"] {
         if let Stated::Is(found) = fields.get(name) {
@@ -196,7 +193,8 @@ fn check_unused(fields: &Fields) -> Result<()> {
     for name in ["attention_dropout", "initializer_range"] {
         fields.number(name)?;
     }
-    for name in ["sliding_window", "max_window_layers"] {
+    // In how many parts the training multiplied its matrices: the product is the same.
+    for name in ["sliding_window", "max_window_layers", "pretraining_tp"] {
         fields.count(name)?;
     }
     fields.flag("use_cache", true)?;

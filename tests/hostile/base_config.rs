@@ -224,7 +224,6 @@ fn computation() -> Vec<Case> {
         ("compression_config", r#"{"quant_method":"compressed-tensors"}"#, ConfigUnsupported),
         ("hidden_act", "null", ConfigField),
         ("hidden_act", "1", ConfigField),
-        ("pretraining_tp", "2", ConfigUnsupported),
         ("pretraining_tp", "\"2\"", ConfigField),
         ("quantization_config", r#"{"quant_method":"gptq"}"#, ConfigUnsupported),
         ("quantization_config", "1", ConfigUnsupported),
@@ -250,7 +249,7 @@ fn computation() -> Vec<Case> {
     }
     for (key, value) in [
         ("hidden_act", r#""swish""#),
-        ("pretraining_tp", "1"),
+        ("pretraining_tp", "2"),
         ("quantization_config", "null"),
         ("num_experts", "0"),
         ("partial_rotary_factor", "1.0"),

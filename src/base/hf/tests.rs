@@ -153,7 +153,6 @@ fn what_is_wrong_or_not_computed_is_refused_with_its_field() {
         ("llama", json!({"model_type": 3}), F, "model_type"),
         ("llama", json!({"hidden_act": "gelu"}), U, "hidden_act"),
         ("llama", json!({"hidden_act": null}), F, "hidden_act"),
-        ("llama", json!({"pretraining_tp": 2}), U, "pretraining_tp"),
         ("llama", json!({"partial_rotary_factor": 0.5}), U, "partial_rotary_factor"),
         (
             "llama",
