@@ -72,6 +72,54 @@ fn copy_of(name: &str) -> PathBuf {
 }
 
 #[test]
+fn wrappers_in_names_do_not_matter() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "llama-gqa";
+    type Rename = fn(&str) -> String;
+    let cases: [(&str, Rename); 8] = [
+        ("the model without its head", |n| n.trim_start_matches("model.").into()),
+        ("torch.compile", |n| format!("_orig_mod.{n}")),
+        ("DataParallel", |n| format!("module.{n}")),
+        ("PEFT", |n| format!("base_model.model.{n}")),
+        ("PEFT around the model without its head", |n| format!("base_model.model.{}", n.trim_start_matches("model."))),
+        ("all of them", |n| format!("module._orig_mod.base_model.model.{n}")),
+        ("compiled layers", |n| n.replace(".mlp.", "._orig_mod.mlp.")),
+        ("layers that PEFT wraps", |n| n.replace("_proj.weight", "_proj.base_layer.weight")),
+    ];
+    for (what, new) in cases {
+        let folder = copy(name, temp.path());
+        rename(&folder, new);
+        assert_same_model(what, name, &folder);
+    }
+}
+
+#[test]
+fn two_tensors_for_one_weight_and_layers_of_lora_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("llama-gqa", temp.path());
+    edit_tensors(&folder, |mut tensors| {
+        let norm = tensors["model.norm.weight"].clone();
+        tensors.insert("_orig_mod.model.norm.weight".into(), norm);
+        tensors
+    });
+    for (code, error) in outcomes("llama-gqa", &folder) {
+        assert_eq!((code, error["code"].as_str()), (3, Some("base-tensor")), "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("expected one tensor for model.norm.weight, found"), "{message}");
+    }
+    let folder = copy("llama-gqa", temp.path());
+    rename(&folder, |n| format!("base_model.model.{}", n.replace("q_proj.weight", "q_proj.base_layer.weight")));
+    edit_tensors(&folder, |mut tensors| {
+        let norm = tensors["base_model.model.model.norm.weight"].clone();
+        tensors.insert("base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight".into(), norm);
+        tensors
+    });
+    for (code, error) in outcomes("llama-gqa", &folder) {
+        assert_eq!((code, error["code"].as_str()), (7, Some("config-unsupported")), "{error}");
+    }
+}
+
+#[test]
 fn what_python_writes_for_numbers_without_a_word_in_json_is_read_where_nothing_asks_for_it() {
     let temp = tempfile::tempdir().unwrap();
     let folder = copy("llama-gqa", temp.path());

@@ -31,13 +31,10 @@ impl BaseModel {
             }
             known.insert(name);
         }
-        let others = || self.tensors.values().filter(|t| !known.contains(&t.name));
-        let refused = match self.dialect {
-            // llama.cpp refuses such a file, and what the tensor would do there is unknown.
-            Dialect::Gguf => others().min_by_key(|t| &t.name),
-            Dialect::HuggingFace => others().filter(|t| is_in_forward_pass(&t.name)).min_by_key(|t| &t.name),
-        };
-        if let Some(t) = refused {
+        let others = self.tensors.iter().filter(|(name, _)| !known.contains(*name));
+        // llama.cpp refuses a GGUF file with any other, and what the tensor would do there is unknown.
+        let refused = others.filter(|(name, _)| self.dialect == Dialect::Gguf || is_in_forward_pass(name));
+        if let Some((_, t)) = refused.min_by_key(|(name, _)| *name) {
             let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
             return Err(unexpected(t, message));
         }

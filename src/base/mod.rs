@@ -40,6 +40,7 @@ pub struct BaseModel {
     pub name: Option<String>,
     /// All metadata of a GGUF file.
     pub metadata: Option<Metadata>,
+    /// By their names in the table; each has its own as the file spells it.
     tensors: IndexMap<String, StoredTensor>,
     /// What [`fingerprint`] has read, so that many adapters of one base cost it once.
     query_digests: fingerprint::Digests,
@@ -127,14 +128,7 @@ impl BaseModel {
             Some(m) => m.str("general.name").map_err(|e| e.file(path))?.map(str::to_owned),
             None => None,
         };
-        let mut by_name = IndexMap::with_capacity(tensors.len());
-        for t in tensors {
-            // Of a checkpoint, keys that are joined by dots may come to the same.
-            if let Some(first) = by_name.insert(t.name.clone(), t) {
-                return Err(Error::new(Code::NameDuplicate, "two tensors have this name").file(path).field(first.name));
-            }
-        }
-        let tensors = by_name;
+        let tensors = by_name(dialect, tensors)?;
         let query_digests = Default::default();
         let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, query_digests };
         base.check_tensors()?;
@@ -149,7 +143,14 @@ impl BaseModel {
 
     /// The tensor of this name in the files.
     pub fn tensor_named(&self, name: &str) -> Option<&StoredTensor> {
-        self.tensors.get(name)
+        self.tensors.get(&*self.dialect.canonical(name))
+    }
+
+    /// The tensors of the files that no weight of the family is, with the names that the table would have for them.
+    pub(crate) fn unused_tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        let known: std::collections::HashSet<String> =
+            Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
+        self.tensors.iter().filter(move |(name, _)| !known.contains(*name)).map(|(name, t)| (name.as_str(), t))
     }
 
     /// Every tensor of the files, those that the forward pass does not use included, in order of their names.
@@ -173,6 +174,30 @@ impl BaseModel {
     pub fn row_order(&self) -> RowOrder {
         RowOrder::of_gguf_architecture(self.gguf_architecture()).expect("every family's architecture is on the list")
     }
+}
+
+/// The tensors by the name that the table has for them.
+///
+/// # Errors
+///
+/// [`Code::NameDuplicate`] for two of one name; [`Code::BaseTensor`] for two that have one name without their wrappers':
+/// nothing says which of them counts.
+fn by_name(dialect: Dialect, tensors: Vec<StoredTensor>) -> Result<IndexMap<String, StoredTensor>> {
+    let mut out: IndexMap<String, StoredTensor> = IndexMap::with_capacity(tensors.len());
+    for t in tensors {
+        let name = dialect.canonical(&t.name).into_owned();
+        if let Some(other) = out.get(&name) {
+            // Of a checkpoint, keys that are joined by dots may come to the same.
+            if other.name == t.name {
+                let message = "two tensors have this name";
+                return Err(Error::new(Code::NameDuplicate, message).file(&t.file).field(&t.name));
+            }
+            let message = format!("expected one tensor for {name}, found {} too", other.name);
+            return Err(Error::new(Code::BaseTensor, message).file(&t.file).field(&t.name).at(t.file_offset));
+        }
+        out.insert(name, t);
+    }
+    Ok(out)
 }
 
 /// Files with the weights of a model's folder, in the order in which transformers prefers them.

@@ -1,5 +1,7 @@
 //! The table of weights: what a tensor is called in each dialect and what shape it has.
 
+use std::borrow::Cow;
+
 use super::config::BaseConfig;
 
 /// The dialect of the files that hold a base model.
@@ -80,6 +82,36 @@ block_weights! {
     DownBias = "mlp.down_proj.bias", "ffn_down.bias";
 }
 
+/// Words that wrappers put into the names of a folder's tensors, wherever they stand: those of `torch.compile` and FSDP, and
+/// the one that PEFT puts behind a layer that it wraps.
+const WRAPPERS: [&str; 4] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_layer"];
+
+/// Words that models which hold the model put before its names: `DataParallel`, PEFT, a module of one's own.
+const HOLDERS: [&str; 3] = ["module", "base_model", "model"];
+
+/// The name that the family's own class for generation has for a tensor of a Hugging Face folder. Classes without a head
+/// write no `model.`; names that are not the family's stay as they are.
+fn canonical(name: &str) -> Cow<'_, str> {
+    let words: Vec<&str> = name.split('.').filter(|word| !WRAPPERS.contains(word)).collect();
+    let n_holders = words.iter().take_while(|word| HOLDERS.contains(word)).count();
+    let own = words[n_holders..].join(".");
+    match words.get(n_holders) {
+        Some(&"lm_head") => Cow::Owned(own),
+        Some(&("layers" | "embed_tokens" | "norm")) => Cow::Owned(format!("model.{own}")),
+        _ => Cow::Borrowed(name),
+    }
+}
+
+impl Dialect {
+    /// The name that the table has for a tensor that a file calls `name`.
+    pub(super) fn canonical(self, name: &str) -> Cow<'_, str> {
+        match self {
+            Dialect::HuggingFace => canonical(name),
+            Dialect::Gguf => Cow::Borrowed(name),
+        }
+    }
+}
+
 impl Weight {
     /// Every weight that a model of `n_layers` blocks can have.
     pub fn all(n_layers: usize) -> impl Iterator<Item = Weight> {
@@ -144,6 +176,38 @@ impl Weight {
                 W::GateBias | W::UpBias => with(c.biases.feed_forward, vec![inner]),
                 W::DownBias => with(c.biases.feed_forward, vec![hidden]),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrappers_and_holders_do_not_name_a_weight() {
+        for (name, expected) in [
+            ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+            ("norm.weight", "model.norm.weight"),
+            ("embed_tokens.weight", "model.embed_tokens.weight"),
+            ("_orig_mod.model.norm.weight", "model.norm.weight"),
+            ("module._orig_mod.lm_head.weight", "lm_head.weight"),
+            ("model._orig_mod.layers.1._orig_mod.input_layernorm.weight", "model.layers.1.input_layernorm.weight"),
+            ("base_model.model.model.norm.weight", "model.norm.weight"),
+            ("base_model.model.layers.0.self_attn.q_proj.base_layer.weight", "model.layers.0.self_attn.q_proj.weight"),
+            ("base_model.model.lm_head.weight", "lm_head.weight"),
+            ("model.model.embed_tokens.weight", "model.embed_tokens.weight"),
+            (
+                "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+                "model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            ),
+            ("v_head.summary.weight", "v_head.summary.weight"),
+            ("module.v_head.weight", "module.v_head.weight"),
+            ("language_model.model.norm.weight", "language_model.model.norm.weight"),
+            ("", ""),
+        ] {
+            assert_eq!(canonical(name), expected, "{name}");
         }
     }
 }

@@ -193,9 +193,8 @@ fn left_out(base: &BaseModel) -> Option<String> {
     if base.dialect == Dialect::Gguf {
         return None; // a GGUF file with such a tensor was refused
     }
-    let known: std::collections::HashSet<String> =
-        Weight::all(base.config.n_layers).map(|w| w.name(Dialect::HuggingFace)).collect();
-    let names: Vec<&str> = base.tensors().map(|t| t.name.as_str()).filter(|n| !known.contains(*n)).collect();
+    let mut names: Vec<&str> = base.unused_tensors().map(|(_, t)| t.name.as_str()).collect();
+    names.sort_unstable();
     let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
     names.first().map(|first| format!("{first}{more}: left out, the model does not use it"))
 }
