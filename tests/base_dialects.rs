@@ -172,6 +172,40 @@ fn an_adapters_configuration_keeps_them_on_the_way_to_gguf_and_back() {
 }
 
 #[test]
+fn names_that_begin_with_a_dot_are_not_looked_at() {
+    const APPLE_DOUBLE: &[u8] = &[0, 5, 22, 7];
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("llama-gqa", temp.path());
+    std::fs::rename(folder.join("model.safetensors"), folder.join("weights.safetensors")).unwrap();
+    for name in ["._weights.safetensors", "._config.json", ".DS_Store", ".other.safetensors"] {
+        std::fs::write(folder.join(name), APPLE_DOUBLE).unwrap();
+    }
+    assert_same_model("a base", "llama-gqa", &folder);
+
+    let adapter = temp.path().join("adapters/one");
+    common::RawAdapter::fixture("llama-gqa").write(&adapter);
+    std::fs::rename(adapter.join("adapter_model.safetensors"), adapter.join("final.safetensors")).unwrap();
+    for name in ["._final.safetensors", ".final.pt"] {
+        std::fs::write(adapter.join(name), APPLE_DOUBLE).unwrap();
+    }
+    let base = copy_of("llama-gqa");
+    let (code, document) = json(["validate".as_ref(), adapter.as_os_str(), "--base".as_ref(), base.as_os_str()]);
+    assert_eq!(code, 0, "{document}");
+
+    let adapters = temp.path().join("adapters");
+    std::fs::create_dir(adapters.join(".hidden")).unwrap();
+    std::fs::write(adapters.join(".hidden/x.safetensors"), APPLE_DOUBLE).unwrap();
+    std::fs::write(adapters.join("._one.gguf"), APPLE_DOUBLE).unwrap();
+    let path = |p: &Path| p.to_str().unwrap().to_owned();
+    let out = temp.path().join("batch");
+    let out =
+        ptplus(["convert", "--jobs", "1", &path(&adapters), "-o", &path(&out), "--to", "gguf", "--base", &path(&base)]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let shown = common::stdout(&out);
+    assert!(shown.contains("converted 1 of 1 adapters") && !shown.contains("skipped"), "{shown}");
+}
+
+#[test]
 fn how_the_training_split_its_products_does_not_matter() {
     let temp = tempfile::tempdir().unwrap();
     for parts in [2, 8] {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
+use crate::format::names::is_hidden;
 use crate::format::{StoredTensor, gguf as gguf_format, index, json, links, mmap, pickle, recognize, safetensors};
 use indexmap::IndexMap;
 
@@ -244,7 +245,7 @@ fn weights_of_folder(folder: &Path) -> Result<PathBuf> {
     let mut files: Vec<PathBuf> = Vec::new();
     for entry in entries {
         let path = entry.map_err(|e| Error::io(folder, "cannot list the folder", e))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+        if path.extension().is_some_and(|e| e == "safetensors") && !is_hidden(&path) && path.is_file() {
             files.push(path);
         }
     }

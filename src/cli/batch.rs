@@ -15,6 +15,7 @@ use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::error::{Error, Kind, Result, escape};
 use crate::format::hub;
+use crate::format::names::is_hidden;
 use crate::package::place;
 use crate::pipeline::{Converted, Format};
 
@@ -126,6 +127,9 @@ fn adapters(paths: &[&Path]) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         let mut inside = Vec::new();
         for entry in entries {
             let entry = entry.map_err(|e| Error::io(path, "cannot list the folder", e))?.path();
+            if is_hidden(&entry) {
+                continue;
+            }
             let is_adapter = if entry.is_dir() { has_weights(&entry) } else { has_known_extension(&entry) };
             if is_adapter { inside.push(entry) } else { skipped.push(entry) }
         }
@@ -158,7 +162,7 @@ fn has_weights(folder: &Path) -> bool {
 }
 
 fn files(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_file())
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| !is_hidden(p) && p.is_file())
 }
 
 fn has_known_extension(path: &Path) -> bool {

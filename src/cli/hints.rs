@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Kind};
 use crate::format::hub;
+use crate::format::names::is_hidden;
 use crate::import::source::weights_of_folder;
 use crate::inspect::{Lies, lies_at};
 
@@ -150,7 +151,8 @@ fn folder_of(path: &Path, part: Lies) -> Option<&Path> {
 /// not opened: its shards are.
 fn inside(folder: &Path, part: Lies) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES).flatten().map(|e| e.path());
-    let mut entries: Vec<PathBuf> = entries.filter(|path| path.extension().is_none_or(|e| e != "json")).collect();
+    let mut entries: Vec<PathBuf> =
+        entries.filter(|path| !is_hidden(path) && path.extension().is_none_or(|e| e != "json")).collect();
     entries.sort();
     let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|path| path.is_dir());
     let looked_at = folders.into_iter().take(MAX_FOLDERS).chain(files.into_iter().take(MAX_OPENED));
@@ -218,7 +220,8 @@ fn similar_path(path: &Path) -> Option<String> {
     let name = missing.file_name()?.to_string_lossy().into_owned();
     let parent = missing.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = std::fs::read_dir(parent).ok()?.take(MAX_ENTRIES).flatten();
-    let names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let is_meant = |name: &String| is_hidden(Path::new(name)) == is_hidden(&missing);
+    let names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).filter(is_meant).collect();
     let found = closest(&name, names.iter().map(String::as_str))?;
     Some(format!("did you mean {}?", missing.with_file_name(found).to_string_lossy()))
 }

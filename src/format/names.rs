@@ -1,4 +1,6 @@
-//! The rule for names, the same in every format: a tensor, a key or a file in a bundle.
+//! The rules for names: of a tensor, a key or a file in a bundle, the same in every format; of files in a folder.
+
+use std::path::Path;
 
 use super::limits::NAME_BYTES;
 use crate::error::{Code, Error, Result};
@@ -47,6 +49,12 @@ fn invalid(name: &str, fault: &str) -> Error {
 /// `C:\` or `C:/`.
 fn has_drive(name: &str) -> bool {
     matches!(name.as_bytes(), [letter, b':', b'/' | b'\\', ..] if letter.is_ascii_alphabetic())
+}
+
+/// Whether a name in a folder begins with a dot: what systems and programs leave there (`._x` of macOS' archives, `.cache`
+/// of a hub), and nobody means.
+pub(crate) fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// At most 64 characters of a name, for a message.

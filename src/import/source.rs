@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
+use crate::format::names::is_hidden;
 use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
 use crate::package::{ADAPTER_FILE, Container, check, container};
@@ -212,6 +213,7 @@ pub fn weights_of_folder(dir: &Path) -> Result<PathBuf> {
     for entry in std::fs::read_dir(dir).map_err(io)? {
         let entry = entry.map_err(io)?;
         if let Ok(name) = entry.file_name().into_string()
+            && !is_hidden(Path::new(&name))
             && entry.path().is_file()
         {
             names.push(name);
