@@ -214,3 +214,55 @@ fn how_the_training_split_its_products_does_not_matter() {
         assert_same_model("pretraining_tp", "llama-gqa", &folder);
     }
 }
+
+/// llama.cpp loads a bias of `o_proj` for llama alone, and takes a head's length in qwen2 for granted.
+#[test]
+fn a_base_that_llama_cpp_would_not_load_is_not_converted() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = copy("qwen3", temp.path());
+    edit_config(&folder, |c| c["attention_bias"] = true.into());
+    edit_tensors(&folder, |mut tensors| {
+        let weights: Vec<(String, usize)> = tensors
+            .iter()
+            .filter(|(name, _)| name.contains("self_attn.") && name.ends_with("_proj.weight"))
+            .map(|(name, t)| (name.clone(), t.shape[0]))
+            .collect();
+        for (name, rows) in weights {
+            let bias = Tensor { shape: vec![rows], values: vec![0.25; rows] };
+            tensors.insert(name.replace(".weight", ".bias"), bias);
+        }
+        tensors
+    });
+    let [_, (code, error)] = outcomes("qwen3", &folder);
+    assert_eq!((code, error["field"].as_str()), (7, Some("attention_bias")), "{error}");
+    assert_eq!(error["code"], "config-unsupported");
+
+    let folder = copy("qwen2", temp.path());
+    edit_config(&folder, |c| c["num_attention_heads"] = value!(c["num_attention_heads"].as_u64().unwrap() / 2));
+    edit_config(&folder, |c| {
+        let kv = c["num_key_value_heads"].as_u64().unwrap();
+        c["num_key_value_heads"] = value!(kv.min(c["num_attention_heads"].as_u64().unwrap()));
+        c["head_dim"] = value!(c["hidden_size"].as_u64().unwrap() / c["num_attention_heads"].as_u64().unwrap() / 2);
+    });
+    let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).unwrap()).unwrap();
+    let size = |key: &str| config[key].as_u64().unwrap() as usize;
+    let (queries, keys) =
+        (size("num_attention_heads") * size("head_dim"), size("num_key_value_heads") * size("head_dim"));
+    edit_tensors(&folder, |tensors| {
+        let resized = |(name, t): (String, Tensor)| {
+            let shape = match name.rsplit("self_attn.").next().filter(|_| name.contains("self_attn.")) {
+                Some("q_proj.weight") => vec![queries, t.shape[1]],
+                Some("q_proj.bias") => vec![queries],
+                Some("k_proj.weight" | "v_proj.weight") => vec![keys, t.shape[1]],
+                Some("k_proj.bias" | "v_proj.bias") => vec![keys],
+                Some("o_proj.weight") => vec![t.shape[0], queries],
+                _ => t.shape.clone(),
+            };
+            let values = vec![0.5; shape.iter().product()];
+            (name, Tensor { shape, values })
+        };
+        tensors.into_iter().map(resized).collect()
+    });
+    let [_, (code, error)] = outcomes("qwen2", &folder);
+    assert_eq!((code, error["field"].as_str()), (7, Some("head_dim")), "{error}");
+}

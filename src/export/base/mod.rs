@@ -11,7 +11,7 @@ use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::adapter::RowOrder;
-use crate::base::{BaseModel, BlockWeight, Dialect, RopeScaling, Weight};
+use crate::base::{BaseModel, BlockWeight, Dialect, Family, RopeScaling, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -37,6 +37,7 @@ pub struct BasePlan {
 /// [`Code::ConfigUnsupported`] for what GGUF has no place for, and for element types that are not decoded
 /// here where they would have to be; [`Code::BaseTensor`]; those of the rules and of [`gguf::plan`].
 pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<BasePlan> {
+    check_loadable(base)?;
     let mut types = Types { recipe: Recipe::new(rules.default, base), rules, overrides: Overrides::new(rules) };
     let mut notes = Vec::new();
     let (mut specs, mut tensors) = (Vec::new(), Vec::new());
@@ -113,6 +114,37 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
         }
     }
     Ok(weights)
+}
+
+/// What llama.cpp's loaders want of a family beyond what its class in transformers does. Sources: `load_arch_tensors` in
+/// llama.cpp's models/{llama,qwen2,qwen3}.cpp: every tensor of the file has to be asked for, with its shape.
+///
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] for a folder whose file llama.cpp would refuse to load.
+fn check_loadable(base: &BaseModel) -> Result<()> {
+    let c = &base.config;
+    let refuse = |field: &str, message: String| {
+        Err(Error::new(Code::ConfigUnsupported, message).file(&base.path.join("config.json")).field(field))
+    };
+    if base.dialect == Dialect::Gguf {
+        return Ok(());
+    }
+    if c.biases.attention_output && base.gguf_architecture() != "llama" {
+        let message = format!(
+            "expected false: llama.cpp loads no bias of o_proj for {}, and refuses a file that has one, found true",
+            base.gguf_architecture()
+        );
+        return refuse("attention_bias", message);
+    }
+    if c.family == Family::Qwen2 && c.n_heads * c.head_dim != c.hidden_size {
+        let message = format!(
+            "expected the hidden size over the heads, {} / {}, which llama.cpp takes for granted for qwen2, found {}",
+            c.hidden_size, c.n_heads, c.head_dim
+        );
+        return refuse("head_dim", message);
+    }
+    Ok(())
 }
 
 /// # Errors
