@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::error::{Code, Error, Result};
 use crate::format::limits::TEMPLATE_BYTES;
 use crate::format::names::cut;
+use crate::vocab::with_plain_newlines;
 use values::RAISED;
 
 /// Who says something.
@@ -99,7 +100,8 @@ impl Template {
         let syntax = syntax();
         environment.set_recursion_limit(DEPTH);
         values::set_up(&mut environment);
-        let source = bounds::bounded(&without_generation_tags(source), &syntax)?;
+        let source = without_generation_tags(&with_plain_newlines(source));
+        let source = bounds::bounded(&source, &syntax)?;
         environment.set_syntax(syntax);
         environment.add_template_owned(NAME, source).map_err(|e| failed(&e))?;
         Ok(Template { environment })
@@ -273,6 +275,23 @@ mod tests {
         for source in ["{% for %}", "{{", "{% endfor %}", deep.as_str(), nested.as_str()] {
             assert_eq!(Template::new(source).err().map(|e| e.code()), Some(Code::ChatTemplate));
         }
+    }
+
+    /// As Jinja2, whose lexer makes one kind of them before anything else (`newline_re` in its lexer.py).
+    #[test]
+    fn every_end_of_a_line_is_one_character() {
+        let user = Message { role: Role::User, content: "a\r\nb".into() };
+        let source =
+            "{% for m in messages %}\n  {%- if true %}\n{{ m.content }}\n{% endif %}\n{% endfor %}\n{{ 'x\ny' }}\n\n";
+        let rendered = |source: &str| {
+            Template::new(source).unwrap().render(std::slice::from_ref(&user), Tokens::default()).unwrap()
+        };
+        let plain = rendered(source);
+        assert_eq!(plain, "a\r\nb\nx\ny\n");
+        for newline in ["\r\n", "\r"] {
+            assert_eq!(rendered(&source.replace('\n', newline)), plain, "{newline:?}");
+        }
+        assert_eq!(rendered("a\r\r\n\n\rb\r"), "a\n\n\n\nb");
     }
 
     #[test]

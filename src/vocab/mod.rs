@@ -81,3 +81,8 @@ pub struct Vocabulary {
     /// Jinja template of a conversation.
     pub chat_template: Option<String>,
 }
+
+/// A chat template with `\n` for every end of a line, as Jinja2 reads it (`newline_sequence`), wherever it comes from.
+pub fn with_plain_newlines(template: &str) -> String {
+    template.replace("\r\n", "\n").replace('\r', "\n")
+}

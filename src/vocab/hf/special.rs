@@ -12,7 +12,7 @@ use crate::format::limits::CONFIG_BYTES;
 use crate::format::links::is_present;
 use crate::format::names::shorten;
 use crate::format::{json, recognize};
-use crate::vocab::{Algorithm, SpecialTokens};
+use crate::vocab::{Algorithm, SpecialTokens, with_plain_newlines};
 
 /// A token that is found in text before anything else.
 pub(super) struct AddedToken {
@@ -215,7 +215,7 @@ impl Settings {
             if n_others > 0 {
                 self.notes.push("of several chat templates only the one named default is written".into());
             }
-            return Ok(text);
+            return Ok(text.as_deref().map(with_plain_newlines));
         }
         let bytes = crate::format::mmap::map_file(&file)?;
         recognize::refuse_stand_in(&bytes).map_err(|e| e.file(&file))?;
@@ -223,7 +223,7 @@ impl Settings {
         let text = text.ok_or_else(|| invalid("expected UTF-8 of at most 8 MiB").file(&file))?.to_owned();
         check_nul(&text).map_err(|e| e.file(&file))?;
         self.files.push(file);
-        Ok(Some(text))
+        Ok(Some(with_plain_newlines(&text)))
     }
 
     /// The template that a JSON file states, and how many others beside it.
