@@ -280,3 +280,218 @@ fn all_places_of_a_chat_template_are_read_by_type() {
         std::fs::remove_file(folder.join(file)).unwrap();
     }
 }
+
+/// Keys, and what is told, of the GGUF of a fixture whose files were changed.
+fn keys_and_notes(folder: &Path) -> (BTreeMap<String, Value>, String) {
+    let file = folder.parent().unwrap().join("changed.gguf");
+    let out = ptplus(["convert".as_ref(), "-f".as_ref(), folder.as_os_str(), "-o".as_ref(), file.as_os_str()]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    (keys(&file), stderr(&out))
+}
+
+fn ids(keys: &BTreeMap<String, Value>) -> [Option<u32>; 4] {
+    ["eos", "eot", "eom", "padding"].map(|name| match keys.get(&format!("tokenizer.ggml.{name}_token_id")) {
+        Some(Value::U32(id)) => Some(*id),
+        other => other.map(|v| panic!("{v}")),
+    })
+}
+
+fn state(file: &Path, entries: serde_json::Value) {
+    if !file.exists() {
+        std::fs::write(file, "{}").unwrap();
+    }
+    edit(file, |json| {
+        for (key, v) in entries.as_object().unwrap() {
+            json[key] = v.clone();
+        }
+    });
+}
+
+#[test]
+fn every_end_of_an_answer_has_its_place() {
+    let temp = tempfile::tempdir().unwrap();
+    // 0 <|endoftext|>, 1 <|im_start|>, 2 <|im_end|>, and words.
+    for (config, generation, text, expected) in [
+        (value!(null), value!(null), Some("<|im_end|>"), [Some(2), None, None]),
+        (value!(20), value!(null), None, [Some(20), None, None]),
+        (value!([20, 21, 22]), value!(null), None, [Some(20), Some(21), Some(22)]),
+        (value!([20, 21]), value!(22), Some("<|im_end|>"), [Some(2), Some(20), Some(21)]),
+        (value!(null), value!([0, 20]), None, [Some(0), Some(20), None]),
+        (value!(2), value!([2, 0, 20]), None, [Some(2), Some(20), None]),
+        (value!(-1), value!([20]), None, [Some(20), None, None]),
+    ] {
+        let folder = copy("smollm", temp.path());
+        let _ = std::fs::remove_file(folder.join("generation_config.json"));
+        state(&folder.join("config.json"), value!({"eos_token_id": config}));
+        state(&folder.join("generation_config.json"), value!({"eos_token_id": generation, "temperature": 0.6}));
+        state(&folder.join("tokenizer_config.json"), value!({"eos_token": text, "pad_token": null}));
+        let (keys, notes) = keys_and_notes(&folder);
+        assert_eq!(ids(&keys)[..3], expected, "{config} {generation} {text:?}");
+        assert_eq!(notes.contains("answers end at"), generation == value!(22), "{notes}");
+        assert_eq!(notes.contains("no answer ends at eos_token_id -1"), config == value!(-1), "{notes}");
+        #[cfg(feature = "generate")]
+        {
+            let found = ptplus::vocab::hf::read(&folder, 421, None).unwrap().unwrap();
+            let tokenizer = ptplus::vocab::tokenizer::Tokenizer::new(found.vocabulary).unwrap();
+            for stated in [&config, &generation] {
+                let stated = stated.as_array().cloned().unwrap_or_else(|| vec![stated.clone()]);
+                for id in stated.iter().filter_map(|id| id.as_u64()) {
+                    assert!(tokenizer.is_end(id as u32), "{config} {generation}: {id}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_that_only_fill_batches_or_stand_for_the_unknown_may_be_missing() {
+    let temp = tempfile::tempdir().unwrap();
+    type Change = fn(&Path);
+    let cases: [(&str, Change, &str); 9] = [
+        (
+            "sentencepiece",
+            |f| state(&f.join("config.json"), value!({"pad_token_id": -1})),
+            "pad_token_id is left out: -1",
+        ),
+        (
+            "sentencepiece",
+            |f| state(&f.join("config.json"), value!({"pad_token_id": 484})),
+            "pad_token_id is left out: 484",
+        ),
+        (
+            "sentencepiece",
+            |f| state(&f.join("added_tokens.json"), value!({"[PAD]": 484})),
+            "\"[PAD]\" is left out: it is number 484",
+        ),
+        (
+            "llama3",
+            |f| {
+                let token = value!({"421": {"content": "<|finetune_right_pad_id|>", "special": true}});
+                let config = value!({"added_tokens_decoder": token, "pad_token": "<|finetune_right_pad_id|>"});
+                state(&f.join("tokenizer_config.json"), config);
+            },
+            "\"<|finetune_right_pad_id|>\" is left out: it is number 421",
+        ),
+        (
+            "qwen2",
+            |f| {
+                edit(&f.join("tokenizer.json"), |t| {
+                    let token = value!({"id": 500, "content": "<filler>", "special": true});
+                    t["added_tokens"].as_array_mut().unwrap().push(token);
+                });
+                state(&f.join("config.json"), value!({"pad_token_id": 500}));
+                state(&f.join("tokenizer_config.json"), value!({"pad_token": null}));
+            },
+            "\"<filler>\" is left out: it is number 500",
+        ),
+        (
+            "llama3",
+            |f| state(&f.join("tokenizer_config.json"), value!({"pad_token": "[PAD]"})),
+            "pad_token is left out: no token is \"[PAD]\"",
+        ),
+        (
+            "llama3",
+            |f| state(&f.join("tokenizer_config.json"), value!({"unk_token": "<unk>"})),
+            "unk_token is left out",
+        ),
+        (
+            "llama3",
+            |f| edit(&f.join("tokenizer.json"), |t| t["model"]["unk_token"] = "<unk>".into()),
+            "model.unk_token is left out",
+        ),
+        (
+            "smollm",
+            |f| {
+                state(&f.join("tokenizer_config.json"), value!({"pad_token": null}));
+                state(&f.join("config.json"), value!({"pad_token_id": 99999}));
+            },
+            "pad_token_id is left out: 99999",
+        ),
+    ];
+    for (name, change, note) in cases {
+        let folder = copy(name, temp.path());
+        change(&folder);
+        let (keys, notes) = keys_and_notes(&folder);
+        assert_eq!(notes.matches("left out").count(), 1, "{name}: {notes}");
+        assert!(notes.contains(note), "{name}: {note}: {notes}");
+        let keeps_its_own = note.contains("unk_token");
+        assert_eq!(ids(&keys)[3].is_some(), keeps_its_own, "{name}: {note}");
+        #[cfg(feature = "generate")]
+        {
+            let base = folder.to_str().unwrap();
+            let out = ptplus(["run", "--base", base, "--no-conversation", "-n", "1", "-p", "a"]);
+            assert_eq!(exit(&out), 0, "{}", stderr(&out));
+            assert!(stderr(&out).contains(note), "{name}: {}", stderr(&out));
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+    // Other tokens beyond the embedding say that the tokenizer is another model's.
+    let folder = copy("sentencepiece", temp.path());
+    state(&folder.join("added_tokens.json"), value!({"<|im_start|>": 484}));
+    let out = temp.path().join("out.gguf");
+    let (status, report) = json(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), out.as_os_str()]);
+    assert_eq!((status, report["error"]["code"].as_str()), (3, Some("tokenizer-invalid")), "{report}");
+}
+
+/// Early converters did not name the pattern; llama.cpp takes `default` then, and warns.
+#[test]
+fn a_file_that_names_no_pattern_is_told_of_and_can_be_given_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let whole = temp.path().join("whole.gguf");
+    let folder = tokenizers().join("llama3");
+    assert!(!converted(&folder, &whole, &[]).is_empty());
+    let whole = gguf::open(&whole).unwrap();
+    for missing in [true, false] {
+        let mut metadata = whole.metadata.clone();
+        match missing {
+            true => drop(metadata.remove("tokenizer.ggml.pre")),
+            false => metadata.insert("tokenizer.ggml.pre", ""),
+        }
+        let file = temp.path().join("without.gguf");
+        write_gguf(&whole, &metadata, &file);
+        let note = "tokenizer.ggml.pre is missing";
+        let out_file = temp.path().join("out.gguf");
+        let convert = |extra: &[&str]| {
+            let mut args =
+                vec!["convert".as_ref(), "-f".as_ref(), file.as_os_str(), "-o".as_ref(), out_file.as_os_str()];
+            args.extend(extra.iter().map(std::ffi::OsStr::new));
+            ptplus(args)
+        };
+        let out = convert(&[]);
+        assert!(exit(&out) == 0 && stderr(&out).contains(note), "{}", stderr(&out));
+        #[cfg(feature = "generate")]
+        {
+            let base = file.to_str().unwrap();
+            let out = ptplus(["run", "--base", base, "--no-conversation", "-n", "1", "-p", "a"]);
+            assert!(exit(&out) == 0 && stderr(&out).contains(note), "{}", stderr(&out));
+        }
+        let out = convert(&["--tokenizer-pre", "llama-bpe"]);
+        assert!(exit(&out) == 0 && !stderr(&out).contains(note), "{}", stderr(&out));
+        let given = keys(&out_file);
+        assert_eq!(given["tokenizer.ggml.pre"], "llama-bpe".into());
+    }
+    // A file that names one keeps it.
+    let named = temp.path().join("whole.gguf");
+    let out = temp.path().join("out.gguf");
+    let args = ["convert".as_ref(), "-f".as_ref(), named.as_os_str(), "-o".as_ref(), out.as_os_str()];
+    let (status, report) = json(args.into_iter().chain(["--tokenizer-pre".as_ref(), "qwen2".as_ref()]));
+    assert_eq!((status, report["error"]["code"].as_str()), (2, Some("usage")), "{report}");
+}
+
+/// The file with other metadata.
+fn write_gguf(source: &gguf::Gguf, metadata: &gguf::Metadata, to: &Path) {
+    let spec = |t: &ptplus::format::StoredTensor| ptplus::format::TensorSpec {
+        name: t.name.clone(),
+        dtype: t.dtype,
+        shape: t.shape.clone(),
+    };
+    let specs: Vec<_> = source.tensors.iter().map(spec).collect();
+    let plan = gguf::plan(metadata, &specs).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    for (t, place) in source.tensors.iter().zip(&plan.tensors) {
+        let at = place.file_offset as usize;
+        bytes[at..at + t.bytes.len()].copy_from_slice(&t.bytes);
+    }
+    std::fs::write(to, bytes).unwrap();
+}

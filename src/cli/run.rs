@@ -122,6 +122,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     };
     let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
     let text = BaseText::of(&base, a.chat_template_file.as_deref().zip(template.as_deref()))?;
+    text.notes.iter().for_each(|n| ui.note(n));
     let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;
     loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
     let mut identities = Vec::new();

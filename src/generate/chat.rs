@@ -7,7 +7,7 @@ use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata};
 use crate::vocab::tokenizer::{Specials, Tokenizer};
-use crate::vocab::{Vocabulary, hf};
+use crate::vocab::{self, Vocabulary, hf};
 
 /// The text side of a base model.
 pub struct BaseText {
@@ -17,6 +17,8 @@ pub struct BaseText {
     pub template: Option<Template>,
     /// Positions that the model was trained on, if the base says.
     pub n_context_trained: Option<usize>,
+    /// What a reader should know about the tokens.
+    pub notes: Vec<String>,
     /// Where the template is from.
     template_file: PathBuf,
     base: PathBuf,
@@ -51,7 +53,7 @@ impl BaseText {
     }
 
     fn read(base: &BaseModel, template: Option<(&Path, &str)>) -> Result<Self> {
-        let vocabulary = read_vocabulary(base)?;
+        let (vocabulary, notes) = read_vocabulary(base)?;
         let template_file = template.map_or(&*base.path, |(file, _)| file).to_owned();
         let source = template.map(|(_, text)| text).or(vocabulary.chat_template.as_deref());
         let template = source.map(Template::new).transpose().map_err(|e| e.file(&template_file))?;
@@ -60,6 +62,7 @@ impl BaseText {
             tokenizer: Tokenizer::new(vocabulary)?,
             template,
             n_context_trained: base.config.context_length,
+            notes,
             template_file,
             base: base.path.clone(),
             longest_token,
@@ -73,12 +76,27 @@ impl BaseText {
     /// With the file: [`Code::ChatTemplate`] for a conversation without a template, or one that it refuses;
     /// [`Code::ContextFull`] for text that is longer than so many tokens can be.
     pub fn tokens(&self, prompt: Prompt<'_>, n_context: usize) -> Result<Vec<u32>> {
-        let text = match prompt {
-            Prompt::Raw(text) => text,
-            Prompt::Chat { system, user } => &self.conversation(system, user)?,
+        let tokens = match prompt {
+            Prompt::Raw(text) => {
+                self.check_length(text, n_context)?;
+                self.tokenizer.sequence(text, Specials::Parsed)
+            }
+            Prompt::Chat { system, user } => {
+                let text = self.conversation(system, user)?;
+                self.check_length(&text, n_context)?;
+                self.tokenizer.encode(&text, Specials::Parsed).map(|tokens| self.begun(tokens))
+            }
         };
-        self.check_length(text, n_context)?;
-        self.tokenizer.sequence(text, Specials::Parsed).map_err(|e| e.file(&self.base))
+        tokens.map_err(|e| e.file(&self.base))
+    }
+
+    /// With the first token, which many templates write themselves.
+    fn begun(&self, tokens: Vec<u32>) -> Vec<u32> {
+        let bos = self.tokenizer.vocabulary().special.bos.filter(|_| self.tokenizer.adds_bos());
+        match bos.filter(|bos| tokens.first() != Some(bos)) {
+            Some(bos) => [vec![bos], tokens].concat(),
+            None => tokens,
+        }
     }
 
     fn conversation(&self, system: Option<&str>, user: &str) -> Result<String> {
@@ -90,12 +108,7 @@ impl BaseText {
         let user = Message { role: Role::User, content: user.to_owned() };
         let messages: Vec<Message> = system.into_iter().chain([user]).collect();
         let (bos, eos) = (self.special(|s| s.bos), self.special(|s| s.eos));
-        let mut text = template.render(&messages, Tokens { bos, eos }).map_err(|e| e.file(&self.template_file))?;
-        // Templates that write the first token themselves would double it.
-        if self.tokenizer.adds_bos() && text.starts_with(bos) {
-            text.drain(..bos.len());
-        }
-        Ok(text)
+        template.render(&messages, Tokens { bos, eos }).map_err(|e| e.file(&self.template_file))
     }
 
     /// Splitting costs a hundred times the text's memory: what cannot fit is refused before.
@@ -118,14 +131,15 @@ impl BaseText {
     }
 }
 
-fn read_vocabulary(base: &BaseModel) -> Result<Vocabulary> {
+/// The vocabulary, and what a reader should know about it.
+fn read_vocabulary(base: &BaseModel) -> Result<(Vocabulary, Vec<String>)> {
     if base.dialect == Dialect::Gguf {
         let metadata = gguf::open(&base.path)?.metadata;
         check_rows(&metadata, base.config.vocab_size)?;
-        return Vocabulary::from_gguf(&metadata);
+        return Ok((Vocabulary::from_gguf(&metadata)?, vocab::gguf::notes(&metadata)?));
     }
     match hf::read(&base.path, base.config.vocab_size, None)? {
-        Some(found) => Ok(found.vocabulary),
+        Some(found) => Ok((found.vocabulary, found.notes)),
         None => {
             let message = "expected tokenizer.json or tokenizer.model in the folder, found neither";
             Err(Error::new(Code::TokenizerUnsupported, message))

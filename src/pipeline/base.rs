@@ -12,7 +12,7 @@ use crate::format::output::{OutputFile, Overwrite};
 use crate::package::place;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
-use crate::vocab::hf;
+use crate::vocab::{self, hf, to_gguf};
 
 /// A base model to convert to GGUF, and how.
 pub struct ConvertBase<'a> {
@@ -60,7 +60,12 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     }
     place::refuse_inside_bundle(job.output)?;
     place::refuse_name_of_gguf(job.output)?;
-    let base = BaseModel::open(job.base)?;
+    let mut base = BaseModel::open(job.base)?;
+    if let (Some(metadata), Tokenizer::Stated(pre)) = (&mut base.metadata, job.tokenizer)
+        && vocab::gguf::lacks_pre(metadata).map_err(|e| e.file(job.base))?
+    {
+        metadata.insert(to_gguf::PRE, pre);
+    }
     let tokenizer = read_tokenizer(job, &base)?;
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
     let planned = export::base::plan(&base, vocabulary, job.types).map_err(|e| e.file(job.output))?;
@@ -102,7 +107,7 @@ fn read_tokenizer(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Option<hf::
         (Dialect::Gguf, stated) => {
             let says = |key: &str| base.metadata.as_ref().map_or(Ok(None), |m| m.str(key));
             let is_true = match stated {
-                Tokenizer::Stated(pre) => says("tokenizer.ggml.pre")? == Some(pre),
+                Tokenizer::Stated(pre) => says(to_gguf::PRE)? == Some(pre),
                 _ => says("tokenizer.ggml.model")?.is_none_or(|model| matches!(model, "none" | "no_vocab")),
             };
             if is_true {

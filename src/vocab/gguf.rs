@@ -1,7 +1,7 @@
 //! GGUF keys to a [`Vocabulary`]. Names and defaults: llama.cpp's `llama-vocab.cpp`; stricter where it only warns.
 
-use super::to_gguf::{MODEL, NO_MODEL};
-use super::{Algorithm, SpecialTokens, TokenKind, Vocabulary};
+use super::to_gguf::{MODEL, NO_MODEL, PRE};
+use super::{Algorithm, SpecialTokens, TextRules, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{Array, Metadata, Value};
 use crate::format::limits::{VOCABULARY_BYTES, VOCABULARY_MERGES, VOCABULARY_TOKENS};
@@ -37,6 +37,8 @@ impl Vocabulary {
             let key = format!("tokenizer.ggml.{name}_token_id");
             match metadata.u32(&key)? {
                 Some(u32::MAX) => Ok(None), // some converters' -1
+                // Batches are not padded here.
+                Some(id) if name == "padding" && id as usize >= n => Ok(None),
                 Some(id) if id as usize >= n => {
                     Err(invalid(&key, format!("expected an id below the vocabulary's {n}, found {id}")))
                 }
@@ -55,12 +57,16 @@ impl Vocabulary {
             unknown: id("unknown")?.or(defaults[2]),
             padding: id("padding")?,
             end_of_turn: id("eot")?,
+            end_of_message: id("eom")?,
         };
+        let name = metadata.str("general.name")?.unwrap_or_default();
         Ok(Vocabulary {
             algorithm,
             tokens,
             kinds,
             special,
+            more_ends: more_ends(metadata, n)?,
+            rules: TextRules { phi3: TextRules::is_phi3(name), ..TextRules::default() },
             add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
             add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,
             chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
@@ -72,7 +78,7 @@ fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
     match metadata.str(MODEL)?.ok_or_else(|| metadata.missing(MODEL))? {
         "gpt2" => Ok(Algorithm::Bpe {
             // llama.cpp's name where a file says nothing
-            pre: metadata.str("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
+            pre: metadata.str(PRE)?.filter(|pre| !pre.is_empty()).unwrap_or("default").to_owned(),
             merges: texts(metadata, "tokenizer.ggml.merges", VOCABULARY_MERGES)?,
         }),
         "llama" => {
@@ -94,6 +100,46 @@ fn algorithm(metadata: &Metadata, n_tokens: usize) -> Result<Algorithm> {
             Err(Error::new(Code::TokenizerUnsupported, message).field(MODEL))
         }
     }
+}
+
+/// What a reader of a file should know whose keys say less or more than they should.
+///
+/// # Errors
+///
+/// [`Code::GgufKey`] for a key of the wrong type.
+pub fn notes(metadata: &Metadata) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    if lacks_pre(metadata)? {
+        notes.push(format!(
+            "{PRE} is missing, as early converters left it: text is split by llama.cpp's \"default\" pattern, which is hardly this model's, and its tokens are then others than in training; `convert --tokenizer-pre NAME` writes a file that names the pattern"
+        ));
+    }
+    let n = metadata.array("tokenizer.ggml.tokens")?.map_or(0, Array::len);
+    let key = "tokenizer.ggml.padding_token_id";
+    if let Some(id) = metadata.u32(key)?.filter(|id| *id != u32::MAX && *id as usize >= n && n > 0) {
+        notes.push(format!("{key}: {id} is none of the {n} tokens, and is not used"));
+    }
+    Ok(notes)
+}
+
+/// Whether it is byte-level BPE without the name of its pattern, which was once not written.
+///
+/// # Errors
+///
+/// As [`notes`].
+pub fn lacks_pre(metadata: &Metadata) -> Result<bool> {
+    Ok(metadata.str(MODEL)? == Some("gpt2") && metadata.str(PRE)?.is_none_or(str::is_empty))
+}
+
+/// Ollama's list of ends, which llama.cpp does not read.
+fn more_ends(metadata: &Metadata, n_tokens: usize) -> Result<Vec<u32>> {
+    let key = "tokenizer.ggml.eos_token_ids";
+    let Some(array) = metadata.array(key)? else { return Ok(Vec::new()) };
+    if array.len() > n_tokens {
+        return Err(invalid(key, format!("expected at most {n_tokens} elements, found {}", array.len())));
+    }
+    let id = |v: &Value| v.as_u64().filter(|id| *id < n_tokens as u64).map(|id| id as u32);
+    list(array, array.len(), key, "a token of the vocabulary", id)
 }
 
 /// A list of at most `most`, which is looked at before anything is copied.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{TokenKind, Vocabulary};
+use super::{Spaces, TextRules, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
 use crate::format::limits::VOCABULARY_TOKENS;
@@ -64,13 +64,13 @@ pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<
     if let Some(json) = &tokenizer {
         settings.add_tokenizer_json(&json_file, json)?;
     }
-    let mut notes = Vec::new();
-    let draft = match (sentence_piece::bytes(&model)?, &mut tokenizer) {
+    settings.leave_out_padding(n_tokens)?;
+    let mut draft = match (sentence_piece::bytes(&model)?, &mut tokenizer) {
         (Some(bytes), _) => {
             settings.files.push(model.clone());
             sentence_piece::read(&model, &bytes, n_tokens, &settings, pre)?
         }
-        (None, Some(json)) => bpe::read(&json_file, json, n_tokens, &settings, pre, &mut notes)?,
+        (None, Some(json)) => bpe::read(&json_file, json, n_tokens, &mut settings, pre)?,
         (None, None) if is_present(&model) => {
             let message = "expected a SentencePiece model, found something else, and no tokenizer.json beside it";
             return Err(Error::new(Code::TokenizerUnsupported, message).file(&model));
@@ -80,6 +80,13 @@ pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<
     if tokenizer.is_some() {
         settings.files.push(json_file.clone());
     }
+    // transformers asks this file first where there are both.
+    let mut spaces = Spaces::default();
+    if let Some(json) = &tokenizer
+        && bpe::space_prefix(json, &mut spaces).is_ok()
+    {
+        draft.rules.spaces = spaces;
+    }
     let file = if matches!(draft.algorithm, super::Algorithm::SentencePiece { .. }) && model.is_file() {
         &model
     } else {
@@ -87,18 +94,21 @@ pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<
     };
     check_unique(&draft.tokens).map_err(|e| e.file(file))?;
     let special = settings.special_tokens(&draft)?;
+    let (special, more_ends) = settings.ends(&draft, special)?;
+    settings.note_normalized_tokens(&draft);
     let (add_bos, add_eos) = settings.added_at_the_ends(&draft, &special)?;
-    notes.append(&mut settings.notes);
     let vocabulary = Vocabulary {
         algorithm: draft.algorithm,
         tokens: draft.tokens,
         kinds: draft.kinds,
         special,
+        more_ends,
+        rules: TextRules { added: settings.flags(), ..draft.rules },
         add_bos,
         add_eos,
         chat_template: settings.chat_template,
     };
-    Ok(Some(Found { vocabulary, files: settings.files, notes }))
+    Ok(Some(Found { vocabulary, files: settings.files, notes: settings.notes }))
 }
 
 /// Tokens without what the other files say about them.
@@ -108,6 +118,20 @@ struct Draft {
     kinds: Vec<TokenKind>,
     /// What the tokenizer's own file says about special tokens, where nothing else does.
     special: super::SpecialTokens,
+    /// What it does to text besides splitting it.
+    rules: TextRules,
+}
+
+/// The steps of what `tokenizer.json` has alone or in a `Sequence`, nested or not, under `list`; none for null.
+fn steps<'a>(value: &'a Value, list: &str) -> Result<Vec<&'a Value>> {
+    if value.is_null() {
+        return Ok(Vec::new());
+    }
+    if value["type"] != "Sequence" {
+        return Ok(vec![value]);
+    }
+    let inside = value[list].as_array().ok_or_else(|| invalid(format!("expected a list as {list} of a Sequence")))?;
+    Ok(inside.iter().map(|step| steps(step, list)).collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// llama.cpp stops the program where two tokens have one text.

@@ -3,13 +3,17 @@
 #[cfg(feature = "generate")]
 mod bpe;
 pub mod byte_level;
-mod gguf;
+mod ends;
+pub mod gguf;
 pub mod hf;
+mod rules;
 #[cfg(feature = "generate")]
 mod sentencepiece;
 pub mod to_gguf;
 #[cfg(feature = "generate")]
 pub mod tokenizer;
+
+pub use rules::{AddedFlags, Normalizer, Spaces, TextRules};
 
 /// What a token is. Discriminants are ggml's `llama_token_type`, as `tokenizer.ggml.token_type` stores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub struct SpecialTokens {
     pub padding: Option<u32>,
     /// Ends a turn of a conversation, where that is another token than `eos`.
     pub end_of_turn: Option<u32>,
+    /// Ends a message within a turn.
+    pub end_of_message: Option<u32>,
 }
 
 /// The vocabulary of a base model.
@@ -74,6 +80,10 @@ pub struct Vocabulary {
     pub kinds: Vec<TokenKind>,
     /// Tokens with a meaning of their own.
     pub special: SpecialTokens,
+    /// Tokens that end an answer besides those.
+    pub more_ends: Vec<u32>,
+    /// What else is done to text.
+    pub rules: TextRules,
     /// Whether encoding puts `bos` first; absent, the algorithm's default.
     pub add_bos: Option<bool>,
     /// Whether encoding puts `eos` last; absent, the algorithm's default.

@@ -6,6 +6,9 @@ use crate::format::gguf::{Array, Metadata, Value};
 /// Key of the tokenizer's kind.
 pub const MODEL: &str = "tokenizer.ggml.model";
 
+/// Key of llama.cpp's name for the pattern that splits text.
+pub const PRE: &str = "tokenizer.ggml.pre";
+
 /// The kind of a file without a vocabulary; llama.cpp then runs on token ids alone.
 pub const NO_MODEL: &str = "none";
 
@@ -16,7 +19,7 @@ pub fn put(v: &Vocabulary, m: &mut Metadata) {
         Algorithm::SentencePiece { .. } => ("llama", "default"),
     };
     m.insert(MODEL, model);
-    m.insert("tokenizer.ggml.pre", pre);
+    m.insert(PRE, pre);
     m.insert("tokenizer.ggml.tokens", Array::from_strs(&v.tokens));
     if let Algorithm::SentencePiece { scores, .. } = &v.algorithm {
         m.insert("tokenizer.ggml.scores", Array::from_f32(scores));
@@ -35,6 +38,7 @@ pub fn put(v: &Vocabulary, m: &mut Metadata) {
         ("unknown", v.special.unknown),
         ("padding", v.special.padding),
         ("eot", v.special.end_of_turn),
+        ("eom", v.special.end_of_message),
     ] {
         if let Some(id) = id {
             m.insert(format!("tokenizer.ggml.{name}_token_id"), Value::U32(id));

@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::LazyLock;
+
+use regex::Regex;
 
 use super::bpe::{Bpe, Pre};
 use super::byte_level::character_of;
+use super::ends::END_TEXTS;
 use super::sentencepiece::{self, SPACE};
-use super::{Algorithm, TokenKind, Vocabulary};
+use super::{AddedFlags, Algorithm, TokenKind, Vocabulary};
 use crate::error::{Code, Error, Result};
 use crate::format::limits::{VOCABULARY_BYTES, VOCABULARY_SEARCHED};
 use crate::format::names::shorten;
@@ -26,8 +30,8 @@ pub struct Tokenizer {
     ids: HashMap<String, u32>,
     kinds: Vec<TokenKind>,
     splitter: Splitter,
-    /// Tokens that are looked for before the text is split, longest first.
-    searched: Vec<u32>,
+    /// Tokens that are looked for before the text is split, longest first, with what they want of the text around them.
+    searched: Vec<(u32, AddedFlags)>,
     ends: BTreeSet<u32>,
     add_bos: bool,
     /// By the byte-level character.
@@ -38,39 +42,6 @@ enum Splitter {
     Bpe(Box<Bpe>),
     SentencePiece { byte_tokens: Box<[u32; 256]> },
 }
-
-/// Tokens that end an answer, whatever their file says of them. Source: `special_eog_ids` in llama.cpp's
-/// `llama-vocab.cpp`; models name only one such token in their keys.
-const END_TEXTS: &[&str] = &[
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "</s>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<eos>",
-    "<｜end▁of▁sentence｜>",
-    "<|fim_pad|>",
-    "<fim-pad>",
-    "<fim_pad>",
-    "<PAD>",
-    "[PAD]",
-    "<|fim_repo|>",
-    "<|repo_name|>",
-    "<fim-repo>",
-    "<REPO>",
-    "<reponame>",
-    "<|file_sep|>",
-];
 
 /// Control tokens by their text, whatever their file says of them; besides [`END_TEXTS`]. Same source.
 const CONTROL_TEXTS: &[&str] = &[
@@ -129,18 +100,20 @@ impl Tokenizer {
         let of_texts = |texts: &[&str]| texts.iter().filter_map(|t| ids.get(*t).copied()).collect::<Vec<u32>>();
         let mut ends: BTreeSet<u32> = of_texts(END_TEXTS).into_iter().collect();
         ends.iter().copied().chain(of_texts(CONTROL_TEXTS)).for_each(|id| kinds[id as usize] = TokenKind::Control);
-        ends.extend([vocabulary.special.eos, vocabulary.special.end_of_turn].into_iter().flatten());
-        let mut searched: Vec<u32> = (0..)
-            .zip(&kinds)
-            .filter(|(_, k)| matches!(k, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown))
-            .map(|(id, _)| id)
-            .filter(|id: &u32| !vocabulary.tokens[*id as usize].is_empty())
+        let special = &vocabulary.special;
+        ends.extend([special.eos, special.end_of_turn, special.end_of_message].into_iter().flatten());
+        ends.extend(&vocabulary.more_ends);
+        let mut searched: Vec<(u32, AddedFlags)> = (0..)
+            .zip(kinds.iter().zip(&vocabulary.tokens))
+            .filter(|(_, (k, _))| matches!(k, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown))
+            .filter(|(_, (_, text))| !text.is_empty())
+            .map(|(id, (kind, text))| (id, vocabulary.rules.flags(id, text, *kind)))
             .collect();
         if searched.len() > VOCABULARY_SEARCHED {
             let expected = format!("expected at most {VOCABULARY_SEARCHED} control and user-defined tokens");
             return Err(invalid("token types", format!("{expected}, found {}", searched.len())));
         }
-        searched.sort_by_key(|id| std::cmp::Reverse(vocabulary.tokens[*id as usize].len()));
+        searched.sort_by_key(|(id, _)| std::cmp::Reverse(vocabulary.tokens[*id as usize].len()));
         let byte_of = (0..=u8::MAX).map(|b| (character_of(b), b)).collect();
         Ok(Tokenizer { vocabulary, ids, kinds, splitter, searched, ends, add_bos, byte_of })
     }
@@ -199,13 +172,17 @@ impl Tokenizer {
                 }
                 Fragment::Text(range) => range,
             };
+            let rules = &self.vocabulary.rules;
+            let begins_input = range.start == 0;
+            let text = rules.normalized(&text[range]);
             match (&self.splitter, &self.vocabulary.algorithm) {
                 (Splitter::SentencePiece { byte_tokens }, Algorithm::SentencePiece { scores, add_space_prefix }) => {
-                    let prefix = if *add_space_prefix && after_special { " " } else { "" };
-                    let escaped = format!("{prefix}{}", &text[range]).replace(' ', SPACE.encode_utf8(&mut [0; 4]));
+                    let wants_space = *add_space_prefix && after_special && rules.wants_space(&text, begins_input);
+                    let prefix = if wants_space { " " } else { "" };
+                    let escaped = format!("{prefix}{text}").replace(' ', SPACE.encode_utf8(&mut [0; 4]));
                     sentencepiece::split(&escaped, &self.ids, scores, byte_tokens, &mut out);
                 }
-                (Splitter::Bpe(bpe), _) => bpe.split(&text[range], &mut out)?,
+                (Splitter::Bpe(bpe), _) => bpe.split(&text, &mut out)?,
                 (Splitter::SentencePiece { .. }, Algorithm::Bpe { .. }) => {
                     unreachable!("the splitter is made from the algorithm")
                 }
@@ -256,30 +233,33 @@ impl Tokenizer {
     /// Cuts out the tokens that are written in the text, the longest first wherever they are.
     fn fragments(&self, text: &str, specials: Specials) -> Vec<Fragment> {
         let is_wanted = |id: u32| specials != Specials::Text || self.kinds[id as usize] == TokenKind::UserDefined;
-        let wanted = self.searched.iter().filter(|id| is_wanted(**id));
-        cut_out(text, wanted.map(|&id| (id, self.vocabulary.tokens[id as usize].as_str())))
+        let wanted = self.searched.iter().filter(|(id, _)| is_wanted(*id));
+        cut_out(text, wanted.map(|&(id, flags)| (id, self.vocabulary.tokens[id as usize].as_str(), flags)))
     }
 }
 
-/// Cuts `wanted` out of the text, one after the other: each wherever the pieces that are left hold it, from left to right.
-/// A hit costs a look-up, not a list of all pieces made anew.
-fn cut_out<'a>(text: &str, wanted: impl Iterator<Item = (u32, &'a str)>) -> Vec<Fragment> {
+/// Cuts `wanted` out of the text, one after the other: each wherever the pieces that are left hold it, from left to right,
+/// with the white space of its piece that it takes. A hit costs a look-up, not a list of all pieces made anew.
+fn cut_out<'a>(text: &str, wanted: impl Iterator<Item = (u32, &'a str, AddedFlags)>) -> Vec<Fragment> {
     // What is still text, by its start, and what is a token.
     let mut left: BTreeMap<usize, usize> = BTreeMap::new();
     let mut found: BTreeMap<usize, u32> = BTreeMap::new();
     if !text.is_empty() {
         left.insert(0, text.len());
     }
-    for (id, token) in wanted.filter(|(_, token)| !token.is_empty()) {
+    for (id, token, flags) in wanted.filter(|(_, token, _)| !token.is_empty()) {
         let mut from = 0;
         while let Some(at) = text[from..].find(token).map(|at| from + at) {
             let end = at + token.len();
             match left.range(..=at).next_back().map(|(&start, &stop)| (start, stop)) {
+                Some((_, stop)) if end <= stop && flags.single_word && is_inside_word(text, at..end) => from = end,
                 Some((start, stop)) if end <= stop => {
+                    let before = if flags.lstrip { start + text[start..at].trim_end().len() } else { at };
+                    let behind = if flags.rstrip { stop - text[end..stop].trim_start().len() } else { end };
                     left.remove(&start);
-                    left.extend([(start, at), (end, stop)].into_iter().filter(|(a, b)| a < b));
+                    left.extend([(start, before), (behind, stop)].into_iter().filter(|(a, b)| a < b));
                     found.insert(at, id);
-                    from = end;
+                    from = behind;
                 }
                 // Across the border of what is a token already, or inside of it: on with the next text.
                 _ => match left.range(at + 1..).next() {
@@ -293,6 +273,17 @@ fn cut_out<'a>(text: &str, wanted: impl Iterator<Item = (u32, &'a str)>) -> Vec<
     all.extend(found.into_iter().map(|(at, id)| (at, Fragment::Token(id))));
     all.sort_by_key(|(at, _)| *at);
     all.into_iter().map(|(_, fragment)| fragment).collect()
+}
+
+/// Whether a letter, a digit or the like is beside `range`.
+fn is_inside_word(text: &str, range: Range<usize>) -> bool {
+    static WORD: LazyLock<[Regex; 2]> =
+        LazyLock::new(|| [r"\w$", r"^\w"].map(|pattern| Regex::new(pattern).expect("a valid pattern")));
+    let [ends, begins] = &*WORD;
+    // One character is enough to look at.
+    let before = text[..range.start].char_indices().next_back().map_or("", |(at, _)| &text[at..range.start]);
+    let behind = text[range.end..].chars().next().map_or(0, char::len_utf8);
+    ends.is_match(before) || begins.is_match(&text[range.end..range.end + behind])
 }
 
 #[derive(Debug, PartialEq)]
@@ -322,7 +313,8 @@ fn check_lengths(vocabulary: &Vocabulary) -> Result<()> {
         }
     }
     let s = &vocabulary.special;
-    match [s.bos, s.eos, s.unknown, s.padding, s.end_of_turn].into_iter().flatten().find(|id| *id as usize >= n) {
+    let special = [s.bos, s.eos, s.unknown, s.padding, s.end_of_turn, s.end_of_message].into_iter().flatten();
+    match special.chain(vocabulary.more_ends.iter().copied()).find(|id| *id as usize >= n) {
         Some(id) => Err(invalid("tokens", format!("expected special tokens below {n}, found {id}"))),
         None => Ok(()),
     }
@@ -419,8 +411,41 @@ mod tests {
         #[test]
         fn tokens_are_cut_out_as_one_by_one(text in "[abé]{0,40}", tokens in prop::collection::vec("[abé]{0,4}", 0..6)) {
             let wanted: Vec<(u32, String)> = (0..).zip(tokens).collect();
-            let found = cut_out(&text, wanted.iter().map(|(id, token)| (*id, token.as_str())));
+            let plain = AddedFlags::default();
+            let found = cut_out(&text, wanted.iter().map(|(id, token)| (*id, token.as_str(), plain)));
             prop_assert_eq!(found, one_by_one(&text, &wanted));
+        }
+    }
+
+    /// What the `tokenizers` library makes of these (Python, 0.22): an added token between words.
+    #[test]
+    fn tokens_take_the_white_space_that_they_want() {
+        let (l, r, word) = (
+            AddedFlags { lstrip: true, ..AddedFlags::default() },
+            AddedFlags { rstrip: true, ..AddedFlags::default() },
+            AddedFlags { single_word: true, ..AddedFlags::default() },
+        );
+        let both = AddedFlags { lstrip: true, rstrip: true, single_word: false };
+        for (text, flags, expected) in [
+            ("a  <x> \n b", AddedFlags::default(), "a  |*| \n b"),
+            ("a  <x> \n b", l, "a|*| \n b"),
+            ("a  <x> \n b", r, "a  |*|b"),
+            ("a \u{3000}<x>\u{a0}b", both, "a|*|b"),
+            ("  <x>  <x>  ", both, "*|*"),
+            ("<x><x>", both, "*|*"),
+            ("a <x> b", word, "a |*| b"),
+            ("a<x> b", word, "a<x> b"),
+            ("a <x>_", word, "a <x>_"),
+            (".<x>,", word, ".|*|,"),
+            ("\u{e9}<x> <x>", word, "\u{e9}<x> |*"),
+        ] {
+            let found: Vec<&str> = (cut_out(text, [(1, "<x>", flags)].into_iter()).into_iter())
+                .map(|fragment| match fragment {
+                    Fragment::Token(_) => "*",
+                    Fragment::Text(range) => &text[range],
+                })
+                .collect();
+            assert_eq!(found.join("|"), expected, "{text:?} {flags:?}");
         }
     }
 }

@@ -116,7 +116,7 @@ fn model() -> Vec<Case> {
         accepted("dropout of 0", model("dropout", "null", "0.0")),
         accepted("no unknown token, as GPT-2 has it", model("unk_token", "null", "\"\"")),
         accepted("an unknown token", model("unk_token", "null", "\"a\"")),
-        refused("an unknown token that is not there", model("unk_token", "null", "\"<unk>\""), TokenizerInvalid),
+        accepted("an unknown token that is not there", model("unk_token", "null", "\"<unk>\"")),
         refused("an unknown token as number", model("unk_token", "null", "0"), TokenizerInvalid),
     ];
     for field in ["byte_fallback", "ignore_merges", "fuse_unk"] {
@@ -297,10 +297,16 @@ pub fn config_cases() -> Vec<Case> {
         }
     }
     for field in ["bos_token", "eos_token", "unk_token", "pad_token"] {
-        for wrong in ["5", "{}", "[\"a\"]", "true", "{\"content\":5}", "\"nowhere\""] {
+        for wrong in ["5", "{}", "[\"a\"]", "true", "{\"content\":5}"] {
             let file = format!("{{\"{field}\":{wrong}}}");
             cases.push(refused(format!("{field} as {wrong}"), file, TokenizerInvalid));
         }
+        // What no answer needs may be missing.
+        let (name, file) = (format!("{field} that is not there"), format!("{{\"{field}\":\"nowhere\"}}"));
+        cases.push(match field {
+            "bos_token" | "eos_token" => refused(name, file, TokenizerInvalid),
+            _ => accepted(name, file),
+        });
     }
     cases
 }
@@ -344,12 +350,19 @@ pub fn jinja_cases() -> Vec<Case> {
 pub fn model_cases() -> Vec<Case> {
     let mut cases = vec![accepted("none", "{}")];
     for field in ["bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"] {
-        for right in ["0", "3", "null", "[0,1]", "[]"] {
+        for right in ["0", "3", "null", "[0,1]", "[]", "-1"] {
             cases.push(accepted(format!("{field} as {right}"), format!("{{\"{field}\":{right}}}")));
         }
-        for wrong in ["\"1\"", "true", "1.5", "-1", "4", "[1000000000]", "[\"1\"]", "{}", "[[0]]"] {
+        for wrong in ["\"1\"", "true", "1.5", "[\"1\"]", "{}", "[[0]]", "NaN"] {
             let file = format!("{{\"{field}\":{wrong}}}");
             cases.push(refused(format!("{field} as {wrong}"), file, Code::TokenizerInvalid));
+        }
+        for beyond in ["4", "[1000000000]"] {
+            let (name, file) = (format!("{field} as {beyond}"), format!("{{\"{field}\":{beyond}}}"));
+            cases.push(match field {
+                "bos_token_id" | "eos_token_id" => refused(name, file, Code::TokenizerInvalid),
+                _ => accepted(name, file),
+            });
         }
     }
     cases
@@ -357,9 +370,14 @@ pub fn model_cases() -> Vec<Case> {
 
 #[test]
 fn links_that_lead_nowhere_are_not_absent_files() {
-    for name in
-        ["tokenizer_config.json", "added_tokens.json", "chat_template.json", "chat_template.jinja", "config.json"]
-    {
+    for name in [
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+    ] {
         let dir = folder();
         std::os::unix::fs::symlink("nowhere", dir.path().join(name)).expect("a link");
         let e = checked(dir.path()).expect_err(name);

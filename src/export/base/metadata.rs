@@ -72,6 +72,7 @@ pub(super) fn of_folder(
     match vocabulary {
         Some(v) => {
             to_gguf::put(v, &mut m);
+            notes.extend(v.lost_in_gguf(&name(base)));
             notes.extend(v.chat_template.as_deref().and_then(template_note));
         }
         None => m.insert(to_gguf::MODEL, to_gguf::NO_MODEL),

@@ -17,7 +17,7 @@ use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
-use crate::vocab::Vocabulary;
+use crate::vocab::{self, Vocabulary};
 pub use mix::Mix;
 use mix::Recipe;
 
@@ -74,6 +74,7 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
     notes.extend(left_out(base));
     if let Some(metadata) = &base.metadata {
         check_tokenizer(metadata).map_err(|e| e.file(&base.path))?;
+        notes.extend(vocab::gguf::notes(metadata).map_err(|e| e.file(&base.path))?);
     }
     let metadata = match &base.metadata {
         Some(metadata) => carried_over(metadata, file_type, &specs),

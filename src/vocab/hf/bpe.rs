@@ -6,19 +6,18 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
-use super::special::{Settings, check_nul};
-use super::{Draft, added, hole, invalid, merges, pre_tokenizer, token_id, unsupported};
+use super::special::{Settings, check_nul, left_out};
+use super::{Draft, added, hole, invalid, merges, pre_tokenizer, steps, token_id, unsupported};
 use crate::error::{Error, Result};
 use crate::format::names::shorten;
-use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
+use crate::vocab::{Algorithm, Normalizer, Spaces, SpecialTokens, TextRules, TokenKind};
 
 pub(super) fn read(
     file: &Path,
     json: &mut Value,
     n_tokens: usize,
-    settings: &Settings,
+    settings: &mut Settings,
     pre: Option<&str>,
-    notes: &mut Vec<String>,
 ) -> Result<Draft> {
     let at = |field: &str, e: Error| e.file(file).field(field);
     let (vocab, merges) = take_lists(file, json)?;
@@ -30,11 +29,9 @@ pub(super) fn read(
     let (tokens, mut kinds) = tokens(vocab, n_tokens, settings).map_err(|e| at("model.vocab", e))?;
     merges_hold?;
 
+    let mut rules = TextRules::default();
     let algorithm = if model.bool("byte_fallback")? == Some(true) {
-        let add_space_prefix = space_prefix(json).map_err(|e| at("normalizer", e))?;
-        if json["pre_tokenizer"]["type"] == "Metaspace" && add_space_prefix {
-            notes.push("the folder's tokenizer puts no space before text that begins with one; llama.cpp does".into());
-        }
+        let add_space_prefix = space_prefix(json, &mut rules.spaces).map_err(|e| at("normalizer", e))?;
         for (token, kind) in tokens.iter().zip(&mut kinds) {
             if *kind == TokenKind::Normal && is_byte(token) {
                 *kind = TokenKind::Byte;
@@ -47,7 +44,7 @@ pub(super) fn read(
         let pre = match pre {
             Some(stated) => stated.to_owned(),
             None => {
-                check_normalizer(&json["normalizer"], notes).map_err(|e| at("normalizer", e))?;
+                rules.normalizer = normalizer(&json["normalizer"]).map_err(|e| at("normalizer", e))?;
                 let known = pre_tokenizer::name(&json["pre_tokenizer"], ignore_merges);
                 known.map(str::to_owned).ok_or_else(|| {
                     let message = format!(
@@ -60,8 +57,8 @@ pub(super) fn read(
         };
         Algorithm::Bpe { pre, merges: merges.into_iter().map(merges::Merge::into_text).collect() }
     };
-    let unknown = unknown(&model, &tokens)?;
-    Ok(Draft { algorithm, tokens, kinds, special: SpecialTokens { unknown, ..SpecialTokens::default() } })
+    let unknown = unknown(&model, &tokens, settings)?;
+    Ok(Draft { algorithm, tokens, kinds, special: SpecialTokens { unknown, ..SpecialTokens::default() }, rules })
 }
 
 fn model_of<'a>(file: &'a Path, document: &Fields<'a>) -> Result<Fields<'a>> {
@@ -106,11 +103,13 @@ fn check_model(model: &Fields<'_>) -> Result<()> {
 }
 
 /// GPT-2's file says that there is none with an empty text.
-fn unknown(model: &Fields<'_>, tokens: &[String]) -> Result<Option<u32>> {
+fn unknown(model: &Fields<'_>, tokens: &[String], settings: &mut Settings) -> Result<Option<u32>> {
     let Some(text) = model.str("unk_token")?.filter(|t| !t.is_empty()) else { return Ok(None) };
     let id = tokens.iter().position(|t| t == text).map(|id| id as u32);
-    let missing = || invalid(format!("expected a token of the vocabulary, found {:?}", shorten(text)));
-    id.map(Some).ok_or_else(|| model.at("unk_token", missing()))
+    if id.is_none() {
+        settings.notes.push(left_out("model.unk_token", text));
+    }
+    Ok(id)
 }
 
 /// Tokens and kinds by number: those of the model, the added ones over them, holes between.
@@ -147,31 +146,28 @@ pub(super) fn is_byte(token: &str) -> bool {
     digits.is_some_and(|d| d.len() == 2 && d.chars().all(|c| c.is_ascii_digit() || ('A'..='F').contains(&c)))
 }
 
-/// llama.cpp normalizes nothing before byte-level merges.
-fn check_normalizer(normalizer: &Value, notes: &mut Vec<String>) -> Result<()> {
-    match normalizer["type"].as_str() {
-        None if normalizer.is_null() => Ok(()),
-        Some("NFC") => {
-            notes.push("the folder's tokenizer brings text into Unicode form NFC first; llama.cpp does not".into());
-            Ok(())
+/// What is done to text before byte-level merges; llama.cpp does nothing.
+fn normalizer(stated: &Value) -> Result<Normalizer> {
+    let mut found = Normalizer::None;
+    for step in steps(stated, "normalizers")? {
+        match step["type"].as_str() {
+            Some("NFC") => found = Normalizer::Nfc,
+            other => {
+                return Err(unsupported(format!(
+                    "expected none or NFC, found {}; --tokenizer-pre NAME accepts it, --no-tokenizer leaves the tokenizer out",
+                    other.unwrap_or("no type")
+                )));
+            }
         }
-        found => Err(unsupported(format!(
-            "expected none or NFC, found {}; --tokenizer-pre NAME accepts it, --no-tokenizer leaves the tokenizer out",
-            found.unwrap_or("no type")
-        ))),
     }
+    Ok(found)
 }
 
-/// Whether SentencePiece's space is put before the text: by the normalizer (`Prepend`), or by `Metaspace`.
-fn space_prefix(json: &Value) -> Result<bool> {
-    let normalizer = &json["normalizer"];
-    let steps: Vec<&Value> = match normalizer["normalizers"].as_array() {
-        Some(steps) => steps.iter().collect(),
-        None if normalizer.is_null() => Vec::new(),
-        None => vec![normalizer],
-    };
+/// Whether SentencePiece's space is put before the text: by the normalizer (`Prepend`), or by `Metaspace`, which has
+/// rules of its own about where.
+pub(super) fn space_prefix(json: &Value, spaces: &mut Spaces) -> Result<bool> {
     let mut prefix = false;
-    for step in steps {
+    for step in steps(&json["normalizer"], "normalizers")? {
         match step["type"].as_str() {
             Some("Prepend") if step["prepend"] == "▁" => prefix = true,
             Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {}
@@ -181,18 +177,21 @@ fn space_prefix(json: &Value) -> Result<bool> {
             }
         }
     }
-    let pre = &json["pre_tokenizer"];
-    match pre["type"].as_str() {
-        None if pre.is_null() => Ok(prefix),
-        Some("Metaspace") if pre["replacement"] == "▁" && pre["split"] == false => {
-            match pre["prepend_scheme"].as_str() {
-                Some("first" | "always") => Ok(true),
-                Some("never") => Ok(prefix),
-                _ => Err(unsupported("expected prepend_scheme first, always or never in Metaspace")),
-            }
+    match steps(&json["pre_tokenizer"], "pretokenizers")?[..] {
+        [] => Ok(prefix),
+        [pre] if pre["type"] == "Metaspace" && pre["replacement"] == "▁" && pre["split"] == false => {
+            // Behind `Prepend` all text begins with the space already.
+            let (scheme, adds) = match pre["prepend_scheme"].as_str() {
+                Some("first") => (Spaces::FirstTextWithout, true),
+                Some("always") => (Spaces::EachTextWithout, true),
+                Some("never") => (Spaces::EachText, false),
+                _ => return Err(unsupported("expected prepend_scheme first, always or never in Metaspace")),
+            };
+            *spaces = if prefix { Spaces::EachText } else { scheme };
+            Ok(prefix || adds)
         }
-        found => {
-            let found = found.unwrap_or("no type");
+        ref found => {
+            let found = found.iter().find_map(|step| step["type"].as_str()).unwrap_or("no type");
             Err(unsupported(format!("expected no pre-tokenizer, or Metaspace that does not split, found {found}")))
         }
     }

@@ -44,10 +44,8 @@ const KNOWN: &[Known] = &[
 
 /// llama.cpp's name of what `pre_tokenizer` and `ignore_merges` of a tokenizer.json say; `None` where it is not known.
 pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
-    let steps = match pre_tokenizer["type"].as_str()? {
-        "Sequence" => pre_tokenizer["pretokenizers"].as_array()?.iter().map(step).collect::<Option<Vec<_>>>()?,
-        _ => vec![step(pre_tokenizer)?],
-    };
+    let steps = super::steps(pre_tokenizer, "pretokenizers").ok()?;
+    let steps = steps.into_iter().map(step).collect::<Option<Vec<_>>>()?;
     let fits = |k: &&Known| k.steps == steps && k.ignore_merges.is_none_or(|i| i == ignore_merges);
     KNOWN.iter().find(fits).map(|k| k.name)
 }
@@ -101,6 +99,15 @@ mod tests {
             (digits, false, Some("smollm")),
             (bytes(true), false, Some("gpt-2")),
             (bytes(false), false, None),
+            (json!({"type": "Sequence", "pretokenizers": [bytes(true)]}), false, Some("gpt-2")),
+            (json!({"type": "Sequence", "pretokenizers": [split(QWEN2)]}), false, Some("qwen2")),
+            (
+                json!({"type": "Sequence", "pretokenizers": [{"type": "Sequence", "pretokenizers": []}, bytes(true)]}),
+                false,
+                Some("gpt-2"),
+            ),
+            (json!({"type": "Sequence", "pretokenizers": []}), false, None),
+            (json!({"type": "Sequence"}), false, None),
             (json!({"type": "ByteLevel", "add_prefix_space": false}), false, Some("gpt-2")),
             (json!({"type": "ByteLevel", "add_prefix_space": true}), false, None),
             (json!({"type": "Whitespace"}), false, None),

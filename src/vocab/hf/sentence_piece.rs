@@ -10,7 +10,7 @@ use super::{Draft, added, hole, invalid, unsupported};
 use crate::error::{Error, Result};
 use crate::format::links::is_present;
 use crate::format::{mmap, recognize};
-use crate::vocab::{Algorithm, SpecialTokens, TokenKind};
+use crate::vocab::{Algorithm, Spaces, SpecialTokens, TextRules, TokenKind};
 
 /// Largest file read; the largest vocabularies (262,144 pieces) need 5 MB. A piece of two bytes costs 40 in memory.
 const MAX_BYTES: usize = 8 << 20;
@@ -132,10 +132,14 @@ pub(super) fn read(
         bos: id(trainer.bos_id, 1),
         eos: id(trainer.eos_id, 2),
         padding: id(trainer.pad_id, -1),
-        end_of_turn: None,
+        ..SpecialTokens::default()
     };
+    // As transformers converts such a model: `legacy` is true where nothing says otherwise.
+    let spaces = if settings.legacy == Some(false) { Spaces::FirstTextWithout } else { Spaces::EachText };
+
     let add_space_prefix = settings.add_prefix_space.unwrap_or(normalizer.add_dummy_prefix.unwrap_or(true));
-    Ok(Draft { algorithm: Algorithm::SentencePiece { scores, add_space_prefix }, tokens, kinds, special })
+    let rules = TextRules { spaces, ..TextRules::default() };
+    Ok(Draft { algorithm: Algorithm::SentencePiece { scores, add_space_prefix }, tokens, kinds, special, rules })
 }
 
 /// What llama.cpp does with every model of this kind, whatever the file says.

@@ -1,35 +1,44 @@
 //! What the files beside the tokenizer say: added and special tokens, what is put at the ends, the chat template.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{Draft, MAX_SETTINGS_BYTES, invalid, unsupported};
+use super::{Draft, MAX_SETTINGS_BYTES, invalid, steps, unsupported};
 use crate::error::{Error, Result};
 use crate::format::limits::CONFIG_BYTES;
 use crate::format::links::is_present;
 use crate::format::names::shorten;
 use crate::format::{json, recognize};
-use crate::vocab::{Algorithm, SpecialTokens, with_plain_newlines};
+use crate::vocab::{AddedFlags, Algorithm, Spaces, SpecialTokens, ends, with_plain_newlines};
 
 /// A token that is found in text before anything else.
 pub(super) struct AddedToken {
     pub content: String,
     pub is_special: bool,
+    flags: AddedFlags,
+    /// Looked for behind the normalizer.
+    is_normalized: bool,
 }
 
 /// Everything but the tokenizer's own model.
 pub(super) struct Settings {
     tokenizer_config: Document,
     config: Document,
+    generation_config: Document,
     tokenizer_json: PathBuf,
     /// `post_processor` of tokenizer.json.
     post_processor: Option<Value>,
     /// By number.
     pub added_tokens: IndexMap<usize, AddedToken>,
     pub add_prefix_space: Option<bool>,
+    /// Whether a SentencePiece model is read as transformers read it before 4.31.
+    pub legacy: Option<bool>,
+    /// Whether the token that fills rows of a batch is beyond the embedding.
+    lacks_padding: bool,
     pub chat_template: Option<String>,
     pub files: Vec<PathBuf>,
     pub notes: Vec<String>,
@@ -57,20 +66,24 @@ impl Settings {
     pub fn read(folder: &Path) -> Result<Settings> {
         let tokenizer_config = Document::read(folder, "tokenizer_config.json", MAX_SETTINGS_BYTES)?;
         let config = Document::read(folder, "config.json", CONFIG_BYTES)?;
+        let generation_config = Document::read(folder, "generation_config.json", CONFIG_BYTES)?;
         let added = Document::read(folder, "added_tokens.json", MAX_SETTINGS_BYTES)?;
         let template = Document::read(folder, "chat_template.json", MAX_SETTINGS_BYTES)?;
-        let read = [&tokenizer_config, &config, &added, &template];
+        let read = [&tokenizer_config, &config, &generation_config, &added, &template];
         let files = read.into_iter().filter(|d| d.value.is_some()).map(|d| d.file.clone()).collect();
         let mut settings = Settings {
             post_processor: None,
             added_tokens: IndexMap::new(),
             add_prefix_space: tokenizer_config.fields()?.bool("add_prefix_space")?,
+            legacy: tokenizer_config.fields()?.bool("legacy")?,
+            lacks_padding: false,
             chat_template: None,
             files,
             notes: Vec::new(),
             tokenizer_json: folder.join("tokenizer.json"),
             tokenizer_config,
             config,
+            generation_config,
         };
         settings.add_plain_tokens(&added)?;
         settings.add_decoder()?;
@@ -82,7 +95,8 @@ impl Settings {
     fn add_plain_tokens(&mut self, added: &Document) -> Result<()> {
         let fields = added.fields()?;
         for (content, id) in added.value.as_ref().and_then(Value::as_object).into_iter().flatten() {
-            let token = AddedToken { content: content.clone(), is_special: false };
+            let flags = AddedFlags::default();
+            let token = AddedToken { content: content.clone(), is_special: false, flags, is_normalized: false };
             number(id).and_then(|id| self.add(id, token)).map_err(|e| fields.at(content, e))?;
         }
         Ok(())
@@ -133,34 +147,132 @@ impl Settings {
         }
     }
 
+    /// Leaves out added tokens beyond the embedding that only fill rows of a batch: training code adds them and does not
+    /// always give them a row, and no text has them.
+    pub fn leave_out_padding(&mut self, n_tokens: usize) -> Result<()> {
+        let stated = self.tokenizer_config.fields()?.token("pad_token")?.map(str::to_owned);
+        let ids = self.config.fields()?.token_ids("pad_token_id")?.to_vec();
+        let is_padding = |id: usize, token: &AddedToken| {
+            stated.as_ref() == Some(&token.content)
+                || ids.iter().any(|stated| stated.as_u64() == Some(id as u64))
+                || token.content.to_ascii_lowercase().contains("pad")
+        };
+        let mut left_out = Vec::new();
+        self.added_tokens.retain(|&id, token| {
+            let stays = id < n_tokens || !is_padding(id, token);
+            if !stays {
+                let text = shorten(&token.content);
+                left_out
+                    .push(format!("{text:?} is left out: it is number {id}, and the embedding has {n_tokens} rows"));
+            }
+            stays
+        });
+        self.lacks_padding = !left_out.is_empty();
+        self.notes.append(&mut left_out);
+        Ok(())
+    }
+
     /// `bos_token` and the like in tokenizer_config.json, then `bos_token_id` in config.json, then the tokenizer itself.
-    pub fn special_tokens(&self, draft: &Draft) -> Result<SpecialTokens> {
+    /// What a model does without, for padding and for unknown text, may be missing.
+    pub fn special_tokens(&mut self, draft: &Draft) -> Result<SpecialTokens> {
+        let mut notes = Vec::new();
         let (stated, config) = (self.tokenizer_config.fields()?, self.config.fields()?);
-        let find = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
+        let mut find = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
             let field = format!("{name}_token");
             let id_field = format!("{name}_token_id");
+            let is_needed = matches!(name, "bos" | "eos");
             let ids = config.token_ids(&id_field)?;
             if let Some(text) = stated.token(&field)? {
+                let id = self.id_of(text, draft);
                 let missing = || invalid(format!("expected a token of the vocabulary, found {:?}", shorten(text)));
-                return self.id_of(text, draft).map(Some).ok_or_else(|| stated.at(&field, missing()));
+                match id {
+                    None if is_needed => return Err(stated.at(&field, missing())),
+                    None if name == "pad" && self.lacks_padding => {}
+                    None => notes.push(left_out(&field, text)),
+                    Some(_) => return Ok(id),
+                }
+                return Ok(default);
             }
             let n = draft.tokens.len();
-            let wrong = |id: &Value| config.at(&id_field, invalid(format!("expected a number below {n}, found {id}")));
             let in_range = |id: &Value| id.as_u64().filter(|id| *id < n as u64).map(|id| id as u32);
-            let ids = ids.iter().map(|id| in_range(id).ok_or_else(|| wrong(id))).collect::<Result<Vec<_>>>()?;
-            match (&ids[..], config.value(&id_field)) {
+            let is_absent = |id: &Value| !is_needed || id.as_i64().is_some_and(|id| id < 0);
+            let mut found = Vec::new();
+            for id in ids {
+                match in_range(id) {
+                    Some(id) => found.push(id),
+                    None if name == "pad" && self.lacks_padding => {}
+                    None if is_absent(id) => {
+                        notes.push(format!("{id_field} is left out: {id} is none of the {n} tokens"));
+                    }
+                    None => {
+                        let message = format!("expected a number below {n}, found {id}");
+                        return Err(config.at(&id_field, invalid(message)));
+                    }
+                }
+            }
+            match (&found[..], config.value(&id_field)) {
                 (&[id], Some(Value::Number(_))) => Ok(Some(id)),
-                // Several ends: which of them is the end of a turn, only the first place can tell.
                 _ => Ok(default),
             }
         };
-        Ok(SpecialTokens {
+        let special = SpecialTokens {
             bos: find("bos", draft.special.bos)?,
-            eos: find("eos", draft.special.eos)?,
+            // Of several the first, unless a text says which: see `ends`.
+            eos: find("eos", None)?,
             unknown: find("unk", draft.special.unknown)?,
             padding: find("pad", draft.special.padding)?,
-            end_of_turn: None,
-        })
+            ..SpecialTokens::default()
+        };
+        self.notes.append(&mut notes);
+        Ok(special)
+    }
+
+    /// The ends of an answer: besides `eos_token` the `eos_token_id` of config.json and of generation_config.json, one or
+    /// several, each as transformers has it. The others that GGUF has no place for come second.
+    pub fn ends(&mut self, draft: &Draft, mut special: SpecialTokens) -> Result<(SpecialTokens, Vec<u32>)> {
+        const FIELD: &str = "eos_token_id";
+        let n = draft.tokens.len();
+        let (config, generation) = (self.config.fields()?, self.generation_config.fields()?);
+        let mut stated = Vec::new();
+        let mut notes = Vec::new();
+        for id in config.token_ids(FIELD)?.iter().chain(generation.token_ids(FIELD)?) {
+            match id.as_u64().filter(|id| *id < n as u64) {
+                Some(id) => stated.push(id as u32),
+                None => notes.push(format!("no answer ends at {FIELD} {id}: it is none of the {n} tokens")),
+            }
+        }
+        if special.eos.is_none() {
+            // Of several the tokenizer's own, if it has one.
+            special.eos = draft.special.eos.filter(|eos| stated.is_empty() || stated.contains(eos));
+        }
+        let more = ends::placed(&draft.tokens, &stated, &mut special);
+        self.notes.append(&mut notes);
+        Ok((special, more))
+    }
+
+    /// Which added tokens want something of the text around them.
+    pub fn flags(&self) -> BTreeMap<u32, AddedFlags> {
+        let flagged = self.added_tokens.iter().filter(|(_, t)| t.flags != AddedFlags::default());
+        flagged.map(|(id, t)| (*id as u32, t.flags)).collect()
+    }
+
+    /// Behind a normalizer that puts `▁` before all text, such tokens have it too, and are not found inside of words.
+    pub fn note_normalized_tokens(&mut self, draft: &Draft) {
+        const SHOWN: usize = 3;
+        let is_prefixed = matches!(draft.algorithm, Algorithm::SentencePiece { add_space_prefix: true, .. })
+            && draft.rules.spaces == Spaces::EachText;
+        let mut tokens = self.added_tokens.values().filter(|t| is_prefixed && t.is_normalized);
+        let shown: Vec<String> = tokens.by_ref().take(SHOWN).map(|t| shorten(&t.content)).collect();
+        if !shown.is_empty() {
+            let more = match tokens.count() {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            self.notes.push(format!(
+                "the folder's tokenizer looks for {}{more} in text with spaces put in (normalized); here and in llama.cpp these tokens are found wherever they are written",
+                shown.join(", ")
+            ));
+        }
     }
 
     fn id_of(&self, text: &str, draft: &Draft) -> Option<u32> {
@@ -184,12 +296,8 @@ impl Settings {
     fn template_ends(&self, draft: &Draft, special: &SpecialTokens) -> Result<Option<(bool, bool)>> {
         let Some(processor) = &self.post_processor else { return Ok(None) };
         let at = |e: Error| e.file(&self.tokenizer_json).field("post_processor");
-        let steps: Vec<&Value> = match processor["processors"].as_array() {
-            Some(steps) => steps.iter().collect(),
-            None => vec![processor],
-        };
         let mut ends = None;
-        for step in steps {
+        for step in steps(processor, "processors").map_err(at)? {
             match step["type"].as_str() {
                 Some("ByteLevel") => {}
                 Some("TemplateProcessing") if ends.is_none() => {
@@ -208,12 +316,11 @@ impl Settings {
 
     /// `chat_template.jinja` as transformers prefers it, then tokenizer_config.json, then chat_template.json.
     fn read_chat_template(&mut self, folder: &Path, template_json: &Document) -> Result<Option<String>> {
-        let stated = self.stated_template(template_json)?;
+        let (text, n_others) = self.stated_template(template_json)?;
         let file = folder.join("chat_template.jinja");
         if !is_present(&file) {
-            let (text, n_others) = stated;
             if n_others > 0 {
-                self.notes.push("of several chat templates only the one named default is written".into());
+                self.notes.push("of several chat templates only the one named default is used".into());
             }
             return Ok(text.as_deref().map(with_plain_newlines));
         }
@@ -283,12 +390,19 @@ fn ends_of(template: &Value, draft: &Draft, special: &SpecialTokens) -> Result<(
     }
 }
 
-/// Its flags change how text around it is treated, which llama.cpp does not do; they are only read by type.
 fn added_token(token: &Fields<'_>) -> Result<AddedToken> {
     let content = token.str("content")?;
     let content = content.ok_or_else(|| token.at("content", invalid("expected the token's text, found none")))?;
-    for flag in ["single_word", "lstrip", "rstrip", "normalized"] {
-        token.bool(flag)?;
-    }
-    Ok(AddedToken { content: content.to_owned(), is_special: token.bool("special")?.unwrap_or(false) })
+    let flag = |name: &str| Ok(token.bool(name)?.unwrap_or(false));
+    Ok(AddedToken {
+        content: content.to_owned(),
+        is_special: flag("special")?,
+        flags: AddedFlags { lstrip: flag("lstrip")?, rstrip: flag("rstrip")?, single_word: flag("single_word")? },
+        is_normalized: flag("normalized")?,
+    })
+}
+
+/// A note about a token of that text, which is in no vocabulary.
+pub(super) fn left_out(field: &str, text: &str) -> String {
+    format!("{field} is left out: no token is {:?}", shorten(text))
 }
