@@ -2,6 +2,7 @@
 
 mod base;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -10,11 +11,12 @@ use serde::Serialize;
 
 use crate::auto::{self, Decision, Trials};
 use crate::base::fingerprint::Identity;
-use crate::base::{BaseModel, gguf_architecture_of};
+use crate::base::{BaseModel, Family, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
 use crate::export::{self, Known, Plan, Written};
+use crate::format::names::shorten;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::{self, Opened, Options};
@@ -401,6 +403,15 @@ fn target_architecture(job: &Convert<'_>, source: &Validated) -> Result<Option<S
         )
         .field("--arch"));
     }
+    // A base of another architecture is refused, so that its name alone is too.
+    if let Some(a) = job.architecture.filter(|a| Family::from_gguf_architecture(a).is_none()) {
+        let known: BTreeSet<&str> = Family::ALL.iter().map(|f| f.gguf_architecture()).collect();
+        let list = known.into_iter().collect::<Vec<_>>().join(", ");
+        let of_family = Family::from_model_type(a).map(|f| format!("{a} is called {} in GGUF", f.gguf_architecture()));
+        return Err(Error::new(Code::BaseArchitecture, format!("expected one of {list}, found {:?}", shorten(a)))
+            .field("--arch")
+            .hints(of_family));
+    }
     Ok(by_base.or(job.architecture).or(stated).map(str::to_owned))
 }
 
@@ -409,6 +420,9 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
     notes.extend(unfit_notes(plan));
     if job.format == Format::Gguf && job.base.is_some_and(ignores_window) {
         notes.push(WINDOW_NOTE.into());
+    }
+    if job.base.is_none() && job.architecture.is_some() {
+        notes.push(NOTHING_CHECKED.into());
     }
     let row_order = match job.format {
         Format::Gguf => architecture.and_then(crate::adapter::RowOrder::of_gguf_architecture).map_or("", |o| o.name()),
@@ -483,6 +497,9 @@ impl Converted {
 }
 
 /// What whoever runs a base with a sliding window on llama.cpp should know.
+/// What `--arch` alone leaves open.
+pub(crate) const NOTHING_CHECKED: &str = "no --base: nothing was checked against the model that the adapter was made for, neither sizes nor layers nor numbers; --arch gives the row order alone";
+
 pub(crate) const WINDOW_NOTE: &str = "the base has a sliding window, which llama.cpp ignores for architecture llama: beyond the window llama.cpp computes something else than PyTorch";
 
 /// Whether llama.cpp ignores this base's sliding window.

@@ -53,6 +53,16 @@ fn fifty_adapters_become_what_each_becomes_alone() {
 }
 
 #[test]
+fn an_architecture_in_place_of_a_base_is_noted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("adapters"), dir.path().join("out"));
+    many(&from, 2);
+    let out = ptplus(["convert", "--jobs", "1", &text(&from), "-o", &text(&to), "--to", "gguf", "--arch", "llama"]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    assert_eq!(stderr(&out).matches("nothing was checked").count(), 1, "{}", stderr(&out));
+}
+
+#[test]
 fn the_others_go_on_when_one_fails_and_the_worst_decides() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("adapters"), dir.path().join("out"));

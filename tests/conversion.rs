@@ -206,8 +206,33 @@ fn gguf_output_needs_to_know_the_row_order() {
     let out = convert(&adapter, &gguf, &["--arch", "cohere"]);
     assert_eq!((exit(&out), gguf.exists()), (7, false));
     assert!(stderr(&out).contains("[base-architecture]"), "{}", stderr(&out));
+    // Known row orders of bases that are refused: so are their names.
+    for (name, hint) in [("gemma3", ""), ("phi3", ""), ("mistral", "mistral is called llama in GGUF")] {
+        let out = convert(&adapter, &gguf, &["--arch", name]);
+        assert_eq!((exit(&out), gguf.exists()), (7, false), "{name}");
+        let told = stderr(&out);
+        assert!(told.contains("[base-architecture]") && told.contains(hint), "{told}");
+    }
     let out = convert(&adapter, &gguf, &["--base", &base("llama-mha"), "--arch", "qwen2"]);
     assert_eq!((exit(&out), gguf.exists()), (2, false));
+}
+
+#[test]
+fn an_architecture_alone_checks_nothing_and_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = model("llama-mha").join("adapter");
+    let gguf = temp.path().join("a.gguf");
+    for (flags, is_told) in [
+        (&["--arch", "llama"][..], true),
+        (&["--arch", "llama", "--dry-run"], true),
+        (&["--arch", "llama", "--outtype", "q8_0"], true),
+        (&["--base", &base("llama-mha")], false),
+        (&["--base", &base("llama-mha"), "--arch", "llama"], false),
+    ] {
+        let out = convert(&adapter, &gguf, &[flags, &["-f"]].concat());
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        assert_eq!(stderr(&out).contains("nothing was checked"), is_told, "{flags:?} {}", stderr(&out));
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind, Result, escape};
 use crate::format::hub;
 use crate::format::names::is_hidden;
 use crate::package::place;
-use crate::pipeline::{Converted, Format};
+use crate::pipeline::{Converted, Format, NOTHING_CHECKED};
 
 /// Files that may be an adapter, or make their folder one.
 const EXTENSIONS: [&str; 5] = ["safetensors", "gguf", "bin", "pt", "pth"];
@@ -55,6 +55,9 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     if is_new && n_failed == n {
         // Nothing was written: nothing is left, not even the folder.
         let _ = std::fs::remove_dir(folder);
+    }
+    if prepared.is_unchecked() {
+        ui.note(NOTHING_CHECKED);
     }
     let text = format!(
         "{} {} of {n} adapters to {}{}{}\n",

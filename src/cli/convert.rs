@@ -303,6 +303,11 @@ impl<'a> Prepared<'a> {
         self.job.dry_run
     }
 
+    /// Whether an architecture stands in for the base.
+    pub fn is_unchecked(&self) -> bool {
+        self.base.is_none() && self.job.arch.is_some()
+    }
+
     // The prompts of `verify --against`, so that both print the same figures; a probe's tokens are real ones.
     fn prompts(&self) -> Prompts {
         self.probe.as_ref().map_or(Prompts::DEFAULT, |probe| Prompts::Tokens(probe.input_ids.clone()))
