@@ -18,6 +18,7 @@ mod hash;
 mod hints;
 mod inspect;
 mod keygen;
+mod llama_cpp_habits;
 mod man;
 mod pack;
 mod password;
@@ -158,7 +159,15 @@ impl Command {
 
 /// Runs the tool.
 pub fn main() -> ExitCode {
-    let parsed = Cli::command().try_get_matches().and_then(|m| Ok((Cli::from_arg_matches(&m)?, m)));
+    let is_json = std::env::args_os().any(|a| a == "--json");
+    let args = match llama_cpp_habits::translated(&Cli::command(), std::env::args_os().collect()) {
+        Ok(args) => args,
+        Err(e) => {
+            Ui::new(named_command(), is_json, false, false).error(&e);
+            return ExitCode::from(e.kind().exit_code());
+        }
+    };
+    let parsed = Cli::command().try_get_matches_from(args).and_then(|m| Ok((Cli::from_arg_matches(&m)?, m)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -172,7 +181,7 @@ pub fn main() -> ExitCode {
                 ui.error(&e);
                 return ExitCode::from(e.kind().exit_code());
             }
-            if e.use_stderr() && std::env::args_os().any(|a| a == "--json") {
+            if e.use_stderr() && is_json {
                 let first_line =
                     e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
                 Ui::new(named_command(), true, false, false).error_document(&Error::new(Code::Usage, first_line));
