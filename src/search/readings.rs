@@ -115,7 +115,7 @@ fn fitting(evidence: &dyn Evidence, mut fits: Vec<Fit>, slack: [f64; 2], alone: 
         let of = |is_fitted: bool, i: usize| is_fitted.then_some(slack[i]);
         let fitted = [of(f.unknown.query_scale, 0), of(f.unknown.memory_scale, 1)];
         let sizes = [f.at.query.abs(), f.at.memory.abs()];
-        let is_open = fitted.iter().zip(sizes).any(|(s, size)| s.is_some_and(|s| !(s <= MOST_SLACK * size)));
+        let is_open = fitted.iter().zip(sizes).any(|(s, size)| s.is_some_and(|s| s.is_nan() || s > MOST_SLACK * size));
         Reading { slack: fitted, is_open, ..Reading::new(&f.candidate, f.at, sums) }
     };
     Ok(fits.iter().zip(&sums).map(reading).filter(Reading::fits).collect())

@@ -308,15 +308,18 @@ fn report(
         positions: adapter.rows().to_vec(),
         failures: Vec::new(),
     };
-    // First, since figures of the adapter mean nothing on another base.
-    if let (Some(b), Some(limit)) = (report.base_metrics, limits.max_abs)
-        && !within(b.max_abs, limit)
-    {
-        report.fail(Code::NumbersDiffer, of_base.differs(b.max_abs, limit));
-    }
+    let base_differs = match (report.base_metrics, limits.max_abs) {
+        (Some(b), Some(limit)) if !within(b.max_abs, limit) => Some(of_base.differs(b.max_abs, limit)),
+        _ => None,
+    };
+    // Before the figures of the adapter, which mean nothing on another base; after them where the limit is to blame.
+    let is_arithmetic = report.base_metrics.is_some_and(|b| within(b.max_abs, tolerance::LAYER_FLOOR));
+    let (before, after) = if is_arithmetic { (None, base_differs) } else { (base_differs, None) };
+    before.into_iter().for_each(|message| report.fail(Code::NumbersDiffer, message));
     for (name, found, limit) in limits.exceeded(&metrics) {
         report.fail(Code::NumbersDiffer, format!("{name}: expected at most {limit:.3e}, found {found:.3e}"));
     }
+    after.into_iter().for_each(|message| report.fail(Code::NumbersDiffer, message));
     for l in report.layers.clone() {
         let parts = [("q", l.q_max_abs, l.q_size), ("term", l.term_max_abs, l.term_size)];
         for (part, found, size) in parts {
@@ -358,6 +361,9 @@ impl BaseFigures {
     pub fn differs(&self, found: f64, limit: f64) -> String {
         const AGAIN: &str = "compute the probe anew with the model in float32 (`model.float()`)";
         let cause = match self.half_precision {
+            _ if found <= tolerance::LAYER_FLOOR => {
+                "sums in another order explain a difference of this size: the limit is below it".to_owned()
+            }
             Some(t) if found <= ROUNDING_SHARE * self.size => format!(
                 "the probe was computed in {t}, as all of its logits are {t} numbers, and rounding explains a difference of this size: {AGAIN}"
             ),
