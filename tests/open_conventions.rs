@@ -91,9 +91,10 @@ fn everything_that_is_wrong_is_found_while_conventions_are_open() {
     open_adapter(&place.adapter(), |_| {});
     let done = place.validate();
     assert_eq!(exit(&done), 7);
-    let keys = ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"];
+    // The base and the shapes say the sharing.
+    let keys = ["feature_map", "query_tap", "query_scale", "memory_scale"];
     assert!(keys.iter().all(|k| stdout(&done).contains(&format!("  {k}: expected a value (--"))), "{}", stdout(&done));
-    assert!(stdout(&done).contains("5 findings"), "{}", stdout(&done));
+    assert!(stdout(&done).contains("4 findings"), "{}", stdout(&done));
     assert_eq!((exit(&place.convert(None)), exit(&with_probe())), (7, 0));
 
     // NaN is graver than what is open, in every command and with a probe as well.
@@ -171,15 +172,15 @@ fn the_message_is_a_list_with_one_flag_a_line() {
     open_adapter(&place.adapter(), |_| {});
     let text = stderr(&place.convert(None));
     let lines: Vec<&str> = text.lines().collect();
-    assert_eq!(lines.len(), 7, "{text}");
+    assert_eq!(lines.len(), 6, "{text}");
     assert!(
         lines[0].ends_with(
-            "5 conventions are stated nowhere, and ptplus does not guess; what settles it: [convention-open]"
+            "4 conventions are stated nowhere, and ptplus does not guess; what settles it: [convention-open]"
         )
     );
     assert!(lines[1..].iter().all(|l| l.matches("--").count() >= 1 && l.starts_with("  ")), "{text}");
     assert_eq!(lines[1], "  feature_map     --feature-map MAP");
-    assert!(lines[6].contains("--probe PROBE --base BASE"), "{text}");
+    assert!(lines[5].contains("--probe PROBE --base BASE"), "{text}");
 }
 
 #[test]
