@@ -20,7 +20,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+try:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+except ImportError as e:
+    raise ImportError(
+        f"transformers {transformers.__version__} has no interface to add a term in attention: ptplus needs 4.48 or later"
+    ) from e
 
 from ptplus._families import Family
 

@@ -15,6 +15,7 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import DTYPE, build, config, fill, load_base, logits, memories, save_base, tokens
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import ptplus
 import ptplus.peft
@@ -318,47 +319,44 @@ def test_compiled_models_compute_the_same(tap):
     assert explained.graph_break_count == 0, explained.break_reasons
 
 
-def test_a_base_in_4_bits(monkeypatch):
-    """bitsandbytes' layer, in its own words: packed integers for a weight, and a type to compute in."""
-
-    class Linear4bit(torch.nn.Linear):
-        def __init__(self, of: torch.nn.Linear):
-            torch.nn.Module.__init__(self)
-            self.in_features, self.out_features, self.compute_dtype = of.in_features, of.out_features, torch.bfloat16
-            self.scale = of.weight.abs().max().item() / 7
-            packed = (of.weight / self.scale).round().to(torch.int8)
-            self.weight = torch.nn.Parameter(packed, requires_grad=False)
-            self.bias = None
-
-        def forward(self, x):
-            return torch.nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
-
-    base = build().to(torch.bfloat16)
-    for layer in base.model.layers:
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(layer.self_attn, name, Linear4bit(getattr(layer.self_attn, name)))
-    base.is_loaded_in_4bit = base.is_quantized = True
-    model = get_peft_model(peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False), config())
+def test_a_base_in_4_bits(tmp_path):
+    folder = save_base(build(intermediate_size=128), tmp_path / "base")  # whole blocks of 64
+    quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantized, device_map="cpu")
+    assert type(base.model.layers[0].self_attn.q_proj).__name__ == "Linear4bit"
+    # In evaluation mode bitsandbytes repacks weights for its kernel, which has no gradient, and never unpacks them again.
+    base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False).train()
+    plain = logits(base, IDS)
+    model = get_peft_model(base, config())
+    assert torch.equal(logits(model.train(), IDS), plain)
     assert {p.dtype for p in memories(model).values()} == {torch.float32}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
-    for _ in range(4):
-        loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
-        model(input_ids=IDS)
+        warnings.filterwarnings("error", message="memories")
+        for _ in range(4):
+            loss = model(input_ids=IDS, labels=IDS, use_cache=False).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+    # The probe is of the base that `ptplus` reads.
+    with pytest.raises(ValueError, match=r"quantized.*load the base with dtype"):
+        ptplus.save_probe(model, IDS, tmp_path / "never")
+    model.save_pretrained(tmp_path / "out")
+    whole = PeftModel.from_pretrained(load_base(folder), tmp_path / "out")
+    ptplus.save_probe(whole, IDS, tmp_path / "probe.safetensors")
+    probe = tmp_path / "probe.safetensors"
+    document = ptplus.run("convert", tmp_path / "out", output=tmp_path / "a.gguf", base=folder, probe=probe)
+    assert document["verification"]["metrics"]["max_abs"] < 2e-4
+
     # As TRL does it for a quantized base.
     for p in model.parameters():
         p.data = p.data.to(torch.bfloat16) if p.requires_grad else p.data
     with pytest.warns(UserWarning, match="memories are trained in 16 bits"):
-        model(input_ids=IDS)
-    with pytest.raises(ValueError, match=r"quantized.*load the base with dtype"):
-        ptplus.save_probe(model, IDS, "never")
+        model.train()(input_ids=IDS)
 
 
 def test_ddp(tmp_path):
@@ -496,6 +494,23 @@ def test_the_type_is_pefts_own_kind(tmp_path):
     assert isinstance(config().peft_type, peft.PeftType)
     config().save_pretrained(tmp_path)
     assert isinstance(peft.PeftConfig.from_pretrained(tmp_path), PrefixTuningPlusConfig)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "told"),
+    [
+        (
+            "from peft.tuners.tuners_utils import BaseTuner as c; del c._remap_adapter_state_dict_for_load",
+            "needs 0.21.2 or later",
+        ),
+        ("import transformers.modeling_utils as m; del m.ALL_ATTENTION_FUNCTIONS", "needs 4.48 or later"),
+    ],
+)
+def test_packages_that_are_too_old_are_named(lacks, told):
+    code = f"import peft; {lacks}\nimport ptplus.peft"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
 
 
 def test_a_peft_with_a_method_of_that_name_is_left_alone():

@@ -6,6 +6,7 @@ from typing import Any
 
 import peft
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 from ptplus._method import PEFT_TYPE
@@ -28,7 +29,11 @@ def peft_type() -> Any:
 
 
 def register(config_cls: type, model_cls: type) -> None:
-    """Once; raises `ImportError` where PEFT has another method of that name."""
+    """Once; raises `ImportError` where PEFT has another method of that name, or asks no tuner how to read a file."""
+    if not hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"):
+        raise ImportError(
+            f"PEFT {peft.__version__} would read an adapter's file without asking: ptplus.peft needs 0.21.2 or later"
+        )
     member = peft_type()
     known = (PEFT_TYPE_TO_CONFIG_MAPPING.get(member), PEFT_TYPE_TO_TUNER_MAPPING.get(member))
     if known == (config_cls, model_cls):
