@@ -189,6 +189,8 @@ fn rounded_probe(probe: &Probe, best_by_terms: Option<&Reading>, tolerance: &Tol
     let again = "compute it anew with the model in float32 (`model.float()`)";
     match probe.half_precision() {
         Some(t) => Some(format!("the probe was computed in {t}, as all of its logits are {t} numbers: {again}")),
+        // With the base's logits it would have been known by them.
+        None if probe.base_logits(0, 0).is_some() => None,
         None if best_by_terms.is_some_and(|r| r.score * terms::term_share(tolerance) <= ROUNDING_SHARE) => Some(
             format!("the first of these is as near as a probe that was computed in BF16 or F16 lets it be: {again}"),
         ),

@@ -135,7 +135,7 @@ impl Synthetic {
             import::read(&model("llama-mha").join("adapter"), &import::Options::default(), None).unwrap().adapter;
         adapter.config.feature_map = self.map;
         (adapter.config.query_scale, adapter.config.memory_scale) = (self.query, self.memory);
-        // Of two signs, so that no denominator is near 0 for activations of one sign and nothing cancels.
+        // Of one sign, as the activations that are normalised here are: no denominator is near 0.
         let normalizer: Vec<f32> = (0..3 * 32).map(|i| 1.0 + (i % 7) as f32 * 0.1).collect();
         let probe = read_safetensors(&from);
         let mut terms: BTreeMap<String, Vec<u8>> = BTreeMap::new();
@@ -238,6 +238,15 @@ fn scales_that_the_probe_leaves_open_are_refused() {
     let e = case.settle().unwrap_err();
     assert_eq!(e.code(), Code::ConventionAmbiguous, "{e}");
     assert!(e.message().contains("--query-scale") && e.message().contains("--memory-scale"), "{e}");
+}
+
+/// A scale that is stated and a little off is near, and no rounding.
+#[test]
+fn a_wrong_scale_is_not_taken_for_a_rounded_probe() {
+    let stated = serde_json::json!({ "memory_scale": 1.6 });
+    let e = Synthetic { stated, ..Synthetic::new(FeatureMap::Elu, 0.3, 1.7) }.settle().unwrap_err();
+    assert_eq!(e.code(), Code::ConventionNone, "{e}");
+    assert!(e.hint_lines().is_empty(), "{:?}", e.hint_lines());
 }
 
 #[test]
