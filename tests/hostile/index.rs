@@ -106,7 +106,7 @@ pub fn cases() -> Vec<Case> {
         refused("file name with NUL", file("1.safetensors\\u0000"), NameInvalid),
         refused("file name of 256 bytes", file(&long), NameInvalid),
         refused("a link out of the folder", file("out.safetensors"), SafetensorsIndex),
-        refused("a dangling link", file("dangling.safetensors"), SafetensorsIndex),
+        refused("a dangling link", file("dangling.safetensors"), NotFound),
         refused("a link to itself", file("loop.safetensors"), Io),
         refused("a folder", file("folder"), NotAFile),
         refused("a pipe", file("pipe.safetensors"), NotAFile),
