@@ -493,6 +493,11 @@ fn a_layout_file_may_say_one_thing_alone() {
 
 /// A learned factor of the term is multiplied into the memories: a number, one for each layer, head or both; plain, or as a
 /// layout file says.
+/// The factor of a layer and head.
+type Expected<'a> = Box<dyn Fn(usize, usize) -> f32 + 'a>;
+/// A name, the tensors, the layout file, and what becomes of them.
+type GateCase<'a> = (&'a str, Vec<(String, Tensor)>, String, Expected<'a>);
+
 #[test]
 fn gates_are_multiplied_into_the_memories() {
     let temp = tempfile::tempdir().unwrap();
@@ -507,13 +512,12 @@ fn gates_are_multiplied_into_the_memories() {
     let by_both: Vec<f32> = (0..n_layers * heads).map(factor).collect();
     let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
     let rule = |name: &str, more: &str| format!("[[tensor]]\nname = '{name}'\nrole = \"gate\"\n{more}\n");
-    type Expected<'a> = Box<dyn Fn(usize, usize) -> f32 + 'a>;
     let each = |t: Tensor| -> Vec<(String, Tensor)> {
         (0..n_layers).map(|i| (format!("layers.{i}.gate"), t.clone())).collect()
     };
     let one = |name: &str, t: Tensor| vec![(name.to_owned(), t)];
     let named = r"layers\.(?<layer>[0-9]+)\.gate";
-    let cases: Vec<(&str, Vec<(String, Tensor)>, String, Expected)> = vec![
+    let cases: Vec<GateCase> = vec![
         ("a scalar of no dimension", one("g", tensor(&[], &[0.5])), rule("g", ""), Box::new(|_, _| 0.5)),
         ("a scalar", each(tensor(&[1], &[0.5])), rule(named, ""), Box::new(|_, _| 0.5)),
         ("heads", each(tensor(&[heads], &by_head)), rule(named, "axes = \"H\""), Box::new(move |_, h| factor(h))),
