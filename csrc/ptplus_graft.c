@@ -391,6 +391,7 @@ struct model {
 static struct ptplus * environment;          /* the adapters that the environment names, or NULL */
 static struct model * models, * adapted;
 static _Thread_local struct model * opening; /* what this thread opened last: its tensors are made next */
+static struct model * latest; /* what any thread opened last: newer loaders make the tensors on another thread (seen in Node) */
 static struct bound { node weight; struct model * model; } * bound;
 static size_t n_bound;
 static bool grafted;
@@ -423,7 +424,7 @@ static void note_model(void * file, const struct stat * status, const char * nam
         for (int i = 0; i < environment->n && m->fits; i++) m->fits = !misfits(&environment->adapters[i], file, m->why, sizeof m->why);
         models = m;
     }
-    opening = m;
+    opening = latest = m;
     pthread_mutex_unlock(&lock);
 }
 
@@ -435,7 +436,7 @@ static void note_weight(node made, node like) {
     size_t i = 0;
     while (i < n_bound && bound[i].weight != made) i++;
     if (i == n_bound && n_bound % 256 == 0 && !(bound = realloc(bound, (n_bound + 256) * sizeof *bound))) die(OTHER, "out of memory");
-    bound[i] = (struct bound) { made, opening };
+    bound[i] = (struct bound) { made, opening ? opening : latest };
     n_bound += i == n_bound;
     pthread_mutex_unlock(&lock);
 }
@@ -946,7 +947,7 @@ EXPORT node ggml_mul_mat(void * ctx, node w, node x) {
 EXPORT node ggml_dup_tensor(void * ctx, node like) {
     const struct module * m = CALLER();
     const node made = NEXT(m, DUP_TENSOR, node, (void *, node))(ctx, like);
-    if (environment && opening && is_first(m)) note_weight(made, like);
+    if (environment && latest && is_first(m)) note_weight(made, like);
     return made;
 }
 

