@@ -1,5 +1,5 @@
-//! Records the commit that a release is built from, and compiles the C drop-in for feature `llama-cpp`, with the headers
-//! of the llama.cpp that the crate builds.
+//! Records the commit that a release is built from, and compiles the graft: as a shared object that the crate carries, and
+//! for feature `llama-cpp` into the crate.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ fn main() {
     record_commit();
     graft();
     #[cfg(feature = "llama-cpp")]
-    drop_in();
+    linked_graft();
 }
 
 /// Compiles `csrc/ptplus_graft.c` to a shared object, and sets `cfg(ptplus_graft)` where that worked. A build without a C
@@ -97,28 +97,24 @@ fn of_package(root: &Path) -> Option<String> {
     rest.split('"').nth(1).map(str::to_owned)
 }
 
+/// The same file for this program itself, beside the llama.cpp that the crate builds.
 #[cfg(feature = "llama-cpp")]
-fn drop_in() {
-    use std::path::PathBuf;
-
+fn linked_graft() {
     let variable = |name: &str| std::env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"));
     // `PREFIX/lib/cmake`, or lib64: where llama.cpp was installed to.
     let cmake = PathBuf::from(variable("DEP_LLAMA_GGML_CMAKE_DIR"));
     let lib = cmake.parent().expect("a folder in the library folder");
     let include = lib.parent().expect("a folder in the prefix").join("include");
-    cc::Build::new()
-        .file("csrc/ptplus_llama.c")
-        .include("include")
-        .include(&include)
-        .std("gnu11")
-        // The tests compute: without optimisation they take minutes.
-        .opt_level(3)
-        .warnings(true)
-        .extra_warnings(true)
-        .compile("ptplus_llama");
-    for file in ["csrc/ptplus_llama.c", "include/ptplus_llama.h"] {
-        println!("cargo:rerun-if-changed={file}");
+    let mut build = cc::Build::new();
+    // The tests compute: without optimisation they take minutes.
+    build.file("csrc/ptplus_graft.c").include("include").std("gnu11").opt_level(3).warnings(true).extra_warnings(true);
+    if cfg!(feature = "llama-cpp-dynamic") {
+        build.define("PTPLUS_LINKED", None);
+    } else {
+        build.define("PTPLUS_STATIC", None);
+        println!("cargo::rustc-link-arg=-Wl,--wrap=ggml_mul_mat");
     }
+    build.compile("ptplus_graft");
     // For tests that compile C programs as a user would.
     println!("cargo:rustc-env=PTPLUS_LLAMA_INCLUDE={}", include.display());
     println!("cargo:rustc-env=PTPLUS_LLAMA_LIB={}", lib.display());

@@ -1,15 +1,16 @@
-//! What an adapter costs in llama.cpp: `cargo bench --features llama-cpp --bench llama_cpp`.
+//! What an adapter costs in llama.cpp: `cargo bench --features llama-cpp-dynamic --bench llama_cpp`.
 //!
-//! SmolLM2 in F16 with the pirate adapter against stock, two threads: a prompt of 512 tokens, then 64 tokens one by one.
-//! The two take turns, so that what else the machine does falls on both; medians, and stock as a share of adapted.
-
+//! SmolLM2 in F16 with the pirate adapter against stock, two threads: a prompt of 512 tokens, then 64 tokens one by one. The two
+//! take turns, so that what else the machine does falls on both; shown are medians of stock / adapted over the pairs, by
+//! wall time and by processor time of all threads. With `PTPLUS_COUNT=prompt|decode` and `PTPLUS_LANE=stock|adapted` one of
+//! them runs once, for `valgrind --tool=callgrind`.
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
 use ptplus::llama_cpp::{Adapter, CacheType, Context, ContextOptions, FlashAttention, Model, Token, decode_to_f16};
 
-const N_ROUNDS: usize = 9;
+const N_ROUNDS: usize = 12;
 const N_PROMPT: usize = 512;
 const N_DECODE: usize = 64;
 
@@ -30,7 +31,10 @@ fn main() {
 
     let model = Rc::new(Model::load(&base).expect("a model"));
     let adapter = Rc::new(Adapter::load(&adapter, &model).expect("an adapter"));
-    println!("SmolLM2-135M F16, 2 threads, {N_ROUNDS} rounds, ms (median, quartiles); share = stock / adapted");
+    let count = std::env::var("PTPLUS_COUNT").ok();
+    if count.is_none() {
+        println!("SmolLM2-135M F16, 2 threads, medians over {N_ROUNDS} pairs of stock / adapted (quartiles)");
+    }
     for (name, flash_attention) in [("off", FlashAttention::Off), ("on", FlashAttention::On)] {
         let options = ContextOptions {
             n_positions: N_PROMPT + N_DECODE,
@@ -43,46 +47,62 @@ fn main() {
         };
         let mut stock = Context::new(&model, &[], &options).expect("a context");
         let mut adapted = Context::new(&model, std::slice::from_ref(&adapter), &options).expect("a context");
-        let (mut prompts, mut tokens) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        if let Some(what) = &count {
+            let lane = std::env::var("PTPLUS_LANE");
+            let context = if lane.as_deref() == Ok("stock") { &mut stock } else { &mut adapted };
+            run(context, if what == "decode" { 1 } else { N_PROMPT }, N_DECODE * usize::from(what == "decode"));
+            return;
+        }
+        let mut ratios = [const { Vec::new() }; 4];
+        let mut wall_ms = [const { Vec::new() }; 4];
         for round in 0..=N_ROUNDS {
+            let mut pair = [[0.0; 4]; 2];
             for i in [round % 2, 1 - round % 2] {
-                let (prompt, token) = measure(if i == 0 { &mut stock } else { &mut adapted });
-                // The first round warms up.
-                if round > 0 {
-                    prompts[i].push(prompt);
-                    tokens[i].push(token);
+                pair[i] = run(if i == 0 { &mut stock } else { &mut adapted }, N_PROMPT, N_DECODE);
+            }
+            // The first round warms up.
+            for k in (0..4).filter(|_| round > 0) {
+                ratios[k].push(pair[0][k] / pair[1][k]);
+                if k < 2 {
+                    wall_ms[2 * k].push(1e3 * pair[0][k]);
+                    wall_ms[2 * k + 1].push(1e3 * pair[1][k]);
                 }
             }
         }
-        for (what, times) in [("prompt of 512", prompts), ("decoded token", tokens)] {
-            let [stock, adapted] = times.map(quartiles);
+        let [wall_prompt, wall_decode, used_prompt, used_decode] = ratios.map(quartiles);
+        let [a, b, c, d] = wall_ms.map(|t| quartiles(t)[1]);
+        for (what, wall, used, stock, adapted) in
+            [("prompt of 512", wall_prompt, used_prompt, a, b), ("64 decoded tokens", wall_decode, used_decode, c, d)]
+        {
             println!(
-                "flash attention {name}, {what}: stock {:.2} ({:.2} - {:.2}), adapted {:.2} ({:.2} - {:.2}), share {:.3}",
-                stock[1],
-                stock[0],
-                stock[2],
-                adapted[1],
-                adapted[0],
-                adapted[2],
-                stock[1] / adapted[1]
+                "flash attention {name}, {what}: wall {:.3} ({:.3} - {:.3}), processor {:.3} ({:.3} - {:.3}); {stock:.0} and {adapted:.0} ms",
+                wall[1], wall[0], wall[2], used[1], used[0], used[2]
             );
         }
     }
 }
 
-/// Milliseconds for the prompt, and for one token after it.
-fn measure(context: &mut Context) -> (f64, f64) {
+/// Seconds for a prompt and for the tokens after it: wall, wall, processor, processor.
+fn run(context: &mut Context, n_prompt: usize, n_decode: usize) -> [f64; 4] {
     context.clear();
     let token = |position: usize, logits| Token { id: (position * 97 % 40_000) as u32, position, sequence: 0, logits };
-    let prompt: Vec<Token> = (0..N_PROMPT).map(|i| token(i, i + 1 == N_PROMPT)).collect();
-    let start = Instant::now();
+    let prompt: Vec<Token> = (0..n_prompt).map(|i| token(i, i + 1 == n_prompt)).collect();
+    let (start, used) = (Instant::now(), processor_seconds());
     context.decode(&prompt).expect("a prompt");
-    let prompt_ms = start.elapsed().as_secs_f64() * 1e3;
-    let start = Instant::now();
-    for i in N_PROMPT..N_PROMPT + N_DECODE {
+    let (wall_prompt, used_prompt) = (start.elapsed().as_secs_f64(), processor_seconds() - used);
+    let (start, used) = (Instant::now(), processor_seconds());
+    for i in n_prompt..n_prompt + n_decode {
         context.decode(&[token(i, true)]).expect("a token");
     }
-    (prompt_ms, start.elapsed().as_secs_f64() * 1e3 / N_DECODE as f64)
+    [wall_prompt, start.elapsed().as_secs_f64(), used_prompt, processor_seconds() - used]
+}
+
+/// Of all threads of this process; the kernel counts in hundredths.
+fn processor_seconds() -> f64 {
+    let text = std::fs::read_to_string("/proc/self/stat").expect("the kernel's statistics");
+    // The name in parentheses may hold anything.
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    [11, 12].map(|i| fields[i].parse::<f64>().expect("ticks")).iter().sum::<f64>() / 100.0
 }
 
 fn quartiles(mut times: Vec<f64>) -> [f64; 3] {

@@ -1,24 +1,24 @@
-//! A context: sequences, their keys and values, and the adapters that are attached.
+//! A context: sequences, their keys and values, and the adapters in its graphs.
 
-use std::ffi::CStr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use llama_cpp_sys_2 as llama;
 
-use super::ffi;
-use super::model::{Adapter, Model, failed, refused};
+use super::model::{Adapter, Adapters, Model, failed};
 use crate::error::{Code, Error, Result};
 
-/// The type of cached keys and values. Quantized ones are refused: llama.cpp rotates them.
+/// The type of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheType {
     /// For comparisons.
     F32,
     /// llama.cpp's default.
     F16,
-    /// Refused with adapters.
+    /// With flash attention only.
     Q8_0,
+    /// With flash attention only.
+    Q4_0,
 }
 
 /// Whether llama.cpp computes attention with its fused kernel.
@@ -62,8 +62,7 @@ pub struct Token {
     pub logits: bool,
 }
 
-/// Threads that stay, as llama.cpp's own programs have them. A context without starts its threads anew for each part of
-/// a graph, and an adapter cuts a graph in two parts a layer.
+/// Threads that stay, as llama.cpp's own programs have them. A context without starts its threads anew for each graph.
 struct Threads(NonNull<llama::ggml_threadpool>);
 
 impl Threads {
@@ -84,15 +83,15 @@ impl Drop for Threads {
     }
 }
 
-/// A context of a model, with adapters attached; they start with scale 1.
+/// A context of a model, with adapters that start with scale 1.
 pub struct Context {
     context: NonNull<llama::llama_context>,
-    hook: Option<NonNull<ffi::HookHandle>>,
+    adapters: Option<Adapters>,
     _threads: Threads,
     batch: llama::llama_batch,
     n_batch: usize,
     vocab_size: usize,
-    adapters: Vec<Rc<Adapter>>,
+    n_adapters: usize,
     _model: Rc<Model>,
 }
 
@@ -101,7 +100,7 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// [`Code::LlamaCppAdapter`] where the drop-in refuses; [`Code::LlamaCpp`] where llama.cpp does.
+    /// [`Code::LlamaCppAdapter`] where the graft refuses; [`Code::LlamaCpp`] where llama.cpp does.
     pub fn new(model: &Rc<Model>, adapters: &[Rc<Adapter>], options: &ContextOptions) -> Result<Context> {
         let count = |n: usize| u32::try_from(n).map_err(|_| failed("expected a count that fits 32 bits"));
         let n_batch = i32::try_from(options.n_batch).map_err(|_| failed("expected a batch that fits 31 bits"))?;
@@ -123,16 +122,14 @@ impl Context {
             CacheType::F32 => llama::GGML_TYPE_F32,
             CacheType::F16 => llama::GGML_TYPE_F16,
             CacheType::Q8_0 => llama::GGML_TYPE_Q8_0,
+            CacheType::Q4_0 => llama::GGML_TYPE_Q4_0,
         };
         params.type_v = params.type_k;
-        let mut hook = Hook(None);
-        for adapter in adapters {
-            // SAFETY: `params` and the adapter are live; `hook` owns what the first call makes, further ones return it.
-            let attached = unsafe { ffi::ptplus_llama_attach(&mut params, adapter.0.as_ptr()) };
-            hook.0 = Some(NonNull::new(attached).ok_or_else(refused)?);
-        }
-        // SAFETY: the model is loaded and outlives the context, which holds it; so do hook and adapters.
-        let context = unsafe { llama::llama_init_from_model(model.0.as_ptr(), params) };
+        let held = if adapters.is_empty() { None } else { Some(Adapters::load(model, adapters)?) };
+        // SAFETY: the model is loaded and outlives the context, which holds it; so do the adapters.
+        let context = Adapters::while_active(held.as_ref(), || unsafe {
+            llama::llama_init_from_model(model.pointer.as_ptr(), params)
+        });
         let context = NonNull::new(context).ok_or_else(|| failed("llama.cpp cannot make a context"))?;
         let threads = match Threads::new(params.n_threads) {
             Ok(threads) => threads,
@@ -146,15 +143,14 @@ impl Context {
         unsafe { llama::llama_attach_threadpool(context.as_ptr(), threads.0.as_ptr(), threads.0.as_ptr()) };
         // SAFETY: a batch of token ids with one sequence for each token, freed in `drop`.
         let batch = unsafe { llama::llama_batch_init(n_batch, 0, 1) };
-        let hook = std::mem::take(&mut hook.0);
         Ok(Context {
             context,
-            hook,
+            adapters: held,
             _threads: threads,
             batch,
             n_batch: options.n_batch,
             vocab_size: model.vocab_size(),
-            adapters: adapters.to_vec(),
+            n_adapters: adapters.len(),
             _model: model.clone(),
         })
     }
@@ -165,13 +161,13 @@ impl Context {
     ///
     /// [`Code::Usage`] for a number that is not there; [`Code::LlamaCppAdapter`] for a scale that is not finite.
     pub fn set_scale(&mut self, index: usize, scale: f32) -> Result<()> {
-        let (Some(hook), Some(adapter)) = (self.hook, self.adapters.get(index)) else {
-            let message = format!("expected an adapter below {}, found {index}", self.adapters.len());
-            return Err(Error::new(Code::Usage, message));
-        };
-        // SAFETY: hook and adapter are live, and no decode runs while we are borrowed mutably.
-        let done = unsafe { ffi::ptplus_llama_set_scale(hook.as_ptr(), adapter.0.as_ptr(), scale) };
-        if done { Ok(()) } else { Err(refused()) }
+        match &mut self.adapters {
+            Some(adapters) if index < self.n_adapters => adapters.set_scale(index, scale),
+            _ => {
+                let message = format!("expected an adapter below {}, found {index}", self.n_adapters);
+                Err(Error::new(Code::Usage, message))
+            }
+        }
     }
 
     /// Computes `tokens`, at most [`ContextOptions::n_batch`].
@@ -201,29 +197,15 @@ impl Context {
         }
         self.batch.n_tokens = tokens.len() as i32;
         // SAFETY: the context is live, and llama.cpp checks positions and sequences itself.
-        let status = unsafe { llama::llama_decode(self.context.as_ptr(), self.batch) };
-        self.check()?;
+        let decode = || unsafe { llama::llama_decode(self.context.as_ptr(), self.batch) };
+        let status = Adapters::while_active(self.adapters.as_ref(), decode);
+        if let Some(adapters) = &mut self.adapters {
+            adapters.check()?;
+        }
         if status != 0 {
             return Err(failed(&format!("llama_decode returned {status}")));
         }
         Ok(())
-    }
-
-    /// Whether the adapters that are on were applied everywhere.
-    ///
-    /// # Errors
-    ///
-    /// [`Code::LlamaCppAdapter`].
-    fn check(&mut self) -> Result<()> {
-        let Some(hook) = self.hook else { return Ok(()) };
-        // SAFETY: the hook is live; the text that it returns lives until the next call.
-        unsafe {
-            let reason = ffi::ptplus_llama_check(hook.as_ptr());
-            if reason.is_null() {
-                return Ok(());
-            }
-            Err(Error::new(Code::LlamaCppAdapter, CStr::from_ptr(reason).to_string_lossy()))
-        }
     }
 
     /// The logits `[V]` of token `index` of the last batch.
@@ -253,23 +235,10 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: made by us, freed once, the context before its hook.
+        // SAFETY: made by us, freed once; the adapters go after it.
         unsafe {
             llama::llama_batch_free(self.batch);
             llama::llama_free(self.context.as_ptr());
-        }
-        drop(Hook(self.hook));
-    }
-}
-
-/// Owns a hook while a context is being made.
-struct Hook(Option<NonNull<ffi::HookHandle>>);
-
-impl Drop for Hook {
-    fn drop(&mut self) {
-        if let Some(hook) = self.0 {
-            // SAFETY: made by `ptplus_llama_attach`, and no context uses it any more.
-            unsafe { ffi::ptplus_llama_detach(hook.as_ptr()) }
         }
     }
 }

@@ -32,11 +32,11 @@ impl LlamaCpp {
     pub fn open(base: &BaseModel, adapters: &[&Validated], n_positions: usize, n_threads: usize) -> Result<LlamaCpp> {
         let file = runnable_base(base)?;
         let model = Rc::new(Model::load(&file.path)?);
-        let load = |adapter: &&Validated| {
-            let file = readable_adapter(adapter, base.gguf_architecture())?;
-            Adapter::load(&file.path, &model).map(Rc::new)
-        };
-        let adapters: Vec<_> = adapters.iter().map(load).collect::<Result<_>>()?;
+        // Written files are read again when the context is made, and kept until then.
+        let files: Vec<Readable> =
+            adapters.iter().map(|a| readable_adapter(a, base.gguf_architecture())).collect::<Result<_>>()?;
+        let adapters: Vec<_> =
+            files.iter().map(|f| Adapter::load(&f.path, &model).map(Rc::new)).collect::<Result<_>>()?;
         let options = ContextOptions {
             n_positions,
             n_batch: N_BATCH.min(n_positions),

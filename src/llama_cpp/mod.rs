@@ -1,10 +1,10 @@
 //! The real llama.cpp, with Prefix-Tuning+ adapters applied inside its graph.
 //!
-//! The work is done by `csrc/ptplus_llama.c`, the drop-in that C programs use as well; this module is its safe Rust
+//! The work is done by `csrc/ptplus_graft.c`, the graft that other programs use as well; this module is its safe Rust
 //! face. All `unsafe` that concerns llama.cpp is here.
 //!
 //! ```text
-//!   Model --+-> Context (adapters attached, switched by scale) -> logits
+//!   Model --+-> Context (adapters in its graphs, switched by scale) -> logits
 //!   Adapter-+       |-> engine::LlamaCpp    generation
 //!                   '-> evaluate::LlamaCpp  verification
 //! ```

@@ -1,8 +1,9 @@
 //! Models and adapters as llama.cpp holds them.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::rc::Rc;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,7 +13,11 @@ use super::ffi;
 use crate::error::{Code, Error, Result};
 
 /// A base model in llama.cpp, on the CPU.
-pub struct Model(pub(super) NonNull<llama::llama_model>);
+pub struct Model {
+    pub(super) pointer: NonNull<llama::llama_model>,
+    /// The file, which adapters are checked against.
+    path: CString,
+}
 
 impl Model {
     /// Loads a GGUF file.
@@ -29,51 +34,118 @@ impl Model {
             params.n_gpu_layers = 0;
             llama::llama_model_load_from_file(file.as_ptr(), params)
         };
-        NonNull::new(model).map(Model).ok_or_else(|| failed("llama.cpp cannot load the model").file(path))
+        let pointer = NonNull::new(model).ok_or_else(|| failed("llama.cpp cannot load the model").file(path))?;
+        Ok(Model { pointer, path: file })
     }
 
     /// V
     pub fn vocab_size(&self) -> usize {
         // SAFETY: the model is loaded, and owns its vocabulary.
-        let n = unsafe { llama::llama_vocab_n_tokens(llama::llama_model_get_vocab(self.0.as_ptr())) };
+        let n = unsafe { llama::llama_vocab_n_tokens(llama::llama_model_get_vocab(self.pointer.as_ptr())) };
         usize::try_from(n).unwrap_or(0)
     }
 
     /// Positions that the model was trained on.
     pub fn n_positions(&self) -> usize {
         // SAFETY: the model is loaded.
-        usize::try_from(unsafe { llama::llama_model_n_ctx_train(self.0.as_ptr()) }).unwrap_or(0)
+        usize::try_from(unsafe { llama::llama_model_n_ctx_train(self.pointer.as_ptr()) }).unwrap_or(0)
     }
 }
 
 impl Drop for Model {
     fn drop(&mut self) {
         // SAFETY: loaded by us, freed once; contexts hold the model by `Rc` and go before it.
-        unsafe { llama::llama_model_free(self.0.as_ptr()) }
+        unsafe { llama::llama_model_free(self.pointer.as_ptr()) }
     }
 }
 
-/// An adapter as the drop-in holds it.
-pub struct Adapter(pub(super) NonNull<ffi::AdapterHandle>);
+/// A GGUF adapter that fits a model. Its file is read again for every context that has it.
+pub struct Adapter(CString);
 
 impl Adapter {
-    /// Loads a GGUF adapter and checks it against the model.
+    /// Reads a GGUF adapter and checks it against the model.
     ///
     /// # Errors
     ///
-    /// [`Code::LlamaCppAdapter`] with the drop-in's reason.
+    /// [`Code::LlamaCppAdapter`] with the graft's reason.
     pub fn load(path: &Path, model: &Model) -> Result<Adapter> {
         let file = c_path(path)?;
-        // SAFETY: the path ends in NUL, the model is loaded; both outlive the call, and the result keeps neither.
-        let adapter = unsafe { ffi::ptplus_llama_load(file.as_ptr(), model.0.as_ptr()) };
-        NonNull::new(adapter).map(Adapter).ok_or_else(|| refused().file(path))
+        Adapters::of_files(model, &[&file]).map_err(|e| e.file(path))?;
+        Ok(Adapter(file))
     }
 }
 
-impl Drop for Adapter {
+/// Adapters as the graft holds them, with a scale each.
+pub(super) struct Adapters(NonNull<ffi::Handle>);
+
+impl Adapters {
+    /// Reads the adapters for a context of the model.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`].
+    pub(super) fn load(model: &Model, adapters: &[Rc<Adapter>]) -> Result<Adapters> {
+        Adapters::of_files(model, &adapters.iter().map(|a| a.0.as_c_str()).collect::<Vec<_>>())
+    }
+
+    fn of_files(model: &Model, files: &[&CStr]) -> Result<Adapters> {
+        let paths: Vec<*const c_char> = files.iter().map(|f| f.as_ptr()).collect();
+        let n = c_int::try_from(paths.len()).unwrap_or(c_int::MAX);
+        // SAFETY: the paths end in NUL and outlive the call, which reads `n` of them.
+        let adapters = unsafe { ffi::ptplus_load(model.path.as_ptr(), paths.as_ptr(), n) };
+        NonNull::new(adapters).map(Adapters).ok_or_else(|| {
+            // SAFETY: a text of this thread, ending in NUL, that lives until the next call.
+            let reason = unsafe { CStr::from_ptr(ffi::ptplus_error()) };
+            Error::new(Code::LlamaCppAdapter, reason.to_string_lossy())
+        })
+    }
+
+    /// Does `work`, during which llama.cpp builds its graphs with these adapters, or with none.
+    pub(super) fn while_active<T>(adapters: Option<&Adapters>, work: impl FnOnce() -> T) -> T {
+        let Some(adapters) = adapters else { return work() };
+        // SAFETY: live while we borrow it, and not active any longer.
+        unsafe { ffi::ptplus_activate(adapters.0.as_ptr()) };
+        let result = work();
+        // SAFETY: none.
+        unsafe { ffi::ptplus_activate(std::ptr::null_mut()) };
+        result
+    }
+
+    /// Changes the factor on adapter number `index`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] for a scale that is not finite.
+    pub(super) fn set_scale(&mut self, index: usize, scale: f32) -> Result<()> {
+        let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+        // SAFETY: live, and no decode runs while we are borrowed mutably.
+        if unsafe { ffi::ptplus_set_scale(self.0.as_ptr(), index, scale) } {
+            return Ok(());
+        }
+        Err(Error::new(Code::LlamaCppAdapter, format!("expected a finite scale, found {scale}")))
+    }
+
+    /// Whether all were applied in all their layers.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`].
+    pub(super) fn check(&mut self) -> Result<()> {
+        // SAFETY: live; the text that it returns lives until the next call.
+        unsafe {
+            let reason = ffi::ptplus_check(self.0.as_ptr());
+            if reason.is_null() {
+                return Ok(());
+            }
+            Err(Error::new(Code::LlamaCppAdapter, CStr::from_ptr(reason).to_string_lossy()))
+        }
+    }
+}
+
+impl Drop for Adapters {
     fn drop(&mut self) {
-        // SAFETY: loaded by us, freed once; contexts hold their adapters by `Rc` and go before them.
-        unsafe { ffi::ptplus_llama_free(self.0.as_ptr()) }
+        // SAFETY: made by us, freed once, and no context uses them any more.
+        unsafe { ffi::ptplus_free(self.0.as_ptr()) }
     }
 }
 
@@ -108,10 +180,10 @@ fn requantize(input: &Path, output: &Path, ftype: llama::llama_ftype) -> Result<
     if failure == 0 { Ok(()) } else { Err(failed("llama.cpp cannot decode the model").file(input)) }
 }
 
-/// Whether the drop-in lists the architecture.
+/// Whether the graft lists the architecture.
 pub(super) fn supports(architecture: &str) -> bool {
     // SAFETY: the name ends in NUL and outlives the call.
-    CString::new(architecture).is_ok_and(|name| unsafe { ffi::ptplus_llama_supports(name.as_ptr()) })
+    CString::new(architecture).is_ok_and(|name| unsafe { ffi::ptplus_supports(name.as_ptr()) })
 }
 
 static SHOW_LOG: AtomicBool = AtomicBool::new(false);
@@ -125,11 +197,6 @@ pub fn show_log(show: bool) {
 pub(super) fn start() {
     static START: Once = Once::new();
     START.call_once(|| {
-        let sizes = (size_of::<llama::llama_context_params>(), {
-            // SAFETY: no arguments.
-            unsafe { ffi::ptplus_llama_context_params_size() }
-        });
-        assert_eq!(sizes.0, sizes.1, "bindings and headers are of one llama.cpp");
         // SAFETY: the callback is a static function that ignores its user data.
         unsafe {
             llama::llama_log_set(Some(on_log), std::ptr::null_mut());
@@ -150,13 +217,6 @@ extern "C" fn on_log(_level: llama::ggml_log_level, text: *const c_char, _user: 
 
 pub(super) fn failed(message: &str) -> Error {
     Error::new(Code::LlamaCpp, message)
-}
-
-/// The drop-in's reason for its last refusal on this thread.
-pub(super) fn refused() -> Error {
-    // SAFETY: a static text of this thread, ending in NUL.
-    let reason = unsafe { CStr::from_ptr(ffi::ptplus_llama_error()) };
-    Error::new(Code::LlamaCppAdapter, reason.to_string_lossy())
 }
 
 fn c_path(path: &Path) -> Result<CString> {

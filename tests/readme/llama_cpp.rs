@@ -12,10 +12,11 @@ fn the_c_code_of_the_page_runs() {
     let code: Vec<String> = page.blocks().filter(|b| b.language == "c").map(|b| b.text()).collect();
     let [code] = &code[..] else { panic!("one block of C") };
     let source = format!(
-        "#include <stdio.h>\n#include \"ptplus_llama.h\"\n\
+        "#include <stdio.h>\n#include \"llama.h\"\n#include \"ptplus.h\"\n\
          int main(int argc, char ** argv) {{\n\
          llama_backend_init();\n\
-         struct llama_model * model = llama_model_load_from_file(argv[argc - 1], llama_model_default_params());\n\
+         const char * model_path = argv[argc - 1];\n\
+         struct llama_model * model = llama_model_load_from_file(model_path, llama_model_default_params());\n\
          if (!model) return 2;\n\
          llama_token tokens[4] = {{1, 2, 3, 4}};\n\
          struct llama_batch batch = llama_batch_get_one(tokens, 4);\n\
@@ -25,8 +26,8 @@ fn the_c_code_of_the_page_runs() {
     let temp = tempfile::tempdir().unwrap();
     std::fs::create_dir(temp.path().join("work")).unwrap();
     let (program, adapter) = (temp.path().join("program"), temp.path().join("work/adapter.gguf"));
-    let libraries = ["-lllama", "-lggml", "-lggml-cpu", "-lggml-base", "-lm", "-lpthread"];
-    compile(&source, &["csrc/ptplus_llama.c"], &libraries, &program);
+    let libraries = ["-lllama", "-lggml", "-lggml-cpu", "-lggml-base", "-lm", "-lpthread", "-ldl"];
+    compile(&source, &["-DPTPLUS_LINKED", "csrc/ptplus_graft.c"], &libraries, &program);
     let run = |base: &str| {
         let mut command = Command::new(&program);
         command.arg(model(base).join("base.gguf")).env("LD_LIBRARY_PATH", env!("PTPLUS_LLAMA_LIB"));

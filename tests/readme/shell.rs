@@ -143,7 +143,7 @@ impl Shell {
         let old = std::env::var_os("PATH").unwrap_or_default();
         let folders = [self.temp.path().join("programs")].into_iter().chain(std::env::split_paths(&old));
         shell.env("PATH", std::env::join_paths(folders).unwrap());
-        for variable in ["SOURCE_DATE_EPOCH", "PTPLUS_ADAPTER", "COLUMNS"] {
+        for variable in ["SOURCE_DATE_EPOCH", "PTPLUS_ADAPTER_1", "COLUMNS"] {
             shell.env_remove(variable);
         }
         #[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
@@ -161,10 +161,10 @@ impl Shell {
         let site = self.temp.path().join("site/llama_cpp");
         std::fs::create_dir_all(&site).unwrap();
         std::os::unix::fs::symlink(env!("PTPLUS_LLAMA_LIB"), site.join("lib")).unwrap();
-        let main = "#define main plain_main\n#include \"plain_host.c\"\n#undef main\n\
+        let main = "#define main host_main\n#include \"host.c\"\n#undef main\n\
             int main(int argc, char ** argv) {\n\
             \x20   char * args[] = {argv[0], argc > 2 ? argv[2] : \"\", \"/dev/null\", \"1\", \"2\", \"3\", \"4\", NULL};\n\
-            \x20   return plain_main(7, args);\n}\n";
+            \x20   return host_main(7, args);\n}\n";
         let program = self.temp.path().join("programs/llama-cli");
         let libraries = ["-lllama", "-lggml", "-lggml-cpu", "-lggml-base", "-lm", "-lpthread"];
         compile(main, &["-Itests/llama_c"], &libraries, &program);
