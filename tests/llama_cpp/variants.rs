@@ -28,7 +28,9 @@ fn assert_same(what: &str, outcome: (Report, Engines)) {
 
 fn assert_within(what: &str, (report, engines): (Report, Engines), limit: f64) {
     let m = engines.metrics.beside;
-    assert!(m.max_abs <= limit && m.top1_agreement == 1.0, "{what}: {m:?}");
+    // Two logits may lie closer than what rounding to 8 bits costs.
+    let same_best = m.top1_agreement == 1.0 || (limit > 5e-4 && m.mean_kl < 1e-4);
+    assert!(m.max_abs <= limit && same_best, "{what}: {m:?}");
     assert!(report.found_effect > 0.02, "{what}: {}", report.found_effect);
     assert!(m.n_positions >= 48, "{what}: {m:?}");
 }
