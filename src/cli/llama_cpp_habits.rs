@@ -189,23 +189,34 @@ fn positionals(command: &Command, args: &[OsString], first: usize) -> Option<Vec
         match text.strip_prefix('-') {
             None | Some("") => places.push(at),
             Some("-") => return None,
-            Some(name) => {
-                let (long, short) = match name.strip_prefix('-') {
-                    Some(long) => (Some(long.split('=').next().unwrap_or(long)), None),
-                    None => (None, name.chars().next()),
-                };
-                let is_this = |a: &&clap::Arg| {
-                    let longs = a.get_long().into_iter().chain(a.get_all_aliases().into_iter().flatten());
-                    longs.into_iter().any(|l| Some(l) == long) || a.get_short().is_some_and(|s| Some(s) == short)
-                };
-                // Those of the whole program have no value.
-                let takes_value = command.get_arguments().find(is_this).is_some_and(|a| a.get_action().takes_values());
-                if takes_value && (long.is_some_and(|l| matches!(l, "output" | "outfile")) || short == Some('o')) {
-                    return None;
+            Some(name) => match name.strip_prefix('-') {
+                Some(long) => {
+                    let (long, is_attached) = long.split_once('=').map_or((long, false), |(long, _)| (long, true));
+                    let is_this = |a: &&clap::Arg| {
+                        a.get_long().into_iter().chain(a.get_all_aliases().into_iter().flatten()).any(|l| l == long)
+                    };
+                    // Those of the whole program have no value.
+                    let takes_value =
+                        command.get_arguments().find(is_this).is_some_and(|a| a.get_action().takes_values());
+                    if matches!(long, "output" | "outfile") {
+                        return None;
+                    }
+                    at += usize::from(takes_value && !is_attached);
                 }
-                let is_attached = text.contains('=') || (short.is_some() && name.len() > 1);
-                at += usize::from(takes_value && !is_attached);
-            }
+                // Letters without a value, then perhaps one whose value is the rest or the next word.
+                None => {
+                    let takes_value = |letter: char| {
+                        let is_this = |a: &&clap::Arg| a.get_short() == Some(letter);
+                        command.get_arguments().find(is_this).is_some_and(|a| a.get_action().takes_values())
+                    };
+                    if let Some((place, letter)) = name.char_indices().find(|(_, letter)| takes_value(*letter)) {
+                        if letter == 'o' {
+                            return None;
+                        }
+                        at += usize::from(place + letter.len_utf8() == name.len());
+                    }
+                }
+            },
         }
         at += 1;
     }
@@ -249,6 +260,8 @@ mod tests {
             ("ptplus quantize in --base=b.gguf out q8_0", "ptplus quantize --output out in --base=b.gguf q8_0"),
             ("ptplus quantize in q8_0 -o out.gguf", "ptplus quantize in q8_0 -o out.gguf"),
             ("ptplus quantize in q8_0 -oout.gguf extra", "ptplus quantize in q8_0 -oout.gguf extra"),
+            ("ptplus quantize -fo out.gguf in q8_0", "ptplus quantize -fo out.gguf in q8_0"),
+            ("ptplus quantize -qf in out.gguf q8_0", "ptplus quantize --output out.gguf -qf in q8_0"),
             ("ptplus quantize in out.gguf", "ptplus quantize in out.gguf"),
             ("ptplus quantize in out.gguf nonsense", "ptplus quantize in out.gguf nonsense"),
             ("ptplus", "ptplus"),

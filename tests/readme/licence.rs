@@ -41,7 +41,7 @@ fn files_that_are_made_to_be_copied_begin_with_the_notice() {
         entries.map(|e| e.expect("an entry").path()).collect::<Vec<PathBuf>>()
     };
     let copied = [of_folder("csrc"), of_folder("include")].concat();
-    assert!(copied.len() > 2, "{copied:?}");
+    assert!(copied.len() >= 2, "{copied:?}");
     for file in copied {
         let start: Vec<String> = text(&file).lines().take(3).map(str::to_owned).collect();
         assert!(
