@@ -87,6 +87,7 @@ pub(super) fn about_broken_link(link: &Path) -> Option<String> {
 }
 
 /// What helps where `path`, which does not exist, is the name of something on the hub or elsewhere in the network.
+#[cfg(feature = "cli")]
 pub(crate) fn about_missing(path: &Path) -> Option<String> {
     let text = path.to_str()?;
     let (scheme, rest) = text.split_once("://").unwrap_or(("", text));
@@ -123,12 +124,14 @@ pub(crate) fn about_missing(path: &Path) -> Option<String> {
 }
 
 /// What ids of the hub are made of.
+#[cfg(feature = "cli")]
 fn is_id_part(part: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     !part.is_empty() && !part.starts_with(['.', '-']) && part.chars().all(is_plain)
 }
 
 /// `out/adapter.gguf` is no id.
+#[cfg(feature = "cli")]
 fn has_ending_of_files(name: &str) -> bool {
     const ENDINGS: [&str; 12] =
         ["bin", "ckpt", "gguf", "html", "jinja", "json", "npz", "pt", "pth", "safetensors", "tar", "toml"];
@@ -136,6 +139,7 @@ fn has_ending_of_files(name: &str) -> bool {
 }
 
 /// Where huggingface_hub keeps its cache: the same variables, in the same order.
+#[cfg(feature = "cli")]
 fn cache() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home = || variable("HOME").map(|home| home.join(".cache"));
@@ -144,7 +148,7 @@ fn cache() -> Option<PathBuf> {
         .or_else(|| variable("XDG_CACHE_HOME").or_else(home).map(|p| p.join("huggingface/hub")))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
 

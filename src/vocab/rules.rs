@@ -1,6 +1,7 @@
 //! What a tokenizer does to text besides splitting it, and GGUF has no keys for: a folder's tokenizer says it, and a file
 //! that is made of the folder loses it.
 
+#[cfg(feature = "generate")]
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
