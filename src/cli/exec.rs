@@ -21,7 +21,7 @@ use crate::verify::probe::Probe;
 #[derive(clap::Args)]
 #[command(
     override_usage = "ptplus exec --adapter ADAPTER[:SCALE]... [OPTIONS] -- PROGRAM [ARGS]...\n       ptplus exec --print-env --adapter ADAPTER[:SCALE]... --base MODEL [OPTIONS]",
-    after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-cli -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env"
+    after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-completion -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env"
 )]
 pub struct Arguments {
     /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on its term; may be given more than once: terms add up
