@@ -11,6 +11,7 @@ use crate::tensor::LazyTensor;
 
 mod feature_map;
 pub mod gguf_names;
+pub mod lora;
 mod row_order;
 pub use feature_map::FeatureMap;
 pub use row_order::RowOrder;
