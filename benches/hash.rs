@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use ptplus::format::bundle::check::file_sha256;
 use ptplus::format::mmap::map_file;
-use ptplus::package::check::file_sha256;
 use rayon::prelude::*;
 
 const RUNS: usize = 7;

@@ -7,8 +7,8 @@
 use std::path::Path;
 
 use ptplus::base::BaseModel;
+use ptplus::bundle::pack::{Pack, pack};
 use ptplus::error::Error;
-use ptplus::package::pack::{Pack, pack};
 use ptplus::pipeline::{Convert, Format, Proof, read_adapter};
 use ptplus::runner::Device;
 use ptplus::verify::probe::Probe;

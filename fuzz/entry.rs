@@ -7,12 +7,12 @@ use std::path::Path;
 
 use ptplus::base::BaseConfig;
 use ptplus::error::{Error, Result};
+use ptplus::format::bundle::manifest::{self, Manifest};
+use ptplus::format::bundle::tar::{self, Strictness};
 use ptplus::format::gguf::{self, Value};
 use ptplus::format::{FilePlan, StoredTensor, TensorSpec, json, pickle, safetensors};
 use ptplus::import::mapping::Mapping;
 use ptplus::import::stated::Stated;
-use ptplus::package::manifest::{self, Manifest};
-use ptplus::package::tar::{self, Strictness};
 use ptplus::tensor::{Bytes, shape};
 
 /// A reader and its checks; says whether the data was accepted.

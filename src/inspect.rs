@@ -123,7 +123,7 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 /// Those of [`inspect`]; [`Code::ConventionContradiction`].
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
-    if crate::package::container::is_bundle(path) {
+    if crate::format::bundle::container::is_bundle(path) {
         let mut out = adapter(path, options, base)?;
         out.format = format!("{} in a bundle whose hashes hold", out.format);
         return Ok(out);
@@ -187,7 +187,7 @@ pub enum Lies {
 /// What seems to lie at `path`; `None` for anything else, a broken file included.
 pub fn lies_at(path: &Path) -> Option<Lies> {
     if path.is_dir() {
-        if is_adapter_folder(path) || crate::package::container::is_bundle(path) {
+        if is_adapter_folder(path) || crate::format::bundle::container::is_bundle(path) {
             return Some(Lies::Adapter);
         }
         return is_base(path).unwrap_or(false).then_some(Lies::Base);

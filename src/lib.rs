@@ -41,6 +41,7 @@ pub mod adapter;
 #[cfg(feature = "runner")]
 pub mod auto;
 pub mod base;
+pub mod bundle;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod digest;
@@ -59,7 +60,6 @@ pub mod inspect;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 mod lossy;
-pub mod package;
 #[cfg(feature = "runner")]
 pub mod pipeline;
 pub mod quant;

@@ -16,11 +16,13 @@ use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
 use crate::export::{self, Known, Plan, Written};
+use crate::format::bundle::{container, place};
+use crate::format::json;
 use crate::format::names::shorten;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::import::stated::PEFT_TYPE;
 use crate::import::{self, Opened, Options};
-use crate::package::{container, place};
 use crate::runner::Device;
 use crate::search::{self, Settlement};
 use crate::tensor::{DType, LazyTensor};
@@ -334,7 +336,7 @@ pub(crate) fn convert_anywhere(job: &Convert<'_>) -> Result<Converted> {
             let config_text = export::canonical::config_json(&source, &plan, model_type)?;
             let replace = match job.overwrite {
                 Overwrite::Never => Replace::Nothing,
-                Overwrite::Force => Replace::Files(place::files_of_adapter(job.output)),
+                Overwrite::Force => Replace::Files(files_of_adapter(job.output)),
             };
             let folder = OutputFolder::create(job.output, replace, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
@@ -349,6 +351,15 @@ pub(crate) fn convert_anywhere(job: &Convert<'_>) -> Result<Converted> {
     };
     finish(&mut report, &source, written);
     Ok(report)
+}
+
+/// The files of the adapter folder `folder`, if its configuration is one that ptplus writes; else none.
+fn files_of_adapter(folder: &Path) -> BTreeSet<String> {
+    let config = json::read_config(&folder.join(CONFIG_FILE)).unwrap_or_default();
+    match config.get("peft_type").and_then(serde_json::Value::as_str) {
+        Some(PEFT_TYPE) => [CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into(),
+        _ => BTreeSet::new(),
+    }
 }
 
 /// `--auto`: exact rules for every tensor, and how they were found.

@@ -14,9 +14,9 @@ use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::error::{Error, Kind, Result, escape};
+use crate::format::bundle::place;
 use crate::format::hub;
 use crate::format::names::is_hidden;
-use crate::package::place;
 use crate::pipeline::{Converted, Format, NOTHING_CHECKED};
 
 /// Files that may be an adapter, or make their folder one.

@@ -7,11 +7,12 @@ use super::base_check::{self, BaseCheck};
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use crate::base::fingerprint::{Depth, Identity};
+use crate::bundle::claims;
 use crate::error::{Kind, Result, escape};
+use crate::format::bundle::check::{Checked, Signature, check_reporting};
+use crate::format::bundle::tar::Strictness;
+use crate::format::bundle::{Container, MANIFEST_FILE, container, signature};
 use crate::inspect::{Lies, lies_at};
-use crate::package::check::{Checked, Signature, check_reporting};
-use crate::package::tar::Strictness;
-use crate::package::{Container, MANIFEST_FILE, claims, container, signature};
 use crate::pipeline::read_adapter;
 use crate::validate::BaseMismatch;
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::ui::{Status, Ui};
 use super::{Cli, Global, dispatch};
 use crate::error::{Code, Error, Result};
-use crate::package::place;
+use crate::format::bundle::place;
 
 #[derive(clap::Args)]
 #[command(

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::table;
 use super::ui::{Status, Ui};
+use crate::bundle::diff::{Difference, MetadataDifference, TensorDifference, diff};
 use crate::error::{Kind, Result, escape};
-use crate::package::diff::{Difference, MetadataDifference, TensorDifference, diff};
 use crate::pipeline::read_adapter;
 
 #[derive(clap::Args)]

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use super::progress::Unit;
 use super::ui::{Status, Ui};
+use crate::bundle::digest::{PathDigests, of_path_reporting};
 use crate::error::{Result, escape};
-use crate::package::digest::{PathDigests, of_path_reporting};
 
 #[derive(clap::Args)]
 #[command(

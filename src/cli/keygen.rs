@@ -5,8 +5,8 @@ use serde_json::json;
 use super::password::PasswordArguments;
 use super::ui::Ui;
 use crate::error::{Result, escape};
+use crate::format::bundle::{place, signature};
 use crate::format::output::{OutputFile, Overwrite};
-use crate::package::{place, signature};
 
 #[derive(clap::Args)]
 #[command(

@@ -6,8 +6,8 @@ use serde_json::json;
 use super::Cli;
 use super::ui::Ui;
 use crate::error::{Error, Kind, Result, escape};
+use crate::format::bundle::place;
 use crate::format::output::{OutputFile, Overwrite};
-use crate::package::place;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ptplus man ~/.local/share/man/man1")]

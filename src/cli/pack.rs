@@ -13,12 +13,12 @@ use super::types::TypeArguments;
 use super::ui::Ui;
 use super::usage;
 use crate::base::BaseModel;
+use crate::bundle::pack::{Pack, Packed, pack, source_date};
 use crate::error::{Result, escape};
+use crate::format::bundle::container::is_called_tar;
+use crate::format::bundle::signature::Signer;
 use crate::format::output::Overwrite;
 use crate::import::Options;
-use crate::package::container::is_called_tar;
-use crate::package::pack::{Pack, Packed, pack, source_date};
-use crate::package::signature::Signer;
 #[cfg(feature = "report")]
 use crate::pipeline;
 use crate::pipeline::{Convert, Format, Measure, Proof, TypeRules};

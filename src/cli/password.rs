@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::usage;
 use crate::error::{Code, Error, Result};
+use crate::format::bundle::signature::Protection;
 use crate::format::mmap::map_file;
-use crate::package::signature::Protection;
 
 /// minisign's own limit.
 const MAX_PASSWORD_BYTES: usize = 1024;

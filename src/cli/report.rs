@@ -6,8 +6,8 @@ use super::ui::Ui;
 use super::usage;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Kind, Result};
+use crate::format::bundle::place;
 use crate::format::output::{Overwrite, resolved};
-use crate::package::place;
 use crate::report::ReportFile;
 
 /// A report to come, refused before the long work where it cannot be written.

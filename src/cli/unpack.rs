@@ -5,12 +5,13 @@ use serde_json::json;
 use super::check::not_a_bundle;
 use super::progress::Unit;
 use super::ui::Ui;
+use crate::bundle::claims;
 use crate::error::{Result, escape};
+use crate::format::bundle::check::check_reporting;
+use crate::format::bundle::tar::Strictness;
+use crate::format::bundle::{Container, place, signature};
 use crate::format::output::{OutputFolder, Replace};
 use crate::import::read_bundle;
-use crate::package::check::check_reporting;
-use crate::package::tar::Strictness;
-use crate::package::{Container, claims, place, signature};
 use crate::validate;
 
 #[derive(clap::Args)]

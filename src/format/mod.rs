@@ -1,5 +1,6 @@
 //! Bytes to containers of ordered tensors and metadata, and back. Formats never know adapters.
 
+pub mod bundle;
 pub mod elf;
 pub mod gguf;
 pub(crate) mod hub;

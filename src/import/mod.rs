@@ -23,7 +23,7 @@ use crate::adapter::{Adapter, RowOrder};
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::finding::Finding;
-use crate::package::Container;
+use crate::format::bundle::Container;
 pub use candidates::{Candidate, Candidates, Conventions, Unknown};
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use draft::{has_parts, is_part};

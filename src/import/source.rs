@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
+use crate::format::bundle::{ADAPTER_FILE, Container, check, container};
 use crate::format::names::is_hidden;
 use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
-use crate::package::{ADAPTER_FILE, Container, check, container};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
 /// Configuration file of an adapter folder.

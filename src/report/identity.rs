@@ -4,10 +4,10 @@ use super::page::{Section, Table};
 use super::{base_text, name};
 use crate::base::BaseModel;
 use crate::base::fingerprint::Fingerprint;
+use crate::bundle::digest::AdapterDigest;
 use crate::error::Result;
+use crate::format::bundle::check::file_sha256;
 use crate::format::mmap::map_file;
-use crate::package::check::file_sha256;
-use crate::package::digest::AdapterDigest;
 use crate::validate::Validated;
 use crate::verify::probe::Probe;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ptplus::package::check::file_sha256;
-use ptplus::package::manifest::{self, FileEntry};
+use ptplus::format::bundle::check::file_sha256;
+use ptplus::format::bundle::manifest::{self, FileEntry};
 use ptplus::tensor::Bytes;
 use serde_json::{Value, json as object};
 

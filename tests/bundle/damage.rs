@@ -167,7 +167,7 @@ fn archives_that_tar_makes_are_unpacked_and_not_taken_for_ours() {
         assert!(!found.is_empty());
     }
     // A folder around all files, and what macOS keeps beside them.
-    let files = ptplus::package::Container::open(&path("b")).unwrap().files;
+    let files = ptplus::format::bundle::Container::open(&path("b")).unwrap().files;
     let attributes = b"28 SCHILY.xattr.user.a=b\nc\n\n";
     let of_mac = b"\0\x05\x16\x07\0\x02\0\0Mac OS X";
     let with = |folder: &str, more: &[(&str, tar::EntryType, &[u8])]| {
@@ -206,9 +206,11 @@ fn archives_that_tar_makes_are_unpacked_and_not_taken_for_ours() {
     let whole = std::fs::read(path("ours.tar")).unwrap();
     let name = Path::new("ours.tar");
     for cut in (0..whole.len()).step_by(509) {
-        for strictness in [ptplus::package::tar::Strictness::Exact, ptplus::package::tar::Strictness::Unpack] {
-            let opened = ptplus::package::Container::from_tar(name, &whole[..cut].to_vec().into(), strictness);
-            assert!(!ptplus::package::check::check(&opened, None).pass(), "cut at {cut}");
+        for strictness in
+            [ptplus::format::bundle::tar::Strictness::Exact, ptplus::format::bundle::tar::Strictness::Unpack]
+        {
+            let opened = ptplus::format::bundle::Container::from_tar(name, &whole[..cut].to_vec().into(), strictness);
+            assert!(!ptplus::format::bundle::check::check(&opened, None).pass(), "cut at {cut}");
         }
     }
 }

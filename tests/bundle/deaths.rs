@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use ptplus::package::Container;
-use ptplus::package::check::check;
+use ptplus::format::bundle::Container;
+use ptplus::format::bundle::check::check;
 
 use crate::commands::text;
 use crate::common::{exit, model, ptplus, stderr};

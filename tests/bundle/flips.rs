@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use ptplus::package::check::{Checked, check, file_sha256};
-use ptplus::package::manifest::{self, FileEntry};
-use ptplus::package::signature::{PublicKey, public_key};
-use ptplus::package::tar::Strictness;
-use ptplus::package::{Container, MANIFEST_FILE};
+use ptplus::format::bundle::check::{Checked, check, file_sha256};
+use ptplus::format::bundle::manifest::{self, FileEntry};
+use ptplus::format::bundle::signature::{PublicKey, public_key};
+use ptplus::format::bundle::tar::Strictness;
+use ptplus::format::bundle::{Container, MANIFEST_FILE};
 use ptplus::tensor::Bytes;
 use rayon::prelude::*;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::error::{Code, Result};
+use ptplus::format::bundle::tar::{Strictness, plan, read as read_tar};
 use ptplus::format::limits::BUNDLE_FILES;
-use ptplus::package::tar::{Strictness, plan, read as read_tar};
 use tar::{EntryType, Header};
 
 use crate::case::{Case, accepted, large, refused};

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ptplus::base::BaseModel;
+use ptplus::bundle::{claims, diff, digest};
 use ptplus::error::Result;
 use ptplus::export::types::{OutType, TypeRules};
+use ptplus::format::bundle::tar::Strictness;
+use ptplus::format::bundle::{Container, check, signature};
 use ptplus::import::{self, Options, mapping::Mapping};
 use ptplus::inspect;
-use ptplus::package::tar::Strictness;
-use ptplus::package::{Container, check, claims, diff, digest, signature};
 use ptplus::pipeline::{self, Convert, ConvertBase, Format, Tokenizer};
 use ptplus::transform::cast::Overflow;
 use ptplus::verify::probe::Probe;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::error::{Code, Result};
+use ptplus::format::bundle::manifest::{FileEntry, Manifest, write};
 use ptplus::format::limits::{BUNDLE_FILES, JSON_OBJECT_VALUES, MANIFEST_BYTES, MANIFEST_VALUES, NAME_BYTES};
-use ptplus::package::manifest::{FileEntry, Manifest, write};
 use serde_json::{Value, json};
 
 use crate::case::{Case, accepted, large, refused};

@@ -185,7 +185,7 @@ fn self_digest(document: &Map<String, Value>) -> String {
 }
 
 /// Keys sorted, two spaces, a final newline.
-pub(super) fn canonical_text(value: &Value) -> String {
+pub(crate) fn canonical_text(value: &Value) -> String {
     let mut text = serde_json::to_string_pretty(&sorted_json(value)).unwrap_or_default();
     text.push('\n');
     text

@@ -1,29 +1,17 @@
-//! Bundles: an adapter with what proves that it is whole, in one folder or one tar archive.
+//! A bundle's files, in one folder or one tar archive, and whether they are whole: paths, sizes, digests, the signature.
+//! What the adapter among them is, [`mod@crate::bundle`] knows.
 //!
 //! ```text
-//!   adapter -> pack -> adapter.gguf, README.md, reports/*.json -> manifest.json (sizes, SHA-256) -> signature
-//!   bundle  -> container (paths to bytes) -> check (every rule, every hash, signature) -> import, unpack
+//!   bundle -> container (paths to bytes) -> check (every rule, every hash, signature) -> import, unpack
 //! ```
 //!
 //! `docs/BUNDLE.md` has every rule and the reason for it.
 
-#[cfg(feature = "runner")]
-mod card;
 pub mod check;
-pub mod claims;
 pub mod container;
-#[cfg(feature = "runner")]
-pub mod diff;
-pub mod digest;
 pub mod manifest;
-#[cfg(feature = "runner")]
-mod naming;
-#[cfg(feature = "runner")]
-pub mod pack;
-mod path;
+pub(crate) mod path;
 pub mod place;
-#[cfg(feature = "runner")]
-mod reports;
 pub mod signature;
 pub mod tar;
 

@@ -8,20 +8,21 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
-use super::check::file_sha256;
 use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
-use super::manifest::{self, FileEntry};
 use super::naming::download_name;
-use super::signature::Signer;
-use super::{
-    ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, place, reports, tar,
-};
+use super::reports;
 use crate::adapter::Role;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
 use crate::export::types::OutType;
+use crate::format::bundle::check::file_sha256;
+use crate::format::bundle::manifest::{self, FileEntry};
+use crate::format::bundle::signature::Signer;
+use crate::format::bundle::{
+    ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, container, place, tar,
+};
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
@@ -255,7 +256,7 @@ fn as_it_is<'s>(convert: &Convert<'_>, source: &'s Validated) -> Option<&'s Path
 
 /// The file's bytes; inside a bundle those of the adapter alone.
 fn gguf_bytes(adapter: &Path, file: &Path) -> Result<Bytes> {
-    if super::container::is_bundle(adapter) {
+    if container::is_bundle(adapter) {
         let bundle = Container::open(adapter)?;
         if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
             return Ok(bytes.clone());

@@ -8,11 +8,9 @@ use super::check::file_sha256;
 use super::manifest::{self, Manifest};
 use super::{MANIFEST_FILE, SIGNATURE_FILE};
 use crate::error::{Code, Error, Result};
+use crate::format::gguf;
 use crate::format::mmap::map_file;
 use crate::format::output::resolved;
-use crate::format::{gguf, json};
-use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::import::stated::PEFT_TYPE;
 
 /// The files of the bundle in `folder` that are what its manifest lists, by size and SHA-256, and the manifest with its
 /// signature. None where there is no valid manifest: then nobody knows who wrote what lies there.
@@ -30,15 +28,6 @@ pub fn files_of_bundle(folder: &Path) -> BTreeSet<String> {
     };
     let listed = manifest.files.into_iter().filter(|(relative, e)| is_unchanged(relative, e.size, &e.sha256));
     listed.map(|(relative, _)| relative).chain([MANIFEST_FILE, SIGNATURE_FILE].map(str::to_owned)).collect()
-}
-
-/// The files of the adapter folder `folder`, if its configuration is one that ptplus writes; else none.
-pub fn files_of_adapter(folder: &Path) -> BTreeSet<String> {
-    let config = json::read_config(&folder.join(CONFIG_FILE)).unwrap_or_default();
-    match config.get("peft_type").and_then(serde_json::Value::as_str) {
-        Some(PEFT_TYPE) => [CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into(),
-        _ => BTreeSet::new(),
-    }
 }
 
 /// Refuses an output inside a bundle, at any depth: the bundle would hold what its manifest does not list, or a listed file

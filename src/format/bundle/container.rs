@@ -30,7 +30,7 @@ pub struct Container {
 const OF_REPOSITORIES: [&str; 3] = [".gitattributes", ".git", ".cache"];
 
 impl Container {
-    /// Opens a bundle as [`pack`](super::pack) writes it.
+    /// Opens a bundle as it is packed.
     ///
     /// # Errors
     ///

@@ -4,13 +4,13 @@
 use serde_json::{Map, Value, json};
 
 use super::digest::{AdapterDigest, of_tensors};
-use super::manifest::{Manifest, is_sha256};
-use super::path::check_path;
-use super::{Container, MANIFEST_FILE, VERIFICATION_REPORT};
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
+use crate::format::bundle::manifest::{Manifest, is_sha256};
+use crate::format::bundle::path::check_path;
+use crate::format::bundle::{Container, MANIFEST_FILE, VERIFICATION_REPORT};
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::format::names::shorten;
