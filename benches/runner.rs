@@ -27,7 +27,7 @@ fn main() {
     measure("base", &model);
     let adapter = common::adapter(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2-pirate/adapter"));
     if adapter.config.geometry.n_layers == base.config.n_layers {
-        model.set_adapters(&[(&adapter, 1.0)]).expect("the adapter fits");
+        model.set_adapters(&[((&adapter).into(), 1.0)]).expect("the adapter fits");
         measure("adapter", &model);
     }
 }

@@ -271,8 +271,7 @@ impl<'a> Rounds<'a> {
         self.n_expected = self.n_expected.max(self.n_done + 1);
         let (n_done, n_expected) = (self.n_done, self.n_expected);
         let progress = |done: usize, total: usize| (t.progress)(n_done * total + done, n_expected * total);
-        let lanes: Vec<Lane> =
-            std::iter::once(t.source).chain(adapters).map(|a| Lane { adapters: vec![(a, 1.0)] }).collect();
+        let lanes: Vec<Lane> = std::iter::once(t.source).chain(adapters).map(Lane::of).collect();
         let mut sink = Kls { sums: vec![0.0; adapters.len()], n: 0, progress: &progress };
         let options = StreamOptions { positions: None, device: t.device.clone() };
         runner::stream(t.base, input_ids, &lanes, &options, &mut sink)?;

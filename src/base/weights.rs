@@ -139,6 +139,15 @@ impl BaseModel {
         Ok(out)
     }
 
+    /// The weight whose tensor holds `weight`: that of a tied head is the token embedding.
+    ///
+    /// # Errors
+    ///
+    /// As [`output_weight`](Self::output_weight).
+    pub fn stored_weight(&self, weight: Weight) -> Result<Weight> {
+        if weight == Weight::Output { self.output_weight() } else { Ok(weight) }
+    }
+
     /// The weight whose rows give the logits: the output head, or the token embedding where both are one.
     ///
     /// # Errors

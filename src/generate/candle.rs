@@ -54,7 +54,8 @@ impl Engine for Candle {
     }
 
     fn switch_adapters(&mut self, on: &[(usize, f32)]) -> Result<()> {
-        let on: Vec<_> = on.iter().map(|(i, strength)| (self.adapters[*i].adapter(), f64::from(*strength))).collect();
+        let on: Vec<_> =
+            on.iter().map(|(i, strength)| (self.adapters[*i].adapter().into(), f64::from(*strength))).collect();
         self.model.set_adapters(&on)?;
         self.clear()
     }

@@ -2,13 +2,17 @@
 
 use candle_core::{Result as CandleResult, Tensor};
 
+use std::ops::Range;
+
+use super::additions::Addition;
 use super::attention::{LayerCache, attend};
 use super::candle;
 use super::device::Device;
+use super::effects::Effects;
 use super::kernels::rms_norm::rms_norm;
 use super::kernels::swiglu::swiglu;
 use super::linear::{Linear, Workspace};
-use super::phi::Terms;
+use super::phi::{Term, Terms};
 use super::rope::Rotation;
 use crate::adapter::QueryTap;
 use crate::base::{BaseConfig, BaseModel, BlockWeight as W, Weight};
@@ -37,6 +41,52 @@ pub(super) struct Observed {
     pub q: Tensor,
     /// `[B, H, T, D_v]`: the sum of the adapters' terms; 0 in batch rows without an adapter.
     pub term: Tensor,
+}
+
+/// What adapters do to one block, each for its sequences of the batch.
+#[derive(Default)]
+pub(super) struct BlockEffects {
+    terms: Terms,
+    query_key_value: Vec<Addition>,
+    attention_output: Vec<Addition>,
+    gate_up: Vec<Addition>,
+    down: Vec<Addition>,
+}
+
+impl BlockEffects {
+    /// Adds what `effects`, which fit the base, have for block `index`. `sequences` of the batch get it, or all of them.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Term::new`] and [`Addition::new`].
+    pub fn add(
+        &mut self,
+        base: &BaseModel,
+        index: usize,
+        (effects, strength): (&Effects<'_>, f64),
+        sequences: Option<Range<usize>>,
+        device: &Device,
+    ) -> Result<()> {
+        if let Some(t) = effects.terms.get(&index) {
+            self.terms.push((sequences.clone(), Term::new(t.config, t.layer, index, strength, device)?));
+        }
+        for (additions, weights) in [
+            (&mut self.query_key_value, &[W::Query, W::Key, W::Value][..]),
+            (&mut self.attention_output, &[W::AttentionOutput]),
+            (&mut self.gate_up, &[W::Gate, W::Up]),
+            (&mut self.down, &[W::Down]),
+        ] {
+            let mut first_output = 0;
+            for weight in weights.iter().map(|w| Weight::Block(index, *w)) {
+                if let Some(effect) = effects.matrices.get(&weight) {
+                    let place = (sequences.clone(), first_output);
+                    additions.push(Addition::new(base, weight, effect, strength, place, device)?);
+                }
+                first_output += weight.expected_shape(&base.config).map_or(0, |shape| shape[0]);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Block {
@@ -78,27 +128,32 @@ impl Block {
         x: &Tensor,
         rotation: &Rotation,
         cache: Option<&mut LayerCache>,
-        terms: &Terms,
+        effects: &BlockEffects,
         workspace: &mut Workspace,
     ) -> Result<(Tensor, Option<Observed>)> {
-        let (q, k, v) = self.heads(x, workspace).map_err(candle)?;
+        let (q, k, v) = self.heads(x, &effects.query_key_value, workspace).map_err(candle)?;
         let rotated = rotation.apply(&q).map_err(candle)?;
         let k = rotation.apply(&k).map_err(candle)?;
         let attended = attend(&rotated, &k, &v, rotation.start, self.window, cache).map_err(candle)?;
-        let term = sum_of_terms(terms, &q, &rotated, rotation.start)?;
+        let term = sum_of_terms(&effects.terms, &q, &rotated, rotation.start)?;
         let attended = match &term {
             Some(term) => (attended + term).map_err(candle)?,
             None => attended,
         };
-        let y = self.finish(x, &attended, workspace).map_err(candle)?;
+        let y = self.finish(x, &attended, effects, workspace).map_err(candle)?;
         Ok((y, term.map(|term| Observed { q: rotated, term })))
     }
 
     /// Queries `[B, H, T, D]`, keys and values `[B, H_kv, T, D]`, biased and normed, before RoPE.
-    fn heads(&self, x: &Tensor, workspace: &mut Workspace) -> CandleResult<(Tensor, Tensor, Tensor)> {
+    fn heads(
+        &self,
+        x: &Tensor,
+        additions: &[Addition],
+        workspace: &mut Workspace,
+    ) -> CandleResult<(Tensor, Tensor, Tensor)> {
         let (b, t, hidden) = x.dims3()?;
         let normed = rms_norm(&x.reshape((b * t, hidden))?, &self.attention_norm, self.rms_eps)?;
-        let qkv = self.query_key_value.forward(&normed, workspace)?;
+        let qkv = self.query_key_value.forward(&normed, additions, t, workspace)?;
         let (d, h, h_kv) = (self.head_dim, self.n_heads, self.n_kv_heads);
         let part = |first: usize, heads: usize, norm: Option<&Tensor>| {
             let x = qkv.narrow(1, first * d, heads * d)?.reshape((b, t, heads, d))?;
@@ -113,13 +168,20 @@ impl Block {
     }
 
     /// Output projection, feed-forward network and both residuals.
-    fn finish(&self, x: &Tensor, attended: &Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
+    fn finish(
+        &self,
+        x: &Tensor,
+        attended: &Tensor,
+        effects: &BlockEffects,
+        workspace: &mut Workspace,
+    ) -> CandleResult<Tensor> {
         let (b, t, hidden) = x.dims3()?;
         let attended = attended.transpose(1, 2)?.reshape((b * t, self.n_heads * self.head_dim))?;
-        let x = (x.reshape((b * t, hidden))? + self.attention_output.forward(&attended, workspace)?)?;
+        let projected = self.attention_output.forward(&attended, &effects.attention_output, t, workspace)?;
+        let x = (x.reshape((b * t, hidden))? + projected)?;
         let normed = rms_norm(&x, &self.feed_forward_norm, self.rms_eps)?;
-        let inner = swiglu(&self.gate_up.forward(&normed, workspace)?)?;
-        (x + self.down.forward(&inner, workspace)?)?.reshape((b, t, hidden))
+        let inner = swiglu(&self.gate_up.forward(&normed, &effects.gate_up, t, workspace)?)?;
+        (x + self.down.forward(&inner, &effects.down, t, workspace)?)?.reshape((b, t, hidden))
     }
 }
 
@@ -137,9 +199,17 @@ impl Head {
         Ok(Head { norm, rms_eps, output: Linear::load(base, &[base.output_weight()?], &[], device)? })
     }
 
-    /// `[N, hidden]` to logits `[N, V]`.
-    pub fn forward(&self, x: &Tensor, workspace: &mut Workspace) -> Result<Tensor> {
-        rms_norm(x, &self.norm, self.rms_eps).and_then(|x| self.output.forward(&x, workspace)).map_err(candle)
+    /// `[N, hidden]` to logits `[N, V]`; `n_rows` rows belong to each sequence.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        additions: &[Addition],
+        n_rows: usize,
+        workspace: &mut Workspace,
+    ) -> Result<Tensor> {
+        rms_norm(x, &self.norm, self.rms_eps)
+            .and_then(|x| self.output.forward(&x, additions, n_rows, workspace))
+            .map_err(candle)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Tensor};
 
+use super::additions::{self, Addition};
 use super::candle;
 use super::device::Device;
 use super::kernels::dot::DotRows;
@@ -75,15 +76,24 @@ impl Linear {
         Ok(Linear { matrix, bias })
     }
 
-    /// `x` `[N, k]` to `[N, n]`.
-    pub fn forward(&self, x: &Tensor, workspace: &mut Workspace) -> CandleResult<Tensor> {
-        let y = match &self.matrix {
+    /// `x` `[N, k]` to `[N, n]`, with additions; `n_rows` rows of `x` belong to each sequence.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        additions: &[Addition],
+        n_rows: usize,
+        workspace: &mut Workspace,
+    ) -> CandleResult<Tensor> {
+        let mut y = match &self.matrix {
             Matrix::Dense(w) => x.matmul(&w.t()?)?,
             Matrix::Encoded(parts) if x.dim(0)? <= FEW_POSITIONS => {
                 x.contiguous()?.apply_op1_no_bwd(&DotRows(parts))?
             }
             Matrix::Encoded(parts) => decode_and_multiply(x, parts, workspace)?,
         };
+        if !additions.is_empty() {
+            y = additions::add(y, x, additions, n_rows)?;
+        }
         match &self.bias {
             Some(b) => y.broadcast_add(b),
             None => Ok(y),
@@ -178,7 +188,7 @@ mod tests {
             let x: Vec<f32> = (0..m * k).map(|i| (i as f32 * 0.37).sin()).collect();
             let linear = Linear { matrix: Matrix::Encoded(parts.clone()), bias: None };
             let x_tensor = Tensor::from_slice(&x, (m, k), &candle_core::Device::Cpu).unwrap();
-            let y = linear.forward(&x_tensor, &mut Workspace::default()).unwrap().to_vec2::<f32>().unwrap();
+            let y = linear.forward(&x_tensor, &[], m, &mut Workspace::default()).unwrap().to_vec2::<f32>().unwrap();
             for (y, x) in y.iter().zip(x.chunks(k)) {
                 assert_eq!(y.len(), n);
                 for (y, w) in y.iter().zip(w.chunks(k)) {

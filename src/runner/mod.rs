@@ -4,15 +4,17 @@
 //! decoded while they are used; on a GPU they are decoded once and kept there.
 //!
 //! ```text
-//!   BaseModel -> block::Block (one per layer) -+-> stream()  one layer at a time, no cache: for `verify`
-//!   Adapter   -> phi::Term    (one per layer) -+-> Model     all layers, key/value cache: for generation
+//!   BaseModel          -> block::Block (one per layer) -+-> stream()  one layer at a time, no cache: for `verify`
+//!   Adapter -> Effects -> BlockEffects (one per layer) -+-> Model     all layers, key/value cache: for generation
 //! ```
 
 use crate::error::{Code, Error};
 
+mod additions;
 mod attention;
 mod block;
 mod device;
+mod effects;
 mod kernels;
 mod linear;
 mod model;
@@ -21,6 +23,7 @@ mod rope;
 mod stream;
 
 pub use device::{Device, DeviceChoice};
+pub use effects::{AttentionTerm, Effects, MatrixEffect};
 pub use model::{Cache, Logits, Model};
 pub use rope::before_rope;
 pub use stream::{Lane, Sink, StreamOptions, stream};

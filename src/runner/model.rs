@@ -2,16 +2,15 @@
 
 use candle_core::Tensor;
 
+use super::additions::{Addition, EmbeddingAddition, embed};
 use super::attention::LayerCache;
-use super::block::{Block, Head};
+use super::block::{Block, BlockEffects, Head};
 use super::candle;
 use super::device::Device;
+use super::effects::Effects;
 use super::linear::Workspace;
-use super::phi::{Term, Terms};
 use super::rope::{Rotation, inverse_frequencies};
-use super::stream::check_adapter;
-use crate::adapter::Adapter;
-use crate::base::BaseModel;
+use crate::base::{BaseModel, Weight};
 use crate::error::{Code, Error, Result};
 
 /// A base model, all layers ready, with the adapters that are switched on.
@@ -23,8 +22,22 @@ pub struct Model {
     inverse_frequencies: Vec<f32>,
     blocks: Vec<Block>,
     head: Head,
-    /// Per layer.
-    adapters: Vec<Terms>,
+    adapters: Adapters,
+}
+
+/// What the adapters that are on do.
+struct Adapters {
+    embedding: Vec<EmbeddingAddition>,
+    /// By layer.
+    blocks: Vec<BlockEffects>,
+    head: Vec<Addition>,
+}
+
+impl Adapters {
+    fn none(n_layers: usize) -> Self {
+        let blocks = (0..n_layers).map(|_| BlockEffects::default()).collect();
+        Adapters { embedding: Vec::new(), blocks, head: Vec::new() }
+    }
 }
 
 /// Keys and values of one batch of sequences.
@@ -71,7 +84,7 @@ impl Model {
             inverse_frequencies: inverse_frequencies(base)?,
             blocks: (0..n_layers).map(|i| Block::load(base, i, device)).collect::<Result<_>>()?,
             head: Head::load(base, device)?,
-            adapters: (0..n_layers).map(|_| Vec::new()).collect(),
+            adapters: Adapters::none(n_layers),
         })
     }
 
@@ -80,21 +93,29 @@ impl Model {
         &self.base
     }
 
-    /// Replaces the adapters that are on; each has a strength that multiplies its term. None is the plain base.
+    /// Replaces the adapters that are on; each has a strength that multiplies what it adds. None is the plain base.
     /// On an error nothing changes.
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base.
-    pub fn set_adapters(&mut self, adapters: &[(&Adapter, f64)]) -> Result<()> {
-        let mut per_layer: Vec<Terms> = self.blocks.iter().map(|_| Vec::new()).collect();
-        for (adapter, strength) in adapters {
-            check_adapter(&self.base, adapter)?;
-            for (&i, layer) in &adapter.layers {
-                per_layer[i].push((None, Term::new(&adapter.config, layer, i, *strength, &self.device)?));
+    /// [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base; [`Code::ConfigUnsupported`] for
+    /// one that has to be merged.
+    pub fn set_adapters(&mut self, adapters: &[(Effects<'_>, f64)]) -> Result<()> {
+        let (base, device) = (&self.base, &self.device);
+        let mut on = Adapters::none(self.blocks.len());
+        for (effects, strength) in adapters {
+            effects.check_fits(base)?;
+            for (i, block) in on.blocks.iter_mut().enumerate() {
+                block.add(base, i, (effects, *strength), None, device)?;
+            }
+            if let Some(effect) = effects.matrices.get(&Weight::TokenEmbedding) {
+                on.embedding.push(EmbeddingAddition::new(effect, *strength, None)?);
+            }
+            if let Some(effect) = effects.matrices.get(&Weight::Output) {
+                on.head.push(Addition::new(base, Weight::Output, effect, *strength, (None, 0), device)?);
             }
         }
-        self.adapters = per_layer;
+        self.adapters = on;
         Ok(())
     }
 
@@ -132,18 +153,19 @@ impl Model {
     fn compute(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {
         let (n_batches, t) = (input_ids.len(), input_ids[0].len());
         let hidden = self.base.config.hidden_size;
-        let embeddings = self.base.embed(&input_ids.concat())?;
+        let embeddings = embed(&self.base, &input_ids.concat(), &self.adapters.embedding, t)?;
         let mut x = Tensor::from_vec(embeddings, (n_batches, t, hidden), &self.device.0).map_err(candle)?;
         let rotation = Rotation::new(&self.inverse_frequencies, cache.len..cache.len + t, &self.device)?;
-        for ((block, layer), terms) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters) {
-            x = block.forward(&x, &rotation, Some(layer), terms, &mut cache.workspace)?.0;
+        for ((block, layer), effects) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters.blocks) {
+            x = block.forward(&x, &rotation, Some(layer), effects, &mut cache.workspace)?.0;
         }
         cache.len += t;
         let x = match logits {
             Logits::Last => x.narrow(1, t - 1, 1).and_then(|x| x.reshape((n_batches, hidden))),
             Logits::All => x.reshape((n_batches * t, hidden)),
         };
-        let logits = self.head.forward(&x.map_err(candle)?, &mut cache.workspace)?;
+        let n_rows = if logits == Logits::Last { 1 } else { t };
+        let logits = self.head.forward(&x.map_err(candle)?, &self.adapters.head, n_rows, &mut cache.workspace)?;
         logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)
     }
 }

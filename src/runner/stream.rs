@@ -2,21 +2,28 @@
 
 use candle_core::Tensor;
 
-use super::block::{Block, Head, Observed};
+use super::additions::{Addition, EmbeddingAddition, embed};
+use super::block::{Block, BlockEffects, Head, Observed};
 use super::candle;
 use super::device::Device;
+use super::effects::Effects;
 use super::linear::Workspace;
-use super::phi::{Term, Terms};
 use super::rope::{Rotation, inverse_frequencies};
-use crate::adapter::Adapter;
-use crate::base::BaseModel;
+use crate::base::{BaseModel, Weight};
 use crate::error::{Code, Error, Result};
 
-/// The base with some adapters, each with a strength that multiplies its term. Without any it is the plain base.
+/// The base with some adapters, each with a strength that multiplies what it adds. Without any it is the plain base.
 #[derive(Debug, Clone, Default)]
 pub struct Lane<'a> {
-    /// Their terms add up.
-    pub adapters: Vec<(&'a Adapter, f64)>,
+    /// What they add, adds up.
+    pub adapters: Vec<(Effects<'a>, f64)>,
+}
+
+impl<'a> Lane<'a> {
+    /// The base with one adapter, as it is.
+    pub fn of(adapter: impl Into<Effects<'a>>) -> Self {
+        Lane { adapters: vec![(adapter.into(), 1.0)] }
+    }
 }
 
 /// What to evaluate and where.
@@ -87,32 +94,32 @@ pub fn stream(
 ) -> Result<()> {
     let n_positions = check_input(input_ids)?;
     let wanted = wanted_positions(options, n_positions)?;
-    for (adapter, _) in lanes.iter().flat_map(|l| &l.adapters) {
-        check_adapter(base, adapter)?;
+    for (effects, _) in lanes.iter().flat_map(|l| &l.adapters) {
+        effects.check_fits(base)?;
     }
     if lanes.is_empty() {
         return Ok(());
     }
     let (n_batches, hidden) = (input_ids.len(), base.config.hidden_size);
     let device = &options.device;
-    let embeddings = base.embed(&input_ids.concat())?;
-    let x = Tensor::from_vec(embeddings, (n_batches, n_positions, hidden), &device.0).map_err(candle)?;
-    // [lanes * B, T, hidden]
-    let mut x = Tensor::cat(&vec![x; lanes.len()], 0).map_err(candle)?;
+    let n_sequences = lanes.len() * n_batches;
+    let ids = input_ids.concat().repeat(lanes.len());
+    let embeddings = embed(base, &ids, &embedding_additions(lanes, n_batches)?, n_positions)?;
+    let mut x = Tensor::from_vec(embeddings, (n_sequences, n_positions, hidden), &device.0).map_err(candle)?;
     let rotation = Rotation::new(&inverse_frequencies(base)?, 0..n_positions, device)?;
     let mut workspace = Workspace::default();
     let total = base.config.n_layers + 1;
     for layer in 0..base.config.n_layers {
-        let terms = terms_of_layer(lanes, layer, n_batches, device)?;
+        let effects = effects_on_layer(base, lanes, layer, n_batches, device)?;
         let block = Block::load(base, layer, device)?;
-        let (y, observed) = block.forward(&x, &rotation, None, &terms, &mut workspace)?;
+        let (y, observed) = block.forward(&x, &rotation, None, &effects, &mut workspace)?;
         x = y;
         if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
             report_layer(lanes, layer, n_batches, &observed, sink)?;
         }
         sink.progress(layer + 1, total)?;
     }
-    report_logits(base, &x, lanes.len(), n_batches, &wanted, device, sink)?;
+    report_logits(base, &x, lanes, n_batches, &wanted, device, sink)?;
     sink.progress(total, total)
 }
 
@@ -137,36 +144,45 @@ fn wanted_positions(options: &StreamOptions, n_positions: usize) -> Result<Vec<u
     }
 }
 
-/// That the sizes of `adapter` are those of `base`, so that nothing below can go out of step.
-pub(super) fn check_adapter(base: &BaseModel, adapter: &Adapter) -> Result<()> {
-    let (g, c) = (&adapter.config.geometry, &base.config);
-    let past_the_end = adapter.layers.keys().next_back().map_or(0, |last| last + 1);
-    for (what, expected, found) in [
-        ("num_attention_heads", c.n_heads, g.n_heads),
-        ("num_key_value_heads", c.n_kv_heads, g.n_kv_heads),
-        ("head_dim", c.head_dim, g.head_dim),
-        ("value head length", c.value_head_dim, g.value_head_dim),
-        ("number of layers", c.n_layers, past_the_end.max(c.n_layers)),
-    ] {
-        if expected != found {
-            let message = format!("expected {expected}, as the base has, found {found}");
-            return Err(Error::new(Code::AdapterMismatch, message).field(what));
-        }
-    }
-    Ok(())
+/// Every adapter with the number of its lane.
+fn adapters<'a, 'b>(lanes: &'b [Lane<'a>]) -> impl Iterator<Item = (usize, &'b (Effects<'a>, f64))> {
+    lanes.iter().enumerate().flat_map(|(i, lane)| lane.adapters.iter().map(move |a| (i, a)))
 }
 
-fn terms_of_layer(lanes: &[Lane], layer: usize, n_batches: usize, device: &Device) -> Result<Terms> {
-    let mut terms = Vec::new();
-    for (i, lane) in lanes.iter().enumerate() {
-        for (adapter, strength) in &lane.adapters {
-            if let Some(weights) = adapter.layers.get(&layer) {
-                let term = Term::new(&adapter.config, weights, layer, *strength, device)?;
-                terms.push((Some(i * n_batches..(i + 1) * n_batches), term));
-            }
+fn embedding_additions(lanes: &[Lane], n_batches: usize) -> Result<Vec<EmbeddingAddition>> {
+    let mut additions = Vec::new();
+    for (i, (effects, strength)) in adapters(lanes) {
+        if let Some(effect) = effects.matrices.get(&Weight::TokenEmbedding) {
+            additions.push(EmbeddingAddition::new(effect, *strength, Some(i * n_batches..(i + 1) * n_batches))?);
         }
     }
-    Ok(terms)
+    Ok(additions)
+}
+
+fn effects_on_layer(
+    base: &BaseModel,
+    lanes: &[Lane],
+    layer: usize,
+    n_batches: usize,
+    device: &Device,
+) -> Result<BlockEffects> {
+    let mut all = BlockEffects::default();
+    for (i, (effects, strength)) in adapters(lanes) {
+        all.add(base, layer, (effects, *strength), Some(i * n_batches..(i + 1) * n_batches), device)?;
+    }
+    Ok(all)
+}
+
+/// Each lane is one sequence here.
+fn head_additions(base: &BaseModel, lanes: &[Lane], device: &Device) -> Result<Vec<Addition>> {
+    let mut additions = Vec::new();
+    for (i, (effects, strength)) in adapters(lanes) {
+        if let Some(effect) = effects.matrices.get(&Weight::Output) {
+            let place = (Some(i..i + 1), 0);
+            additions.push(Addition::new(base, Weight::Output, effect, *strength, place, device)?);
+        }
+    }
+    Ok(additions)
 }
 
 fn report_layer(
@@ -177,7 +193,7 @@ fn report_layer(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     for (i, lane) in lanes.iter().enumerate() {
-        if lane.adapters.iter().any(|(a, _)| a.layers.contains_key(&layer)) {
+        if lane.adapters.iter().any(|(a, _)| a.terms.contains_key(&layer)) {
             let values = |t: &Tensor| -> Result<Vec<f32>> {
                 t.narrow(0, i * n_batches, n_batches).and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle)
             };
@@ -190,30 +206,32 @@ fn report_layer(
 fn report_logits(
     base: &BaseModel,
     x: &Tensor,
-    n_lanes: usize,
+    lanes: &[Lane],
     n_batches: usize,
     wanted: &[usize],
     device: &Device,
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let head = Head::load(base, device)?;
+    let additions = head_additions(base, lanes, device)?;
+    let n_lanes = lanes.len();
     let mut workspace = Workspace::default();
     let (_, n_positions, hidden) = x.dims3().map_err(candle)?;
     let vocab_size = base.config.vocab_size;
     let rows = x.reshape((n_lanes * n_batches * n_positions, hidden)).map_err(candle)?;
     let all: Vec<_> = (0..n_batches).flat_map(|b| wanted.iter().map(move |p| (b, *p))).collect();
     for chunk in all.chunks((LOGITS_VALUES / vocab_size / n_lanes).max(1)) {
-        // Position by position, the lanes side by side.
-        let index: Vec<u32> = chunk
-            .iter()
-            .flat_map(|(b, p)| (0..n_lanes).map(move |lane| ((lane * n_batches + b) * n_positions + p) as u32))
-            .collect();
+        // Lane by lane, as additions to the head want them.
+        let row = |lane: usize, (b, p): &(usize, usize)| ((lane * n_batches + b) * n_positions + p) as u32;
+        let index: Vec<u32> = (0..n_lanes).flat_map(|lane| chunk.iter().map(move |at| row(lane, at))).collect();
         let n = index.len();
         let index = Tensor::from_vec(index, n, &device.0).map_err(candle)?;
-        let logits = head.forward(&rows.index_select(&index, 0).map_err(candle)?, &mut workspace)?;
+        let logits =
+            head.forward(&rows.index_select(&index, 0).map_err(candle)?, &additions, chunk.len(), &mut workspace)?;
         let logits: Vec<f32> = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)?;
-        for ((b, p), logits) in chunk.iter().zip(logits.chunks_exact(vocab_size * n_lanes)) {
-            let lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size).collect();
+        let of_lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size * chunk.len()).collect();
+        for (i, (b, p)) in chunk.iter().enumerate() {
+            let lanes: Vec<&[f32]> = of_lanes.iter().map(|l| &l[i * vocab_size..][..vocab_size]).collect();
             sink.logits(*b, *p, &lanes)?;
         }
     }

@@ -65,7 +65,7 @@ impl<'a> Logits<'a> {
                 adapters.push(Adapter { config: config.clone(), layers: layers.clone() });
             }
         }
-        let lanes: Vec<Lane<'_>> = adapters.iter().map(|a| Lane { adapters: vec![(a, 1.0)] }).collect();
+        let lanes: Vec<Lane<'_>> = adapters.iter().map(Lane::of).collect();
         let mut sink = Differences { probe, points, unit: 1.0 / self.limit, sums: vec![Sums::default(); points.len()] };
         let options = self.search.stream(&self.positions);
         match runner::stream(base, &self.input_ids, &lanes, &options, &mut sink) {

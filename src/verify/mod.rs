@@ -260,7 +260,7 @@ fn against_adapter(
 }
 
 fn lane(adapter: &Validated) -> Lane<'_> {
-    Lane { adapters: vec![(adapter.adapter(), 1.0)] }
+    Lane::of(adapter.adapter())
 }
 
 fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamOptions {

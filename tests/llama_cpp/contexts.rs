@@ -235,7 +235,8 @@ fn the_terms_of_several_adapters_add_up_as_on_candle() {
             context.set_scale(i, scale).unwrap();
         }
         let found = logits(&mut context, &ids, 50);
-        let lane = Lane { adapters: adapters.iter().zip(scales).map(|(a, s)| (a.adapter(), f64::from(s))).collect() };
+        let lane =
+            Lane { adapters: adapters.iter().zip(scales).map(|(a, s)| (a.adapter().into(), f64::from(s))).collect() };
         let mut expected = Keep(Vec::new());
         let options = StreamOptions { positions: None, device: device.clone() };
         stream(&base, std::slice::from_ref(&ids), &[lane], &options, &mut expected).unwrap();

@@ -3,19 +3,20 @@
 
 mod base;
 mod common;
+mod low_rank;
 
 use common::{Collect, MODELS, Probe, adapter, max_difference, model};
 use ptplus::adapter::MemorySharing;
 use ptplus::base::BaseModel;
 use ptplus::error::Code;
-use ptplus::runner::{Device, Lane, Logits, Model, StreamOptions, phi, stream};
+use ptplus::runner::{Device, Effects, Lane, Logits, Model, StreamOptions, phi, stream};
 use ptplus::tensor::LazyTensor;
 
 /// Adapted lane first, plain base second.
 fn run(base: &BaseModel, adapter: &ptplus::adapter::Adapter, probe: &Probe) -> Collect {
     let mut sink = Collect::default();
     let options = StreamOptions { positions: probe.positions(), device: Device::cpu() };
-    let lanes = [Lane { adapters: vec![(adapter, 1.0)] }, Lane::default()];
+    let lanes = [Lane::of(adapter), Lane::default()];
     stream(base, &probe.input_ids(), &lanes, &options, &mut sink).unwrap();
     sink
 }
@@ -73,7 +74,9 @@ fn the_cache_gives_the_logits_of_the_whole_prompt_however_it_is_split() {
         let ids = probe.input_ids();
         let (shape, adapted) = probe.get("logits").unwrap();
         let [n_batches, n_positions, vocab_size] = shape[..] else { panic!("{shape:?}") };
-        for (adapters, expected) in [(vec![(&adapter, 1.0)], adapted), (vec![], probe.get("base_logits").unwrap().1)] {
+        for (adapters, expected) in
+            [(vec![((&adapter).into(), 1.0)], adapted), (vec![], probe.get("base_logits").unwrap().1)]
+        {
             model.set_adapters(&adapters).unwrap();
             for step in [1, 5, n_positions] {
                 let mut cache = model.new_cache();
@@ -113,12 +116,8 @@ fn several_adapters_add_up_and_strength_multiplies() {
     let base = BaseModel::open(&folder.join("base")).unwrap();
     let probe = Probe::open(&folder.join("probe.safetensors"));
     let a = adapter(&folder.join("adapter"));
-    let lanes = [
-        Lane { adapters: vec![(&a, 1.0)] },
-        Lane { adapters: vec![(&a, 0.25), (&a, 0.75)] },
-        Lane { adapters: vec![(&a, 1.0), (&a, 0.5), (&a, -1.5)] },
-        Lane::default(),
-    ];
+    let with = |strengths: &[f64]| Lane { adapters: strengths.iter().map(|s| (Effects::from(&a), *s)).collect() };
+    let lanes = [Lane::of(&a), with(&[0.25, 0.75]), with(&[1.0, 0.5, -1.5]), Lane::default()];
     let mut sink = Collect::default();
     let options = StreamOptions { positions: None, device: Device::cpu() };
     stream(&base, &probe.input_ids(), &lanes, &options, &mut sink).unwrap();
@@ -162,13 +161,13 @@ fn input_that_does_not_fit_is_refused() {
     assert_eq!(run(&[vec![]], Lane::default()), Code::ProbeInvalid);
     assert_eq!(run(&[vec![1, 2], vec![1]], Lane::default()), Code::ProbeInvalid);
     assert_eq!(run(&[vec![160]], Lane::default()), Code::ProbeMismatch);
-    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&foreign, 1.0)] }), Code::AdapterMismatch);
+    assert_eq!(run(&[vec![1]], Lane::of(&foreign)), Code::AdapterMismatch);
     let mut shorter = adapter(&model("llama-mha").join("adapter"));
     shorter.layers.get_mut(&1).unwrap().memory = LazyTensor::from_f32(&[0.0; 32], &[1, 1, 32]);
-    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&shorter, 1.0)] }), Code::AdapterShape);
+    assert_eq!(run(&[vec![1]], Lane::of(&shorter)), Code::AdapterShape);
     let layer = shorter.layers.remove(&1).unwrap();
     shorter.layers.insert(3, layer);
-    assert_eq!(run(&[vec![1]], Lane { adapters: vec![(&shorter, 1.0)] }), Code::AdapterMismatch);
+    assert_eq!(run(&[vec![1]], Lane::of(&shorter)), Code::AdapterMismatch);
 }
 
 #[test]
@@ -183,7 +182,7 @@ fn a_nan_in_the_adapter_or_the_base_reaches_the_logits() {
     layer.feature_bias = Some(LazyTensor::from_f32(&values, bias.shape()));
     let mut sink = Collect::default();
     let options = StreamOptions { positions: None, device: Device::cpu() };
-    let lanes = [Lane { adapters: vec![(&broken, 1.0)] }, Lane::default()];
+    let lanes = [Lane::of(&broken), Lane::default()];
     stream(&base, &[vec![1, 2, 3]], &lanes, &options, &mut sink).unwrap();
     assert!(sink.logits[0].iter().all(|x| x.is_nan()), "the adapted lane is spoilt");
     assert!(sink.logits[1].iter().all(|x| x.is_finite()), "its neighbour is not");
