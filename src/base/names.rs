@@ -119,6 +119,32 @@ impl Weight {
         [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output, Weight::RopeFactors].into_iter().chain(blocks)
     }
 
+    /// The weight that [`name`](Self::name) calls so.
+    pub fn parse(name: &str, dialect: Dialect) -> Option<Weight> {
+        let own = [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output, Weight::RopeFactors];
+        if let Some(weight) = own.into_iter().find(|w| w.name(dialect) == name) {
+            return Some(weight);
+        }
+        let (blocks, suffix_of): (&str, fn(BlockWeight) -> &'static str) = match dialect {
+            Dialect::HuggingFace => ("model.layers.", BlockWeight::hf_name),
+            Dialect::Gguf => ("blk.", BlockWeight::gguf_name),
+        };
+        let (number, suffix) = name.strip_prefix(blocks)?.split_once('.')?;
+        let block = number.parse::<usize>().ok().filter(|n| n.to_string() == number)?;
+        let weight = BlockWeight::ALL.iter().find(|w| suffix_of(**w) == suffix)?;
+        Some(Weight::Block(block, *weight))
+    }
+
+    /// Whether it is a matrix that a linear layer or an embedding multiplies with, or looks rows up in.
+    pub fn is_linear(self) -> bool {
+        use BlockWeight::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
+        match self {
+            Weight::TokenEmbedding | Weight::Output => true,
+            Weight::OutputNorm | Weight::RopeFactors => false,
+            Weight::Block(_, w) => matches!(w, Query | Key | Value | AttentionOutput | Gate | Up | Down),
+        }
+    }
+
     /// The tensor's name in `dialect`.
     pub fn name(self, dialect: Dialect) -> String {
         match dialect {
@@ -183,6 +209,19 @@ impl Weight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for dialect in [Dialect::HuggingFace, Dialect::Gguf] {
+            for weight in Weight::all(12) {
+                assert_eq!(Weight::parse(&weight.name(dialect), dialect), Some(weight));
+            }
+            for name in ["", "blk.0", "blk.01.attn_q.weight", "blk.-1.attn_q.weight", "model.layers.0.self_attn.q_proj"]
+            {
+                assert_eq!(Weight::parse(name, dialect), None, "{name}");
+            }
+        }
+    }
 
     #[test]
     fn wrappers_and_holders_do_not_name_a_weight() {

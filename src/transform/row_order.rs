@@ -56,3 +56,18 @@ pub fn fits(layer: &AdapterLayer, order: RowOrder) -> bool {
 pub fn apply_all(adapter: &mut Adapter, order: RowOrder) {
     adapter.layers.values_mut().for_each(|l| apply(l, order));
 }
+
+/// Rows `[H*D, ..]` of heads in Hugging Face order to [`RowOrder::Norm`]. Asserts whole heads of an even length.
+pub fn rows_to_norm(t: LazyTensor, head_dim: usize) -> LazyTensor {
+    regroup_rows(t, head_dim, head_dim / 2)
+}
+
+/// [`rows_to_norm`] undone.
+pub fn rows_to_hugging_face(t: LazyTensor, head_dim: usize) -> LazyTensor {
+    regroup_rows(t, head_dim, 2)
+}
+
+fn regroup_rows(t: LazyTensor, head_dim: usize, inner: usize) -> LazyTensor {
+    let n_heads = t.shape()[0] / head_dim;
+    t.split_axis(0, n_heads, head_dim).expect("rows are whole heads").regroup(1, inner).merge_axes(0)
+}

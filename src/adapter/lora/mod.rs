@@ -7,8 +7,11 @@
 //! In memory W's rows are in *Hugging Face order*, and so are B's. The token embedding is a matrix like the others, `[V, hidden]`;
 //! files hold its halves transposed, and readers and writers see to it.
 
+mod alpha;
+pub mod gguf_keys;
 mod names;
 mod scale;
+mod stating;
 
 use std::collections::BTreeMap;
 
@@ -17,8 +20,10 @@ use serde_json::{Map, Value};
 use crate::base::Weight;
 use crate::tensor::LazyTensor;
 
+pub use alpha::{common_alpha, fold, runtime_factor};
 pub use names::{Half, gguf_name, module_name, peft_name};
-pub use scale::{Rules, Scale};
+pub use scale::{MAX_RANK, Rules, Scale};
+pub use stating::PEFT_TYPE;
 
 /// An imported LoRA: not yet checked against a base.
 #[derive(Debug, Clone)]
@@ -30,6 +35,8 @@ pub struct Lora {
     pub modules: BTreeMap<Weight, Module>,
     /// Weights that stand in the place of the base's: `modules_to_save`, trained norms and biases, embeddings with new rows.
     pub saved: BTreeMap<Weight, LazyTensor>,
+    /// What an earlier conversion has multiplied into B, since GGUF has one alpha for all modules.
+    pub folded: BTreeMap<Weight, f64>,
 }
 
 /// What is added to one weight W `[rows, columns]`.
