@@ -7,6 +7,7 @@ pub mod base;
 pub mod canonical;
 mod file_type;
 pub mod gguf;
+mod mix;
 pub mod types;
 
 use std::borrow::Cow;

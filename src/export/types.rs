@@ -4,7 +4,7 @@ use std::fmt;
 
 use regex::Regex;
 
-use super::base::Mix;
+pub use super::mix::Mix;
 use crate::adapter::{Adapter, Role};
 use crate::error::{Code, Error, Result};
 use crate::quant;

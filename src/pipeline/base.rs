@@ -70,6 +70,7 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
     let planned = export::base::plan(&base, vocabulary, job.types).map_err(|e| e.file(job.output))?;
     let (plan, mut notes) = (planned.plan, planned.notes);
+    notes.extend(vocabulary.and_then(|v| v.chat_template.as_deref()).and_then(template_note));
     notes.extend(unfit_notes(&plan));
     match &tokenizer {
         Some(found) => notes.extend(found.notes.iter().cloned()),
@@ -94,6 +95,18 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     report.add_saturated(&written);
     out.commit()?;
     Ok(report)
+}
+
+/// A template in a dialect that another program reads is worth keeping, and worth knowing about.
+#[cfg(feature = "generate")]
+fn template_note(template: &str) -> Option<String> {
+    let e = crate::generate::Template::new(template).err()?;
+    Some(format!("the chat template is written as it is, but `ptplus run` cannot read it: {}", e.message()))
+}
+
+#[cfg(not(feature = "generate"))]
+fn template_note(_: &str) -> Option<String> {
+    None
 }
 
 /// A GGUF file's tokenizer is in its metadata, which is carried over.

@@ -73,23 +73,10 @@ pub(super) fn of_folder(
         Some(v) => {
             to_gguf::put(v, &mut m);
             notes.extend(v.lost_in_gguf(&name(base)));
-            notes.extend(v.chat_template.as_deref().and_then(template_note));
         }
         None => m.insert(to_gguf::MODEL, to_gguf::NO_MODEL),
     }
     Ok(m)
-}
-
-/// A template in a dialect that another program reads is worth keeping, and worth knowing about.
-#[cfg(feature = "generate")]
-fn template_note(template: &str) -> Option<String> {
-    let e = crate::generate::Template::new(template).err()?;
-    Some(format!("the chat template is written as it is, but `ptplus run` cannot read it: {}", e.message()))
-}
-
-#[cfg(not(feature = "generate"))]
-fn template_note(_: &str) -> Option<String> {
-    None
 }
 
 fn to_u32(base: &BaseModel, field: &str, n: usize) -> Result<u32> {

@@ -4,7 +4,7 @@
 //! file metadata and order of the tensors are kept, and only types change.
 
 mod metadata;
-mod mix;
+mod recipe;
 mod rope;
 
 use super::file_type;
@@ -18,8 +18,7 @@ use crate::format::{StoredTensor, TensorSpec};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::vocab::{self, Vocabulary};
-pub use mix::Mix;
-use mix::Recipe;
+use recipe::Recipe;
 
 /// A plan of a base model's file.
 #[derive(Debug, Clone)]
