@@ -5,8 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::magic::{is_gguf, is_safetensors};
 use super::names::shorten;
-use super::{gguf, hub, links, safetensors};
+use super::{hub, links};
 use crate::error::{Code, Error, Result};
 
 /// Bytes at the start of a file that are looked at.
@@ -170,7 +171,7 @@ fn answer(bytes: &[u8]) -> Option<(String, String)> {
 /// A file of another program.
 fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
     // The length of a header can have any of the starts below.
-    if safetensors::is_safetensors(bytes) || gguf::is_gguf(bytes) {
+    if is_safetensors(bytes) || is_gguf(bytes) {
         return None;
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();

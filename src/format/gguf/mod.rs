@@ -28,11 +28,12 @@ pub use write::plan;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::magic::GGUF as MAGIC;
+pub use super::magic::is_gguf;
 use super::{StoredTensor, recognize};
 use crate::error::{Code, Error, Result};
 use crate::tensor::Bytes;
 
-const MAGIC: &[u8; 4] = b"GGUF";
 const KEY_ALIGNMENT: &str = "general.alignment";
 
 /// A parsed GGUF file, or all parts of a split one.
@@ -100,11 +101,6 @@ pub fn quantization_version(metadata: &Metadata, has_blocks: bool) -> Result<Opt
         }
         stated => Ok(stated),
     }
-}
-
-/// Whether these are the first bytes of a GGUF file, of any version and byte order.
-pub fn is_gguf(start: &[u8]) -> bool {
-    start.starts_with(MAGIC)
 }
 
 /// Parses a GGUF file that is in memory; `path` only names it. Split models are not followed.

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::index::{self, Shard};
+pub use super::magic::is_safetensors;
 use super::mmap::map_file;
 use super::{StoredTensor, pickle, recognize};
 use crate::error::{Code, Error, Result};
@@ -97,13 +98,6 @@ fn open_shard(file: &Path) -> Result<Safetensors> {
         return Err(Error::new(Code::UnknownFormat, message).file(file));
     }
     parse(file, &bytes)
-}
-
-/// Whether these can be the first bytes of a safetensors file: a header length within the limit, then `{`.
-pub fn is_safetensors(start: &[u8]) -> bool {
-    let Some((len, rest)) = start.split_first_chunk::<8>() else { return false };
-    let len = u64::from_le_bytes(*len);
-    (2..=super::limits::HEADER_BYTES as u64).contains(&len) && rest.first() == Some(&b'{')
 }
 
 /// Parses a safetensors file that is in memory; `path` only names it.
