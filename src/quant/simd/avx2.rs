@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2_search as search;
+use super::avx2_search::{self as search, abs};
 use super::{Kernel, Machine, Scalar};
 use crate::quant::search::Affine;
 
@@ -137,16 +137,4 @@ fn reduce(v: __m256, combine: impl Fn(__m128, __m128) -> __m128) -> f32 {
 #[target_feature(enable = "avx2")]
 fn vectors(x: &[f32; 32]) -> [__m256; 4] {
     bytemuck::cast(*x)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-pub fn abs(v: __m256) -> __m256 {
-    _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-pub fn array(v: __m256) -> [f32; 8] {
-    bytemuck::cast(v)
 }

@@ -8,7 +8,6 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{abs, array};
 use crate::quant::search::{Affine, COORDINATE_ROUNDS, Norm, ROUNDER, SYMMETRIC_STEPS, ZERO_BELOW};
 
 /// `|v|` up to which adding [`ROUNDER`] rounds to an integer and keeps the sign (the reference asserts the same).
@@ -34,6 +33,18 @@ impl Rounded {
         let shifted = _mm256_add_ps(v, _mm256_set1_ps(ROUNDER));
         _mm256_sub_ps(_mm256_min_ps(_mm256_max_ps(shifted, self.low), self.high), _mm256_set1_ps(ROUNDER))
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn abs(v: __m256) -> __m256 {
+    _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn array(v: __m256) -> [f32; 8] {
+    bytemuck::cast(v)
 }
 
 /// Whether every lane is at most [`ROUNDABLE`] in magnitude; NaN is not.
