@@ -80,3 +80,37 @@ pub(super) fn bytes(n: f64) -> String {
         n => format!("{n:.0} B"),
     }
 }
+
+/// Three significant digits; an exponent only where it saves zeros.
+pub(super) fn number(x: f64) -> String {
+    if x == 0.0 {
+        return "0".into();
+    }
+    let text = format!("{x:.2e}");
+    match text.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok()) {
+        Some(exponent @ -3..=4) => format!("{x:.*}", (2 - exponent).max(0) as usize),
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_three_digits_and_few_zeros() {
+        for (x, text) in [
+            (0.0, "0"),
+            (7.2512, "7.25"),
+            (0.045, "0.0450"),
+            (0.001234, "0.00123"),
+            (1.5e-5, "1.50e-5"),
+            (12345.6, "12346"),
+            (9.999, "10.0"),
+            (1e5, "1.00e5"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(number(x), text);
+        }
+    }
+}

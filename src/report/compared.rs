@@ -1,8 +1,9 @@
 //! Two adapters run on a base, on a page: figures, layers, positions.
 
+use super::axis::number;
 use super::page::{Figure, Section, Table};
 use super::plot::{Chart, Marks, Series};
-use super::sections::{MAX_ROWS, capped, number};
+use super::sections::{MAX_ROWS, capped};
 use super::tokens::Tokens;
 use crate::pipeline::OutputError;
 use crate::verify::stats::{Metrics, Row};

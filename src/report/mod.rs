@@ -24,13 +24,14 @@ use crate::validate::Validated;
 use crate::verify;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{TensorLoss, TensorReport};
+use axis::number;
 use bounds::Held;
 pub use candidates::{Candidate, candidates};
 use compared::Compared;
 pub use failure::{Failure, failure};
 use identity::{Subjects, identity};
 use page::{Page, Section, Table};
-use sections::{MAX_ROWS, capped, conventions, environment, number, shown, size_against_error, tensors};
+use sections::{MAX_ROWS, capped, conventions, environment, shown, size_against_error, tensors};
 pub use tokens::Tokens;
 
 /// A report file: refused at once where it cannot be written, there once [`ReportFile::write`] was called.

@@ -4,7 +4,7 @@
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
-use super::axis::{Labelled, bytes, decades, power, span, whole, with_decades};
+use super::axis::{Labelled, bytes, decades, number, power, span, whole, with_decades};
 
 /// Text and axes.
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
@@ -219,7 +219,7 @@ impl Chart {
             .axis_desc_style(text())
             .x_labels(if size == Size::Wide { 8 } else { 4 })
             .y_labels(n)
-            .x_label_formatter(&|x| super::sections::number(*x))
+            .x_label_formatter(&|x| number(*x))
             .y_label_formatter(&|i| bars.get(i.round() as usize).map_or(String::new(), |b| b.0.clone()))
             .x_desc(self.x_name)
             .draw()?;

@@ -1,6 +1,7 @@
 //! The parts of a page, each from one kind of result.
 
 use super::Candidate;
+use super::axis::number;
 use super::page::{Section, Table};
 use super::plot::{Chart, Group, Marks};
 use crate::import::RECORD_KEY;
@@ -169,18 +170,6 @@ pub(super) fn environment(device: Option<&str>, notes: &[String]) -> Section {
     }
 }
 
-/// Three significant digits; an exponent only where it saves zeros.
-pub(super) fn number(x: f64) -> String {
-    if x == 0.0 {
-        return "0".into();
-    }
-    let text = format!("{x:.2e}");
-    match text.split_once('e').and_then(|(_, e)| e.parse::<i32>().ok()) {
-        Some(exponent @ -3..=4) => format!("{x:.*}", (2 - exponent).max(0) as usize),
-        _ => text,
-    }
-}
-
 pub(super) fn capped(what: &str, n: usize) -> String {
     if n > MAX_ROWS { format!("{what}: the first {MAX_ROWS} of {n}") } else { what.to_owned() }
 }
@@ -194,23 +183,6 @@ mod tests {
     fn names_are_shortened_and_never_cut_a_character() {
         assert_eq!(short("blk.3.attn_prefix_memory.weight"), "blk.3.memory");
         assert_eq!(short(&"\u{e9}".repeat(40)).chars().count(), 24);
-    }
-
-    #[test]
-    fn numbers_have_three_digits_and_few_zeros() {
-        for (x, text) in [
-            (0.0, "0"),
-            (7.2512, "7.25"),
-            (0.045, "0.0450"),
-            (0.001234, "0.00123"),
-            (1.5e-5, "1.50e-5"),
-            (12345.6, "12346"),
-            (9.999, "10.0"),
-            (1e5, "1.00e5"),
-            (f64::NAN, "NaN"),
-        ] {
-            assert_eq!(number(x), text);
-        }
     }
 
     #[test]
