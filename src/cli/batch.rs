@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 
 use serde_json::{Map, Value, json};
 
-use super::convert::{self, Effort, Prepared};
 use super::hints::Given;
+use super::job::{self, Mode, Prepared};
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
@@ -41,7 +41,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
     }
     let n_done = AtomicUsize::new(0);
     let convert = |task: &Task| {
-        let outcome = prepared.convert(&task.adapter, &task.output, ui, Effort::OfMany);
+        let outcome = prepared.convert(&task.adapter, &task.output, ui, Mode::Batch);
         ui.progress(n_done.fetch_add(1, Ordering::Relaxed) as u64 + 1, tasks.len() as u64, Unit::Adapters);
         // A line as soon as there is one, whole: several threads print.
         ui.batch_line(document(task, &outcome, ui), &line(task, &outcome));
@@ -214,7 +214,7 @@ fn tasks(adapters: Vec<PathBuf>, folder: &Path, format: Format) -> Result<Vec<Ta
 
 fn document(task: &Task, outcome: &Result<Converted>, ui: &Ui) -> (Status, Value) {
     let (status, mut document) = match outcome {
-        Ok(done) => (Status::Ok, convert::document(done, ui)),
+        Ok(done) => (Status::Ok, job::document(done, ui)),
         Err(e) => (Status::Failed, ui::error_fields(e, &Given::default())),
     };
     document["adapter"] = task.adapter.to_string_lossy().into();

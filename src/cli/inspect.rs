@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use super::base_check;
 use super::reading::Reading;
 use super::table;
-use super::ui::{self, Status, Ui};
+use super::ui::{Status, Ui};
+use super::units::bytes;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
 use crate::inspect::{Inspection, TensorLine, inspect_with};
@@ -54,7 +55,7 @@ impl Display for Text<'_> {
             "{name}: {} ({}), {}, {} parameters in {} tensors",
             i.kind,
             i.format,
-            ui::bytes(i.len_bytes),
+            bytes(i.len_bytes),
             i.n_parameters,
             i.tensors.len()
         )?;
@@ -111,7 +112,7 @@ impl Display for Text<'_> {
             writeln!(out, "\nTensors")?;
             let with_role = i.tensors.iter().any(|t| t.role.is_some());
             let row = |t: &TensorLine| {
-                let mut row = vec![escape(&t.name), t.dtype.into(), format!("{:?}", t.shape), ui::bytes(t.len_bytes)];
+                let mut row = vec![escape(&t.name), t.dtype.into(), format!("{:?}", t.shape), bytes(t.len_bytes)];
                 row.extend(t.role.as_deref().filter(|_| with_role).map(escape));
                 row
             };

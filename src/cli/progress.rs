@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::ui::bytes;
+use super::units::{bytes, duration};
 
 /// What takes less time than this shows nothing: it would only flicker.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
@@ -134,16 +134,6 @@ fn message(clock: &Clock, total: u64, unit: Unit, now: Instant) -> String {
         };
     }
     out
-}
-
-/// `8 s`, `2 min 5 s`, `1 h 4 min`
-fn duration(seconds: f64) -> String {
-    let s = seconds.ceil() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {} s", s / 60, s % 60),
-        _ => format!("{} h {} min", s / 3600, s % 3600 / 60),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
-use super::convert::{self, Job};
+use super::convert;
+use super::job::Job;
 use super::ui::Ui;
 use super::{types, usage};
 use crate::error::Result;

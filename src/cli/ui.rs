@@ -250,15 +250,3 @@ pub fn verdict(pass: bool) -> String {
     let (word, ansi) = if pass { ("PASS", "32;1") } else { ("FAIL", "31;1") };
     if colour_wanted(io::stdout().is_terminal()) { format!("\x1b[{ansi}m{word}\x1b[0m") } else { word.to_owned() }
 }
-
-/// `4.4 MB`, decimal units as disks and `ls -h --si` count.
-pub fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
