@@ -35,7 +35,6 @@ use crate::format::json;
 use crate::tensor::dtype::coarsest;
 use crate::tensor::{DType, LazyTensor};
 use gate::Gate;
-pub(super) use gate::GateMap;
 pub use layers::HeadOrder;
 pub(crate) use names::{has_parts, is_part};
 pub use orientation::Orientation;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::axes::{Axes, Axis};
-use super::draft::GateMap;
+use super::gate_map::GateMap;
 use super::patterns::{Matching, Pattern};
 use super::rules::Rule;
 use crate::adapter::Role;

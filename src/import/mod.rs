@@ -6,6 +6,7 @@ mod beside;
 mod candidates;
 mod draft;
 pub(crate) mod foreign;
+mod gate_map;
 mod gguf;
 pub mod ledger;
 pub mod mapping;

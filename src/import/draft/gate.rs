@@ -9,33 +9,9 @@ use crate::adapter::AdapterLayer;
 use crate::error::{Code, Result};
 use crate::finding::{Finding, Findings};
 use crate::import::axes::{Axes, Axis, Sizes};
+use crate::import::gate_map::GateMap;
 use crate::quant;
 use crate::tensor::LazyTensor;
-
-crate::adapter::named_enum! {
-    /// What a training code computes of a stored gate before it multiplies with it.
-    GateMap {
-        /// Nothing.
-        Identity = "identity",
-        /// `1 / (1 + exp(-x))`
-        Sigmoid = "sigmoid",
-        /// `tanh(x)`
-        Tanh = "tanh",
-        /// `exp(x)`
-        Exp = "exp",
-    }
-}
-
-impl GateMap {
-    fn of(self, x: f64) -> f64 {
-        match self {
-            GateMap::Identity => x,
-            GateMap::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            GateMap::Tanh => x.tanh(),
-            GateMap::Exp => x.exp(),
-        }
-    }
-}
 
 /// The factor of each layer and memory.
 type Factors = Vec<((usize, usize), f64)>;

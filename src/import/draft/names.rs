@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
-use super::{Draft, Gate, GateMap, Order, Part};
+use super::{Draft, Gate, Order, Part};
 use crate::adapter::{Adapter, Role};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
@@ -12,6 +12,7 @@ use crate::finding::{Finding, Findings};
 use crate::format::pickle::Objects;
 use crate::import::axes::{Axes, Axis};
 use crate::import::beside::BaseWeights;
+use crate::import::gate_map::GateMap;
 use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping, Reader};
 use crate::import::rules::{self, Meaning, Rows};
