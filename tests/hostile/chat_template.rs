@@ -29,7 +29,7 @@ fn read_with(template: Vec<u8>, n_context: usize) -> Result<()> {
 }
 
 pub fn cases() -> Vec<Case> {
-    [idioms(), syntax(), nesting(), numbers(), growth(), large_files()].into_iter().flatten().collect()
+    [idioms(), syntax(), nesting(), numbers(), growth(), work(), large_files()].into_iter().flatten().collect()
 }
 
 /// What the templates of models do.
@@ -220,6 +220,189 @@ fn growth() -> Vec<Case> {
     ] {
         cases.push(refused(name, template, Code::ChatTemplate));
     }
+    cases
+}
+
+/// Much work that makes nothing: each of these would end by itself, after minutes.
+fn work() -> Vec<Case> {
+    let text = "{% set s = 'x' * 1000000 %}";
+    let texts = "{% set s = 'x' * 1000000 %}{% set t = 'x' * 1000000 %}";
+    let list = "{% set l = range(20000)|list %}";
+    let lists = "{% set l = [range(20000)|list] %}{% set m = [range(20000)|list] %}";
+    let mut cases = Vec::new();
+    for (name, before, n, each) in [
+        ("texts compared", texts, 9000, "{% if s == t %}{% endif %}"),
+        ("texts put in order", texts, 9000, "{% if s < t %}{% endif %}"),
+        ("texts compared in a row", texts, 9000, "{% if s == t == s %}{% endif %}"),
+        ("texts compared by a test", texts, 9000, "{% if s is eq t %}{% endif %}"),
+        ("the beginning of a text", texts, 9000, "{% if s is startingwith t %}{% endif %}"),
+        ("the beginning of a text by a method", texts, 9000, "{% if s.startswith(t) %}{% endif %}"),
+        ("capitals looked for", "{% set s = 'X' * 1000000 %}", 9000, "{% if s is upper %}{% endif %}"),
+        (
+            "a text looked for in a list",
+            "{% set s = 'x' * 500000 %}{% set t = 'x' * 500000 ~ 'y' %}{% set l = [t, t, t, t, t, t] %}",
+            4000,
+            "{% if s in l %}{% endif %}",
+        ),
+        (
+            "a text looked for by a test",
+            "{% set s = 'x' * 500000 %}{% set t = 'x' * 500000 ~ 'y' %}{% set l = [t, t, t, t, t, t] %}",
+            4000,
+            "{% if s is in l %}{% endif %}",
+        ),
+        (
+            "a list looked for in a text",
+            "{% set s = 'x' * 500000 %}{% set l = [s, s, s, s] %}",
+            9000,
+            "{% if l in 'x' %}{% endif %}",
+        ),
+        (
+            "a text counted in a list",
+            "{% set s = 'x' * 500000 %}{% set t = 'x' * 500000 %}{% set l = [t, t, t, t] %}",
+            9000,
+            "{% set n = l.count(s) %}",
+        ),
+        ("lists compared", lists, 9000, "{% if l == m %}{% endif %}"),
+        (
+            "lists in a dict compared",
+            "{% set l = {'a': range(20000)|list} %}{% set m = {'a': range(20000)|list} %}",
+            9000,
+            "{% if l == m %}{% endif %}",
+        ),
+        ("a text as a key", text, 9000, "{% set n = {}[s] %}"),
+        ("a text as a key by a method", text, 9000, "{% set n = {}.get(s) %}"),
+        ("a text as a key by a filter", text, 9000, "{% set n = {'a': 1}|attr(s) %}"),
+        ("a text as a key of a new dict", text, 9000, "{% set n = {s: 1} %}"),
+        ("a list as a key", list, 9000, "{% set n = {}[l] %}"),
+        ("the last character", text, 9000, "{% set n = s[-1] %}"),
+        ("the first of all characters", text, 9000, "{% for c in s %}{% break %}{% endfor %}"),
+        (
+            "a change of a text",
+            "{% set s = 'x' * 1000000 %}{% set t = 'x' * 1000000 %}",
+            9000,
+            "{% if loop.changed(s) or loop.changed(t) %}{% endif %}",
+        ),
+        (
+            "characters off a text",
+            "{% set s = 'x' * 30000 %}{% set t = 'y' * 30000 ~ 'x' %}",
+            300,
+            "{% set n = s|trim(t) %}",
+        ),
+        (
+            "characters off a text by a method",
+            "{% set s = 'x' * 30000 %}{% set t = 'y' * 30000 ~ 'x' %}",
+            300,
+            "{% set n = s.strip(t) %}",
+        ),
+        (
+            "one text many times",
+            "{% set s = '{0}' * 20000 %}{% set t = 'x' * 1000000 %}",
+            1,
+            "{% set n = s.format(t)|length %}",
+        ),
+        (
+            "one text many times by %",
+            "{% set s = '%(a)s' * 20000 %}{% set t = 'x' * 1000000 %}",
+            1,
+            "{% set n = (s|format(a=t))|length %}",
+        ),
+        ("the end of a list", list, 9000, "{% set n = l[19999:]|first %}"),
+        ("every 20,000th of a list", list, 9000, "{% set n = l[::19999]|list %}"),
+        ("a list many times, its end", list, 4000, "{% set n = (l * 50)[999999:]|first %}"),
+        ("a sum of lists, its end", list, 4000, "{% set n = (l + l + l + l)[79999:]|first %}"),
+        (
+            "a long list against one text",
+            "{% set s = 'X' * 1000000 %}{% set l = ['Y'] * 2000 + [s] %}",
+            20,
+            "{% set n = l|min %}",
+        ),
+        (
+            "a long list against one text, the other way",
+            "{% set s = 'Y' * 1000000 %}{% set l = [s] + ['X'] * 2000 %}",
+            20,
+            "{% set n = l|max %}",
+        ),
+        (
+            "long texts sorted",
+            "{% set s = 'X' * 200000 %}{% set l = [s] * 4 + ['Y'] * 2000 %}",
+            20,
+            "{% set n = l|sort %}",
+        ),
+        (
+            "long texts sorted for each",
+            "{% set s = 'X' * 200000 %}{% set l = [[s] * 4 + ['Y'] * 2000] * 9 %}",
+            3,
+            "{% set n = l|map('sort')|list %}",
+        ),
+        (
+            "a text without doubles",
+            "{% set s = 'X' * 200000 %}{% set l = [s, s, s, s, s, s, s, s, s] %}",
+            2000,
+            "{% set n = l|unique %}",
+        ),
+        (
+            "a dict sorted",
+            "{% set s = 'X' * 1000000 %}{% set l = {'a': s, 'b': s, 'c': s, 'd': s} %}",
+            4000,
+            "{% set n = l|dictsort(by='value') %}",
+        ),
+        (
+            "a sum of texts",
+            "{% set s = 'x' * 1000 %}{% set l = [s] * 5000 %}",
+            3,
+            "{% set n = l|sum(start='')|length %}",
+        ),
+        (
+            "a sum of lists by a filter",
+            "{% set l = [[1, 2, 3, 4, 5, 6, 7, 8]] * 2000 %}",
+            9,
+            "{% set n = l|sum(start=[])|length %}",
+        ),
+        (
+            "one key of many",
+            "{% set s = 'x' * 100000 %}{% set l = [{'a': 1}] * 5000 %}",
+            5,
+            "{% set n = l|map(attribute=s)|list %}",
+        ),
+        (
+            "one key of many to sort by",
+            "{% set s = 'x' * 100000 %}{% set l = [{'a': 1}] * 5000 %}",
+            5,
+            "{% set n = l|sort(attribute=s) %}",
+        ),
+        (
+            "many keys to sort by",
+            "{% set s = 'a,' * 5000 %}{% set l = [{'a': 1}] * 5000 %}",
+            5,
+            "{% set n = l|sort(attribute=s) %}",
+        ),
+        (
+            "many looked for in many",
+            "{% set l = range(5000)|list %}",
+            3,
+            "{% set n = l|select('in', l[::-1])|list|length %}",
+        ),
+        (
+            "many not looked for in many",
+            "{% set l = range(5000)|list %}",
+            3,
+            "{% set n = l|reject('in', l[::-1])|list|length %}",
+        ),
+        (
+            "attributes looked for in many",
+            "{% set l = [{'a': 1}] * 5000 %}{% set m = [0] * 5000 %}",
+            3,
+            "{% set n = l|selectattr('a', 'in', m)|list|length %}",
+        ),
+    ] {
+        let template = format!("{before}{{% for i in range({n}) %}}{each}{{% endfor %}}");
+        cases.push(refused(name, template, Code::ChatTemplate));
+    }
+    let word = "a".repeat(257);
+    cases.push(refused("a long word", format!("{{{{ {word} }}}}"), Code::ChatTemplate));
+    cases.push(refused("a long attribute", format!("{{{{ messages.{word} }}}}"), Code::ChatTemplate));
+    cases.push(refused("a long name of an argument", format!("{{{{ dict({word}=1) }}}}"), Code::ChatTemplate));
+    cases.push(accepted("a word of 256 bytes", format!("{{{{ {} }}}}", "a".repeat(256))));
     cases
 }
 

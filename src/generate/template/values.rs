@@ -5,26 +5,66 @@ use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Arc;
 
-use minijinja::value::{DynObject, Kwargs, ObjectRepr, Rest, Tuple, ValueOrKwargs};
+use minijinja::value::{DynObject, Kwargs, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters, functions};
 use minijinja_contrib::pycompat;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-/// The filter for values that are written or set: a copy of lists and dicts, namespaces and macros as they are.
+/// The filter for values that are made: a copy of lists and dicts, namespaces and macros as they are.
 pub(super) const PLAIN: &str = "ptplus_plain";
 
 /// The filter for values that go into a namespace: data alone, so that no namespace holds itself.
 pub(super) const STORED: &str = "ptplus_stored";
 
+/// The filter for values that are read as a whole: charges for all that they hold.
+pub(super) const PAID: &str = "ptplus_paid";
+
+/// The filter that changes nothing: minijinja charges for texts that pass a filter.
+pub(super) const AS_IT_IS: &str = "ptplus_as_it_is";
+
+/// The filter that applies the filter of the name that is its first argument.
+pub(super) const APPLY: &str = "ptplus_apply";
+
+/// The test that performs the test of the name that is its first argument.
+pub(super) const TEST: &str = "ptplus_test";
+
 /// minijinja's own `join`.
 const JOIN: &str = "ptplus_join";
+
+/// Filters that look at a value's kind and length alone.
+const CHEAP_FILTERS: [&str; 6] = ["count", "d", "default", "first", "length", "safe"];
+
+/// Tests that look into the value.
+const COSTLY_TESTS: [&str; 21] = [
+    "!=",
+    "<",
+    "<=",
+    "==",
+    ">",
+    ">=",
+    "endingwith",
+    "eq",
+    "equalto",
+    "ge",
+    "greaterthan",
+    "gt",
+    "in",
+    "le",
+    "lessthan",
+    "lower",
+    "lt",
+    "ne",
+    "sameas",
+    "startingwith",
+    "upper",
+];
 
 /// Levels of lists and dicts. The schemas of tools, the deepest that templates see, have some ten.
 const LEVELS: usize = 32;
 
 /// Bytes that cost as much as one step, as in minijinja.
-const STEP_BYTES: usize = 64;
+pub(super) const STEP_BYTES: usize = 64;
 
 /// Bytes of one value in a list.
 const VALUE_BYTES: usize = 32;
@@ -38,7 +78,6 @@ const LARGEST_IN_RANGE: isize = 1 << 32;
 /// Puts the functions, filters and tests in place that templates expect, each with its bounds.
 pub(super) fn set_up(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(python_method);
-    environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_formatter(|out: &mut Output, state: &mut State, value: &Value| {
         pay_for_text(state, value)?;
         escape_formatter(out, state, value)
@@ -58,6 +97,20 @@ pub(super) fn set_up(environment: &mut Environment<'static>) {
     }
     environment.add_filter(PLAIN, |state: &State, value: Value| copied(state, &value, false, LEVELS));
     environment.add_filter(STORED, |state: &State, value: Value| copied(state, &value, true, LEVELS));
+    environment.add_filter(PAID, |state: &State, value: Value| pay(state, &value).map(|_| value));
+    environment.add_filter(AS_IT_IS, |value: Value| value);
+    environment.add_filter(APPLY, apply);
+    environment.add_test(TEST, test);
+    for (name, own) in COMPARING {
+        environment
+            .add_filter(name, move |state: &mut State, values: Rest<ValueOrKwargs>| compare_all(state, own, values));
+    }
+    environment.add_filter(COMPARING[0].1, filters::sort);
+    environment.add_filter(COMPARING[1].1, filters::min);
+    environment.add_filter(COMPARING[2].1, filters::max);
+    environment.add_filter(COMPARING[3].1, filters::unique);
+    environment.add_filter(COMPARING[4].1, filters::dictsort);
+    environment.add_filter(COMPARING[5].1, filters::sum);
     environment.add_filter("tojson", to_json);
     environment.add_filter(JOIN, filters::join);
     environment.add_filter("join", join);
@@ -99,10 +152,33 @@ fn namespace(state: &State, values: Option<Value>, more: Kwargs) -> Result<Value
     functions::namespace(Some(ValueOrKwargs::from(values)))
 }
 
-/// `value` with its lists and dicts copied, so that nothing in it is computed later, and with a step paid for each part.
+/// What is owed for parts and bytes until it makes whole steps.
+struct Bill<'a, 'b, 'c> {
+    state: &'a State<'b, 'c>,
+    bytes: usize,
+}
+
+impl<'a, 'b, 'c> Bill<'a, 'b, 'c> {
+    fn new(state: &'a State<'b, 'c>) -> Self {
+        Bill { state, bytes: 0 }
+    }
+
+    fn add(&mut self, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
+        let steps = self.bytes / STEP_BYTES;
+        self.bytes %= STEP_BYTES;
+        if steps == 0 { Ok(()) } else { self.state.consume_fuel(steps as u64) }
+    }
+}
+
+/// `value` with its lists and dicts copied, so that nothing in it is computed later, each part paid for.
 /// Namespaces, macros and the like stay what they are, or are refused where there is to be `data_alone`.
 fn copied(state: &State, value: &Value, data_alone: bool, levels: usize) -> Result<Value, Error> {
-    state.consume_fuel(1 + (value.as_str().map_or(0, str::len) / STEP_BYTES) as u64)?;
+    copy(&mut Bill::new(state), value, data_alone, levels)
+}
+
+fn copy(bill: &mut Bill, value: &Value, data_alone: bool, levels: usize) -> Result<Value, Error> {
+    bill.add(VALUE_BYTES)?;
     let Some(object) = value.as_object() else { return Ok(value.clone()) };
     if object.repr() == ObjectRepr::Plain || is_minijinjas_own(object) {
         return match data_alone {
@@ -113,7 +189,7 @@ fn copied(state: &State, value: &Value, data_alone: bool, levels: usize) -> Resu
     let Some(below) = levels.checked_sub(1) else {
         return Err(refused(format!("lists and dicts nest more than {LEVELS} levels")));
     };
-    let copy = |part: Value| copied(state, &part, data_alone, below);
+    let mut copy = |part: Value| copy(bill, &part, data_alone, below);
     if let (ObjectRepr::Map, Some(pairs)) = (object.repr(), object.try_iter_pairs()) {
         let pairs = pairs.map(|(key, value)| Ok((copy(key)?, copy(value)?)));
         return Ok(Value::from_pairs(pairs.collect::<Result<Vec<(Value, Value)>, Error>>()?));
@@ -121,6 +197,100 @@ fn copied(state: &State, value: &Value, data_alone: bool, levels: usize) -> Resu
     let Some(parts) = object.try_iter() else { return Ok(value.clone()) };
     let parts = parts.map(copy).collect::<Result<Vec<Value>, Error>>()?;
     Ok(if value.is_tuple() { Value::from(Tuple::from(parts)) } else { Value::from(parts) })
+}
+
+/// Charges for all that `value` holds; the result is what that is, in bytes.
+fn pay(state: &State, value: &Value) -> Result<usize, Error> {
+    let mut bill = Bill::new(state);
+    size(&mut bill, value)
+}
+
+fn size(bill: &mut Bill, value: &Value) -> Result<usize, Error> {
+    let own = value.as_str().map_or(VALUE_BYTES, str::len);
+    bill.add(own)?;
+    let Some(object) = value.as_object() else { return Ok(own) };
+    let mut bytes = own;
+    if let (ObjectRepr::Map, Some(pairs)) = (object.repr(), object.try_iter_pairs()) {
+        for (key, value) in pairs {
+            bytes += size(bill, &key)? + size(bill, &value)?;
+        }
+    } else if let Some(parts) = object.try_iter() {
+        for part in parts {
+            bytes += size(bill, &part)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Charges for `value` and `given`, and once more for each [`STEP_BYTES`] of what is given: a filter may go through the
+/// one for every part of the other.
+fn pay_for_both(state: &State, value: &Value, given: &[Value]) -> Result<(), Error> {
+    let bytes = pay(state, value)?;
+    let mut more = 0;
+    for given in given {
+        more += pay(state, given)?;
+    }
+    let steps = (bytes / STEP_BYTES + 1).saturating_mul(more / STEP_BYTES);
+    state.consume_fuel(steps as u64)
+}
+
+fn apply(state: &mut State, value: Value, name: &str, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let mut args = vec![value];
+    args.extend(given.into_values());
+    if !CHEAP_FILTERS.contains(&name) {
+        pay_for_both(state, &args[0], &args[1..])?;
+    }
+    let made = state.apply_filter(name, &args).map_err(|e| unknown(e, ErrorKind::UnknownFilter, name))?;
+    copied(state, &made, false, LEVELS)
+}
+
+fn test(state: &mut State, value: Value, name: &str, given: Rest<ValueOrKwargs>) -> Result<bool, Error> {
+    let mut args = vec![value];
+    args.extend(given.into_values());
+    if COSTLY_TESTS.contains(&name) {
+        for arg in &args {
+            pay(state, arg)?;
+        }
+    }
+    state.perform_test(name, &args).map_err(|e| unknown(e, ErrorKind::UnknownTest, name))
+}
+
+/// minijinja's words where it meets such a name in a template.
+fn unknown(e: Error, kind: ErrorKind, name: &str) -> Error {
+    if e.kind() != kind || e.detail().is_some() {
+        return e;
+    }
+    let what = if kind == ErrorKind::UnknownFilter { "filter" } else { "test" };
+    Error::new(kind, format!("{what} {name} is unknown"))
+}
+
+/// Filters that hold each part of a list against others, or add it to the sum of those before, and what minijinja's
+/// own are called here.
+const COMPARING: [(&str, &str); 6] = [
+    ("sort", "ptplus_sort"),
+    ("min", "ptplus_min"),
+    ("max", "ptplus_max"),
+    ("unique", "ptplus_unique"),
+    ("dictsort", "ptplus_dictsort"),
+    ("sum", "ptplus_sum"),
+];
+
+/// Charges the largest part once for each part: it may be held against all of them.
+fn compare_all(state: &mut State, own: &str, values: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    let args = values.into_values();
+    let (mut n, mut largest) = (0usize, 0);
+    if let Some(Ok(parts)) = args.first().map(Value::try_iter) {
+        let list = &args[0];
+        for part in parts {
+            n += 1;
+            let value = if list.kind() == ValueKind::Map { list.get_item(&part)? } else { Value::UNDEFINED };
+            largest = largest.max(pay(state, &part)? + pay(state, &value)?);
+        }
+    }
+    // A sum of lists or texts grows with each of them.
+    let each = if own == COMPARING[5].1 { largest.saturating_mul(n) } else { largest };
+    state.consume_fuel(n.saturating_mul(each / STEP_BYTES) as u64)?;
+    state.apply_filter(own, &args)
 }
 
 /// Whether it is a namespace, a macro or a `loop`, whose types minijinja keeps to itself.
@@ -206,8 +376,13 @@ impl io::Write for Counted {
     }
 }
 
-/// Python's string methods, those that can make much of little charged in advance.
+/// Methods of dicts that look at the key alone.
+const METHODS_OF_DICTS: [&str; 4] = ["get", "items", "keys", "values"];
+
+/// Python's methods, what they look into and what they make charged in advance.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let is_cheap = value.kind() == ValueKind::Map && METHODS_OF_DICTS.contains(&method);
+    pay_for_both(state, if is_cheap { &Value::UNDEFINED } else { value }, args)?;
     let len = |v: &Value| v.as_str().map_or(0, str::len);
     if let Some(text) = value.as_str() {
         let bytes = match (method, args) {
