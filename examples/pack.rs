@@ -37,7 +37,7 @@ pub fn run(adapter: &Path, base: &Path, probe_path: &Path, bundle: &Path) -> Res
     }
     // A bundle is accepted wherever an adapter is, and checked first: every file, size and hash.
     let adapter = read_adapter(bundle, Some(&base))?;
-    println!("{} adapted layers, verified against {}", adapter.adapter().layers.len(), packed.reference);
+    println!("{} adapted layers, verified against {}", adapter.adapter().layer_numbers().count(), packed.reference);
     Ok(())
 }
 

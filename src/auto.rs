@@ -12,8 +12,8 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::{Adapter, Role, RowOrder};
-use crate::base::BaseModel;
+use crate::adapter::{Adapter, Part, Slot};
+use crate::base::{BaseModel, RowOrder};
 use crate::error::{Code, Error, Result};
 use crate::export::OutputTensor;
 use crate::quant;
@@ -81,12 +81,9 @@ struct Candidate {
     relative_error: f64,
 }
 
-/// Where a tensor is in the adapter.
-type Place = (usize, Role);
-
 /// One tensor: candidates from the largest type to the smallest, the first being what it has.
 struct Ladder<'a> {
-    place: Place,
+    slot: Slot,
     tensor: &'a OutputTensor,
     name: &'a str,
     candidates: Vec<Candidate>,
@@ -106,15 +103,13 @@ pub fn decide(
     kl_bound: f64,
 ) -> Result<(Vec<(String, DType)>, Decision)> {
     let adapter = trials.source;
-    let places: Vec<Place> = adapter.tensors().map(|(layer, role, _)| (layer, role)).collect();
-    assert_eq!(places.len(), tensors.len(), "the plan is of this adapter");
+    let slots: Vec<Slot> = adapter.tensors().map(|(slot, _)| slot).collect();
+    assert_eq!(slots.len(), tensors.len(), "the plan is of this adapter");
     let mut ladders: Vec<Ladder> = tensors
         .par_iter()
-        .zip(places)
-        .filter(|((t, _), (_, role))| {
-            matches!(role, Role::Memory | Role::FeatureWeight) && !t.source.stored_dtype().is_quantized()
-        })
-        .map(|((tensor, name), place)| Ladder { place, tensor, name, candidates: candidates(tensor), kl_alone: 0.0 })
+        .zip(slots)
+        .filter(|((t, _), slot)| !slot.part.stays_f32() && !t.source.stored_dtype().is_quantized())
+        .map(|((tensor, name), slot)| Ladder { slot, tensor, name, candidates: candidates(tensor), kl_alone: 0.0 })
         .collect();
     let trial = |choice: &[usize]| with_types(adapter, order, &ladders, choice);
     let alone = |i: usize| -> Vec<usize> {
@@ -234,17 +229,16 @@ fn steps(ladders: &[Ladder]) -> Vec<usize> {
 
 /// The adapter with every ladder's tensor in the type that `choice` names.
 fn with_types(adapter: &Adapter, order: RowOrder, ladders: &[Ladder], choice: &[usize]) -> Adapter {
+    let Adapter::Plus(adapter) = adapter;
     let mut out = adapter.clone();
     row_order::apply_all(&mut out, order);
     for (l, i) in ladders.iter().zip(choice) {
         let encoded = l.candidates[*i].encoded.clone();
-        let (layer, role) = l.place;
-        let layer = out.layers.get_mut(&layer).expect("the plan's layers are the adapter's");
-        let slot = layer.get_mut(role).expect("the plan's tensors are the adapter's");
-        *slot = if role == Role::Memory { encoded.transpose(1, 2) } else { encoded };
+        let tensor = out.get_mut(l.slot).expect("the plan's tensors are the adapter's");
+        *tensor = if l.slot.part == Part::Memory { encoded.transpose(1, 2) } else { encoded };
     }
     out.layers.values_mut().for_each(|l| row_order::undo(l, order));
-    out
+    out.into()
 }
 
 /// Runs adapters side by side, round after round.

@@ -6,6 +6,7 @@ use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
+use crate::adapter::Adapter;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
@@ -347,7 +348,8 @@ fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
 }
 
 fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
-    let c = &imported.adapter.config;
+    let Adapter::Plus(adapter) = &imported.adapter;
+    let c = &adapter.config;
     let g = &c.geometry;
     let mut out = empty(path, "adapter", imported.origin.layout.clone());
     out.adapter = Some(AdapterSummary {
@@ -358,7 +360,7 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
         memory_scale: c.memory_scale,
         memory_sharing: c.memory_sharing.to_string(),
         num_layers: g.n_layers,
-        adapted_layers: imported.adapter.layers.keys().copied().collect(),
+        adapted_layers: adapter.layers.keys().copied().collect(),
         num_attention_heads: g.n_heads,
         num_key_value_heads: g.n_kv_heads,
         head_dim: g.head_dim,

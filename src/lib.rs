@@ -60,6 +60,7 @@ pub mod inspect;
 #[cfg(feature = "llama-cpp")]
 pub mod llama_cpp;
 mod lossy;
+mod named;
 #[cfg(feature = "runner")]
 pub mod pipeline;
 pub mod quant;

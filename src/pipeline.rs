@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::auto::{self, Decision, Trials};
 use crate::base::fingerprint::Identity;
-use crate::base::{BaseModel, Family, gguf_architecture_of};
+use crate::base::{BaseModel, Family, RowOrder, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
@@ -379,8 +379,8 @@ fn decide_types(
     let mut rules = TypeRules::from(OutType::Keep);
     let kept = export::gguf::plan(source, architecture, None, &rules)?;
     let tensors: Vec<_> = kept.tensors.into_iter().zip(kept.file.tensors.into_iter().map(|t| t.name)).collect();
-    let order = crate::adapter::RowOrder::of_gguf_architecture(architecture)
-        .ok_or_else(|| import::unlisted_architecture(architecture))?;
+    let order =
+        RowOrder::of_gguf_architecture(architecture).ok_or_else(|| import::unlisted_architecture(architecture))?;
     let input_ids = measure.prompts.ids(base.config.vocab_size)?;
     let trials = Trials {
         source: source.adapter(),
@@ -404,7 +404,7 @@ fn target_architecture(job: &Convert<'_>, source: &Validated) -> Result<Option<S
         return Err(Error::new(Code::Usage, format!("expected {b:?}, as the base or the adapter has, found {a:?}"))
             .field("--arch"));
     }
-    let by_model_type = source.adapter().config.base_model_type.as_deref().and_then(gguf_architecture_of);
+    let by_model_type = source.adapter().base_model_type().and_then(gguf_architecture_of);
     if let (Some(a), Some(b)) = (job.architecture, by_model_type)
         && a != b
     {
@@ -436,8 +436,8 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
         notes.push(NOTHING_CHECKED.into());
     }
     let row_order = match job.format {
-        Format::Gguf => architecture.and_then(crate::adapter::RowOrder::of_gguf_architecture).map_or("", |o| o.name()),
-        Format::Safetensors => crate::adapter::RowOrder::Neox.name(),
+        Format::Gguf => architecture.and_then(RowOrder::of_gguf_architecture).map_or("", |o| o.name()),
+        Format::Safetensors => RowOrder::Neox.name(),
     };
     let format = match job.format {
         Format::Gguf => "gguf",

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::adapter::Role;
+use crate::adapter::Part;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
@@ -303,10 +303,10 @@ impl Search<'_> {
 
     /// The representative of scales that compute the same function: with an odd activation a positive query scale.
     fn canonical(&self, fit: &Fit) -> Scales {
-        let has = |role: Role| self.candidates.layers(&fit.candidate).values().any(|l| l.get(role).is_some());
-        let is_odd = fit.candidate.conventions.feature_map.is_odd() && !has(Role::FeatureBias);
+        let has = |part: Part| self.candidates.layers(&fit.candidate).values().any(|l| l.get(part).is_some());
+        let is_odd = fit.candidate.conventions.feature_map.is_odd() && !has(Part::FeatureBias);
         let Scales { query, memory } = fit.at;
-        match (has(Role::Normalizer), fit.unknown) {
+        match (has(Part::Normalizer), fit.unknown) {
             (true, Unknown { query_scale: true, .. }) if is_odd => Scales { query: query.abs(), memory },
             (false, Unknown { query_scale: true, memory_scale: true }) if is_odd => {
                 Scales { query: query.abs(), memory: memory * query.signum() }

@@ -5,11 +5,12 @@
 
 mod values;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::adapter::{Adapter, Geometry, MemorySharing, Role, RowOrder, gguf_names};
+use crate::adapter::plus::{Geometry, MemorySharing, PARTS, Plus, gguf_names};
+use crate::adapter::{Adapter, Part, Slot};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
-use crate::base::{BaseModel, gguf_architecture_of};
+use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
@@ -45,13 +46,13 @@ impl Validated {
     pub fn coarsest_dtype(&self) -> DType {
         let stored = self.adapter.tensors().map(|(.., t)| t.stored_dtype());
         let recorded = self.origin.recorded_dtypes.values().copied();
-        let widened = self.adapter.config.extra.get(WIDENED_FROM).and_then(|v| weight_type(v.as_str()?));
+        let widened = self.adapter.extra().get(WIDENED_FROM).and_then(|v| weight_type(v.as_str()?));
         coarsest(stored.chain(recorded).chain(widened))
     }
 
     /// The fingerprint of the base that the adapter was made for, where the file has one.
     pub fn base_fingerprint(&self) -> Option<&str> {
-        self.adapter.config.extra.get(BASE_FINGERPRINT).and_then(Value::as_str)
+        self.adapter.extra().get(BASE_FINGERPRINT).and_then(Value::as_str)
     }
 
     /// Whether `base` is the one that the adapter was made for; `None` where the file does not say which that is.
@@ -61,7 +62,7 @@ impl Validated {
     /// [`Code::BaseDiffers`] where it is not, unless `ignore` is [`BaseMismatch::Ignore`]; those of reading weights.
     pub fn confirm_base(&self, base: &BaseModel, depth: Depth, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let Some(stated) = self.base_fingerprint() else { return Ok(None) };
-        let identity = fingerprint::identify(stated, base, self.adapter.layers.keys().copied(), depth)?;
+        let identity = fingerprint::identify(stated, base, self.adapter.layer_numbers(), depth)?;
         match &identity {
             Identity::Different(reason) if ignore == BaseMismatch::Refuse => {
                 let message = format!(
@@ -81,14 +82,13 @@ impl Validated {
     /// Those of [`confirm_base`](Self::confirm_base); those of reading weights.
     pub fn record_base(&mut self, base: &BaseModel, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let identity = self.confirm_base(base, Depth::Weights, ignore)?;
-        let extra = &mut self.adapter.config.extra;
         match &identity {
             None => {
-                let found = Fingerprint::of(base, self.adapter.layers.keys().copied())?;
-                extra.insert(BASE_FINGERPRINT.into(), found.to_string().into());
+                let found = Fingerprint::of(base, self.adapter.layer_numbers())?;
+                self.adapter.extra_mut().insert(BASE_FINGERPRINT.into(), found.to_string().into());
             }
             Some(Identity::Different(_)) => {
-                extra.insert(BASE_MISMATCH_IGNORED.into(), true.into());
+                self.adapter.extra_mut().insert(BASE_MISMATCH_IGNORED.into(), true.into());
             }
             Some(_) => {}
         }
@@ -98,7 +98,7 @@ impl Validated {
     /// Whether the file says which kind of base it was made for. If not, a base whose sizes fit may still be the wrong
     /// one, and only `verify` can tell.
     pub fn states_its_base(&self) -> bool {
-        self.adapter.config.base_model_type.is_some() || self.origin.gguf_architecture.is_some()
+        self.adapter.base_model_type().is_some() || self.origin.gguf_architecture.is_some()
     }
 }
 
@@ -177,33 +177,30 @@ impl Rejected {
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
     let Imported { adapter, ledger, findings, mut notes, origin } = imported;
     let mut findings = Findings::from(findings);
-    if adapter.layers.is_empty() && findings.is_empty() {
+    let Adapter::Plus(plus) = &adapter;
+    if plus.layers.is_empty() && findings.is_empty() {
         findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
     }
-    against_itself(&adapter, &mut findings);
-    uneven(&adapter, &mut findings);
-    own_fields(&adapter, &mut findings);
+    against_itself(plus, &mut findings);
+    uneven(plus, &mut findings);
+    own_fields(adapter.extra(), &mut findings);
     if let Some(base) = base {
-        against_base(&adapter, &origin, base, &mut findings);
+        against_base(plus, &origin, base, &mut findings);
     }
     findings.extend(values::check(&adapter));
     let mut findings = findings.into_vec();
     if origin.gguf_architecture.is_some() {
         findings.iter_mut().for_each(gguf_names::place_in_gguf);
     }
-    for (i, role, t) in adapter.tensors().filter(|(.., t)| t.stored_dtype() == DType::F64) {
-        notes.push(format!(
-            "{} is F64 ({} elements); it is used as F32",
-            Adapter::canonical_name(i, role),
-            t.n_elements()
-        ));
+    for (slot, t) in adapter.tensors().filter(|(_, t)| t.stored_dtype() == DType::F64) {
+        notes.push(format!("{} is F64 ({} elements); it is used as F32", slot.canonical_name(), t.n_elements()));
     }
     notes.extend(folded(&ledger));
     notes.extend(not_read(&ledger));
     if findings.is_empty() {
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
-        let hints = base.and_then(|b| other_base(&adapter, b)).into_iter().collect();
+        let hints = base.and_then(|b| other_base(plus, b)).into_iter().collect();
         Err(Rejected { findings, notes, hints, open: None })
     }
 }
@@ -296,8 +293,7 @@ fn not_read(ledger: &Ledger) -> Option<String> {
 }
 
 /// What the tool itself has written into the configuration: damage there must not switch a check off.
-fn own_fields(adapter: &Adapter, findings: &mut Findings) {
-    let extra = &adapter.config.extra;
+fn own_fields(extra: &Map<String, Value>, findings: &mut Findings) {
     let mut check = |field: &str, expected: &str, holds: fn(&str) -> bool| {
         if let Some(value) = extra.get(field).filter(|v| !v.as_str().is_some_and(holds)) {
             findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
@@ -319,7 +315,7 @@ fn weight_type(name: &str) -> Option<DType> {
     DType::ALL.iter().copied().find(|d| d.name() == name && (d.is_float() || quant::can_decode(*d)))
 }
 
-fn against_itself(adapter: &Adapter, findings: &mut Findings) {
+fn against_itself(adapter: &Plus, findings: &mut Findings) {
     let g = &adapter.config.geometry;
     if !g.n_heads.is_multiple_of(g.n_kv_heads) {
         findings.push(Finding::new(
@@ -346,12 +342,12 @@ fn against_itself(adapter: &Adapter, findings: &mut Findings) {
                 format!("num_features {}", g.n_features),
             ));
         }
-        for (role, t) in layer.tensors() {
-            let name = Adapter::canonical_name(i, role);
-            let expected = adapter.expected_shape(role);
+        for (part, t) in layer.tensors() {
+            let name = Slot::attention(i, part).canonical_name();
+            let expected = adapter.expected_shape(part);
             if t.shape() != expected {
                 let found = format!("{:?}{}", t.shape(), other_sharing(adapter, t.shape(), &expected));
-                findings.push(Finding::new(Code::AdapterShape, &name, shape_text(&expected, role), found));
+                findings.push(Finding::new(Code::AdapterShape, &name, shape_text(&expected, part), found));
             }
             if !t.dtype().is_float() {
                 findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
@@ -364,7 +360,7 @@ fn against_itself(adapter: &Adapter, findings: &mut Findings) {
 }
 
 /// Where the number of memories alone is another one than stated: the sharing that has so many.
-fn other_sharing(adapter: &Adapter, found: &[usize], expected: &[usize]) -> String {
+fn other_sharing(adapter: &Plus, found: &[usize], expected: &[usize]) -> String {
     let ([n, rest @ ..], [_, expected_rest @ ..]) = (found, expected) else { return String::new() };
     let of_so_many = |s: &&MemorySharing| adapter.config.geometry.n_memories(**s) == *n;
     match MemorySharing::ALL.iter().find(of_so_many) {
@@ -374,14 +370,14 @@ fn other_sharing(adapter: &Adapter, found: &[usize], expected: &[usize]) -> Stri
 }
 
 /// W, b and N are properties of an adapter: one that lacks a part in some of its layers has lost it.
-fn uneven(adapter: &Adapter, findings: &mut Findings) {
-    for &role in Role::ALL {
-        let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(role).is_some()) else { continue };
-        for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(role).is_none()) {
+fn uneven(adapter: &Plus, findings: &mut Findings) {
+    for part in PARTS {
+        let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(part).is_some()) else { continue };
+        for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(part).is_none()) {
             let expected = format!("a tensor in every adapted layer, as in layer {first}");
             findings.push(Finding::new(
                 Code::AdapterMissing,
-                Adapter::canonical_name(i, role),
+                Slot::attention(i, part).canonical_name(),
                 expected,
                 "no such tensor",
             ));
@@ -389,17 +385,17 @@ fn uneven(adapter: &Adapter, findings: &mut Findings) {
     }
 }
 
-fn shape_text(expected: &[usize], role: Role) -> String {
-    let symbols = match role {
-        Role::Memory => "[H', F, D_v]",
-        Role::FeatureWeight => "[H', F, D]",
-        Role::FeatureBias | Role::Normalizer => "[H', F]",
+fn shape_text(expected: &[usize], part: Part) -> String {
+    let symbols = match part {
+        Part::Memory => "[H', F, D_v]",
+        Part::FeatureWeight => "[H', F, D]",
+        Part::FeatureBias | Part::Normalizer => "[H', F]",
     };
     format!("{symbols} = {expected:?}")
 }
 
 /// Where sizes differ: which base the adapter may be for.
-fn other_base(adapter: &Adapter, base: &BaseModel) -> Option<String> {
+fn other_base(adapter: &Plus, base: &BaseModel) -> Option<String> {
     let g = &adapter.config.geometry;
     let sizes = [
         ("layers", base.config.n_layers, g.n_layers),
@@ -430,7 +426,7 @@ fn name_in(path: &str) -> Option<&str> {
     (!last.is_empty() && !last.starts_with("checkpoint") && !SAY_NOTHING.contains(&last)).then_some(last)
 }
 
-fn against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
+fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
     let c = &adapter.config;
     let Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, .. } = c.geometry;
     for (field, adapter_has, base_has) in [

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use common::{RawAdapter, Tensor, exit, model, ptplus, read_safetensors, stderr, stdout};
-use ptplus::adapter::FeatureMap;
+use ptplus::adapter::plus::FeatureMap;
 use ptplus::base::BaseModel;
 use ptplus::error::{Code, Error};
 use ptplus::import::{self, Imported, Opened};
@@ -131,8 +131,8 @@ impl Synthetic {
         let temp = tempfile::tempdir().unwrap();
         let from = model("llama-mha").join("probe.safetensors");
         let base = BaseModel::open(&model("llama-mha").join("base")).unwrap();
-        let mut adapter =
-            import::read(&model("llama-mha").join("adapter"), &import::Options::default(), None).unwrap().adapter;
+        let imported = import::read(&model("llama-mha").join("adapter"), &import::Options::default(), None).unwrap();
+        let mut adapter = imported.adapter.as_plus().unwrap().clone();
         adapter.config.feature_map = self.map;
         (adapter.config.query_scale, adapter.config.memory_scale) = (self.query, self.memory);
         // Of one sign, as the activations that are normalised here are: no denominator is near 0.
@@ -177,7 +177,8 @@ impl Synthetic {
 
     fn found(&self) -> (FeatureMap, f64, f64) {
         let what = format!("{} {} {}", self.map, self.query, self.memory);
-        let config = self.settle().unwrap_or_else(|e| panic!("{what}: {e} {:?}", e.detail_lines())).0.adapter.config;
+        let found = self.settle().unwrap_or_else(|e| panic!("{what}: {e} {:?}", e.detail_lines())).0;
+        let config = &found.adapter.as_plus().unwrap().config;
         (config.feature_map, config.query_scale, config.memory_scale)
     }
 }

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{BaseModel, Family, Weight};
-use crate::adapter::RowOrder;
+use super::{BaseModel, Family, RowOrder, Weight};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
 

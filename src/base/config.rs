@@ -216,7 +216,7 @@ pub(super) fn derived_head_dim(hidden_size: usize, n_heads: usize) -> Result<usi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::RowOrder;
+    use crate::base::RowOrder;
 
     #[test]
     fn every_family_has_a_row_order_and_is_found_by_both_names() {

@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::adapter::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::Metadata;
 use crate::format::names::is_hidden;
@@ -21,11 +20,13 @@ pub mod fingerprint;
 mod gguf;
 mod hf;
 mod names;
+mod row_order;
 mod weights;
 
 pub use checks::gguf_architecture_of;
 pub use config::{BaseConfig, Biases, Family, Rope, RopeScaling};
 pub use names::{BlockWeight, Dialect, Weight};
+pub use row_order::RowOrder;
 pub use weights::Rows;
 
 /// A base model whose files are open and whose tensors are known to be complete.
@@ -62,7 +63,7 @@ impl BaseModel {
     /// Opens a Hugging Face folder or a GGUF file.
     ///
     /// ```
-    /// use ptplus::{adapter::RowOrder, base::BaseModel};
+    /// use ptplus::base::{BaseModel, RowOrder};
     ///
     /// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/llama-gqa/base");
     /// let base = BaseModel::open(folder.as_ref())?;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{BaseModel, BlockWeight, Dialect, Weight};
-use crate::adapter::RowOrder;
+use crate::base::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
 use crate::quant;

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::adapter::Adapter;
+use crate::adapter::plus::{self, Plus};
 use crate::base::BaseModel;
 use crate::import::stated::BASE_MISMATCH_IGNORED;
 use crate::pipeline::Converted;
@@ -41,7 +42,6 @@ impl Card<'_> {
     /// The whole text.
     pub fn text(&self) -> String {
         let mut out = self.front_matter();
-        let c = &self.adapter.adapter().config;
         let base_name = base_name(self.adapter.adapter(), self.base);
         let _ = write!(
             out,
@@ -61,14 +61,14 @@ impl Card<'_> {
             crate::error::escape(self.command),
             fence = fence(self.command)
         );
-        if let Some(record) = c.extra.get(crate::import::RECORD_KEY).and_then(Value::as_object) {
+        if let Some(record) = self.adapter.adapter().extra().get(crate::import::RECORD_KEY).and_then(Value::as_object) {
             let _ = writeln!(out, "Conventions that the checkpoint did not state were settled by:\n");
             for (key, by) in record {
                 let _ = writeln!(out, "- {}: {}", markdown(key), markdown(by.as_str().unwrap_or(&by.to_string())));
             }
             out.push('\n');
         }
-        if c.extra.get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true)) {
+        if self.adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true)) {
             out.push_str(
                 "**The base given was not the one that the adapter was made for; that was ignored on request.**\n\n",
             );
@@ -81,8 +81,7 @@ impl Card<'_> {
     }
 
     fn front_matter(&self) -> String {
-        let extra = &self.adapter.adapter().config.extra;
-        let stated = extra.get("base_model_name_or_path").and_then(Value::as_str);
+        let stated = self.adapter.adapter().extra().get("base_model_name_or_path").and_then(Value::as_str);
         let mut out = String::from("---\n");
         // The hub links to what this names, so only a hub name will do; a path of the trainer's machine is none.
         if let Some(id) = stated.filter(|s| is_hub_name(s)) {
@@ -96,7 +95,7 @@ impl Card<'_> {
     }
 
     fn table(&self, out: &mut String) {
-        let a = self.adapter.adapter();
+        let Adapter::Plus(a) = self.adapter.adapter();
         let (c, g) = (&a.config, &a.config.geometry);
         let layers = if a.layers.len() == g.n_layers {
             format!("all {}", g.n_layers)
@@ -188,8 +187,8 @@ impl Card<'_> {
     }
 }
 
-fn learned(a: &Adapter) -> &'static str {
-    let has = |f: fn(&crate::adapter::AdapterLayer) -> bool| a.layers.values().any(f);
+fn learned(a: &Plus) -> &'static str {
+    let has = |f: fn(&plus::Layer) -> bool| a.layers.values().any(f);
     match (has(|l| l.feature_weight.is_some()), has(|l| l.normalizer.is_some())) {
         (true, true) => " on a learned feature map, normalised",
         (true, false) => " on a learned feature map",
@@ -200,7 +199,7 @@ fn learned(a: &Adapter) -> &'static str {
 
 /// The base's name for people: what the adapter states, its last part where it is a path; else what the base states.
 pub fn base_name(adapter: &Adapter, base: &BaseModel) -> String {
-    let stated = adapter.config.extra.get("base_model_name_or_path").and_then(Value::as_str).filter(|s| !s.is_empty());
+    let stated = adapter.extra().get("base_model_name_or_path").and_then(Value::as_str).filter(|s| !s.is_empty());
     match stated {
         Some(id) if is_hub_name(id) => id.to_owned(),
         Some(path) => path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path).to_owned(),

@@ -4,6 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::digest::{AdapterDigest, of_tensors};
+use crate::adapter::Adapter;
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
@@ -20,10 +21,10 @@ use crate::validate::Validated;
 
 /// The manifest's `adapter`, but for the name under which it is offered.
 pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
-    let a = adapter.adapter();
+    let Adapter::Plus(a) = adapter.adapter();
     let (c, g) = (&a.config, &a.config.geometry);
     let described = json!({
-        "type": "prefix_tuning_plus",
+        "type": adapter.adapter().kind().name(),
         "digest": digest,
         "feature_map": c.feature_map.name(),
         "query_tap": c.query_tap.name(),
@@ -68,7 +69,7 @@ pub fn confirm_base(manifest: &Manifest, adapter: &Validated, base: &BaseModel) 
             return differ(format!("{key} {actual:?}, not {:?}", shorten(stated)));
         }
     }
-    let layers = adapter.adapter().layers.keys().copied();
+    let layers = adapter.adapter().layer_numbers();
     match text("fingerprint").filter(|_| adapter.base_fingerprint().is_none()) {
         Some(stated) => match identify(stated, base, layers, Depth::Weights)? {
             Identity::Different(reason) => differ(reason),
@@ -167,23 +168,23 @@ impl Claims<'_> {
     }
 
     fn base(&mut self, adapter: &Validated) {
-        let config = &adapter.adapter().config;
+        let base_model_type = adapter.adapter().base_model_type();
         self.fits(&["base", "name"], "a text", |_| true);
         self.fits(&["base", "fingerprint"], "the fingerprint of a base", fingerprint::is_well_formed);
-        let by_model_type = config.base_model_type.as_deref().and_then(gguf_architecture_of);
+        let by_model_type = base_model_type.and_then(gguf_architecture_of);
         let architecture = adapter.origin.gguf_architecture.as_deref().or(by_model_type);
         // What the adapter says of its base, and of the rest its kind.
         for (key, known) in [
             ("fingerprint", adapter.base_fingerprint()),
             ("architecture", architecture),
-            ("model_type", config.base_model_type.as_deref()),
+            ("model_type", base_model_type),
         ] {
             match known {
                 Some(known) => self.equal(&["base", key], &known.into()),
                 None => self.fits(&["base", key], "a text", |_| true),
             }
         }
-        let ignored = config.extra.get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
+        let ignored = adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
         self.equal(&["base", "mismatch_ignored"], &ignored.into());
     }
 

@@ -1,20 +1,19 @@
 //! What differs between two adapters: metadata, tensors, shapes, types, values. Row order and file layout do not count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::digest::AdapterDigest;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Slot};
 use crate::error::Result;
 use crate::import::RECORD_KEY;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::tensor::LazyTensor;
 use crate::transform::cast;
 use crate::validate::Validated;
-use crate::verify::tensors::conventions;
 
 /// Elements compared at once; whole heads.
 const STEP_BYTES: usize = 4 << 20;
@@ -111,15 +110,10 @@ pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
     let mut metadata = conventions_of(x, y);
     let (counted, provenance) = extra_keys(x, y).into_iter().partition::<Vec<_>, _>(|d| !is_provenance(&d.key));
     metadata.extend(counted);
-    let mut parts: Vec<_> = x.tensors().chain(y.tensors()).map(|(i, role, _)| (i, role)).collect();
-    parts.sort();
-    parts.dedup();
-    let tensors: Vec<TensorDifference> = parts
+    let slots: BTreeSet<Slot> = x.tensors().chain(y.tensors()).map(|(slot, _)| slot).collect();
+    let tensors: Vec<TensorDifference> = slots
         .into_par_iter()
-        .map(|(i, role)| {
-            let get = |side: &Adapter| side.layers.get(&i).and_then(|l| l.get(role)).cloned();
-            compare(Adapter::canonical_name(i, role), get(x), get(y))
-        })
+        .map(|slot| compare(slot.canonical_name(), x.get(slot).cloned(), y.get(slot).cloned()))
         .collect::<Result<_>>()?;
     let (digest_a, digest_b) = (AdapterDigest::of(x), AdapterDigest::of(y));
     let all = |f: fn(&TensorDifference) -> bool| metadata.is_empty() && tensors.iter().all(f);
@@ -129,9 +123,9 @@ pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
 }
 
 fn conventions_of(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
-    conventions(a)
+    a.conventions()
         .into_iter()
-        .zip(conventions(b))
+        .zip(b.conventions())
         .filter(|((_, va), (_, vb))| va != vb)
         .map(|((key, va), (_, vb))| MetadataDifference { key: key.into(), a: va.into(), b: vb.into() })
         .collect()
@@ -140,18 +134,18 @@ fn conventions_of(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
 /// Keys of the configuration beyond the conventions. `base_model_type` is added by a conversion that sees the base, so
 /// it differs only where both sides state it.
 fn extra_keys(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
-    let (ca, cb) = (&a.config, &b.config);
-    let mut keys: Vec<&String> = ca.extra.keys().chain(cb.extra.keys()).filter(|k| *k != "peft_type").collect();
+    let (ea, eb) = (a.extra(), b.extra());
+    let mut keys: Vec<&String> = ea.keys().chain(eb.keys()).filter(|k| *k != "peft_type").collect();
     keys.sort();
     keys.dedup();
     let value = |extra: &serde_json::Map<String, Value>, key: &str| extra.get(key).cloned().unwrap_or(Value::Null);
-    let extra = keys.into_iter().map(|key| (key.as_str(), value(&ca.extra, key), value(&cb.extra, key)));
-    let types = match (&ca.base_model_type, &cb.base_model_type) {
+    let extra = keys.into_iter().map(|key| (key.as_str(), value(ea, key), value(eb, key)));
+    let types = match (a.base_model_type(), b.base_model_type()) {
         (Some(x), Some(y)) => vec![("base_model_type", json!(x), json!(y))],
         _ => Vec::new(),
     };
     let layers: BTreeMap<&str, [Vec<usize>; 2]> =
-        [("layers", [a.layers.keys().copied().collect(), b.layers.keys().copied().collect()])].into();
+        [("layers", [a.layer_numbers().collect(), b.layer_numbers().collect()])].into();
     let layers = layers.into_iter().map(|(key, [x, y])| (key, json!(x), json!(y)));
     extra
         .chain(types)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::adapter::{Adapter, Role};
+use crate::adapter::{Adapter, Part};
 use crate::digest::{TensorDigest, hex, sorted_compact_json};
 use crate::error::{Code, Result};
 use crate::import::source::{self, Source, SourceTensor};
@@ -47,14 +47,14 @@ impl AdapterDigest {
     /// [`of`](Self::of), calling `step` with the bytes read, from any thread.
     fn in_steps(adapter: &Adapter, step: &(dyn Fn(u64) + Sync)) -> AdapterDigest {
         let tensors: Vec<_> = adapter.tensors().collect();
-        let hashed: Vec<Hashed> = tensors.par_iter().map(|(_, role, t)| hash(*role, t, step)).collect();
+        let hashed: Vec<Hashed> = tensors.par_iter().map(|(slot, t)| hash(slot.part, t, step)).collect();
         let config = config_text(adapter);
         let mut canonical = Sha256::new();
         let mut values = Sha256::new();
         canonical.update(format!("{CANONICAL_SCHEME}\n{config}\n"));
         values.update(format!("{VALUES_SCHEME}\n{config}\n"));
-        for ((layer, role, t), h) in tensors.iter().zip(&hashed) {
-            let name = Adapter::canonical_name(*layer, *role);
+        for ((slot, t), h) in tensors.iter().zip(&hashed) {
+            let name = slot.canonical_name();
             canonical.update(format!("{}\n", json!([name, h.dtype.name(), t.shape(), h.stored])));
             values.update(format!("{}\n", json!([name, t.shape(), h.values])));
         }
@@ -70,12 +70,9 @@ struct Hashed {
     values: String,
 }
 
-fn hash(role: Role, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
+fn hash(part: Part, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
     // Biases and normalisers are F32 in every GGUF file, so their type says nothing about the adapter.
-    let dtype = match role {
-        Role::FeatureBias | Role::Normalizer => DType::F32,
-        Role::Memory | Role::FeatureWeight => t.stored_dtype(),
-    };
+    let dtype = if part.stays_f32() { DType::F32 } else { t.stored_dtype() };
     let n = t.shape().first().copied().unwrap_or(0);
     let step = (STEP_BYTES / (t.len_bytes() / n.max(1)).max(1)).clamp(1, n.max(1));
     let (mut stored, mut values) = (Sha256::new(), Sha256::new());
@@ -103,6 +100,7 @@ fn hash(role: Role, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
 
 /// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
 fn config_text(adapter: &Adapter) -> String {
+    let Adapter::Plus(adapter) = adapter;
     let c = &adapter.config;
     let g = &c.geometry;
     sorted_compact_json(&json!({

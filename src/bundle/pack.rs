@@ -12,7 +12,7 @@ use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::naming::download_name;
 use super::reports;
-use crate::adapter::Role;
+use crate::adapter::Part;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
@@ -284,7 +284,7 @@ fn window_note(base: &BaseModel) -> Option<String> {
 /// The type that most elements of M have.
 fn main_type(adapter: &Validated) -> DType {
     let mut n: BTreeMap<DType, usize> = BTreeMap::new();
-    for (_, _, t) in adapter.adapter().tensors().filter(|(_, role, _)| *role == Role::Memory) {
+    for (_, t) in adapter.adapter().tensors().filter(|(slot, _)| slot.part == Part::Memory) {
         *n.entry(t.stored_dtype()).or_default() += t.n_elements();
     }
     n.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)
@@ -306,9 +306,9 @@ fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Re
 fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {
     let fingerprint = match adapter.base_fingerprint() {
         Some(text) => text.to_owned(),
-        None => Fingerprint::of(base, adapter.adapter().layers.keys().copied())?.to_string(),
+        None => Fingerprint::of(base, adapter.adapter().layer_numbers())?.to_string(),
     };
-    let ignored = adapter.adapter().config.extra.get(crate::import::stated::BASE_MISMATCH_IGNORED);
+    let ignored = adapter.adapter().extra().get(crate::import::stated::BASE_MISMATCH_IGNORED);
     Ok(json!({
         "name": name,
         "architecture": base.gguf_architecture(),

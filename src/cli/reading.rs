@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::hints::closest;
 use super::suggested::Suggested;
 use super::usage;
-use crate::adapter::{FeatureMap, MemorySharing, QueryTap};
+use crate::adapter::plus::{FeatureMap, MemorySharing, QueryTap};
 use crate::error::Result;
 use crate::import::Options;
 

@@ -6,13 +6,14 @@ use serde_json::{Map, Value};
 
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
-use crate::adapter::{Adapter, StatedLayers};
+use crate::adapter::Adapter;
+use crate::adapter::plus::{Plus, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::{TensorSpec, json, limits, safetensors};
 use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
 use crate::validate::Validated;
 
-/// Plans `adapter_model.safetensors`: layers ascending, roles in their order, Hugging Face component order.
+/// Plans `adapter_model.safetensors`: layers ascending, parts in their order, Hugging Face component order.
 ///
 /// # Errors
 ///
@@ -22,9 +23,10 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
     let tensors: Vec<OutputTensor> = source
         .adapter()
         .tensors()
-        .map(|(layer, role, t)| {
-            let choice = types.choose(layer, role, &Adapter::canonical_name(layer, role), t)?;
-            let (source, canonical, label) = (t.clone(), t.clone(), Adapter::canonical_name(layer, role));
+        .map(|(slot, t)| {
+            let label = slot.canonical_name();
+            let choice = types.choose(slot, &label, t)?;
+            let (source, canonical) = (t.clone(), t.clone());
             Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
         .collect::<Result<_>>()?;
@@ -43,7 +45,7 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
 ///
 /// [`Code::JsonTooLarge`] for what no reader of the file would take, naming the largest key.
 pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> Result<String> {
-    let adapter = source.adapter();
+    let Adapter::Plus(adapter) = source.adapter();
     let c = &adapter.config;
     let g = &c.geometry;
     let mut extra = c.extra.clone();
@@ -132,7 +134,7 @@ fn n_values(value: &Value) -> usize {
 }
 
 /// `layers_to_transform` as the source stated it, else null for every layer, else the list.
-pub(super) fn layers_json(adapter: &Adapter) -> Value {
+pub(super) fn layers_json(adapter: &Plus) -> Value {
     match &adapter.config.layers_to_transform {
         Some(StatedLayers::All) => Value::Null,
         Some(StatedLayers::List(list)) => list.clone().into(),

@@ -7,8 +7,11 @@ use serde_json::{Map, Value as Json};
 use super::canonical::layers_json;
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written, file_type};
-use crate::adapter::gguf_names::{self as names, key};
-use crate::adapter::{Adapter, Role, RowOrder, StatedLayers};
+use crate::adapter::gguf_names as names;
+use crate::adapter::plus::gguf_names::{VERSION, key};
+use crate::adapter::plus::{Plus, StatedLayers};
+use crate::adapter::{Adapter, Kind, Part, Slot};
+use crate::base::RowOrder;
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
@@ -31,34 +34,31 @@ const DIGEST_PENDING: &str = "00000000000000000000000000000000000000000000000000
 pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, rules: &TypeRules) -> Result<Plan> {
     let order = RowOrder::of_gguf_architecture(architecture)
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
-    let mut reordered = source.adapter().clone();
+    let Adapter::Plus(adapter) = source.adapter();
+    let mut reordered = adapter.clone();
     for (i, layer) in &reordered.layers {
         if !row_order::fits(layer, order) {
             return Err(Error::new(Code::GgufWrite, format!("expected an even head_dim, as row order {order} needs"))
-                .field(Adapter::canonical_name(*i, Role::Memory)));
+                .field(Slot::attention(*i, Part::Memory).canonical_name()));
         }
     }
     row_order::apply_all(&mut reordered, order);
     let mut types = Chooser::new(source, rules, Format::Gguf)?;
     let tensors: Vec<OutputTensor> = reordered
         .tensors()
-        .zip(source.adapter().tensors())
-        .map(|((layer, role, t), (.., canonical))| {
-            let (source, canonical) = (file_axes(role, t.clone()), canonical.clone());
-            let choice = types.choose(layer, role, &names::tensor_name(layer, role), &source)?;
-            let label = Adapter::canonical_name(layer, role);
+        .zip(adapter.tensors())
+        .map(|((slot, t), (_, canonical))| {
+            let (source, canonical) = (file_axes(slot.part, t.clone()), canonical.clone());
+            let choice = types.choose(slot, &slot.gguf_name(), &source)?;
+            let label = slot.canonical_name();
             Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
         })
         .collect::<Result<_>>()?;
     types.finish()?;
-    let specs: Vec<TensorSpec> = (source.adapter().tensors().zip(&tensors))
-        .map(|((layer, role, _), t)| TensorSpec {
-            name: names::tensor_name(layer, role),
-            dtype: t.dtype,
-            shape: t.source.shape().to_vec(),
-        })
+    let specs: Vec<TensorSpec> = (adapter.tensors().zip(&tensors))
+        .map(|((slot, _), t)| TensorSpec { name: slot.gguf_name(), dtype: t.dtype, shape: t.source.shape().to_vec() })
         .collect();
-    let metadata = metadata(source, architecture, order, base_model_type, &tensors)?;
+    let metadata = metadata(source, adapter, architecture, order, base_model_type, &tensors)?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
 }
 
@@ -75,18 +75,18 @@ pub fn patch_source_digest(plan: &Plan, source: &Validated, written: &Written, o
 }
 
 /// Canonical axes to GGUF's (outermost first): each head of M transposed, so that a matrix product contracts over F.
-fn file_axes(role: Role, t: LazyTensor) -> LazyTensor {
-    if role == Role::Memory { t.transpose(1, 2) } else { t }
+fn file_axes(part: Part, t: LazyTensor) -> LazyTensor {
+    if part == Part::Memory { t.transpose(1, 2) } else { t }
 }
 
 fn metadata(
     source: &Validated,
+    adapter: &Plus,
     architecture: &str,
     order: RowOrder,
     base_model_type: Option<&str>,
     tensors: &[OutputTensor],
 ) -> Result<Metadata> {
-    let adapter = source.adapter();
     let c = &adapter.config;
     let g = &c.geometry;
     let about_base = foreign::about_base(&c.extra);
@@ -102,8 +102,8 @@ fn metadata(
     for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
         put(name, value.clone());
     }
-    put("adapter.type", names::ADAPTER_TYPE.into());
-    put(&key("version"), Value::U32(names::VERSION));
+    put("adapter.type", Kind::Plus.name().into());
+    put(&key("version"), Value::U32(VERSION));
     put(&key("feature_map"), c.feature_map.name().into());
     put(&key("query_tap"), c.query_tap.name().into());
     put(&key("memory_sharing"), c.memory_sharing.name().into());
@@ -148,7 +148,7 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
 /// # Errors
 ///
 /// [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
-fn source_config(adapter: &Adapter, base_model_type: Option<&str>) -> Result<String> {
+fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String> {
     let c = &adapter.config;
     let recorded = c.extra.iter().filter(|(key, _)| *key != foreign::KEY);
     let mut out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -186,8 +186,8 @@ fn source_dtypes(source: &Validated) -> String {
     let map: Map<String, Json> = source
         .adapter()
         .tensors()
-        .map(|(i, role, t)| {
-            let name = Adapter::canonical_name(i, role);
+        .map(|(slot, t)| {
+            let name = slot.canonical_name();
             let dtype = recorded.get(&name).copied().unwrap_or(t.dtype());
             (name, dtype.name().into())
         })
@@ -196,10 +196,10 @@ fn source_dtypes(source: &Validated) -> String {
 }
 
 /// `general.file_type`: the number of the type that most elements of M have.
-fn file_type(adapter: &Adapter, tensors: &[OutputTensor]) -> u32 {
+fn file_type(adapter: &Plus, tensors: &[OutputTensor]) -> u32 {
     let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
-    for ((_, role, _), t) in adapter.tensors().zip(tensors) {
-        if role == Role::Memory {
+    for ((slot, _), t) in adapter.tensors().zip(tensors) {
+        if slot.part == Part::Memory {
             *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
         }
     }

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::adapter::Role;
+use crate::adapter::{Part, Slot};
 use crate::digest::{TensorDigest, hex};
 use crate::error::{Code, Error, Result};
 use crate::format::{FilePlan, output::StagedFile};
@@ -123,25 +123,24 @@ pub fn write_tensors(
     Ok(written)
 }
 
-/// The ledger's consumed tensors, for each tensor of the adapter in order. One with several layers in it is with the
-/// first.
+/// The ledger's consumed tensors, for each tensor of the adapter in order. One of several slots is with the first.
 fn consumed_by_tensor(source: &Validated) -> Vec<Vec<&Entry>> {
-    let mut by_part: BTreeMap<(usize, Role), Vec<&Entry>> = BTreeMap::new();
+    let mut by_slot: BTreeMap<Slot, Vec<&Entry>> = BTreeMap::new();
     for e in source.ledger.consumed() {
         match &e.fate {
-            Fate::Consumed { layers, role } => {
-                if let Some(layer) = layers.first() {
-                    by_part.entry((*layer, *role)).or_default().push(e);
+            Fate::Consumed { slots } => {
+                if let Some(slot) = slots.first() {
+                    by_slot.entry(*slot).or_default().push(e);
                 }
             }
             Fate::Folded { layers } => {
-                let layer = layers.first().or_else(|| source.adapter().layers.keys().next());
-                by_part.entry((layer.copied().unwrap_or(0), Role::Memory)).or_default().push(e);
+                let layer = layers.first().copied().or_else(|| source.adapter().layer_numbers().next());
+                by_slot.entry(Slot::attention(layer.unwrap_or(0), Part::Memory)).or_default().push(e);
             }
             Fate::Ignored { .. } | Fate::LeftOver => {}
         }
     }
-    source.adapter().tensors().map(|(layer, role, _)| by_part.remove(&(layer, role)).unwrap_or_default()).collect()
+    source.adapter().tensors().map(|(slot, _)| by_slot.remove(&slot).unwrap_or_default()).collect()
 }
 
 /// What writing one tensor found out.

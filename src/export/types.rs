@@ -5,7 +5,7 @@ use std::fmt;
 use regex::Regex;
 
 pub use super::mix::Mix;
-use crate::adapter::{Adapter, Role};
+use crate::adapter::Slot;
 use crate::error::{Code, Error, Result};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
@@ -277,14 +277,13 @@ impl<'a> Chooser<'a> {
     /// # Errors
     ///
     /// [`Code::TypeUnfit`] and [`Code::Requantize`], as the rules say.
-    pub fn choose(&mut self, layer: usize, role: Role, name: &str, tensor: &LazyTensor) -> Result<Choice> {
-        let is_vector = matches!(role, Role::FeatureBias | Role::Normalizer);
-        let asked = match (is_vector, self.rules.default) {
+    pub fn choose(&mut self, slot: Slot, name: &str, tensor: &LazyTensor) -> Result<Choice> {
+        let asked = match (slot.part.stays_f32(), self.rules.default) {
             (false, default) => self.overrides.find(name).map_or(default, OutType::As),
             (true, OutType::Keep) if self.format == Format::Safetensors => OutType::Keep,
             (true, _) => OutType::As(DType::F32),
         };
-        let kept = || self.kept(layer, role, tensor);
+        let kept = || self.kept(slot, tensor);
         let asked = if let OutType::As(dtype) = asked { dtype } else { kept() };
         fitted(self.rules, asked, kept, name, tensor)
     }
@@ -296,7 +295,7 @@ impl<'a> Chooser<'a> {
         self.overrides.finish("a memory or feature map", "biases and normalisers stay F32")
     }
 
-    fn kept(&self, layer: usize, role: Role, tensor: &LazyTensor) -> DType {
+    fn kept(&self, slot: Slot, tensor: &LazyTensor) -> DType {
         let plain = match tensor.stored_dtype() {
             d @ (DType::F32 | DType::F16 | DType::BF16) => d,
             _ => DType::F32, // F64 has no place in either output; blocks decode to F32
@@ -305,7 +304,7 @@ impl<'a> Chooser<'a> {
             Format::Gguf if tensor.stored_dtype().is_quantized() => tensor.stored_dtype(),
             Format::Gguf => plain,
             Format::Safetensors => {
-                let recorded = self.source.origin.recorded_dtypes.get(&Adapter::canonical_name(layer, role)).copied();
+                let recorded = self.source.origin.recorded_dtypes.get(&slot.canonical_name()).copied();
                 match recorded {
                     Some(dtype @ (DType::F32 | DType::F16 | DType::BF16))
                         if dtype == plain || cast::is_lossless(tensor.dtype(), &tensor.to_bytes(), dtype) =>

@@ -1,10 +1,11 @@
-//! Pieces with a role to an [`Adapter`]: shared by every source.
+//! Pieces with their slots to layers and a configuration: shared by every source.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::stated::Stated;
 use super::statements::still_open;
-use crate::adapter::{Adapter, AdapterConfig, AdapterLayer, Geometry, MemorySharing, Role, StatedLayers};
+use crate::adapter::plus::{self, Geometry, MemorySharing, StatedLayers};
+use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -14,21 +15,21 @@ use crate::tensor::LazyTensor;
 /// 256 x 256 are usual; this is 8,192 features of 512.
 const HEAD_ELEMENTS: usize = 1 << 22;
 
-/// The layers of an adapter, keyed by layer and role.
-pub(super) type Pieces = BTreeMap<(usize, Role), LazyTensor>;
+/// The tensors of an adapter.
+pub(super) type Pieces = BTreeMap<Slot, LazyTensor>;
 
 /// Layers from pieces. A layer without memory, or a bias without its weight, becomes a finding and is left out.
-pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<usize, AdapterLayer> {
-    let numbers: std::collections::BTreeSet<usize> = pieces.keys().map(|(i, _)| *i).collect();
+pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<usize, plus::Layer> {
+    let numbers: std::collections::BTreeSet<usize> = pieces.keys().filter_map(|slot| slot.layer).collect();
     let mut layers = BTreeMap::new();
     for i in numbers {
-        let mut part = |role| pieces.remove(&(i, role));
+        let mut part = |part| pieces.remove(&Slot::attention(i, part));
         let (memory, feature_weight, feature_bias, normalizer) =
-            (part(Role::Memory), part(Role::FeatureWeight), part(Role::FeatureBias), part(Role::Normalizer));
+            (part(Part::Memory), part(Part::FeatureWeight), part(Part::FeatureBias), part(Part::Normalizer));
         if feature_bias.is_some() && feature_weight.is_none() {
             findings.push(Finding::new(
                 Code::AdapterMissing,
-                Adapter::canonical_name(i, Role::FeatureWeight),
+                Slot::attention(i, Part::FeatureWeight).canonical_name(),
                 "a weight beside the bias",
                 "no such tensor",
             ));
@@ -37,7 +38,7 @@ pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<us
             Some(memory) => {
                 layers.insert(
                     i,
-                    AdapterLayer {
+                    plus::Layer {
                         memory,
                         feature_bias: feature_bias.filter(|_| feature_weight.is_some()),
                         feature_weight,
@@ -47,7 +48,7 @@ pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<us
             }
             None => findings.push(Finding::new(
                 Code::AdapterMissing,
-                Adapter::canonical_name(i, Role::Memory),
+                Slot::attention(i, Part::Memory).canonical_name(),
                 "a memory in this layer, which has other tensors",
                 "no such tensor",
             )),
@@ -60,13 +61,13 @@ pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<us
 pub(super) fn check_stated_layers(
     stated: Option<&StatedLayers>,
     n_layers: usize,
-    found: &BTreeMap<usize, AdapterLayer>,
+    found: &BTreeMap<usize, plus::Layer>,
     findings: &mut Findings,
 ) {
     let missing = |i: usize| {
         Finding::new(
             Code::AdapterMissing,
-            Adapter::canonical_name(i, Role::Memory),
+            Slot::attention(i, Part::Memory).canonical_name(),
             "a memory in every stated layer",
             "no such tensor",
         )
@@ -80,7 +81,7 @@ pub(super) fn check_stated_layers(
             findings.extend(found.keys().filter(|i| !stated.contains(i)).map(|&i| {
                 Finding::new(
                     Code::AdapterLeftOver,
-                    Adapter::canonical_name(i, Role::Memory),
+                    Slot::attention(i, Part::Memory).canonical_name(),
                     format!("only the {} layers of layers_to_transform", list.len()),
                     format!("weights for layer {i}"),
                 )
@@ -92,7 +93,7 @@ pub(super) fn check_stated_layers(
 /// The sizes that neither statements nor shapes nor the base say.
 pub(super) fn open_sizes(
     stated: &Stated,
-    layers: &BTreeMap<usize, AdapterLayer>,
+    layers: &BTreeMap<usize, plus::Layer>,
     base: Option<&BaseModel>,
 ) -> Vec<&'static str> {
     Sizes::of(stated, layers, base).named().into_iter().filter(|(_, v)| v.is_none()).map(|(k, _)| k).collect()
@@ -109,7 +110,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn of(stated: &Stated, layers: &BTreeMap<usize, AdapterLayer>, base: Option<&BaseModel>) -> Sizes {
+    fn of(stated: &Stated, layers: &BTreeMap<usize, plus::Layer>, base: Option<&BaseModel>) -> Sizes {
         let first = layers.values().next();
         let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
         let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
@@ -156,10 +157,10 @@ impl Sizes {
 /// state it.
 pub(super) fn config(
     stated: Stated,
-    layers: &BTreeMap<usize, AdapterLayer>,
+    layers: &BTreeMap<usize, plus::Layer>,
     base: Option<&BaseModel>,
     open: &[&'static str],
-) -> Result<AdapterConfig> {
+) -> Result<plus::Config> {
     let Sizes { n_features, head_dim, n_heads, n_kv_heads, n_layers, value_head_dim } =
         Sizes::of(&stated, layers, base);
     let mut missing: Vec<&str> = open.to_vec();
@@ -183,7 +184,7 @@ pub(super) fn config(
             return Err(Error::new(Code::ConfigUnsupported, message).field(name));
         }
     }
-    Ok(AdapterConfig {
+    Ok(plus::Config {
         feature_map,
         query_tap,
         query_scale,

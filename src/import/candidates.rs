@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::draft::{Draft, HeadOrder, Orientation};
 use super::stated::Stated;
 use super::{Imported, assemble};
-use crate::adapter::{AdapterConfig, AdapterLayer, FeatureMap, MemorySharing, QueryTap};
+use crate::adapter::plus::{self, FeatureMap, MemorySharing, QueryTap};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::Findings;
@@ -55,12 +55,12 @@ pub struct Candidates {
     pub list: Vec<Candidate>,
     /// Combinations of the other conventions, the same function counted as often as it occurs.
     pub n_combinations: usize,
-    layouts: Vec<BTreeMap<usize, AdapterLayer>>,
+    layouts: Vec<BTreeMap<usize, plus::Layer>>,
 }
 
 impl Candidates {
     /// The layers as `c` reads them.
-    pub fn layers(&self, c: &Candidate) -> &BTreeMap<usize, AdapterLayer> {
+    pub fn layers(&self, c: &Candidate) -> &BTreeMap<usize, plus::Layer> {
         &self.layouts[c.layout]
     }
 
@@ -138,7 +138,7 @@ impl Draft {
                     refusal.get_or_insert(f.to_error());
                     continue;
                 }
-                let fits = |l: &AdapterLayer| {
+                let fits = |l: &plus::Layer| {
                     let shape = l.memory.shape();
                     shape[0] == count(sharing)
                         && shape[2] == base.config.value_head_dim
@@ -174,7 +174,7 @@ impl Draft {
                 )
             }));
         }
-        let any = |f: fn(&AdapterLayer) -> bool| layouts.iter().flat_map(BTreeMap::values).any(f);
+        let any = |f: fn(&plus::Layer) -> bool| layouts.iter().flat_map(BTreeMap::values).any(f);
         let (has_bias, has_normalizer) = (any(|l| l.feature_bias.is_some()), any(|l| l.normalizer.is_some()));
 
         let maps = options(self.stated.feature_map, FeatureMap::ALL);
@@ -212,9 +212,9 @@ impl Draft {
     pub fn config_of(
         &self,
         c: &Conventions,
-        layers: &BTreeMap<usize, AdapterLayer>,
+        layers: &BTreeMap<usize, plus::Layer>,
         base: &BaseModel,
-    ) -> Result<AdapterConfig> {
+    ) -> Result<plus::Config> {
         assemble::config(self.stated_with(c), layers, Some(base), &[])
     }
 

@@ -1,4 +1,4 @@
-//! An adapter whose tensors are known by role while some conventions may still be open.
+//! An adapter whose tensors are known by their part while some conventions may still be open.
 //!
 //! ```text
 //!   TensorSource -> names (layout file, then rules) -> Draft { parts, ledger, statements } -> read as a Reading -> Imported
@@ -26,8 +26,9 @@ use super::source::{CONFIG_FILE, TensorSource};
 use super::stated::{MODULES_TO_SAVE, Stated, TRANSPOSE_MEMORY, WIDENED_FROM};
 use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
-use crate::adapter::{Adapter, AdapterLayer, FeatureMap, MemorySharing, QueryTap, Role, RowOrder};
-use crate::base::BaseModel;
+use crate::adapter::plus::{self, FeatureMap, MemorySharing, Plus, QueryTap};
+use crate::adapter::{Part, Slot};
+use crate::base::{BaseModel, RowOrder};
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -67,27 +68,27 @@ pub struct Draft {
     path: PathBuf,
     config_path: Option<PathBuf>,
     transpose_memory: Option<bool>,
-    parts: Vec<Part>,
+    parts: Vec<StoredPart>,
     gates: Vec<Gate>,
     /// The layers of a tensor that stacks this many; absent where nothing says them.
     stacked_layers: Option<Vec<usize>>,
 }
 
-/// A tensor with a role.
+/// A tensor of the source that is a part of the adapter.
 #[derive(Debug, Clone)]
-struct Part {
+struct StoredPart {
     name: String,
-    role: Role,
+    part: Part,
     layer: Option<usize>,
     head: Option<usize>,
     order: Order,
     tensor: LazyTensor,
 }
 
-impl Part {
+impl StoredPart {
     /// [`Draft::own_axes`] of this part.
     fn own_axes(&self) -> Vec<Axis> {
-        Draft::own_axes(self.role, self.layer, self.head)
+        Draft::own_axes(self.part, self.layer, self.head)
     }
 }
 
@@ -246,7 +247,7 @@ fn transposition(config: &Map<String, Value>, flag: Option<bool>) -> Result<Opti
 impl Draft {
     /// Whether all names are those of the canonical layout, which has one shape for each, and no layout file says otherwise.
     fn is_canonical(&self) -> bool {
-        self.parts.iter().all(|p| Adapter::is_canonical_name(&p.name) && !matches!(p.order, Order::Stated(_)))
+        self.parts.iter().all(|p| Slot::parse_canonical_name(&p.name).is_some() && !matches!(p.order, Order::Stated(_)))
     }
 
     /// What nothing states, by its key; empty where the adapter can be read.
@@ -317,7 +318,7 @@ impl Draft {
     /// [`Code::ConventionOpen`] where sizes are, or the layers of a stack; those of assembling layers.
     pub(crate) fn provisional(mut self, base: Option<&BaseModel>) -> Result<Imported> {
         let sharings = self.stated.memory_sharing.map_or_else(|| MemorySharing::ALL.to_vec(), |s| vec![s]);
-        let mut best: Option<(bool, MemorySharing, BTreeMap<usize, AdapterLayer>, Findings)> = None;
+        let mut best: Option<(bool, MemorySharing, BTreeMap<usize, plus::Layer>, Findings)> = None;
         for sharing in sharings {
             let n_memories = match (sharing, self.heads(base)) {
                 (MemorySharing::PerHead, Some((n, _))) => Some(n),
@@ -328,7 +329,7 @@ impl Draft {
             for orientation in self.orientations(Some(sharing), base) {
                 let mut findings = Findings::default();
                 let layers = self.layers(orientation, HeadOrder::InOrder, Some(sharing), base, &mut findings)?;
-                let has = |l: &AdapterLayer| n_memories.is_none_or(|n| l.memory.shape().first() == Some(&n));
+                let has = |l: &plus::Layer| n_memories.is_none_or(|n| l.memory.shape().first() == Some(&n));
                 let fits = findings.is_empty() && layers.values().all(has);
                 if best.is_none() || fits && best.as_ref().is_some_and(|b| !b.0) {
                     best = Some((fits, sharing, layers, findings));
@@ -385,7 +386,7 @@ impl Draft {
     /// The adapter from layers that were settled on.
     pub(super) fn finish(
         self,
-        layers: BTreeMap<usize, AdapterLayer>,
+        layers: BTreeMap<usize, plus::Layer>,
         mut findings: Findings,
         open: &[&'static str],
         base: Option<&BaseModel>,
@@ -421,7 +422,7 @@ impl Draft {
             &mut findings,
         );
         Ok(Imported {
-            adapter: Adapter { config, layers },
+            adapter: Plus { config, layers }.into(),
             ledger: self.ledger,
             findings: findings.into_vec(),
             notes: self.notes,

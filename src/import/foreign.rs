@@ -4,6 +4,7 @@
 use serde_json::{Map, Value as Json};
 
 use crate::adapter::gguf_names as names;
+use crate::adapter::plus::gguf_names::key as own_key;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::names::{check_name, shorten};
@@ -56,7 +57,7 @@ const OWN: [&str; 15] = [
 ];
 
 fn is_own(key: &str) -> bool {
-    OWN.contains(&key) || FIELDS.iter().any(|field| names::key(field) == key)
+    OWN.contains(&key) || FIELDS.iter().any(|field| own_key(field) == key)
 }
 
 /// What of a file's metadata is to be carried, for [`KEY`]; `None` if nothing. `config` is what the file records of its

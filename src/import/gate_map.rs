@@ -1,6 +1,6 @@
 //! What a stored gate means.
 
-crate::adapter::named_enum! {
+crate::named::named_enum! {
     /// What a training code computes of a stored gate before it multiplies with it.
     GateMap {
         /// Nothing.

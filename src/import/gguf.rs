@@ -6,9 +6,11 @@ use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
 use super::statements::{self, Sizes};
 use super::{Imported, Options, Origin};
-use crate::adapter::gguf_names::{self as names, key};
-use crate::adapter::{Adapter, Role, RowOrder};
-use crate::base::{BaseModel, gguf_architecture_of};
+use crate::adapter::gguf_names as names;
+use crate::adapter::plus::Plus;
+use crate::adapter::plus::gguf_names::{VERSION, in_gguf_terms, key, parse_tensor_name, place_in_gguf};
+use crate::adapter::{Kind, Part, Slot};
+use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{self, Gguf, Metadata};
@@ -21,8 +23,8 @@ mod keys;
 use keys::{config_digest_text, missing, recorded_dtypes, required, stated_layers};
 
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
-    let mut imported = read(path, file, base).map_err(|e| names::in_gguf_terms(e).file(path))?;
-    imported.findings.iter_mut().for_each(names::place_in_gguf);
+    let mut imported = read(path, file, base).map_err(|e| in_gguf_terms(e).file(path))?;
+    imported.findings.iter_mut().for_each(place_in_gguf);
     agree(options, file, path)?;
     Ok(imported)
 }
@@ -66,7 +68,7 @@ fn agree(options: &Options, file: &Gguf, path: &Path) -> Result<()> {
 /// Whether a GGUF file says that it is an adapter of this kind.
 pub(crate) fn is_adapter(metadata: &Metadata) -> Result<bool> {
     Ok(metadata.str("general.type")? == Some(names::GENERAL_TYPE)
-        && metadata.str("adapter.type")? == Some(names::ADAPTER_TYPE))
+        && metadata.str("adapter.type")? == Some(Kind::Plus.name()))
 }
 
 fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
@@ -77,10 +79,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             (Some(kind), _) => format!("a file of general.type {kind:?}"),
             (None, _) => "a file that states no general.type".to_owned(),
         };
-        return Err(Error::new(
-            Code::AdapterKind,
-            format!("expected a {} adapter, found {found}", names::ADAPTER_TYPE),
-        ));
+        return Err(Error::new(Code::AdapterKind, format!("expected a {} adapter, found {found}", Kind::Plus)));
     }
     keys::bound(meta)?;
     if file.tensors.len() > limits::ADAPTER_TENSORS {
@@ -90,12 +89,9 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     }
     keys::check_general(meta)?;
     let version = required(meta.u32(&key("version"))?, "version")?;
-    if version != names::VERSION {
-        return Err(Error::new(
-            Code::ConfigUnsupported,
-            format!("expected version {}, found {version}", names::VERSION),
-        )
-        .field(key("version")));
+    if version != VERSION {
+        return Err(Error::new(Code::ConfigUnsupported, format!("expected version {}, found {version}", VERSION))
+            .field(key("version")));
     }
     let architecture = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
     let order = row_order(meta, &architecture)?;
@@ -108,16 +104,15 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     check_quantization_version(file)?;
     for t in &file.tensors {
         let tensor = t.lazy()?;
-        if let Some((_, Role::FeatureBias | Role::Normalizer)) = names::parse_tensor_name(&t.name)
-            && t.dtype != DType::F32
-        {
+        let slot = parse_tensor_name(&t.name);
+        if slot.is_some_and(|slot| slot.part.stays_f32()) && t.dtype != DType::F32 {
             let expected = "F32, as biases and normalisers are in every GGUF file";
             findings.push(Finding::new(Code::AdapterShape, &t.name, expected, t.dtype));
         }
-        let fate = match names::parse_tensor_name(&t.name) {
-            Some((layer, role)) => {
-                pieces.insert((layer, role), canonical_axes(role, tensor.clone()));
-                Fate::Consumed { layers: [layer].into(), role }
+        let fate = match slot {
+            Some(slot) => {
+                pieces.insert(slot, canonical_axes(slot.part, tensor.clone()));
+                Fate::Consumed { slots: [slot].into() }
             }
             None => {
                 findings.push(Finding::new(
@@ -144,7 +139,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 Code::AdapterShape,
                 format!("expected a tensor of 3 dimensions whose query axis is even, as row order {order} needs, found {:?}", layer.memory.shape()),
             )
-            .field(names::tensor_name(i, Role::Memory)));
+            .field(Slot::attention(i, Part::Memory).gguf_name()));
         }
         row_order::undo(layer, order);
     }
@@ -169,7 +164,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let recorded_dtypes = recorded_dtypes(meta)?;
     // They loosen the limits of a verification, so they must be about this adapter.
     let is_ours = |name: &str| {
-        let found = Adapter::parse_canonical_name(name).and_then(|(i, role)| layers.get(&i)?.get(role));
+        let found = Slot::parse_canonical_name(name).and_then(|slot| layers.get(&slot.layer?)?.get(slot.part));
         found.is_some()
     };
     if let Some(name) = recorded_dtypes.keys().find(|name| !is_ours(name)) {
@@ -177,7 +172,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_DTYPES));
     }
     Ok(Imported {
-        adapter: Adapter { config, layers },
+        adapter: Plus { config, layers }.into(),
         ledger,
         findings: findings.into_vec(),
         notes: Vec::new(),
@@ -195,12 +190,12 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
 }
 
 /// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.
-fn canonical_axes(role: Role, t: LazyTensor) -> LazyTensor {
-    match (role, t.shape().len()) {
-        (Role::Memory, 3) => t.transpose(1, 2), // [H', D_v, F] -> [H', F, D_v]
+fn canonical_axes(part: Part, t: LazyTensor) -> LazyTensor {
+    match (part, t.shape().len()) {
+        (Part::Memory, 3) => t.transpose(1, 2), // [H', D_v, F] -> [H', F, D_v]
         // Writers drop a trailing dimension of 1: one shared memory may come without its head axis.
-        (Role::Memory, 2) => t.unsqueeze0().transpose(1, 2),
-        (Role::FeatureWeight, 2) | (Role::FeatureBias | Role::Normalizer, 1) => t.unsqueeze0(),
+        (Part::Memory, 2) => t.unsqueeze0().transpose(1, 2),
+        (Part::FeatureWeight, 2) | (Part::FeatureBias | Part::Normalizer, 1) => t.unsqueeze0(),
         _ => t,
     }
 }

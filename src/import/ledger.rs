@@ -2,19 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::adapter::Role;
+use crate::adapter::Slot;
 use crate::format::pickle::Objects;
 use crate::tensor::{DType, LazyTensor};
 
 /// What became of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
-    /// It plays this role in these layers; one, unless layers are stacked in one tensor.
+    /// It is the adapter's in these slots; one, unless layers are stacked in one tensor.
     Consumed {
-        /// Layer numbers.
-        layers: Arc<[usize]>,
-        /// Part of the layer.
-        role: Role,
+        /// All of one site and part.
+        slots: Arc<[Slot]>,
     },
     /// It is multiplied into the memories of these layers.
     Folded {
@@ -55,10 +53,13 @@ impl Entry {
     /// What became of it, for people.
     pub fn fate_text(&self) -> String {
         match &self.fate {
-            Fate::Consumed { layers, role } => match layers[..] {
-                [layer] => format!("{role} of layer {layer}"),
-                _ => format!("{role} of layers {}", ranges(layers)),
-            },
+            Fate::Consumed { slots } => {
+                let part = slots.first().map_or("", |slot| slot.part.name());
+                match slots.iter().filter_map(|slot| slot.layer).collect::<Vec<_>>()[..] {
+                    [layer] => format!("{part} of layer {layer}"),
+                    ref layers => format!("{part} of layers {}", ranges(layers)),
+                }
+            }
             Fate::Folded { layers } if layers.is_empty() => "multiplied into the memories".into(),
             Fate::Folded { layers } => match layers[..] {
                 [layer] => format!("multiplied into the memory of layer {layer}"),

@@ -11,7 +11,7 @@ use super::axes::{Axes, Axis};
 use super::gate_map::GateMap;
 use super::patterns::{Matching, Pattern};
 use super::rules::Rule;
-use crate::adapter::Role;
+use crate::adapter::Part;
 use crate::error::{Code, Error, Result};
 use crate::format::limits::*;
 use crate::format::mmap::open_regular;
@@ -29,7 +29,7 @@ pub struct Mapping {
 /// What a layout file may call a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MappedRole {
-    Part(Role),
+    Part(Part),
     Gate { map: GateMap, is_scale: bool },
 }
 
@@ -49,7 +49,7 @@ pub enum Mapped {
     /// A tensor of the adapter.
     Part {
         /// What it is.
-        role: Role,
+        part: Part,
         /// The layer in the name.
         layer: Option<usize>,
         /// The head in the name.
@@ -222,7 +222,7 @@ impl Mapping {
         };
         let (layer, head, axes) = (number("layer").transpose()?, number("head").transpose()?, rule.axes.clone());
         Ok(Some(match rule.role {
-            MappedRole::Part(role) => Mapped::Part { role, layer, head, axes },
+            MappedRole::Part(part) => Mapped::Part { part, layer, head, axes },
             MappedRole::Gate { map, is_scale } => Mapped::Gate { layer, head, axes, map, is_scale },
         }))
     }
@@ -260,8 +260,8 @@ impl MappingRule {
         if t.role == GATE || t.role == SCALE {
             return Ok(MappedRole::Gate { map, is_scale: t.role == SCALE });
         }
-        Role::parse(&t.role).map(MappedRole::Part).ok_or_else(|| {
-            let known: Vec<&str> = Role::ALL.iter().map(|r| r.name()).chain([GATE, SCALE]).collect();
+        Part::parse(&t.role).map(MappedRole::Part).ok_or_else(|| {
+            let known: Vec<&str> = Part::ALL.iter().map(|r| r.name()).chain([GATE, SCALE]).collect();
             fault(format!("expected a role among {}, found {:?}", known.join(", "), t.role))
         })
     }
@@ -277,7 +277,7 @@ impl MappingRule {
         }
         let axes = t.axes.as_deref().map(Axes::parse).transpose().map_err(place)?;
         let of_role: &[Axis] = match role {
-            MappedRole::Part(role) => Rule::axes(role),
+            MappedRole::Part(part) => Rule::axes(part),
             MappedRole::Gate { .. } => &[Axis::Layer, Axis::Head],
         };
         if let Some(axes) = &axes {
@@ -407,7 +407,7 @@ mod tests {
         .unwrap();
         assert_eq!(m.constants["feature_map"], "elu");
         match m.read("blocks_3_mem1", &mut m.matching()).unwrap() {
-            Some(Mapped::Part { role: Role::Memory, layer: Some(3), head: Some(1), axes: Some(axes) }) => {
+            Some(Mapped::Part { part: Part::Memory, layer: Some(3), head: Some(1), axes: Some(axes) }) => {
                 assert_eq!(axes.to_string(), "V F");
             }
             _ => panic!(),

@@ -20,8 +20,8 @@ mod suggest;
 
 use std::path::{Path, PathBuf};
 
-use crate::adapter::{Adapter, RowOrder};
-use crate::base::BaseModel;
+use crate::adapter::Adapter;
+use crate::base::{BaseModel, RowOrder};
 use crate::error::Result;
 use crate::finding::Finding;
 use crate::format::bundle::Container;
@@ -127,8 +127,9 @@ pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: 
 ///
 /// let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/llama-mha/adapter");
 /// let imported = read(folder.as_ref(), &Options::default(), None)?;
-/// let memory = &imported.adapter.layers[&0].memory; // [H', F, D_v]
-/// assert_eq!(memory.shape(), imported.adapter.expected_shape(ptplus::adapter::Role::Memory));
+/// let plus = imported.adapter.as_plus().unwrap();
+/// let memory = &plus.layers[&0].memory; // [H', F, D_v]
+/// assert_eq!(memory.shape(), plus.expected_shape(ptplus::adapter::Part::Memory));
 /// assert_eq!(imported.ledger.left_over().count(), 0);
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```

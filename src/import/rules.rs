@@ -8,7 +8,7 @@
 //! What is left of a name after that ends in a phrase of the table, or the name is none of the adapter's.
 
 use super::axes::Axis;
-use crate::adapter::Role;
+use crate::adapter::Part;
 
 /// What the stored axis order is known from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Rule {
     /// The end of the name, words joined by dots.
     pub phrase: &'static str,
     /// The part that such a tensor plays.
-    pub role: Role,
+    pub part: Part,
     /// What is known about the order of its axes.
     pub rows: Rows,
 }
@@ -33,7 +33,7 @@ pub struct Rule {
 macro_rules! rules {
     ($($role:ident $rows:ident: $($phrase:literal)*;)*) => {
         /// Every rule. An axis that the name gives (layer, head) is not stored; heads may be flattened into rows.
-        pub const RULES: &[Rule] = &[$($(Rule { phrase: $phrase, role: Role::$role, rows: Rows::$rows },)*)*];
+        pub const RULES: &[Rule] = &[$($(Rule { phrase: $phrase, part: Part::$role, rows: Rows::$rows },)*)*];
     };
 }
 
@@ -57,11 +57,11 @@ rules! {
 
 impl Rule {
     /// The axes that a tensor of this role has, in canonical order, with layer and head.
-    pub fn axes(role: Role) -> &'static [Axis] {
-        match role {
-            Role::Memory => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Value],
-            Role::FeatureWeight => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Query],
-            Role::FeatureBias | Role::Normalizer => &[Axis::Layer, Axis::Head, Axis::Feature],
+    pub fn axes(part: Part) -> &'static [Axis] {
+        match part {
+            Part::Memory => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Value],
+            Part::FeatureWeight => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Query],
+            Part::FeatureBias | Part::Normalizer => &[Axis::Layer, Axis::Head, Axis::Feature],
         }
     }
 }
@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn names_say_role_layer_and_head() {
-        use Role::*;
+        use Part::*;
         use Rows::*;
         let cases = [
             ("layers.0.memory", Memory, Features, Some(0), None),
@@ -525,7 +525,7 @@ mod tests {
         for (name, role, rows, layer, head) in cases {
             match read(name) {
                 Meaning::Part { rule, layer: l, head: h, .. } => {
-                    assert_eq!((rule.role, rule.rows, l, h), (role, rows, layer, head), "{name}");
+                    assert_eq!((rule.part, rule.rows, l, h), (role, rows, layer, head), "{name}");
                 }
                 other => panic!("{name}: {other:?}"),
             }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::foreign;
-use crate::adapter::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
+use crate::adapter::plus::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
 use crate::format::names::cut;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::adapter::MemorySharing;
+use crate::adapter::plus::MemorySharing;
 use crate::error::{Code, Error, Result};
 
 /// Key of `adapter_config.json` under which an import records who settled what.

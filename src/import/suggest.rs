@@ -12,7 +12,7 @@ use super::model_config;
 use super::rules::{self, Meaning, Rule};
 use super::source::{self, Source, SourceTensor, TensorSource};
 use super::stated::Stated;
-use crate::adapter::Role;
+use crate::adapter::Part;
 use crate::base::{BaseConfig, BaseModel};
 use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::limits::LAYOUT_PATTERNS;
@@ -201,11 +201,11 @@ fn text(groups: &[Group], known: &Known) -> String {
     );
     // The names that nothing knows, if no rule knows any: something among them must be the memories.
     let no_memory =
-        !groups.iter().any(|g| matches!(g.meaning, Meaning::Part { rule: Rule { role: Role::Memory, .. }, .. }));
+        !groups.iter().any(|g| matches!(g.meaning, Meaning::Part { rule: Rule { part: Part::Memory, .. }, .. }));
     let mut n_tensors = 0;
     for g in groups {
         let (role, sure) = match &g.meaning {
-            Meaning::Part { rule, .. } => (Some(rule.role), true),
+            Meaning::Part { rule, .. } => (Some(rule.part), true),
             Meaning::Ignored(reason) => {
                 entry(&mut out, g, "ignore", &[format!("reason = {}", quoted(reason))]);
                 continue;
@@ -272,18 +272,18 @@ fn is_gate(g: &Group) -> bool {
 }
 
 /// What an unknown name may be, by its words and rank.
-fn guess(g: &Group, no_memory: bool) -> Option<Role> {
+fn guess(g: &Group, no_memory: bool) -> Option<Part> {
     let lower = g.example.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|w| lower.contains(w));
     let is_matrix = g.shape.len() + g.n_numbers.min(2) >= 3;
     if has(&["optim", "exp_avg", "lora"]) {
         None
     } else if has(&["normali", "denom"]) {
-        Some(Role::Normalizer)
+        Some(Part::Normalizer)
     } else if has(&["feature", "phi", "proj_q"]) {
-        Some(if has(&["bias"]) { Role::FeatureBias } else { Role::FeatureWeight })
+        Some(if has(&["bias"]) { Part::FeatureBias } else { Part::FeatureWeight })
     } else if is_matrix && (has(&["mem", "prefix", "ptplus"]) || (no_memory && g.shape.len() >= 2)) {
-        Some(Role::Memory)
+        Some(Part::Memory)
     } else {
         None
     }
@@ -291,7 +291,7 @@ fn guess(g: &Group, no_memory: bool) -> Option<Role> {
 
 /// The order of what the name leaves to be stored, as far as sizes tell, else the canonical one; heads flattened where one
 /// dimension is missing.
-fn axes(role: Role, g: &Group, known: &Known) -> Option<String> {
+fn axes(role: Part, g: &Group, known: &Known) -> Option<String> {
     let own = &Rule::axes(role)[g.n_numbers.min(2)..];
     let single = |axes: &[Axis]| Axes::new(axes.iter().map(|a| vec![*a]).collect());
     if own.len() == g.shape.len() {
@@ -316,7 +316,7 @@ fn axes(role: Role, g: &Group, known: &Known) -> Option<String> {
     let kept: Vec<Axis> = own.iter().copied().filter(|a| *a != Axis::Head).collect();
     let at = match &g.shape[..] {
         // The heads are in the dimension that is too long.
-        [.., rows, columns] if matches!(role, Role::Memory | Role::FeatureWeight) => {
+        [.., rows, columns] if matches!(role, Part::Memory | Part::FeatureWeight) => {
             let last = kept.len() - 1;
             let fits = known.allows(kept[last], *columns);
             let is_last = if fits && known.allows(kept[last - 1], *rows) { columns > rows } else { !fits };

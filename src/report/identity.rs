@@ -36,7 +36,7 @@ pub(super) fn identity(s: &Subjects<'_>, notes: &mut Vec<String>) -> Section {
     let mut noted = |what: &str, value: Result<String>| value.map_err(|e| notes.push(format!("{what}: {e}"))).ok();
     if let Some(base) = s.base {
         row("base".into(), base_text(base));
-        let layers = s.adapters.first().map(|(_, a)| a.adapter().layers.keys().copied().collect::<Vec<_>>());
+        let layers = s.adapters.first().map(|(_, a)| a.adapter().layer_numbers().collect::<Vec<_>>());
         if let Some(layers) = layers {
             let fingerprint = Fingerprint::of(base, layers).map(|f| f.to_string());
             noted("the base's fingerprint", fingerprint).into_iter().for_each(|f| row("base: fingerprint".into(), f));

@@ -4,6 +4,7 @@ use super::Candidate;
 use super::axis::number;
 use super::page::{Section, Table};
 use super::plot::{Chart, Group, Marks};
+use crate::adapter::Adapter;
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
@@ -116,7 +117,8 @@ pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Se
 }
 
 pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) -> Section {
-    let config = &adapter.adapter().config;
+    let Adapter::Plus(plus) = adapter.adapter();
+    let config = &plus.config;
     let record = config.extra.get(RECORD_KEY);
     let by = |key: &str| match (settlement.and_then(|s| s.found.get(key)), record.and_then(|r| r.get(key))) {
         (Some(_), _) => "the probe, in this run".to_owned(),

@@ -14,7 +14,7 @@ use super::kernels::swiglu::swiglu;
 use super::linear::{Linear, Workspace};
 use super::phi::{Term, Terms};
 use super::rope::Rotation;
-use crate::adapter::QueryTap;
+use crate::adapter::plus::QueryTap;
 use crate::base::{BaseConfig, BaseModel, BlockWeight as W, Weight};
 use crate::error::Result;
 

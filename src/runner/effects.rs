@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::adapter::Adapter;
 use crate::adapter::lora::{self, Lora};
-use crate::adapter::{Adapter, AdapterConfig, AdapterLayer};
+use crate::adapter::plus::{self, Plus};
 use crate::base::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Error, Result};
 use crate::tensor::LazyTensor;
@@ -38,13 +39,21 @@ pub struct MatrixEffect<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionTerm<'a> {
     /// Feature map, tap, scales and sizes.
-    pub config: &'a AdapterConfig,
+    pub config: &'a plus::Config,
     /// Memories and feature maps.
-    pub layer: &'a AdapterLayer,
+    pub layer: &'a plus::Layer,
 }
 
 impl<'a> From<&'a Adapter> for Effects<'a> {
     fn from(adapter: &'a Adapter) -> Self {
+        match adapter {
+            Adapter::Plus(plus) => plus.into(),
+        }
+    }
+}
+
+impl<'a> From<&'a Plus> for Effects<'a> {
+    fn from(adapter: &'a Plus) -> Self {
         let term = |(&i, layer)| (i, AttentionTerm { config: &adapter.config, layer });
         Effects { terms: adapter.layers.iter().map(term).collect(), ..Effects::default() }
     }

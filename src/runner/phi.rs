@@ -7,7 +7,8 @@ use candle_core::{Result as CandleResult, Tensor};
 use super::candle;
 use super::device::Device;
 use super::kernels::activation::activate;
-use crate::adapter::{AdapterConfig, AdapterLayer, FeatureMap, QueryTap, Role};
+use crate::adapter::plus::{self, FeatureMap, QueryTap};
+use crate::adapter::{Part, Slot};
 use crate::error::{Code, Error, Result};
 use crate::quant;
 use crate::tensor::LazyTensor;
@@ -38,22 +39,22 @@ impl Term {
     /// [`Code::AdapterShape`] for tensors that do not have the shapes that the configuration implies,
     /// [`Code::ConfigUnsupported`] for an element type that is not decoded here.
     pub fn new(
-        config: &AdapterConfig,
-        layer: &AdapterLayer,
+        config: &plus::Config,
+        layer: &plus::Layer,
         index: usize,
         strength: f64,
         device: &Device,
     ) -> Result<Self> {
         let g = &config.geometry;
         let (h, f) = (g.n_memories(config.memory_sharing), g.n_features);
-        let load = |role: Role, shape: &[usize], as_shape: [usize; 3]| {
+        let load = |part: Part, shape: &[usize], as_shape: [usize; 3]| {
             layer
-                .get(role)
+                .get(part)
                 .map(|t| tensor(t, shape, as_shape, device))
                 .transpose()
-                .map_err(|e| e.field(crate::adapter::Adapter::canonical_name(index, role)))
+                .map_err(|e| e.field(Slot::attention(index, part).canonical_name()))
         };
-        let memory = load(Role::Memory, &[h, f, g.value_head_dim], [h, f, g.value_head_dim])?;
+        let memory = load(Part::Memory, &[h, f, g.value_head_dim], [h, f, g.value_head_dim])?;
         if layer.feature_weight.is_none() && f != g.head_dim {
             let message =
                 format!("expected a feature weight, since {f} features are not the head length {}", g.head_dim);
@@ -66,9 +67,9 @@ impl Term {
             query_scale: config.query_scale,
             memory_scale: config.memory_scale * strength,
             memory: memory.expect("a layer always has its memory"),
-            feature_weight: load(Role::FeatureWeight, &[h, f, g.head_dim], [h, f, g.head_dim])?,
-            feature_bias: load(Role::FeatureBias, &[h, f], [h, 1, f])?,
-            normalizer: load(Role::Normalizer, &[h, f], [h, f, 1])?,
+            feature_weight: load(Part::FeatureWeight, &[h, f, g.head_dim], [h, f, g.head_dim])?,
+            feature_bias: load(Part::FeatureBias, &[h, f], [h, 1, f])?,
+            normalizer: load(Part::Normalizer, &[h, f], [h, f, 1])?,
         })
     }
 
@@ -121,7 +122,7 @@ impl Term {
         let (head, position) = (row / n_positions, start + row % n_positions);
         let message = format!("expected phi(q) . N other than 0, found 0 at head {head}, position {position}");
         Err(Error::new(Code::DenominatorZero, message)
-            .field(crate::adapter::Adapter::canonical_name(self.layer, Role::Normalizer)))
+            .field(Slot::attention(self.layer, Part::Normalizer).canonical_name()))
     }
 }
 
@@ -153,8 +154,8 @@ fn tensor(t: &LazyTensor, expected: &[usize], as_shape: [usize; 3], device: &Dev
 pub fn term_f32(
     q: &[f32],
     shape: [usize; 4],
-    config: &AdapterConfig,
-    layer: &AdapterLayer,
+    config: &plus::Config,
+    layer: &plus::Layer,
     index: usize,
 ) -> Result<Vec<f32>> {
     ScaledTerm::new(q, shape, config, layer, index)?.at(config.query_scale, config.memory_scale)
@@ -173,13 +174,7 @@ impl ScaledTerm {
     /// # Errors
     ///
     /// As [`term_f32`], about shapes and types.
-    pub fn new(
-        q: &[f32],
-        shape: [usize; 4],
-        config: &AdapterConfig,
-        layer: &AdapterLayer,
-        index: usize,
-    ) -> Result<Self> {
+    pub fn new(q: &[f32], shape: [usize; 4], config: &plus::Config, layer: &plus::Layer, index: usize) -> Result<Self> {
         assert_eq!(q.len(), shape.iter().product::<usize>());
         let device = Device::cpu();
         let g = &config.geometry;

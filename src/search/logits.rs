@@ -2,7 +2,7 @@
 
 use super::scales::{Point, Scales, Sums};
 use super::{Evidence, FIRST_POSITIONS, Search};
-use crate::adapter::Adapter;
+use crate::adapter::Plus;
 use crate::error::{Code, Error, Result};
 use crate::import::Candidate;
 use crate::runner::{self, Lane, Sink};
@@ -62,7 +62,7 @@ impl<'a> Logits<'a> {
             ];
             for scales in steps.into_iter().flatten() {
                 (config.query_scale, config.memory_scale) = (scales.query, scales.memory);
-                adapters.push(Adapter { config: config.clone(), layers: layers.clone() });
+                adapters.push(Plus { config: config.clone(), layers: layers.clone() });
             }
         }
         let lanes: Vec<Lane<'_>> = adapters.iter().map(Lane::of).collect();

@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::scales::{Point, Scales, Sums};
 use super::{Evidence, FIRST_POSITIONS, Search};
-use crate::adapter::QueryTap;
+use crate::adapter::plus::QueryTap;
 use crate::error::{Code, Error, Result};
 use crate::import::Candidate;
 use crate::runner::{self, phi};

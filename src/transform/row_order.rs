@@ -3,28 +3,30 @@
 //! Without a learned feature map phi is elementwise, so the F axis of M and N *is* the component axis of q. With one,
 //! W mixes the components away and only its D axis moves. The value axis D_v never moves.
 
-use crate::adapter::{Adapter, AdapterLayer, Role, RowOrder};
+use crate::adapter::Part;
+use crate::adapter::plus::{self, PARTS, Plus};
+use crate::base::RowOrder;
 use crate::tensor::LazyTensor;
 
 /// The axis of the canonical tensor (`[H', F, D_v]`, `[H', F, D]`, `[H', F]`) that follows q's components, if any.
-fn component_axis(role: Role, has_feature_map: bool) -> Option<usize> {
-    match (role, has_feature_map) {
-        (Role::FeatureWeight, _) => Some(2),
-        (Role::Memory | Role::Normalizer, false) => Some(1),
-        (Role::Memory | Role::Normalizer, true) | (Role::FeatureBias, _) => None,
+fn component_axis(part: Part, has_feature_map: bool) -> Option<usize> {
+    match (part, has_feature_map) {
+        (Part::FeatureWeight, _) => Some(2),
+        (Part::Memory | Part::Normalizer, false) => Some(1),
+        (Part::Memory | Part::Normalizer, true) | (Part::FeatureBias, _) => None,
     }
 }
 
-fn map_layer(layer: &mut AdapterLayer, regroup: impl Fn(LazyTensor, usize) -> LazyTensor) {
+fn map_layer(layer: &mut plus::Layer, regroup: impl Fn(LazyTensor, usize) -> LazyTensor) {
     let has_feature_map = layer.feature_weight.is_some();
-    for &role in Role::ALL {
-        let (Some(axis), Some(tensor)) = (component_axis(role, has_feature_map), layer.get_mut(role)) else { continue };
+    for part in PARTS {
+        let (Some(axis), Some(tensor)) = (component_axis(part, has_feature_map), layer.get_mut(part)) else { continue };
         *tensor = regroup(tensor.clone(), axis);
     }
 }
 
 /// Hugging Face order to `order`, for a layer in canonical shapes whose component axes are even (validated).
-pub fn apply(layer: &mut AdapterLayer, order: RowOrder) {
+pub fn apply(layer: &mut plus::Layer, order: RowOrder) {
     match order {
         RowOrder::Neox => {}
         RowOrder::Norm => map_layer(layer, |t, axis| {
@@ -35,7 +37,7 @@ pub fn apply(layer: &mut AdapterLayer, order: RowOrder) {
 }
 
 /// `order` back to Hugging Face order.
-pub fn undo(layer: &mut AdapterLayer, order: RowOrder) {
+pub fn undo(layer: &mut plus::Layer, order: RowOrder) {
     match order {
         RowOrder::Neox => {}
         RowOrder::Norm => map_layer(layer, |t, axis| t.regroup(axis, 2)),
@@ -43,17 +45,17 @@ pub fn undo(layer: &mut AdapterLayer, order: RowOrder) {
 }
 
 /// Whether `order` can be applied or undone: every component axis exists and is even.
-pub fn fits(layer: &AdapterLayer, order: RowOrder) -> bool {
+pub fn fits(layer: &plus::Layer, order: RowOrder) -> bool {
     let has_feature_map = layer.feature_weight.is_some();
     order == RowOrder::Neox
-        || layer.tensors().all(|(role, t)| {
-            component_axis(role, has_feature_map)
+        || layer.tensors().all(|(part, t)| {
+            component_axis(part, has_feature_map)
                 .is_none_or(|axis| t.shape().get(axis).is_some_and(|n| n % 2 == 0 && *n > 0))
         })
 }
 
 /// [`apply`] on every layer.
-pub fn apply_all(adapter: &mut Adapter, order: RowOrder) {
+pub fn apply_all(adapter: &mut Plus, order: RowOrder) {
     adapter.layers.values_mut().for_each(|l| apply(l, order));
 }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::adapter::{Adapter, Role};
+use crate::adapter::{Adapter, Part};
 use crate::error::Code;
 use crate::finding::Finding;
 use crate::quant;
@@ -14,7 +14,7 @@ const STEP_BYTES: usize = 4 << 20;
 
 /// NaN, infinity, what F32 cannot hold, and normalisers that divide by 0 at every position. Reads every tensor.
 pub(super) fn check(adapter: &Adapter) -> Vec<Finding> {
-    check_named(adapter.tensors().map(|(i, role, t)| (Adapter::canonical_name(i, role), Some(role), t)))
+    check_named(adapter.tensors().map(|(slot, t)| (slot.canonical_name(), Some(slot.part), t)))
 }
 
 /// NaN, infinity and what F32 cannot hold in tensors whose axes are not known yet.
@@ -22,14 +22,14 @@ pub(super) fn check_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a Lazy
     check_named(tensors.map(|(name, t)| (name.to_owned(), None, t)))
 }
 
-fn check_named<'a>(tensors: impl Iterator<Item = (String, Option<Role>, &'a LazyTensor)>) -> Vec<Finding> {
+fn check_named<'a>(tensors: impl Iterator<Item = (String, Option<Part>, &'a LazyTensor)>) -> Vec<Finding> {
     let tensors: Vec<_> =
         tensors.filter(|(.., t)| t.dtype().is_float() && quant::can_decode(t.stored_dtype())).collect();
     tensors
         .into_par_iter()
-        .filter_map(|(name, role, t)| {
+        .filter_map(|(name, part, t)| {
             let found = first_non_finite(t);
-            let empty = (role == Some(Role::Normalizer) && found.is_none()).then(|| first_empty_head(t)).flatten();
+            let empty = (part == Some(Part::Normalizer) && found.is_none()).then(|| first_empty_head(t)).flatten();
             t.release();
             if let Some(head) = empty {
                 let expected = "a value other than 0 for every head, since the term is divided by phi(q) . N";

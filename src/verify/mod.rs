@@ -204,7 +204,8 @@ fn against_probe(adapter: &Validated, base: &BaseModel, probe: &Probe, options: 
 
 /// A layer for which the probe has a term and the adapter none is a failure.
 fn want_layers_of_probe(report: &mut Report, adapter: &Validated, probe: &Probe) {
-    let not_adapted: Vec<usize> = probe.term_layers().filter(|i| !adapter.adapter().layers.contains_key(i)).collect();
+    let not_adapted: Vec<usize> =
+        probe.term_layers().filter(|i| !adapter.adapter().layer_numbers().any(|l| l == *i)).collect();
     if !not_adapted.is_empty() {
         report.fail(Code::NumbersDiffer, format!("adapted layers: expected those of the probe, which has a term for {not_adapted:?}; the adapter has none there"));
     }

@@ -2,11 +2,13 @@
 //!
 //! This proves that two files hold the same adapter. It does not prove that either computes what PyTorch computed.
 
+use std::collections::BTreeSet;
+
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::{Adapter, Role};
+use crate::adapter::{Adapter, Slot};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::tensor::{DType, LazyTensor};
@@ -67,15 +69,15 @@ fn dtype_name<S: serde::Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Err
 /// Those of decoding.
 pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss>> {
     let tensors: Vec<_> = found.adapter().tensors().collect();
-    let one = |&(i, role, t): &(usize, Role, &LazyTensor)| {
-        let other = reference.adapter().layers.get(&i).and_then(|l| l.get(role)).filter(|r| r.shape() == t.shape());
+    let one = |&(slot, t): &(Slot, &LazyTensor)| {
+        let other = reference.adapter().get(slot).filter(|r| r.shape() == t.shape());
         let Some(other) = other else { return Ok(None) };
         let (x, y) = (cast::to_f32(other.dtype(), &other.to_bytes())?, cast::to_f32(t.dtype(), &t.to_bytes())?);
         let mut sum = LossSum::default();
         sum.add(&x, &y);
         let dtype = t.stored_dtype();
         let len_bytes = (t.n_elements() / dtype.block_len() * dtype.block_bytes()) as u64;
-        Ok(Some(TensorLoss { name: Adapter::canonical_name(i, role), dtype, len_bytes, loss: sum.loss() }))
+        Ok(Some(TensorLoss { name: slot.canonical_name(), dtype, len_bytes, loss: sum.loss() }))
     };
     let found: Vec<Option<TensorLoss>> = tensors.par_iter().map(one).collect::<Result<_>>()?;
     Ok(found.into_iter().flatten().collect())
@@ -89,46 +91,21 @@ pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss
 pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport> {
     let (a, b) = (found.adapter(), reference.adapter());
     let config = config_findings(a, b);
-    let mut names: Vec<_> = a.tensors().chain(b.tensors()).map(|(i, role, _)| (i, role)).collect();
-    names.sort();
-    names.dedup();
-    let tensors: Vec<TensorComparison> = names
+    let slots: BTreeSet<Slot> = a.tensors().chain(b.tensors()).map(|(slot, _)| slot).collect();
+    let tensors: Vec<TensorComparison> = slots
         .into_par_iter()
-        .map(|(i, role)| {
-            let get = |x: &Adapter| x.layers.get(&i).and_then(|l| l.get(role)).cloned();
-            compare_one(Adapter::canonical_name(i, role), get(a), get(b))
-        })
+        .map(|slot| compare_one(slot.canonical_name(), a.get(slot).cloned(), b.get(slot).cloned()))
         .collect::<Result<_>>()?;
     let pass = config.is_empty() && tensors.iter().all(|t| t.failure.is_none());
     Ok(TensorReport { pass, config, tensors })
 }
 
 fn config_findings(a: &Adapter, b: &Adapter) -> Vec<Finding> {
-    let pairs = conventions(a).into_iter().zip(conventions(b));
+    let pairs = a.conventions().into_iter().zip(b.conventions());
     pairs
         .filter(|((_, x), (_, y))| x != y)
         .map(|((field, x), (_, y))| Finding::new(Code::NumbersDiffer, field, y, x))
         .collect()
-}
-
-/// What an adapter's configuration says about what it computes, as text by key.
-pub(crate) fn conventions(a: &Adapter) -> [(&'static str, String); 11] {
-    let c = &a.config;
-    let g = &c.geometry;
-    let f32_text = |x: f64| (x as f32).to_string(); // GGUF keeps scales in F32
-    [
-        ("feature_map", c.feature_map.to_string()),
-        ("query_tap", c.query_tap.to_string()),
-        ("query_scale", f32_text(c.query_scale)),
-        ("memory_scale", f32_text(c.memory_scale)),
-        ("memory_sharing", c.memory_sharing.to_string()),
-        ("num_layers", g.n_layers.to_string()),
-        ("num_attention_heads", g.n_heads.to_string()),
-        ("num_key_value_heads", g.n_kv_heads.to_string()),
-        ("head_dim", g.head_dim.to_string()),
-        ("value head_dim", g.value_head_dim.to_string()),
-        ("num_features", g.n_features.to_string()),
-    ]
 }
 
 fn compare_one(name: String, found: Option<LazyTensor>, reference: Option<LazyTensor>) -> Result<TensorComparison> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ptplus::adapter::FeatureMap;
+use ptplus::adapter::plus::FeatureMap;
 use ptplus::base::BaseModel;
 use ptplus::pipeline::read_adapter;
 use ptplus::runner::DeviceChoice;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ptplus::adapter::{Adapter, AdapterConfig, AdapterLayer, FeatureMap, Geometry, MemorySharing, QueryTap};
+use ptplus::adapter::plus::{self, FeatureMap, Geometry, MemorySharing, Plus, QueryTap};
 use ptplus::error::Result;
 use ptplus::format::{StoredTensor, json, safetensors};
 use ptplus::runner::Sink;
@@ -30,12 +30,12 @@ pub fn smollm2() -> PathBuf {
 }
 
 /// Reads a canonical adapter folder.
-pub fn adapter(folder: &Path) -> Adapter {
+pub fn adapter(folder: &Path) -> Plus {
     let c = json::read_file(&folder.join("adapter_config.json"), 1 << 20).unwrap();
     let text = |k: &str| c[k].as_str().unwrap();
     let count = |k: &str| c[k].as_u64().unwrap() as usize;
     let head_dim = count("head_dim");
-    let config = AdapterConfig {
+    let config = plus::Config {
         feature_map: FeatureMap::parse(text("feature_map")).unwrap(),
         query_tap: QueryTap::parse(text("query_tap")).unwrap(),
         query_scale: c["query_scale"].as_f64().unwrap(),
@@ -60,7 +60,7 @@ pub fn adapter(folder: &Path) -> Adapter {
     };
     let layers: BTreeMap<_, _> = (0..config.geometry.n_layers)
         .filter_map(|i| {
-            let layer = AdapterLayer {
+            let layer = plus::Layer {
                 memory: find(i, "memory")?,
                 feature_weight: find(i, "feature.weight"),
                 feature_bias: find(i, "feature.bias"),
@@ -71,7 +71,7 @@ pub fn adapter(folder: &Path) -> Adapter {
         .collect();
     let n_found: usize = layers.values().map(|l| l.tensors().count()).sum();
     assert_eq!(n_found, tensors.len(), "every tensor of the adapter is used");
-    Adapter { config, layers }
+    Plus { config, layers }
 }
 
 /// PyTorch's answer.

@@ -6,14 +6,14 @@ mod common;
 mod low_rank;
 
 use common::{Collect, MODELS, Probe, adapter, max_difference, model};
-use ptplus::adapter::MemorySharing;
+use ptplus::adapter::plus::{MemorySharing, Plus};
 use ptplus::base::BaseModel;
 use ptplus::error::Code;
 use ptplus::runner::{Device, Effects, Lane, Logits, Model, StreamOptions, phi, stream};
 use ptplus::tensor::LazyTensor;
 
 /// Adapted lane first, plain base second.
-fn run(base: &BaseModel, adapter: &ptplus::adapter::Adapter, probe: &Probe) -> Collect {
+fn run(base: &BaseModel, adapter: &Plus, probe: &Probe) -> Collect {
     let mut sink = Collect::default();
     let options = StreamOptions { positions: probe.positions(), device: Device::cpu() };
     let lanes = [Lane::of(adapter), Lane::default()];

@@ -1,7 +1,7 @@
 //! Names of a LoRA's tensors. The base's table has the names of the weights that they belong to.
 
-use super::super::named_enum;
 use crate::base::{Dialect, Weight};
+use crate::named::named_enum;
 
 named_enum! {
     /// One of the two factors of an addition.

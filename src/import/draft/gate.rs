@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Draft;
 use super::layers::MAX_STACKED;
-use crate::adapter::AdapterLayer;
+use crate::adapter::plus;
 use crate::error::{Code, Result};
 use crate::finding::{Finding, Findings};
 use crate::import::axes::{Axes, Axis, Sizes};
@@ -34,7 +34,7 @@ impl Draft {
     /// # Errors
     ///
     /// Those of views; a gate that fits no axis is a finding.
-    pub(super) fn fold_gates(&self, layers: &mut BTreeMap<usize, AdapterLayer>, findings: &mut Findings) -> Result<()> {
+    pub(super) fn fold_gates(&self, layers: &mut BTreeMap<usize, plus::Layer>, findings: &mut Findings) -> Result<()> {
         if self.gates.is_empty() {
             return Ok(());
         }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::names::MAX_PARTS;
 use super::{Draft, Orientation};
-use crate::adapter::{Adapter, AdapterLayer, MemorySharing, Role, StatedLayers};
+use crate::adapter::plus::{self, MemorySharing, PARTS, StatedLayers};
+use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -51,12 +52,15 @@ impl Draft {
 
     pub(super) fn enter_parts(&mut self) {
         let Some(list) = &self.stacked_layers else { return };
-        let list: Arc<[usize]> = list.as_slice().into();
+        let of_part = |part: &Part| -> (Part, Arc<[Slot]>) {
+            (*part, list.iter().map(|layer| Slot::attention(*layer, *part)).collect())
+        };
+        let slots: HashMap<Part, Arc<[Slot]>> = PARTS.iter().map(of_part).collect();
         let stacked = self.parts.iter().filter(|p| p.layer.is_none());
-        let roles: HashMap<&str, Role> = stacked.map(|p| (p.name.as_str(), p.role)).collect();
+        let parts: HashMap<&str, Part> = stacked.map(|p| (p.name.as_str(), p.part)).collect();
         for e in &mut self.ledger.entries {
-            if let Some(role) = roles.get(e.name.as_str()) {
-                e.fate = Fate::Consumed { layers: list.clone(), role: *role };
+            if let Some(part) = parts.get(e.name.as_str()) {
+                e.fate = Fate::Consumed { slots: slots[part].clone() };
             }
         }
     }
@@ -69,14 +73,14 @@ impl Draft {
         sharing: Option<MemorySharing>,
         base: Option<&BaseModel>,
         findings: &mut Findings,
-    ) -> Result<BTreeMap<usize, AdapterLayer>> {
+    ) -> Result<BTreeMap<usize, plus::Layer>> {
         let mut layers = self.stored_layers(o, sharing, base, findings)?;
         self.fold_gates(&mut layers, findings).map_err(|e| e.file(&self.path))?;
         if heads == HeadOrder::Strided {
             let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
             for layer in layers.values_mut() {
-                for role in Role::ALL {
-                    if let Some(t) = layer.get_mut(*role) {
+                for part in PARTS {
+                    if let Some(t) = layer.get_mut(part) {
                         *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
                     }
                 }
@@ -92,15 +96,15 @@ impl Draft {
         sharing: Option<MemorySharing>,
         base: Option<&BaseModel>,
         findings: &mut Findings,
-    ) -> Result<BTreeMap<usize, AdapterLayer>> {
+    ) -> Result<BTreeMap<usize, plus::Layer>> {
         let known = self.sizes(sharing, base);
         /// The pieces of one tensor by head, each with its name in the source.
         type Heads<'a> = BTreeMap<Option<usize>, (&'a str, LazyTensor)>;
-        let mut slots: BTreeMap<(usize, Role), Heads<'_>> = BTreeMap::new();
-        let mut stacks: HashMap<(Role, Option<usize>), &str> = HashMap::new();
+        let mut slots: BTreeMap<Slot, Heads<'_>> = BTreeMap::new();
+        let mut stacks: HashMap<(Part, Option<usize>), &str> = HashMap::new();
         let mut n_pieces = 0;
         // Where one tensor has the layer in its name and no head, its heads may be one for all.
-        let mut by_layer: HashSet<(usize, Role)> = HashSet::new();
+        let mut by_layer: HashSet<Slot> = HashSet::new();
         for p in &self.parts {
             let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
                 findings.push(Finding::new(
@@ -129,20 +133,21 @@ impl Draft {
                 continue;
             }
             if p.layer.is_none()
-                && let Some(other) = stacks.insert((p.role, p.head), &p.name)
+                && let Some(other) = stacks.insert((p.part, p.head), &p.name)
             {
                 let found = format!("{other:?} and {:?}", p.name);
-                findings.push(Finding::new(Code::AdapterDuplicate, p.role.name(), "one tensor of all layers", found));
+                findings.push(Finding::new(Code::AdapterDuplicate, p.part.name(), "one tensor of all layers", found));
                 continue;
             }
             for (k, layer) in layers.into_iter().enumerate() {
-                let slot = slots.entry((layer, p.role)).or_default();
+                let slot = Slot::attention(layer, p.part);
+                let heads = slots.entry(slot).or_default();
                 // All of a slot have a head, or none has.
-                let mixed = || slot.first_key_value().filter(|(h, _)| h.is_none() != p.head.is_none()).map(|(_, v)| v);
-                if let Some((other, _)) = slot.get(&p.head).or_else(mixed) {
+                let mixed = || heads.first_key_value().filter(|(h, _)| h.is_none() != p.head.is_none()).map(|(_, v)| v);
+                if let Some((other, _)) = heads.get(&p.head).or_else(mixed) {
                     findings.push(Finding::new(
                         Code::AdapterDuplicate,
-                        Adapter::canonical_name(layer, p.role),
+                        slot.canonical_name(),
                         "one tensor",
                         format!("{other:?} and {:?}", p.name),
                     ));
@@ -151,39 +156,39 @@ impl Draft {
                 }
                 n_pieces += 1;
                 if p.layer.is_some() && p.head.is_none() {
-                    by_layer.insert((layer, p.role));
+                    by_layer.insert(slot);
                 }
                 if n_pieces > MAX_PARTS {
                     let message = format!("expected at most {MAX_PARTS} parts (layers, heads, roles), found more");
                     return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&p.name));
                 }
-                slot.insert(p.head, (&p.name, all.select(k)));
+                heads.insert(p.head, (&p.name, all.select(k)));
             }
         }
         let mut pieces = Pieces::new();
-        for ((layer, role), heads) in slots {
+        for (slot, heads) in slots {
             if let Some(missing) = heads.keys().flatten().enumerate().find(|(i, h)| i != *h).map(|(i, _)| i) {
                 findings.push(Finding::new(
                     Code::AdapterMissing,
-                    Adapter::canonical_name(layer, role),
+                    slot.canonical_name(),
                     format!("heads from 0 to {}", heads.len().max(missing + 1) - 1),
                     format!("no tensor for head {missing}"),
                 ));
                 continue;
             }
-            let place = |e: Error| e.file(&self.path).field(Adapter::canonical_name(layer, role));
+            let place = |e: Error| e.file(&self.path).field(slot.canonical_name());
             let tensors: Vec<LazyTensor> = heads.into_values().map(|(_, t)| t).collect();
             let joined = LazyTensor::concat(tensors).map_err(place)?;
-            pieces.insert((layer, role), joined);
+            pieces.insert(slot, joined);
         }
         let mut layers = assemble::layers(pieces, findings);
         if !self.is_canonical() {
             let memories: usize = layers.values().map(|l| l.memory.len_bytes()).fold(0, usize::saturating_add);
             let mut left = memories.saturating_add(MAX_REPEATED_BYTES);
             for (&i, layer) in &mut layers {
-                let may = |role| by_layer.contains(&(i, role));
+                let may = |part| by_layer.contains(&Slot::attention(i, part));
                 repeat_shared(layer, may, &mut left)
-                    .map_err(|(role, e)| e.file(&self.path).field(Adapter::canonical_name(i, role)))?;
+                    .map_err(|(part, e)| e.file(&self.path).field(Slot::attention(i, part).canonical_name()))?;
             }
         }
         Ok(layers)
@@ -199,23 +204,23 @@ impl Draft {
 
 /// A feature map or normaliser that all heads of a memory share, as broadcasting has it, once for each: the canonical form
 /// has one number of heads. `left` are the bytes that may yet be made so.
-fn repeat_shared(layer: &mut AdapterLayer, may: impl Fn(Role) -> bool, left: &mut usize) -> Result<(), (Role, Error)> {
+fn repeat_shared(layer: &mut plus::Layer, may: impl Fn(Part) -> bool, left: &mut usize) -> Result<(), (Part, Error)> {
     let n_heads = layer.memory.shape().first().copied().unwrap_or(0);
-    for role in [Role::FeatureWeight, Role::FeatureBias, Role::Normalizer] {
-        let is_shared = |t: &&mut LazyTensor| n_heads > 1 && may(role) && t.shape().first() == Some(&1);
-        let Some(t) = layer.get_mut(role).filter(is_shared) else { continue };
+    for part in [Part::FeatureWeight, Part::FeatureBias, Part::Normalizer] {
+        let is_shared = |t: &&mut LazyTensor| n_heads > 1 && may(part) && t.shape().first() == Some(&1);
+        let Some(t) = layer.get_mut(part).filter(is_shared) else { continue };
         // What is empty takes no bytes and may still be more elements than there are numbers.
         let most = t.shape().iter().fold(t.len_bytes().max(1), |n, &len| if len == 0 { usize::MAX } else { n });
         let rest = most.checked_mul(n_heads).and_then(|n| left.checked_sub(n));
         *left = rest.ok_or_else(|| {
             let message =
                 format!("expected one for each of {n_heads} heads, found one for all, and too large to repeat");
-            (role, Error::new(Code::AdapterShape, message))
+            (part, Error::new(Code::AdapterShape, message))
         })?;
         let repeated = if t.is_one_view() {
             t.clone().repeat0(n_heads)
         } else {
-            LazyTensor::concat(vec![t.clone(); n_heads]).map_err(|e| (role, e))?
+            LazyTensor::concat(vec![t.clone(); n_heads]).map_err(|e| (part, e))?
         };
         *t = repeated;
     }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
-use super::{Draft, Gate, Order, Part};
-use crate::adapter::{Adapter, Role};
+use super::{Draft, Gate, Order, StoredPart};
+use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -20,7 +20,7 @@ use crate::import::source::SourceTensor;
 use crate::import::stated::PEFT_TYPE;
 use crate::tensor::{LazyTensor, shape};
 
-/// Most tensors of an adapter in a source: one for each role in each of 128 heads of 128 layers, rarer than any in use.
+/// Most tensors of an adapter in a source: one for each part in each of 128 heads of 128 layers, rarer than any in use.
 pub(super) const MAX_PARTS: usize = 1 << 16;
 
 /// Whether any name is that of an adapter's part, layout files aside.
@@ -93,17 +93,17 @@ impl Draft {
                     entry.fate = Fate::Ignored { reason };
                     None
                 }
-                Some(Mapped::Part { role, layer, head, axes }) => {
-                    self.agrees_with_axes(role, axes.as_ref()).map_err(|e| e.file(&self.path).field(&t.name))?;
-                    Some((role, layer, head, axes.map_or(Order::Open, Order::Stated), None))
+                Some(Mapped::Part { part, layer, head, axes }) => {
+                    self.agrees_with_axes(part, axes.as_ref()).map_err(|e| e.file(&self.path).field(&t.name))?;
+                    Some((part, layer, head, axes.map_or(Order::Open, Order::Stated), None))
                 }
                 None => match rules::read(&t.name) {
                     Meaning::Part { rule, layer, head, adapter } => {
-                        let order = match (rule.rows, rule.role, self.transpose_memory) {
-                            (Rows::Open, ..) | (_, Role::Memory, Some(_)) => Order::Open,
+                        let order = match (rule.rows, rule.part, self.transpose_memory) {
+                            (Rows::Open, ..) | (_, Part::Memory, Some(_)) => Order::Open,
                             _ => Order::Canonical,
                         };
-                        Some((rule.role, layer, head, order, Some(adapter)))
+                        Some((rule.part, layer, head, order, Some(adapter)))
                     }
                     Meaning::Scale { layer, head } => {
                         gate = Some((layer, head, None, GateMap::Identity, true));
@@ -142,7 +142,7 @@ impl Draft {
                 entry.fate = Fate::Folded { layers: layer.into_iter().collect() };
                 self.gates.push(Gate { name: t.name.clone(), layer, head, axes, map, tensor });
             }
-            if let Some((role, layer, head, order, adapter)) = part {
+            if let Some((part, layer, head, order, adapter)) = part {
                 if self.parts.len() == MAX_PARTS {
                     let message = format!("expected at most {MAX_PARTS} tensors of an adapter, found more");
                     return Err(Error::new(Code::AdapterShape, message).file(&self.path).field(&entry.name));
@@ -157,11 +157,12 @@ impl Draft {
                 // The canonical layout has one shape; whoever else stores axes of length 1 wrote them for broadcasting.
                 let tensor = match order {
                     Order::Stated(_) => tensor,
-                    _ if Adapter::is_canonical_name(&t.name) => tensor,
-                    _ => without_ones(tensor, Self::own_axes(role, layer, head).len()),
+                    _ if Slot::parse_canonical_name(&t.name).is_some() => tensor,
+                    _ => without_ones(tensor, Self::own_axes(part, layer, head).len()),
                 };
-                entry.fate = Fate::Consumed { layers: layer.into_iter().collect(), role };
-                self.parts.push(Part { name: t.name.clone(), role, layer, head, order, tensor });
+                entry.fate =
+                    Fate::Consumed { slots: layer.into_iter().map(|layer| Slot::attention(layer, part)).collect() };
+                self.parts.push(StoredPart { name: t.name.clone(), part, layer, head, order, tensor });
             }
             self.ledger.entries.push(entry);
         }
@@ -202,8 +203,8 @@ impl Draft {
     }
 
     /// What is stated about the orientation of memories, against a layout file's axes of one.
-    fn agrees_with_axes(&self, role: Role, axes: Option<&Axes>) -> Result<()> {
-        let (Role::Memory, Some(axes), Some(stated)) = (role, axes, self.transpose_memory) else { return Ok(()) };
+    fn agrees_with_axes(&self, part: Part, axes: Option<&Axes>) -> Result<()> {
+        let (Part::Memory, Some(axes), Some(stated)) = (part, axes, self.transpose_memory) else { return Ok(()) };
         let at = |axis| axes.axes().position(|a| a == axis);
         let found = at(Axis::Value) < at(Axis::Feature);
         if found == stated {

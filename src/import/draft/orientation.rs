@@ -1,7 +1,8 @@
 //! How the axes of a draft's tensors lie: what names, shapes, statements and the base tell, and the ways that are left.
 
-use super::{Draft, Order, Part};
-use crate::adapter::{MemorySharing, Role, StatedLayers};
+use super::{Draft, Order, StoredPart};
+use crate::adapter::Part;
+use crate::adapter::plus::{MemorySharing, StatedLayers};
 use crate::base::BaseModel;
 use crate::import::axes::{Axes, Axis, Sizes};
 use crate::import::rules::Rule;
@@ -16,18 +17,18 @@ pub struct Orientation {
 }
 
 impl Draft {
-    /// The axes that a part stores, in canonical order: those of its role without what its name says.
-    pub(super) fn own_axes(role: Role, layer: Option<usize>, head: Option<usize>) -> Vec<Axis> {
+    /// The axes that a part is stored with, in canonical order: its own without what the name says.
+    pub(super) fn own_axes(part: Part, layer: Option<usize>, head: Option<usize>) -> Vec<Axis> {
         let named = |a: &Axis| match a {
             Axis::Layer => layer.is_some(),
             Axis::Head => head.is_some(),
             _ => false,
         };
-        Rule::axes(role).iter().copied().filter(|a| !named(a)).collect()
+        Rule::axes(part).iter().copied().filter(|a| !named(a)).collect()
     }
 
     /// The length of an axis, where the shape alone says it.
-    pub(super) fn plain_len(&self, part: &Part, axis: Axis) -> Option<usize> {
+    pub(super) fn plain_len(&self, part: &StoredPart, axis: Axis) -> Option<usize> {
         let dims = part.tensor.shape();
         if let Order::Stated(axes) = &part.order {
             return axes.plain_index(axis).and_then(|i| dims.get(i).copied());
@@ -55,13 +56,13 @@ impl Draft {
     /// The lengths of axes, as far as statements, base and shapes tell.
     pub(super) fn sizes(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Sizes {
         let s = &self.stated;
-        let first = |role: Option<Role>, axis| {
-            self.parts.iter().filter(|p| role.is_none_or(|r| p.role == r)).find_map(|p| self.plain_len(p, axis))
+        let first = |part: Option<Part>, axis| {
+            self.parts.iter().filter(|p| part.is_none_or(|part| p.part == part)).find_map(|p| self.plain_len(p, axis))
         };
-        let has_map = self.parts.iter().any(|p| p.role == Role::FeatureWeight);
+        let has_map = self.parts.iter().any(|p| p.part == Part::FeatureWeight);
         let mut query =
-            s.head_dim.or(base.map(|b| b.config.head_dim)).or(first(Some(Role::FeatureWeight), Axis::Query));
-        let value = base.map(|b| b.config.value_head_dim).or(first(Some(Role::Memory), Axis::Value)).or(s.head_dim);
+            s.head_dim.or(base.map(|b| b.config.head_dim)).or(first(Some(Part::FeatureWeight), Axis::Query));
+        let value = base.map(|b| b.config.value_head_dim).or(first(Some(Part::Memory), Axis::Value)).or(s.head_dim);
         let n_heads = sharing.and_then(|sharing| match sharing {
             MemorySharing::PerHead => s.num_attention_heads.or(base.map(|b| b.config.n_heads)),
             MemorySharing::PerKvHead => s.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads)),
@@ -69,7 +70,7 @@ impl Draft {
         });
         // Heads flattened into rows, their number known: the rest is features.
         let by_rows = || {
-            let p = self.parts.iter().find(|p| p.role != Role::Memory && p.head.is_none())?;
+            let p = self.parts.iter().find(|p| p.part != Part::Memory && p.head.is_none())?;
             let own = p.own_axes();
             let at = own.iter().filter(|a| **a != Axis::Head).position(|a| *a == Axis::Feature)?;
             let rows = *p.tensor.shape().get(at)?;
@@ -96,7 +97,7 @@ impl Draft {
     }
 
     /// The order of a part's axes under a reading, with their lengths.
-    pub(super) fn stored_axes(part: &Part, o: Orientation, known: &Sizes) -> Option<(Axes, Sizes)> {
+    pub(super) fn stored_axes(part: &StoredPart, o: Orientation, known: &Sizes) -> Option<(Axes, Sizes)> {
         let dims = part.tensor.shape();
         // The number of heads is a result wherever the number of features is known: a wrong one is then a finding.
         let solve = |axes: Axes| {
@@ -150,8 +151,8 @@ impl Draft {
         base: Option<&BaseModel>,
     ) -> Vec<Orientation> {
         let known = self.sizes(sharing, base);
-        let is_open = |p: &&Part| matches!(p.order, Order::Open | Order::Columns);
-        let open: Vec<&Part> = self.parts.iter().filter(is_open).collect();
+        let is_open = |p: &&StoredPart| matches!(p.order, Order::Open | Order::Columns);
+        let open: Vec<&StoredPart> = self.parts.iter().filter(is_open).collect();
         let mut seen: Vec<Vec<Axes>> = Vec::new();
         let mut out = Vec::new();
         for (transposed, heads_inner) in [(false, false), (true, false), (false, true), (true, true)] {

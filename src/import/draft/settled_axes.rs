@@ -1,8 +1,9 @@
 //! Orders of axes other than the usual ones, where sizes that are stated leave no other: `[H, L, F, V]` with 7 heads and
 //! 2 layers, `[F, (H V)]` with values of 64.
 
-use super::{Draft, Order, Part};
-use crate::adapter::{Adapter, Role, StatedLayers};
+use super::{Draft, Order, StoredPart};
+use crate::adapter::plus::StatedLayers;
+use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::import::axes::Axis;
 use crate::tensor::LazyTensor;
@@ -63,7 +64,7 @@ impl Known {
 impl Draft {
     pub(super) fn known(&self, base: Option<&BaseModel>) -> Known {
         let s = &self.stated;
-        let has_map = self.parts.iter().any(|p| p.role == Role::FeatureWeight);
+        let has_map = self.parts.iter().any(|p| p.part == Part::FeatureWeight);
         let query = s.head_dim.or(base.map(|b| b.config.head_dim));
         let by_list = match &s.layers_to_transform {
             Some(StatedLayers::List(list)) => Some(list.len()),
@@ -87,10 +88,10 @@ impl Draft {
     pub(super) fn settle_axes(&mut self, base: Option<&BaseModel>) {
         let known = self.known(base);
         for part in &mut self.parts {
-            if matches!(part.order, Order::Stated(_)) || Adapter::is_canonical_name(&part.name) {
+            if matches!(part.order, Order::Stated(_)) || Slot::parse_canonical_name(&part.name).is_some() {
                 continue;
             }
-            let own = Draft::own_axes(part.role, part.layer, part.head);
+            let own = Draft::own_axes(part.part, part.layer, part.head);
             let mut transposed = own.clone();
             if let [.., a, b] = &mut transposed[..] {
                 std::mem::swap(a, b);
@@ -118,9 +119,9 @@ fn in_order(tensor: LazyTensor, mut order: Vec<Axis>, own: &[Axis]) -> LazyTenso
 }
 
 /// Whether a memory whose rows are features has its heads side by side, in rows of H times V.
-fn is_in_columns(part: &Part, own: &[Axis], known: &Known) -> bool {
+fn is_in_columns(part: &StoredPart, own: &[Axis], known: &Known) -> bool {
     let shape = part.tensor.shape();
-    let is_flat = part.role == Role::Memory && part.head.is_none() && shape.len() + 1 == own.len() && shape.len() >= 2;
+    let is_flat = part.part == Part::Memory && part.head.is_none() && shape.len() + 1 == own.len() && shape.len() >= 2;
     if !is_flat || !matches!(part.order, Order::Canonical) {
         return false;
     }

@@ -5,8 +5,9 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use crate::adapter::StatedLayers;
-use crate::adapter::gguf_names::{self as names, key};
+use crate::adapter::gguf_names as names;
+use crate::adapter::plus::StatedLayers;
+use crate::adapter::plus::gguf_names::key;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Gguf, Metadata};
 use crate::format::names::shorten;

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::exp::{exp, exp_m1};
 use super::{RUN, values, vectorized};
-use crate::adapter::FeatureMap;
+use crate::adapter::plus::FeatureMap;
 
 /// `map` of every element of `x`, any shape.
 pub fn activate(map: FeatureMap, x: &Tensor) -> Result<Tensor> {

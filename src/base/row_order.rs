@@ -5,7 +5,7 @@
 //! multiplies q must follow. Source: llama.cpp `convert_hf_to_gguf.py` (`LlamaModel.permute`), measured on
 //! SmolLM2-135M: with the right order the logits agree to 1.5e-4, with the wrong one the KL divergence is 4.5.
 
-use super::named_enum;
+use crate::named::named_enum;
 
 named_enum! {
     /// The order of q's components inside a head.

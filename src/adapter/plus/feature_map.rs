@@ -1,7 +1,7 @@
 //! phi's activation. Its definitions, with what happens near 0 and in the tails, are in docs/METHOD.md; the runner computes
 //! them.
 
-use super::named_enum;
+use crate::named::named_enum;
 
 named_enum! {
     /// The activation inside phi. `elu` is the one of the paper's experiments.

@@ -1,0 +1,90 @@
+//! Keys and tensor names of a Prefix-Tuning+ adapter in GGUF: one table for reading and writing.
+
+use crate::adapter::gguf_names::{BASE_FINGERPRINT, SOURCE_CONFIG};
+use crate::adapter::{Kind, Part, Slot};
+use crate::error::Error;
+use crate::finding::Finding;
+
+/// The layout's version, in `adapter.prefix_tuning_plus.version`.
+pub const VERSION: u32 = 1;
+
+/// `adapter.prefix_tuning_plus.{field}`
+pub fn key(field: &str) -> String {
+    format!("adapter.{}.{field}", Kind::Plus)
+}
+
+const SUFFIXES: [(Part, &str); 4] = [
+    (Part::Memory, "attn_prefix_memory.weight"),
+    (Part::FeatureWeight, "attn_prefix_feature.weight"),
+    (Part::FeatureBias, "attn_prefix_feature.bias"),
+    (Part::Normalizer, "attn_prefix_normalizer.weight"),
+];
+
+/// `blk.{layer}.attn_prefix_memory.weight` and its siblings.
+pub fn tensor_name(slot: Slot) -> String {
+    let (_, suffix) = SUFFIXES.iter().find(|(part, _)| *part == slot.part).expect("every part has a name");
+    format!("blk.{}.{suffix}", slot.in_block())
+}
+
+/// The slot whose [`tensor_name`] this is.
+pub fn parse_tensor_name(name: &str) -> Option<Slot> {
+    let (number, suffix) = name.strip_prefix("blk.")?.split_once('.')?;
+    let (part, _) = SUFFIXES.iter().find(|(_, s)| *s == suffix)?;
+    let slot = Slot::attention(number.parse().ok()?, *part);
+    (tensor_name(slot) == name).then_some(slot)
+}
+
+/// What `adapter_config.json` and the canonical layout call something, by the name that it has in a GGUF file.
+fn name_in_gguf(canonical: &str) -> Option<String> {
+    const FIELDS: [(&str, &str); 12] = [
+        ("feature_map", "feature_map"),
+        ("query_tap", "query_tap"),
+        ("query_scale", "query_scale"),
+        ("memory_scale", "memory_scale"),
+        ("memory_sharing", "memory_sharing"),
+        ("num_layers", "block_count"),
+        ("num_attention_heads", "head_count"),
+        ("num_key_value_heads", "head_count_kv"),
+        ("head_dim", "key_length"),
+        ("value head_dim", "value_length"),
+        ("num_features", "feature_length"),
+        ("layers_to_transform", "layers"),
+    ];
+    const RECORDED: [&str; 6] = [
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "base_model_type",
+        "ptplus_widened_from",
+    ];
+    if let Some((_, field)) = FIELDS.iter().find(|(name, _)| *name == canonical) {
+        return Some(key(field));
+    }
+    if canonical == "ptplus_base_fingerprint" {
+        return Some(BASE_FINGERPRINT.to_owned());
+    }
+    if RECORDED.contains(&canonical) {
+        return Some(format!("{SOURCE_CONFIG}: {canonical}"));
+    }
+    if let Some(slot) = Slot::parse_canonical_name(canonical) {
+        return Some(tensor_name(slot));
+    }
+    let layer = canonical.strip_prefix("layers.")?;
+    layer.bytes().all(|b| b.is_ascii_digit()).then(|| format!("blk.{layer}"))
+}
+
+/// An error about a GGUF adapter, naming what stands in that file.
+pub(crate) fn in_gguf_terms(e: Error) -> Error {
+    match e.field_name().and_then(name_in_gguf) {
+        Some(name) => Error::new(e.code(), e.message()).field(name),
+        None => e,
+    }
+}
+
+/// Names the place of a finding as [`in_gguf_terms`] does.
+pub(crate) fn place_in_gguf(finding: &mut Finding) {
+    if let Some(name) = name_in_gguf(&finding.place) {
+        finding.place = name;
+    }
+}

@@ -1,0 +1,212 @@
+//! Prefix-Tuning+ as plain values: a term `memory_scale * phi(query_scale * q) M` beside the attention of some blocks.
+
+use std::collections::BTreeMap;
+
+use super::{Part, Slot};
+use crate::named::named_enum;
+use crate::tensor::LazyTensor;
+
+mod feature_map;
+pub mod gguf_names;
+pub use feature_map::FeatureMap;
+
+named_enum! {
+    /// Where the query is taken from.
+    QueryTap {
+        /// The query exactly as attention uses it: after bias, query norm and RoPE.
+        PostRope = "post_rope",
+        /// After the query's bias and norm, before RoPE.
+        PreRope = "pre_rope",
+    }
+}
+
+named_enum! {
+    /// How many memories a layer has: H'.
+    MemorySharing {
+        /// One per query head.
+        PerHead = "per_head",
+        /// One per key/value head; memory `j` serves query heads `j*g .. j*g+g-1`, `g = heads / kv_heads`.
+        PerKvHead = "per_kv_head",
+        /// One for all heads.
+        Shared = "shared",
+    }
+}
+
+/// The sizes that an adapter and its base must agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    /// L: blocks of the base, adapted or not.
+    pub n_layers: usize,
+    /// H: query heads.
+    pub n_heads: usize,
+    /// H_kv: key/value heads; divides H.
+    pub n_kv_heads: usize,
+    /// D: length of a query head.
+    pub head_dim: usize,
+    /// D_v: length of a value head.
+    pub value_head_dim: usize,
+    /// F: features; D unless there is a learned feature map.
+    pub n_features: usize,
+}
+
+impl Geometry {
+    /// H': the number of memories per layer.
+    pub fn n_memories(&self, sharing: MemorySharing) -> usize {
+        sharing.n_memories(self.n_heads, self.n_kv_heads)
+    }
+}
+
+impl MemorySharing {
+    /// H' for these numbers of query heads and key/value heads.
+    pub fn n_memories(self, n_heads: usize, n_kv_heads: usize) -> usize {
+        match self {
+            MemorySharing::PerHead => n_heads,
+            MemorySharing::PerKvHead => n_kv_heads,
+            MemorySharing::Shared => 1,
+        }
+    }
+}
+
+/// What an adapter states about itself.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// phi's activation.
+    pub feature_map: FeatureMap,
+    /// Where the query is taken from.
+    pub query_tap: QueryTap,
+    /// Factor on the query, before phi.
+    pub query_scale: f64,
+    /// Factor on the term.
+    pub memory_scale: f64,
+    /// How many memories a layer has.
+    pub memory_sharing: MemorySharing,
+    /// Sizes.
+    pub geometry: Geometry,
+    /// `layers_to_transform` as the source states it, if it does; [`Plus::layers`] is what counts.
+    pub layers_to_transform: Option<StatedLayers>,
+    /// The base's `model_type`, where stated.
+    pub base_model_type: Option<String>,
+    /// Every other key of `adapter_config.json`, in its order; carried along, never interpreted.
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a configuration says about the adapted layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StatedLayers {
+    /// `null`: every layer of the base.
+    All,
+    /// These, in the order given.
+    List(Vec<usize>),
+}
+
+/// The tensors of one adapted layer, in Hugging Face component order.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// M `[H', F, D_v]`
+    pub memory: LazyTensor,
+    /// W `[H', F, D]`
+    pub feature_weight: Option<LazyTensor>,
+    /// b `[H', F]`
+    pub feature_bias: Option<LazyTensor>,
+    /// N `[H', F]`
+    pub normalizer: Option<LazyTensor>,
+}
+
+/// The parts of a layer, in their order.
+pub const PARTS: [Part; 4] = [Part::Memory, Part::FeatureWeight, Part::FeatureBias, Part::Normalizer];
+
+impl Layer {
+    /// The tensor that plays `part`, if the layer has it.
+    pub fn get(&self, part: Part) -> Option<&LazyTensor> {
+        match part {
+            Part::Memory => Some(&self.memory),
+            Part::FeatureWeight => self.feature_weight.as_ref(),
+            Part::FeatureBias => self.feature_bias.as_ref(),
+            Part::Normalizer => self.normalizer.as_ref(),
+        }
+    }
+
+    /// The tensors that the layer has, in the order of [`PARTS`].
+    pub fn tensors(&self) -> impl Iterator<Item = (Part, &LazyTensor)> {
+        PARTS.iter().filter_map(|&part| Some((part, self.get(part)?)))
+    }
+
+    /// The tensor that plays `part`, to be replaced; `None` for a part that the layer lacks.
+    pub fn get_mut(&mut self, part: Part) -> Option<&mut LazyTensor> {
+        match part {
+            Part::Memory => Some(&mut self.memory),
+            Part::FeatureWeight => self.feature_weight.as_mut(),
+            Part::FeatureBias => self.feature_bias.as_mut(),
+            Part::Normalizer => self.normalizer.as_mut(),
+        }
+    }
+}
+
+/// A Prefix-Tuning+ adapter, not yet checked.
+#[derive(Debug, Clone)]
+pub struct Plus {
+    /// What it states.
+    pub config: Config,
+    /// The adapted layers.
+    pub layers: BTreeMap<usize, Layer>,
+}
+
+/// Name of a tensor in the canonical layout: `layers.{i}.memory`, `layers.{i}.feature.weight`, ...
+pub(super) fn canonical_name(slot: Slot) -> String {
+    format!("layers.{}.{}", slot.in_block(), slot.part)
+}
+
+/// The slot whose [`canonical_name`] this is.
+pub(super) fn parse_canonical_name(name: &str) -> Option<Slot> {
+    let (number, part) = name.strip_prefix("layers.")?.split_once('.')?;
+    let (layer, part) = (number.parse::<usize>().ok()?, Part::parse(part)?);
+    (PARTS.contains(&part) && layer.to_string() == number).then_some(Slot::attention(layer, part))
+}
+
+impl Plus {
+    /// Every tensor with its slot, layers ascending.
+    pub fn tensors(&self) -> impl Iterator<Item = (Slot, &LazyTensor)> {
+        self.layers.iter().flat_map(|(&i, l)| l.tensors().map(move |(part, t)| (Slot::attention(i, part), t)))
+    }
+
+    /// The tensor in `slot`, if the adapter has it.
+    pub fn get(&self, slot: Slot) -> Option<&LazyTensor> {
+        self.layers.get(&slot.layer?)?.get(slot.part)
+    }
+
+    /// [`get`](Self::get), to be replaced.
+    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut LazyTensor> {
+        self.layers.get_mut(&slot.layer?)?.get_mut(slot.part)
+    }
+
+    /// The shape that `part` must have, outermost first.
+    pub fn expected_shape(&self, part: Part) -> Vec<usize> {
+        let g = &self.config.geometry;
+        let h = g.n_memories(self.config.memory_sharing);
+        match part {
+            Part::Memory => vec![h, g.n_features, g.value_head_dim],
+            Part::FeatureWeight => vec![h, g.n_features, g.head_dim],
+            Part::FeatureBias | Part::Normalizer => vec![h, g.n_features],
+        }
+    }
+
+    /// See [`Adapter::conventions`](super::Adapter::conventions).
+    pub fn conventions(&self) -> [(&'static str, String); 11] {
+        let c = &self.config;
+        let g = &c.geometry;
+        let f32_text = |x: f64| (x as f32).to_string();
+        [
+            ("feature_map", c.feature_map.to_string()),
+            ("query_tap", c.query_tap.to_string()),
+            ("query_scale", f32_text(c.query_scale)),
+            ("memory_scale", f32_text(c.memory_scale)),
+            ("memory_sharing", c.memory_sharing.to_string()),
+            ("num_layers", g.n_layers.to_string()),
+            ("num_attention_heads", g.n_heads.to_string()),
+            ("num_key_value_heads", g.n_kv_heads.to_string()),
+            ("head_dim", g.head_dim.to_string()),
+            ("value head_dim", g.value_head_dim.to_string()),
+            ("num_features", g.n_features.to_string()),
+        ]
+    }
+}

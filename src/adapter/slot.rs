@@ -1,0 +1,87 @@
+//! Where a tensor of an adapter belongs: the key by which import, export and comparison know it.
+
+use super::plus;
+use crate::base::BlockWeight;
+use crate::named::named_enum;
+
+/// Where a tensor of an adapter belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot {
+    /// The block of the base; none for what stands outside of the blocks.
+    pub layer: Option<usize>,
+    /// What of the base it changes.
+    pub site: Site,
+    /// Which of the tensors there it is.
+    pub part: Part,
+}
+
+/// What of a base an adapter changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// The output of the attention heads.
+    Attention,
+    /// A weight of a block.
+    Linear(BlockWeight),
+    /// The token embedding.
+    Embedding,
+    /// The output head.
+    Head,
+}
+
+named_enum! {
+    /// One of the tensors that an adapter has in one place. The names are those of messages, layout files and the canonical
+    /// layout.
+    Part {
+        /// M of Prefix-Tuning+.
+        Memory = "memory",
+        /// W of Prefix-Tuning+.
+        FeatureWeight = "feature.weight",
+        /// b of Prefix-Tuning+.
+        FeatureBias = "feature.bias",
+        /// N of Prefix-Tuning+.
+        Normalizer = "normalizer",
+    }
+}
+
+impl Part {
+    /// Whether it is F32 in every GGUF file, and never narrowed elsewhere.
+    pub fn stays_f32(self) -> bool {
+        match self {
+            Part::FeatureBias | Part::Normalizer => true,
+            Part::Memory | Part::FeatureWeight => false,
+        }
+    }
+}
+
+impl Slot {
+    /// A part beside the attention of block `layer`.
+    pub fn attention(layer: usize, part: Part) -> Slot {
+        Slot { layer: Some(layer), site: Site::Attention, part }
+    }
+
+    /// The tensor's name in the safetensors files that are written.
+    pub fn canonical_name(self) -> String {
+        match self.part {
+            Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => plus::canonical_name(self),
+        }
+    }
+
+    /// The slot whose [`canonical_name`](Self::canonical_name) this is.
+    pub fn parse_canonical_name(name: &str) -> Option<Slot> {
+        plus::parse_canonical_name(name)
+    }
+
+    /// The tensor's name in GGUF.
+    pub fn gguf_name(self) -> String {
+        match self.part {
+            Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => {
+                plus::gguf_names::tensor_name(self)
+            }
+        }
+    }
+
+    /// The block, of a slot that is in one.
+    pub(super) fn in_block(self) -> usize {
+        self.layer.expect("a term is beside the attention of a block")
+    }
+}
