@@ -1,16 +1,14 @@
 //! The data flow, in the order a newcomer reads it: open, import, validate, plan, write, prove, rename into place.
 
 mod base;
+mod converted;
+mod proof;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use indexmap::IndexMap;
-use serde::Serialize;
-
 use crate::auto::{self, Decision, Trials};
-use crate::base::fingerprint::Identity;
 use crate::base::{BaseModel, Family, RowOrder, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
@@ -23,17 +21,17 @@ use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::stated::PEFT_TYPE;
 use crate::import::{self, Opened, Options};
-use crate::runner::Device;
 use crate::search::{self, Settlement};
-use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::Overflow;
-use crate::transform::loss::{Bound, Loss, Metric};
+use crate::transform::loss::{Bound, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
-use crate::verify::probe::Probe;
-use crate::verify::stats::{Metrics, Row};
-use crate::verify::tolerance::Tolerance;
-use crate::verify::{self, FailedReport, LayerReport, Prompts, Reference};
 pub use base::{ConvertBase, Tokenizer, convert_base};
+use converted::unfit_notes;
+pub use converted::{Converted, ConvertedTensor, OutputError};
+pub(crate) use converted::{NOTHING_CHECKED, WINDOW_NOTE, ignores_window};
+pub(crate) use proof::prove_file;
+pub use proof::{Measure, Proof};
+use proof::{hold_to_bounds, prove};
 
 /// Opens, imports and validates the adapter at `path`.
 ///
@@ -143,99 +141,6 @@ impl<'a> Convert<'a> {
             progress: &|_, _| {},
         }
     }
-}
-
-/// A verification of the output, before anyone can see it.
-pub struct Proof<'a> {
-    /// PyTorch's answer.
-    pub probe: &'a Probe,
-    /// Where it was read from.
-    pub path: &'a Path,
-    /// How to verify.
-    pub options: verify::Options<'a>,
-}
-
-/// How to run the output beside the source.
-pub struct Measure<'a> {
-    /// What both are asked.
-    pub prompts: Prompts,
-    /// Where to compute.
-    pub device: &'a Device,
-    /// Called with work done and work in all.
-    pub progress: &'a dyn Fn(usize, usize),
-}
-
-/// What a conversion did, or with `dry_run` would do.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct Converted {
-    /// The output.
-    #[serde(serialize_with = "crate::lossy::path")]
-    pub output: PathBuf,
-    /// `gguf` or `safetensors`.
-    pub format: &'static str,
-    /// Whether nothing was written.
-    pub dry_run: bool,
-    /// Bytes of the weights file.
-    pub len_bytes: u64,
-    /// Every tensor written.
-    pub tensors: Vec<ConvertedTensor>,
-    /// Row order of the output.
-    pub row_order: String,
-    /// Canonical digest of the source; absent in a dry run.
-    pub source_sha256: Option<String>,
-    /// What a reader should know.
-    pub notes: Vec<String>,
-    /// Whether the base is the one that the adapter was made for, where it says which.
-    pub base_identity: Option<Identity>,
-    /// How the probe settled what nothing states, if there was anything.
-    pub conventions: Option<Settlement>,
-    /// How the types were found, if they were left to `auto_kl`.
-    pub auto: Option<Decision>,
-    /// How far the quantized output's terms and logits are from the source's; with a base, and never in a dry run.
-    pub output_error: Option<OutputError>,
-    /// The proof, if asked for.
-    pub verification: Option<verify::Report>,
-}
-
-/// The output run beside the source on the base.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct OutputError {
-    /// Logits of the output against logits of the source.
-    pub metrics: Metrics,
-    /// `max |logits - base_logits|` of the source.
-    pub effect: f64,
-    /// The same of the output.
-    pub found_effect: f64,
-    /// Each adapted layer's term.
-    pub layers: Vec<LayerReport>,
-    /// Every position.
-    pub positions: Vec<Row>,
-}
-
-/// One tensor of the output.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct ConvertedTensor {
-    /// Name in the output.
-    pub name: String,
-    /// Type in the source.
-    pub source_dtype: String,
-    /// Type in the output.
-    pub dtype: String,
-    /// The type asked for, where the rows are no whole blocks of it.
-    pub unfit: Option<String>,
-    /// Shape in the output, outermost first.
-    pub shape: Vec<usize>,
-    /// Offset of its bytes in the file.
-    pub file_offset: u64,
-    /// Bytes.
-    pub len_bytes: u64,
-    /// Bytes of the same elements in the source.
-    pub source_len_bytes: u64,
-    /// What the type cost; absent in a dry run.
-    pub loss: Option<Loss>,
 }
 
 /// Converts an adapter.
@@ -444,173 +349,6 @@ fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Op
         Format::Safetensors => "safetensors",
     };
     Converted::planned(job.output, format, job.dry_run, plan, row_order, notes)
-}
-
-impl Converted {
-    /// What is known before anything is written.
-    fn planned(
-        output: &Path,
-        format: &'static str,
-        dry_run: bool,
-        plan: &Plan,
-        row_order: &str,
-        notes: Vec<String>,
-    ) -> Self {
-        let tensors = plan
-            .tensors
-            .iter()
-            .zip(&plan.file.tensors)
-            .map(|(t, p)| ConvertedTensor {
-                name: p.name.clone(),
-                source_dtype: t.source.stored_dtype().name().into(),
-                dtype: t.dtype.name().into(),
-                unfit: t.unfit.map(|d| d.name().into()),
-                shape: p.shape.clone(),
-                file_offset: p.file_offset,
-                len_bytes: p.len_bytes,
-                source_len_bytes: stored_len(&t.source),
-                loss: None,
-            })
-            .collect();
-        Converted {
-            output: output.to_owned(),
-            format,
-            dry_run,
-            len_bytes: plan.file.len_bytes,
-            tensors,
-            row_order: row_order.into(),
-            source_sha256: None,
-            notes,
-            base_identity: None,
-            conventions: None,
-            auto: None,
-            output_error: None,
-            verification: None,
-        }
-    }
-
-    /// Puts what the types cost into the report, and refuses a tensor that is beyond a bound.
-    fn add_losses(&mut self, written: &Written, bounds: &[Bound]) -> Result<()> {
-        for (tensor, loss) in self.tensors.iter_mut().zip(&written.losses) {
-            tensor.loss = Some(*loss);
-            for bound in bounds {
-                bound.check(loss).map_err(|e| e.file(&self.output).field(&tensor.name))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add_saturated(&mut self, written: &Written) {
-        for (name, n) in &written.saturated {
-            self.notes.push(format!("{name}: {n} elements were beyond the output type and became its largest value"));
-        }
-    }
-}
-
-/// What whoever runs a base with a sliding window on llama.cpp should know.
-/// What `--arch` alone leaves open.
-pub(crate) const NOTHING_CHECKED: &str = "no --base: nothing was checked against the model that the adapter was made for, neither sizes nor layers nor numbers; --arch gives the row order alone";
-
-pub(crate) const WINDOW_NOTE: &str = "the base has a sliding window, which llama.cpp ignores for architecture llama: beyond the window llama.cpp computes something else than PyTorch";
-
-/// Whether llama.cpp ignores this base's sliding window.
-pub(crate) fn ignores_window(base: &BaseModel) -> bool {
-    base.config.sliding_windows.iter().any(Option::is_some) && base.gguf_architecture() == "llama"
-}
-
-/// Bytes of a tensor's elements in the type that the source has them in.
-fn stored_len(t: &LazyTensor) -> u64 {
-    let dtype = t.stored_dtype();
-    (t.n_elements() / dtype.block_len() * dtype.block_bytes()) as u64
-}
-
-/// One line for each type that was asked for and did not fit, in the order of the tensors.
-fn unfit_notes(plan: &Plan) -> Vec<String> {
-    let mut groups: IndexMap<(DType, DType, usize), Vec<&str>> = IndexMap::new();
-    for (t, planned) in plan.tensors.iter().zip(&plan.file.tensors) {
-        if let (Some(asked), Some(&row_len)) = (t.unfit, t.source.shape().last()) {
-            groups.entry((asked, t.dtype, row_len)).or_default().push(&planned.name);
-        }
-    }
-    let line = |((asked, dtype, row_len), names): (&(DType, DType, usize), &Vec<&str>)| {
-        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        format!(
-            "{}{more}: rows of {row_len} are no whole blocks of {asked} ({} elements); written as {dtype}",
-            names[0],
-            asked.block_len()
-        )
-    };
-    groups.iter().map(line).collect()
-}
-
-/// Puts what the types cost into the report, and refuses what is beyond a bound.
-fn hold_to_bounds(
-    job: &Convert<'_>,
-    report: &mut Converted,
-    source: &Validated,
-    plan: &Plan,
-    written: &Written,
-    staged: &Path,
-) -> Result<()> {
-    report.add_losses(written, job.max_error)?;
-    let kl_bounds: Vec<&Bound> = job.max_error.iter().filter(|b| b.metric == Metric::Kl).collect();
-    // Casts between floats are left to the probe and to `verify`; blocks are what needs a look at the outputs.
-    let is_quantized =
-        plan.tensors.iter().zip(&written.losses).any(|(t, l)| t.dtype.is_quantized() && *l != Loss::NONE);
-    let (Some(measure), Some(base)) = (&job.measure, job.base) else { return Ok(()) };
-    if !is_quantized && kl_bounds.is_empty() {
-        return Ok(());
-    }
-    let output = read_adapter(staged, Some(base))?;
-    let mut found = run_beside_source(&output, source, base, measure)?;
-    for bound in kl_bounds {
-        let mean_kl = found.metrics.mean_kl;
-        if let Err(e) = bound.check_value("mean KL", mean_kl) {
-            (found.pass, found.limits.mean_kl) = (false, Some(bound.limit));
-            return Err(e.file(job.output).caused_by(FailedReport(found)));
-        }
-    }
-    let verify::Report { metrics, effect, found_effect, layers, positions, .. } = found;
-    report.output_error = Some(OutputError { metrics, effect, found_effect, layers, positions });
-    Ok(())
-}
-
-/// Figures without limits.
-fn run_beside_source(
-    output: &Validated,
-    source: &Validated,
-    base: &BaseModel,
-    measure: &Measure<'_>,
-) -> Result<verify::Report> {
-    let options =
-        verify::Options { device: measure.device, tolerance: Some(Tolerance::none()), progress: measure.progress };
-    let reference = Reference::Adapter { adapter: source, base: None, prompts: &measure.prompts };
-    verify::verify(output, base, reference, &options)
-}
-
-/// The proof of the staged output, if one is asked for.
-fn prove(job: &Convert<'_>, source: &Validated, staged: &Path) -> Result<Option<verify::Report>> {
-    job.prove.as_ref().map(|proof| prove_file(staged, job.base, source, proof)).transpose()
-}
-
-/// Reads the adapter at `path` as anybody would and holds it against the probe.
-///
-/// # Errors
-///
-/// [`Code::NumbersDiffer`], [`Code::NoEffect`]; those of reading and running.
-pub(crate) fn prove_file(
-    path: &Path,
-    base: Option<&BaseModel>,
-    source: &Validated,
-    proof: &Proof<'_>,
-) -> Result<verify::Report> {
-    let base = base.ok_or_else(|| Error::new(Code::Usage, "expected --base beside --probe").field("--probe"))?;
-    let adapter = read_adapter(path, Some(base))?;
-    // What the source's type has lost, writing a finer one does not bring back.
-    let tolerance = Some(verify::tolerance(&proof.options, &[&adapter, source])?);
-    let options = verify::Options { tolerance, ..proof.options.clone() };
-    verify::verify(&adapter, base, Reference::Probe(proof.probe), &options)?
-        .passed("nothing was written", &source.origin.path)
 }
 
 fn finish(report: &mut Converted, source: &Validated, written: Written) {
