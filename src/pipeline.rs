@@ -183,12 +183,17 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
         }
         Format::Safetensors => {}
     }
-    convert_anywhere(job)
+    let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
+    convert_read(job, source, conventions)
 }
 
-/// [`convert`] into the working folder of a bundle, which may lie in the old one.
-pub(crate) fn convert_anywhere(job: &Convert<'_>) -> Result<Converted> {
-    let (mut source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
+/// [`convert`] of a source that was read and settled, wherever the output lies: in the working folder of a bundle, which may
+/// lie in the old one.
+pub(crate) fn convert_read(
+    job: &Convert<'_>,
+    mut source: Validated,
+    conventions: Option<Settlement>,
+) -> Result<Converted> {
     let base_identity = job.base.map(|base| source.record_base(base, job.base_mismatch)).transpose()?.flatten();
     source.command = job.command.map(str::to_owned);
     let architecture = target_architecture(job, &source)?;

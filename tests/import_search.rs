@@ -92,6 +92,37 @@ fn the_probe_alone_resolves_a_checkpoint_that_says_nothing() {
 }
 
 #[test]
+fn a_bundle_takes_one_search() {
+    use ptplus::bundle::pack::{Pack, pack};
+    use ptplus::pipeline::{self, Convert, Format, Proof};
+    let (temp, m) = (tempfile::tempdir().unwrap(), model("llama-mha"));
+    let folder = open_adapter(temp.path(), "llama-mha", |n, t| (n.to_owned(), t));
+    let (base, probe) = (m.join("base"), m.join("probe.safetensors"));
+    let base = ptplus::base::BaseModel::open(&base).unwrap();
+    let (read, device) = (ptplus::verify::probe::Probe::open(&probe).unwrap(), ptplus::runner::Device::cpu());
+    // What the search and the proof report, counted.
+    let n_steps = |make: &dyn Fn(Convert<'_>, ptplus::verify::Options<'_>), output: &str| {
+        let n = std::cell::Cell::new(0);
+        let count = |_, _| n.set(n.get() + 1);
+        let options = ptplus::verify::Options { device: &device, tolerance: None, progress: &count };
+        let output = temp.path().join(output);
+        let mut job = Convert::new(&folder, &output, Format::Gguf);
+        job.base = Some(&base);
+        job.prove = Some(Proof { probe: &read, path: &probe, options: options.clone() });
+        make(job, options);
+        n.get()
+    };
+    let converted = n_steps(&|job, _| drop(pipeline::convert(&job).unwrap()), "a.gguf");
+    let prompts = ptplus::verify::Prompts::DEFAULT;
+    let pack = |convert: Convert<'_>, options: ptplus::verify::Options<'_>| {
+        let prompts = prompts.clone();
+        pack(Pack { convert, is_tar: false, options, prompts, signer: None, command: "", date: None }).unwrap();
+    };
+    assert!(converted > 0);
+    assert_eq!(n_steps(&pack, "bundle"), converted);
+}
+
+#[test]
 fn every_fixture_without_its_conventions_is_found_again() {
     let temp = tempfile::tempdir().unwrap();
     for name in common::MODELS {

@@ -27,6 +27,7 @@ use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::pipeline::{self, Convert, Converted, Format};
+use crate::search::Settlement;
 use crate::tensor::{Bytes, DType};
 use crate::validate::Validated;
 use crate::verify::{self, Prompts, Reference, Report};
@@ -121,12 +122,12 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let place = Place::open(&job, &inputs)?;
     let Pack { convert, options, prompts, signer, command, date, .. } = job;
 
-    let (source, _) =
+    let (source, conventions) =
         pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
     let identity = source.confirm_base(base, crate::base::fingerprint::Depth::Weights, convert.base_mismatch)?;
     // A file that does not name this base is written anew, so that the bundle's own copy does.
     let names_base = matches!(identity, Some(Identity::Same | Identity::CannotTell(_)));
-    let made = make_adapter(convert, &source, place.work(), names_base)?;
+    let made = make_adapter(convert, &source, conventions, place.work(), names_base)?;
     let adapter = pipeline::read_adapter(&place.work().join(made.weights_file), Some(base))?;
     let (report, reference) = match made.proof {
         Some(report) => (report, "what PyTorch computed"),
@@ -209,7 +210,13 @@ struct Made {
     proof: Option<Report>,
 }
 
-fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path, names_base: bool) -> Result<Made> {
+fn make_adapter(
+    convert: Convert<'_>,
+    source: &Validated,
+    conventions: Option<Settlement>,
+    work: &Path,
+    names_base: bool,
+) -> Result<Made> {
     let (files, weights_file) = match convert.format {
         Format::Gguf => (vec![ADAPTER_FILE], ADAPTER_FILE),
         Format::Safetensors => (vec![WEIGHTS_FILE, CONFIG_FILE], WEIGHTS_FILE),
@@ -231,8 +238,8 @@ fn make_adapter(convert: Convert<'_>, source: &Validated, work: &Path, names_bas
         Format::Gguf => work.join(ADAPTER_FILE),
         Format::Safetensors => inner.clone(),
     };
-    let mut converted =
-        pipeline::convert_anywhere(&Convert { output: &output, overwrite: Overwrite::Never, ..convert })?;
+    let job = Convert { output: &output, overwrite: Overwrite::Never, ..convert };
+    let mut converted = pipeline::convert_read(&job, source.clone(), conventions)?;
     if inner.is_dir() {
         let failed = |e| Error::io(&inner, "cannot move the adapter's files", e);
         for file in &files {
