@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use super::{BaseModel, Family, RowOrder, Weight};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
+use crate::quant;
+use crate::tensor::DType;
 
 /// The GGUF architecture of a Hugging Face `model_type`; `None` for one whose row order is not known either. Families that
 /// no runner supports are called alike on both sides (`gemma3_text` is the language model of `gemma3`).
@@ -84,7 +86,7 @@ impl BaseModel {
 }
 
 fn first_bad(name: &str, values: &[f32], start: usize) -> Option<Finding> {
-    let i = values.iter().position(|v| !v.is_finite())?;
+    let i = quant::validate_blocks(DType::F32, bytemuck::cast_slice(values))?;
     Some(Finding::new(
         Code::NonFinite,
         name,

@@ -239,7 +239,7 @@ impl TensorJob<'_> {
 
     fn check_values(&self, dtype: DType, bytes: &[u8]) -> Result<()> {
         match self.known {
-            Known::Nothing if cast::first_non_finite(dtype, bytes).is_some() => Err(unfit(self.t, None)),
+            Known::Nothing if quant::validate_blocks(dtype, bytes).is_some() => Err(unfit(self.t, None)),
             _ => Ok(()),
         }
     }
@@ -300,14 +300,16 @@ fn unfit(t: &OutputTensor, block: Option<&[f32]>) -> Error {
         };
         let Some(i) = found else { continue };
         let (value, index) = (values[i], c.index_of(row * row_elements + i));
-        let size = part.dtype().block_bytes();
         // An F64 may be finite and yet be infinite as F32.
-        return match cast::first_non_finite(part.dtype(), &bytes[i * size..][..size]) {
-            None => {
-                let message = format!("expected values that {} can hold, found {value:e} at {index:?}", t.dtype);
-                Error::new(Code::CastOverflow, message)
-            }
-            Some(_) => Error::new(Code::NonFinite, format!("expected finite values, found {value} at {index:?}")),
+        let is_finite = match (part.dtype(), bytes.as_chunks().0.get(i)) {
+            (DType::F64, Some(stored)) => f64::from_le_bytes(*stored).is_finite(),
+            _ => value.is_finite(),
+        };
+        return if is_finite {
+            let message = format!("expected values that {} can hold, found {value:e} at {index:?}", t.dtype);
+            Error::new(Code::CastOverflow, message)
+        } else {
+            Error::new(Code::NonFinite, format!("expected finite values, found {value} at {index:?}"))
         };
     }
     unreachable!("an element of the tensor was found not to fit")

@@ -117,26 +117,6 @@ pub fn is_lossless(from: DType, src: &[u8], to: DType) -> bool {
     }
 }
 
-/// Index of the first NaN or Inf among little-endian elements of a plain float type.
-pub fn first_non_finite(dtype: DType, src: &[u8]) -> Option<usize> {
-    // An exponent of all ones is NaN or Inf. Whole blocks first: the check is on every byte of every adapter.
-    fn scan<const N: usize>(src: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
-        let (elements, _) = src.as_chunks::<N>();
-        const BLOCK: usize = 1024;
-        elements.chunks(BLOCK).enumerate().find_map(|(i, block)| {
-            let any = block.iter().fold(false, |any, b| any | bad(*b));
-            any.then(|| i * BLOCK + block.iter().position(|b| bad(*b)).expect("one was found"))
-        })
-    }
-    match dtype {
-        DType::F64 => scan(src, |b| !f64::from_le_bytes(b).is_finite()),
-        DType::F32 => scan(src, |b| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000),
-        DType::F16 => scan(src, |b| u16::from_le_bytes(b) & 0x7c00 == 0x7c00),
-        DType::BF16 => scan(src, |b| u16::from_le_bytes(b) & 0x7f80 == 0x7f80),
-        _ => None,
-    }
-}
-
 fn overflow(index: usize, value: f64, to: DType) -> Error {
     Error::new(Code::CastOverflow, format!("element {index} is {value:e}, beyond the largest {to}"))
 }
@@ -175,20 +155,5 @@ mod tests {
         assert!(is_lossless(DType::F32, &bytes(&[1.5, -0.0, 0.25]), DType::BF16));
         assert!(!is_lossless(DType::F32, &bytes(&[1.001]), DType::BF16));
         assert!(!is_lossless(DType::F32, &bytes(&[1e9]), DType::F16));
-    }
-
-    #[test]
-    fn the_first_non_finite_element_is_found_in_every_type() {
-        let mut v = vec![1.0f32; 3000];
-        assert_eq!(first_non_finite(DType::F32, &bytes(&v)), None);
-        v[2500] = f32::NAN;
-        v[2999] = f32::INFINITY;
-        assert_eq!(first_non_finite(DType::F32, &bytes(&v)), Some(2500));
-        let h: Vec<u8> = v.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect();
-        assert_eq!(first_non_finite(DType::F16, &h), Some(2500));
-        let b: Vec<u8> = v.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-        assert_eq!(first_non_finite(DType::BF16, &b), Some(2500));
-        let d: Vec<u8> = v.iter().flat_map(|x| f64::from(*x).to_le_bytes()).collect();
-        assert_eq!(first_non_finite(DType::F64, &d), Some(2500));
     }
 }

@@ -47,15 +47,7 @@ fn check_named<'a>(tensors: impl Iterator<Item = (String, Option<Part>, &'a Lazy
 
 /// Index (in canonical axes) and value of the first NaN or Inf.
 fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
-    let first_bad = |bytes: &[u8]| match t.dtype() {
-        // Everything computes in F32.
-        DType::F64 => {
-            let (elements, _) = bytes.as_chunks::<8>();
-            elements.iter().position(|b| !(f64::from_le_bytes(*b) as f32).is_finite())
-        }
-        other => cast::first_non_finite(other, bytes),
-    };
-    let clean = |bytes: &[u8]| first_bad(bytes).is_none();
+    let clean = |bytes: &[u8]| quant::validate_blocks(t.dtype(), bytes).is_none();
     // Most tensors are clean: look at the bytes where they lie. Only for a bad one put the axes in order.
     let is_whole = t.stored_parts().map(<[u8]>::len).sum::<usize>() == t.len_bytes();
     if t.stored_dtype() == t.dtype() && is_whole && t.stored_parts().all(clean) {
@@ -65,7 +57,7 @@ fn first_non_finite(t: &LazyTensor) -> Option<(Vec<usize>, f64)> {
     let (mut seen, mut found) = (0, None);
     t.for_each_part(STEP_BYTES, &mut |bytes| {
         if found.is_none()
-            && let Some(i) = first_bad(bytes)
+            && let Some(i) = quant::validate_blocks(t.dtype(), bytes)
         {
             let element = &bytes[i * size..][..size];
             let value = match t.dtype() {

@@ -10,8 +10,8 @@ use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::format::limits::PROBE_TOKENS;
 use crate::format::{StoredTensor, safetensors};
+use crate::quant;
 use crate::tensor::DType;
-use crate::transform::cast;
 
 /// An opened probe, consistent in itself.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ impl Probe {
         let taps: Vec<Tap> = taps.into_values().collect();
         for t in std::iter::once(logits).chain(&base_logits).chain(taps.iter().flat_map(|t| t.q.iter().chain(&t.term)))
         {
-            if let Some(i) = cast::first_non_finite(DType::F32, &t.bytes) {
+            if let Some(i) = quant::validate_blocks(DType::F32, &t.bytes) {
                 return Err(invalid(&t.name, "finite values", format!("NaN or Inf at element {i}")));
             }
         }
