@@ -17,6 +17,7 @@ mod library;
 mod licence;
 #[cfg(all(feature = "llama-cpp-dynamic", target_os = "linux"))]
 mod llama_cpp;
+mod map;
 mod pages;
 mod shell;
 
@@ -204,29 +205,6 @@ fn a_command_that_no_test_would_run_is_found() {
         shell::Machine { has_real_base: true, has_llama_cpp: true, has_shared_llama_cpp: true, has_cuda: true };
     for command in ["curl example.org", "cargo build", "rm -r work", "PTPLUS_ADAPTER=a llama-server"] {
         assert!(rule(command, machine).is_err(), "{command}");
-    }
-}
-
-/// The map of the code names every module, and nothing that is not there.
-#[test]
-fn the_map_of_the_code_is_that_of_the_tree() {
-    let text = std::fs::read_to_string(Path::new(ROOT).join("docs/ARCHITECTURE.md")).unwrap();
-    let (_, map) = text.split_once("\n## Map\n").unwrap();
-    let (map, _) = map.split_once("\n## ").unwrap();
-    let named: BTreeSet<&str> = map.split('`').skip(1).step_by(2).collect();
-    for entry in std::fs::read_dir(Path::new(ROOT).join("src")).unwrap().map(Result::unwrap) {
-        let mut name = entry.file_name().into_string().unwrap();
-        if entry.path().is_dir() {
-            if entry.path().with_extension("rs").exists() {
-                continue; // the files of a module that is listed as its file
-            }
-            name.push('/');
-        }
-        assert!(named.contains(name.as_str()), "docs/ARCHITECTURE.md: the map lacks src/{name}");
-    }
-    for path in named.iter().filter(|n| n.contains('/') || n.ends_with(".rs")) {
-        let exists = ["", "src"].iter().any(|folder| Path::new(ROOT).join(folder).join(path).exists());
-        assert!(exists, "docs/ARCHITECTURE.md: there is no {path}");
     }
 }
 
