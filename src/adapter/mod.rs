@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
 
+pub mod field;
 pub mod gguf_names;
 pub mod lora;
 pub mod plus;
@@ -96,7 +97,7 @@ impl Adapter {
     /// What it states about what it computes, as text by key; scales as GGUF keeps them, in F32.
     pub fn conventions(&self) -> Vec<(&'static str, String)> {
         match self {
-            Adapter::Plus(plus) => plus.conventions().into(),
+            Adapter::Plus(plus) => plus.fields().map(|(field, value)| (field.key, value.text())).collect(),
         }
     }
 }

@@ -22,29 +22,15 @@ use crate::validate::Validated;
 /// The manifest's `adapter`, but for the name under which it is offered.
 pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
     let Adapter::Plus(a) = adapter.adapter();
-    let (c, g) = (&a.config, &a.config.geometry);
-    let described = json!({
-        "type": adapter.adapter().kind().name(),
-        "digest": digest,
-        "feature_map": c.feature_map.name(),
-        "query_tap": c.query_tap.name(),
-        "query_scale": c.query_scale,
-        "memory_scale": c.memory_scale,
-        "memory_sharing": c.memory_sharing.name(),
-        "num_layers": g.n_layers,
-        "layers": a.layers.keys().collect::<Vec<_>>(),
-        "num_attention_heads": g.n_heads,
-        "num_key_value_heads": g.n_kv_heads,
-        "head_dim": g.head_dim,
-        "num_features": g.n_features,
-        "gguf_architecture": adapter.origin.gguf_architecture,
-        "row_order": adapter.origin.row_order.name(),
-        "conventions_settled_by": c.extra.get(RECORD_KEY).cloned().unwrap_or(Value::Null),
-    });
-    match described {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
+    let fields = a.fields().filter(|(field, _)| field.is_in_config).map(|(field, value)| (field.key, value.json()));
+    let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
+    let others = [
+        ("layers", a.layers.keys().copied().collect()),
+        ("gguf_architecture", adapter.origin.gguf_architecture.as_deref().into()),
+        ("row_order", adapter.origin.row_order.name().into()),
+        ("conventions_settled_by", a.config.extra.get(RECORD_KEY).cloned().unwrap_or_default()),
+    ];
+    first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::adapter::{Adapter, Part};
@@ -101,21 +101,8 @@ fn hash(part: Part, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
 /// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
 fn config_text(adapter: &Adapter) -> String {
     let Adapter::Plus(adapter) = adapter;
-    let c = &adapter.config;
-    let g = &c.geometry;
-    sorted_compact_json(&json!({
-        "feature_map": c.feature_map.name(),
-        "query_tap": c.query_tap.name(),
-        "query_scale": (c.query_scale as f32).to_string(),
-        "memory_scale": (c.memory_scale as f32).to_string(),
-        "memory_sharing": c.memory_sharing.name(),
-        "num_layers": g.n_layers,
-        "num_attention_heads": g.n_heads,
-        "num_key_value_heads": g.n_kv_heads,
-        "head_dim": g.head_dim,
-        "value_head_dim": g.value_head_dim,
-        "num_features": g.n_features,
-    }))
+    let fields = adapter.fields().map(|(field, value)| (field.report_key(), value.digest_json()));
+    sorted_compact_json(&Value::Object(fields.collect()))
 }
 
 /// Everything that `ptplus hash` prints of one path.

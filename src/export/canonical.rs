@@ -47,7 +47,6 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
 pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> Result<String> {
     let Adapter::Plus(adapter) = source.adapter();
     let c = &adapter.config;
-    let g = &c.geometry;
     let mut extra = c.extra.clone();
     let mut out = Map::new();
     extra.shift_remove("peft_type");
@@ -57,16 +56,8 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
             out.insert(key.into(), v);
         }
     }
-    out.insert("feature_map".into(), c.feature_map.name().into());
-    out.insert("query_tap".into(), c.query_tap.name().into());
-    out.insert("query_scale".into(), c.query_scale.into());
-    out.insert("memory_scale".into(), c.memory_scale.into());
-    out.insert("memory_sharing".into(), c.memory_sharing.name().into());
-    out.insert("num_layers".into(), g.n_layers.into());
-    out.insert("num_attention_heads".into(), g.n_heads.into());
-    out.insert("num_key_value_heads".into(), g.n_kv_heads.into());
-    out.insert("head_dim".into(), g.head_dim.into());
-    out.insert("num_features".into(), g.n_features.into());
+    let fields = adapter.fields().filter(|(field, _)| field.is_in_config);
+    out.extend(fields.map(|(field, value)| (field.key.to_owned(), value.json())));
     out.insert("layers_to_transform".into(), layers_json(adapter));
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 use super::canonical::layers_json;
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written, file_type};
+use crate::adapter::field::FieldValue;
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, key};
 use crate::adapter::plus::{Plus, StatedLayers};
@@ -88,7 +89,6 @@ fn metadata(
     tensors: &[OutputTensor],
 ) -> Result<Metadata> {
     let c = &adapter.config;
-    let g = &c.geometry;
     let about_base = foreign::about_base(&c.extra);
     let mut m = Metadata::default();
     let mut put = |k: &str, v: Value| m.insert(k, v);
@@ -104,20 +104,15 @@ fn metadata(
     }
     put("adapter.type", Kind::Plus.name().into());
     put(&key("version"), Value::U32(VERSION));
-    put(&key("feature_map"), c.feature_map.name().into());
-    put(&key("query_tap"), c.query_tap.name().into());
-    put(&key("memory_sharing"), c.memory_sharing.name().into());
-    put(&key("query_scale"), Value::F32(c.query_scale as f32));
-    put(&key("memory_scale"), Value::F32(c.memory_scale as f32));
-    for (field, n) in [
-        ("block_count", g.n_layers),
-        ("head_count", g.n_heads),
-        ("head_count_kv", g.n_kv_heads),
-        ("key_length", g.head_dim),
-        ("value_length", g.value_head_dim),
-        ("feature_length", g.n_features),
-    ] {
-        put(&key(field), Value::U32(to_u32(field, n)?));
+    let mut fields: Vec<_> = adapter.fields().collect();
+    fields.sort_by_key(|(field, _)| field.is);
+    for (field, value) in fields {
+        let value = match value {
+            FieldValue::Name(name) => name.into(),
+            FieldValue::Scale(x) => Value::F32(x as f32),
+            FieldValue::Count(n) => Value::U32(to_u32(field.gguf, n)?),
+        };
+        put(&key(field.gguf), value);
     }
     let layers = adapter.layers.keys().map(|&i| to_u32("layers", i)).collect::<Result<Vec<u32>>>()?;
     put(&key("layers"), Value::Array(Array::from_u32(&layers)));
@@ -155,11 +150,12 @@ fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String
     if out.get(BASE_FINGERPRINT).is_some_and(Json::is_string) {
         out.shift_remove(BASE_FINGERPRINT);
     }
-    for (name, exact) in [("query_scale", c.query_scale), ("memory_scale", c.memory_scale)] {
+    for (field, value) in adapter.fields() {
         // The key holds F32. Its shortest decimal gives most scales back (0.1); keep the others as they were.
-        let stored = exact as f32;
-        if stored.to_string().parse() != Ok(exact) {
-            out.insert(name.into(), exact.into());
+        if let FieldValue::Scale(exact) = value
+            && value.text().parse() != Ok(exact)
+        {
+            out.insert(field.key.into(), exact.into());
         }
     }
     let implied = if adapter.layers.len() == c.geometry.n_layers {

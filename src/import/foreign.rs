@@ -4,6 +4,7 @@
 use serde_json::{Map, Value as Json};
 
 use crate::adapter::gguf_names as names;
+use crate::adapter::plus::FIELDS;
 use crate::adapter::plus::gguf_names::key as own_key;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
@@ -15,24 +16,6 @@ pub const KEY: &str = "ptplus_gguf_metadata";
 pub(crate) const NAME: &str = "general.name";
 pub(crate) const BASE_MODEL: &str = "general.base_model.";
 pub(crate) const BASE_MODEL_COUNT: &str = "general.base_model.count";
-
-/// Fields of `adapter.prefix_tuning_plus.`
-const FIELDS: [&str; 14] = [
-    "version",
-    "feature_map",
-    "query_tap",
-    "memory_sharing",
-    "query_scale",
-    "memory_scale",
-    "block_count",
-    "head_count",
-    "head_count_kv",
-    "key_length",
-    "value_length",
-    "feature_length",
-    "layers",
-    "query_order",
-];
 
 /// Largest number of base models accepted. A merge has some ten.
 const MAX_BASE_MODELS: u32 = 4096;
@@ -57,7 +40,8 @@ const OWN: [&str; 15] = [
 ];
 
 fn is_own(key: &str) -> bool {
-    OWN.contains(&key) || FIELDS.iter().any(|field| own_key(field) == key)
+    let fields = FIELDS.iter().map(|field| field.gguf).chain(["version", "layers", "query_order"]);
+    OWN.contains(&key) || fields.into_iter().any(|field| own_key(field) == key)
 }
 
 /// What of a file's metadata is to be carried, for [`KEY`]; `None` if nothing. `config` is what the file records of its

@@ -1,5 +1,6 @@
 //! Keys and tensor names of a Prefix-Tuning+ adapter in GGUF: one table for reading and writing.
 
+use super::find_field;
 use crate::adapter::gguf_names::{BASE_FINGERPRINT, SOURCE_CONFIG};
 use crate::adapter::{Kind, Part, Slot};
 use crate::error::Error;
@@ -36,20 +37,6 @@ pub fn parse_tensor_name(name: &str) -> Option<Slot> {
 
 /// What `adapter_config.json` and the canonical layout call something, by the name that it has in a GGUF file.
 fn name_in_gguf(canonical: &str) -> Option<String> {
-    const FIELDS: [(&str, &str); 12] = [
-        ("feature_map", "feature_map"),
-        ("query_tap", "query_tap"),
-        ("query_scale", "query_scale"),
-        ("memory_scale", "memory_scale"),
-        ("memory_sharing", "memory_sharing"),
-        ("num_layers", "block_count"),
-        ("num_attention_heads", "head_count"),
-        ("num_key_value_heads", "head_count_kv"),
-        ("head_dim", "key_length"),
-        ("value head_dim", "value_length"),
-        ("num_features", "feature_length"),
-        ("layers_to_transform", "layers"),
-    ];
     const RECORDED: [&str; 6] = [
         "task_type",
         "base_model_name_or_path",
@@ -58,8 +45,11 @@ fn name_in_gguf(canonical: &str) -> Option<String> {
         "base_model_type",
         "ptplus_widened_from",
     ];
-    if let Some((_, field)) = FIELDS.iter().find(|(name, _)| *name == canonical) {
-        return Some(key(field));
+    if let Some(field) = find_field(canonical) {
+        return Some(key(field.gguf));
+    }
+    if canonical == "layers_to_transform" {
+        return Some(key("layers"));
     }
     if canonical == "ptplus_base_fingerprint" {
         return Some(BASE_FINGERPRINT.to_owned());

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use super::field::{Field, FieldValue};
 use super::{Part, Slot};
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
 
 mod feature_map;
+mod fields;
 pub mod gguf_names;
 pub use feature_map::FeatureMap;
+pub use fields::{FIELDS, VALUE_LENGTH, find as find_field};
 
 named_enum! {
     /// Where the query is taken from.
@@ -190,23 +193,8 @@ impl Plus {
         }
     }
 
-    /// See [`Adapter::conventions`](super::Adapter::conventions).
-    pub fn conventions(&self) -> [(&'static str, String); 11] {
-        let c = &self.config;
-        let g = &c.geometry;
-        let f32_text = |x: f64| (x as f32).to_string();
-        [
-            ("feature_map", c.feature_map.to_string()),
-            ("query_tap", c.query_tap.to_string()),
-            ("query_scale", f32_text(c.query_scale)),
-            ("memory_scale", f32_text(c.memory_scale)),
-            ("memory_sharing", c.memory_sharing.to_string()),
-            ("num_layers", g.n_layers.to_string()),
-            ("num_attention_heads", g.n_heads.to_string()),
-            ("num_key_value_heads", g.n_kv_heads.to_string()),
-            ("head_dim", g.head_dim.to_string()),
-            ("value head_dim", g.value_head_dim.to_string()),
-            ("num_features", g.n_features.to_string()),
-        ]
+    /// Every field with its value, in the order of [`FIELDS`].
+    pub fn fields(&self) -> impl Iterator<Item = (&'static Field<Config>, FieldValue)> {
+        FIELDS.iter().map(|field| (field, (field.get)(&self.config)))
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use crate::adapter::field::FieldType;
 use crate::adapter::gguf_names as names;
-use crate::adapter::plus::StatedLayers;
 use crate::adapter::plus::gguf_names::key;
+use crate::adapter::plus::{FIELDS, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Gguf, Metadata};
 use crate::format::names::shorten;
@@ -74,23 +75,7 @@ pub(super) fn bound(meta: &Metadata) -> Result<()> {
 
 /// The configuration as its keys state it, and the value length, which `adapter_config.json` has no key for.
 pub(super) fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
-    let size = |field: &str| required(meta.u32(&key(field))?, field).map(|n| n as usize);
-    let text = |field: &str| required(meta.str(&key(field))?, field);
-    let scale = |field: &str| required(meta.f32(&key(field))?, field);
     let mut source = source_config(meta)?;
-    // A scale that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
-    let mut exact = |field: &str, stored: f32| match source.shift_remove(field) {
-        // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
-        None if stored.is_finite() => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
-        None => {
-            Err(Error::new(Code::ConfigField, format!("expected a finite number, found {stored}")).field(key(field)))
-        }
-        Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
-        Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
-            .field(format!("{}: {field}", names::SOURCE_CONFIG))),
-    };
-    let query_scale = exact("query_scale", scale("query_scale")?)?;
-    let memory_scale = exact("memory_scale", scale("memory_scale")?)?;
     source.shift_remove("layers_to_transform");
     // A folder's own reader would heed it: true there of the checkpoint that this adapter came from, not of this file.
     if let Some(v) = source.get(TRANSPOSE_MEMORY).filter(|v| !matches!(v, Value::Null | Value::Bool(false))) {
@@ -104,37 +89,45 @@ pub(super) fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
         let message = format!("expected the keys themselves in a GGUF file, found {:?}", foreign::KEY);
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_CONFIG));
     }
-    let mut config = source;
-    for (name, value) in [
-        ("feature_map", Value::from(text("feature_map")?)),
-        ("query_tap", text("query_tap")?.into()),
-        ("query_scale", query_scale),
-        ("memory_scale", memory_scale),
-        ("memory_sharing", text("memory_sharing")?.into()),
-        ("num_layers", size("block_count")?.into()),
-        ("num_attention_heads", size("head_count")?.into()),
-        ("num_key_value_heads", size("head_count_kv")?.into()),
-        ("head_dim", size("key_length")?.into()),
-        ("num_features", size("feature_length")?.into()),
-        ("layers_to_transform", layer_list(meta)?.into()),
-        (BASE_FINGERPRINT, meta.str(names::BASE_FINGERPRINT)?.map_or(Value::Null, Value::from)),
-    ] {
-        if value.is_null() {
-            continue;
-        }
-        if config.insert(name.to_owned(), value).is_some() {
-            return Err(Error::new(
-                Code::ConfigField,
-                format!("expected only what has no key of its own, found {name:?}"),
-            )
-            .field(names::SOURCE_CONFIG));
-        }
+    let mut config = Map::new();
+    for field in FIELDS.iter().filter(|field| field.is_in_config) {
+        let key = key(field.gguf);
+        let value = match field.is {
+            FieldType::Name => meta.str(&key)?.map(Value::from),
+            FieldType::Scale => meta.f32(&key)?.map(|x| exact_scale(field.key, x, &mut source)).transpose()?,
+            FieldType::Count => meta.u32(&key)?.map(Value::from),
+        };
+        config.insert(field.key.to_owned(), value.ok_or_else(|| missing(&key))?);
     }
+    config.insert("layers_to_transform".to_owned(), layer_list(meta)?.into());
+    config.extend(meta.str(names::BASE_FINGERPRINT)?.map(|text| (BASE_FINGERPRINT.to_owned(), text.into())));
+    if let Some(name) = config.keys().find(|name| source.contains_key(*name)) {
+        let message = format!("expected only what has no key of its own, found {name:?}");
+        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_CONFIG));
+    }
+    // What is carried along keeps its order, in front.
+    source.extend(config);
+    let mut config = source;
     if let Some(carried) = foreign::carried(meta, &config) {
         config.insert(foreign::KEY.to_owned(), carried);
     }
     let stated = Stated::from_json(Value::Object(config))?;
-    Ok((stated, size("value_length")?))
+    let value_length = required(meta.u32(&key("value_length"))?, "value_length")?;
+    Ok((stated, value_length as usize))
+}
+
+/// A scale. One that F32 cannot hold exactly is also kept as the source wrote it; the two must agree.
+fn exact_scale(field: &str, stored: f32, source: &mut Map<String, Value>) -> Result<Value> {
+    match source.shift_remove(field) {
+        // The shortest decimal that is this F32: 0.1, not 0.10000000149011612.
+        None if stored.is_finite() => Ok(stored.to_string().parse::<f64>().map_or(Value::Null, Value::from)),
+        None => {
+            Err(Error::new(Code::ConfigField, format!("expected a finite number, found {stored}")).field(key(field)))
+        }
+        Some(v) if v.as_f64().is_some_and(|x| x as f32 == stored) => Ok(v),
+        Some(v) => Err(Error::new(Code::ConfigField, format!("expected {stored}, as {} says, found {v}", key(field)))
+            .field(format!("{}: {field}", names::SOURCE_CONFIG))),
+    }
 }
 
 fn layer_list(meta: &Metadata) -> Result<Vec<u32>> {
