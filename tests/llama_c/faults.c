@@ -1,8 +1,8 @@
 /*
  * Loaded behind the graft, this takes dlsym's place and gives it what a version of llama.cpp that is not as expected would:
- * MISSING=NAME hides a function, SPOIL=WHAT spoils a field of every product that the graft makes to measure tensors, and
- * FULL=1 lets no device have memory but for the first buffer. Compiled with AROUND and loaded ahead of the
- * graft, it takes ggml_mul_mat past it.
+ * MISSING=NAME hides a function, SPOIL=WHAT spoils a field of every product that the graft makes to measure tensors,
+ * FULL=1 lets no device have memory but for the first buffer, FULL=aligned gives no aligned memory, FULL=N none of N bytes. Compiled
+ * with AROUND and loaded ahead of the graft, it takes ggml_mul_mat past it.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -59,7 +59,21 @@ __attribute__((visibility("default"))) void * dlsym(void * handle, const char * 
         static int n; /* the first is what the program's own calls go on to */
         return n++ == 0 ? found : (void *) spoilt_mul_mat;
     }
-    if (getenv("FULL") && !strcmp(name, "ggml_backend_alloc_ctx_tensors_from_buft")) return (void *) full_device;
+    if (getenv("FULL") && !strcmp(getenv("FULL"), "1") && !strcmp(name, "ggml_backend_alloc_ctx_tensors_from_buft")) return (void *) full_device;
     return found;
+}
+
+/* glibc's own, whoever takes their names. */
+extern void * __libc_malloc(size_t size);
+extern void * __libc_memalign(size_t alignment, size_t size);
+
+__attribute__((visibility("default"))) void * malloc(size_t size) {
+    const char * full = getenv("FULL");
+    return full && size > 1 && strtoul(full, NULL, 10) == size ? NULL : __libc_malloc(size);
+}
+
+__attribute__((visibility("default"))) void * aligned_alloc(size_t alignment, size_t size) {
+    const char * full = getenv("FULL");
+    return full && !strcmp(full, "aligned") ? NULL : __libc_memalign(alignment, size);
 }
 #endif

@@ -84,11 +84,26 @@ fn the_header_is_one_for_c_plus_plus_too() {
 fn the_c_file_is_small_and_has_no_warnings() {
     let text = std::fs::read_to_string(Path::new(ROOT).join("csrc/ptplus_graft.c")).unwrap();
     assert!(text.lines().count() <= 700, "{} lines", text.lines().count());
+    assert!(text.lines().all(|line| line.chars().count() <= 160));
     let temp = tempfile::tempdir().unwrap();
     let mut cc = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
     cc.current_dir(ROOT).args(["-std=gnu11", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Iinclude"]);
     let out = cc.args(WARNINGS).arg("csrc/ptplus_graft.c").arg("-o").arg(temp.path().join("g.so")).output().unwrap();
     assert!(out.status.success(), "{}", said(&out));
+}
+
+/// Every form of the kernel beside sums in double precision, with and without sanitizers.
+#[cfg(feature = "llama-cpp-dynamic")]
+#[test]
+fn the_kernel_computes_what_double_precision_does_in_every_batch() {
+    let temp = tempfile::tempdir().unwrap();
+    let kernel = temp.path().join("kernel");
+    for sanitizers in [&[][..], &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]] {
+        let linked = ["-DPTPLUS_LINKED", "-Wl,--no-as-needed"];
+        compile("tests/llama_c/kernel.c", &[&linked, sanitizers].concat(), &kernel);
+        let out = run(&kernel, &[], &[]);
+        assert!(out.status.success(), "{}", said(&out));
+    }
 }
 
 fn ids_of(row: &[u32]) -> Vec<String> {
@@ -458,12 +473,19 @@ mod preloaded {
         }
     }
 
-    /// Every function that the C file says it needs.
-    fn needed_functions() -> Vec<String> {
+    /// The functions in one of the C file's lists.
+    fn functions(list: &str) -> Vec<String> {
         let text = std::fs::read_to_string(Path::new(ROOT).join("csrc/ptplus_graft.c")).unwrap();
-        let list = text.split("#define NEEDED(X)").nth(1).unwrap().split("#define FIELD").next().unwrap();
-        let names = list.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        names.filter(|n| n.starts_with("ggml_") || n.starts_with("gguf_")).map(str::to_owned).collect()
+        let list = text.split(&format!("#define {list}(X)")).nth(1).unwrap();
+        let lines = list.lines().skip(1).scan(true, |more, line| {
+            let is_part = std::mem::replace(more, line.ends_with('\\'));
+            is_part.then_some(line)
+        });
+        let words = lines.flat_map(|line| line.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')));
+        words
+            .filter(|n| ["ggml_", "gguf_i", "gguf_f", "gguf_g", "dequant"].iter().any(|p| n.starts_with(p)))
+            .map(str::to_owned)
+            .collect()
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -483,20 +505,75 @@ mod preloaded {
             let env = with(more);
             w.assert_ends(&env.iter().map(|(k, v)| (*k, v.as_os_str())).collect::<Vec<_>>(), code, part);
         };
-        let functions = needed_functions();
+        let functions = functions("NEEDED");
         assert!(functions.len() > 50, "{functions:?}");
         for name in &functions {
-            // Only `gelu` on other devices needs it, and older versions lack it.
-            if !["ggml_gelu_erf", "gguf_params"].contains(&name.as_str()) {
-                assert_ends(("MISSING", name), 7, name);
-            }
+            assert_ends(("MISSING", name), 7, name);
         }
         for field in ["ne", "nb", "src", "type", "op", "source"] {
             assert_ends(("SPOIL", field), 7, "the layout of this llama.cpp's tensors");
         }
-        assert_ends(("FULL", "1"), 1, "out of memory on");
+        let full = [("PTPLUS_GRAFT_OPS", OsStr::new("ggml")), ("FULL", "1".as_ref()), ("LD_PRELOAD", behind.as_ref())];
+        w.assert_ends(&w.grafted(&full), 1, "layer 0: out of memory on");
+        assert_ends(("FULL", "aligned"), 1, "layer 0: out of memory on");
         let ahead = format!("{} {}", around.display(), w.library.display());
         let env = [("LD_PRELOAD", OsStr::new(&ahead)), ("PTPLUS_ADAPTER_1", w.adapter.as_os_str())];
         w.assert_ends(&env, 7, "applied in no layer");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_llama_cpp_that_cannot_decode_a_type_multiplies_it_by_itself_and_one_without_memory_is_refused() {
+        let mut w = World::of("qwen3");
+        let faults = w.temp.path().join("faults.so");
+        compile("tests/llama_c/faults.c", &["-shared", "-fPIC", "-fvisibility=hidden", "-Wno-pedantic"], &faults);
+        let behind = format!("{} {}", w.library.display(), faults.display());
+        for (outtype, decoder) in [
+            ("f16", "ggml_fp16_to_fp32_row"),
+            ("bf16", "ggml_bf16_to_fp32_row"),
+            ("q8_0", "dequantize_row_q8_0"),
+            ("q5_0", "dequantize_row_q5_0"),
+            ("q5_1", "dequantize_row_q5_1"),
+            ("q4_0", "dequantize_row_q4_0"),
+            ("q4_1", "dequantize_row_q4_1"),
+        ] {
+            assert!(functions("OPTIONAL").iter().any(|name| name == decoder));
+            w.adapter = w.temp.path().join("typed.gguf");
+            let (adapter, out) = (model("qwen3").join("adapter"), w.adapter.as_os_str());
+            let made = crate::common::ptplus([
+                OsStr::new("convert"),
+                adapter.as_os_str(),
+                "--base".as_ref(),
+                w.base.as_os_str(),
+                "--outtype".as_ref(),
+                outtype.as_ref(),
+                "--force".as_ref(),
+                "-o".as_ref(),
+                out,
+            ]);
+            assert_eq!(crate::common::exit(&made), 0, "{}", crate::common::stderr(&made));
+            let exact = w.logits(&w.grafted(&[]));
+            let by_ggml = w.logits(&w.grafted(&[("PTPLUS_GRAFT_OPS", "ggml".as_ref())]));
+            assert!(worst(&exact, &by_ggml) < 5e-6 * worst(&exact, &vec![0.0; exact.len()]).max(1.0), "{outtype}");
+            let rounded = w.logits(&w.grafted(&[("LD_PRELOAD", behind.as_ref()), ("MISSING", decoder.as_ref())]));
+            // What ggml's product rounds phi to.
+            assert!(
+                worst(&exact, &rounded) > 0.0 && worst(&exact, &rounded) < 0.1,
+                "{outtype}: {}",
+                worst(&exact, &rounded)
+            );
+            let memory = File::read(&w.adapter);
+            let n: usize = memory
+                .tensors
+                .iter()
+                .find(|(s, _)| s.name.ends_with("memory.weight"))
+                .unwrap()
+                .0
+                .shape
+                .iter()
+                .product();
+            let full = (4 * n).to_string();
+            w.assert_ends(&w.grafted(&[("LD_PRELOAD", behind.as_ref()), ("FULL", full.as_ref())]), 1, "out of memory");
+        }
     }
 }
