@@ -20,6 +20,7 @@ pub mod fingerprint;
 mod gguf;
 mod hf;
 mod names;
+mod replace;
 mod row_order;
 mod weights;
 

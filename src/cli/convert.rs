@@ -6,19 +6,23 @@ use serde_json::json;
 
 use super::job::{Job, Mode, Prepared, document};
 use super::progress::Unit;
+use super::scaled::path_and_scale;
 use super::ui::Ui;
 use super::{base_check, table, types, usage};
 use crate::error::{Result, escape};
 use crate::format::output::Overwrite;
 use crate::inspect;
-use crate::pipeline::{self, ConvertBase, Converted, ConvertedTensor, Format, Tokenizer, TypeRules};
+use crate::pipeline::{self, ConvertBase, Converted, ConvertedTensor, Format, Proof, Tokenizer, TypeRules};
+use crate::runner::DeviceChoice;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::Loss;
-use crate::verify::LayerReport;
+use crate::verify::probe::Probe;
+use crate::verify::tolerance::Tolerance;
+use crate::verify::{self, LayerReport};
 
 #[derive(clap::Args)]
 #[command(
-    override_usage = "ptplus convert [OPTIONS] -o OUT <ADAPTER | BASE>\n       ptplus convert [OPTIONS] --to FORMAT -o FOLDER <ADAPTER | FOLDER>...\n       ptplus convert --list-types",
+    override_usage = "ptplus convert [OPTIONS] -o OUT <ADAPTER | BASE>\n       ptplus convert [OPTIONS] --merge ADAPTER -o OUT.gguf <BASE>\n       ptplus convert [OPTIONS] --to FORMAT -o FOLDER <ADAPTER | FOLDER>...\n       ptplus convert --list-types",
     after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nMany adapters: a line for each (with --json one document a line), the others go on when one fails, and the exit code is that of the worst failure in the order 2, 3, 7, 4, 6, 5, 1.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ \\\n      --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 \\\n      --dry-run\n  ptplus convert model/ -o model.gguf\n  ptplus convert --jobs 4 adapters/ -o gguf/ --to gguf --base model/"
 )]
 pub struct Arguments {
@@ -35,6 +39,9 @@ pub struct Arguments {
     /// Convert every adapter in the folders given, this many at a time; OUT is then a folder
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: Option<u16>,
+    /// Merge a LoRA into the base model that is converted, with a factor on what it adds; may be given more than once
+    #[arg(long, value_name = "ADAPTER[:SCALE]", conflicts_with_all = ["more", "jobs"])]
+    merge: Vec<String>,
     #[command(flatten)]
     job: Job,
 }
@@ -78,7 +85,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         let jobs = a.jobs.map_or(1, usize::from);
         return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format, ui)?, ui);
     }
-    run_job(&a.job, types, format, ui)
+    run_job(&a.job, types, format, &a.merge, ui)
 }
 
 /// A name that nearly ends in .gguf, or as other files of models do, would silently become a folder.
@@ -95,12 +102,18 @@ fn folder_name(output: &Path) -> Result<()> {
     Err(usage("--output", message))
 }
 
-pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8> {
+pub fn run_job(a: &Job, types: TypeRules, format: Format, merge: &[String], ui: &Ui) -> Result<u8> {
     let (Some(adapter), Some(output)) = (a.adapter.as_deref(), a.output.as_deref()) else {
         return Err(usage("convert", "expected an adapter and --output"));
     };
     if inspect::is_base(adapter)? {
-        return run_base(a, adapter, output, &types, format, ui);
+        return run_base(a, adapter, output, &types, format, merge, ui);
+    }
+    if !merge.is_empty() {
+        return Err(usage(
+            "--merge",
+            "expected a base model to merge into, found an adapter: convert BASE --merge ADAPTER",
+        ));
     }
     if a.tokenizer.choice() != Tokenizer::Known {
         return Err(usage("--tokenizer-pre, --no-tokenizer", "expected no such flag: the input is an adapter"));
@@ -132,11 +145,19 @@ pub fn run_job(a: &Job, types: TypeRules, format: Format, ui: &Ui) -> Result<u8>
 }
 
 /// The input is a base model: what is about adapters has no place.
-fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Format, ui: &Ui) -> Result<u8> {
+fn run_base(
+    a: &Job,
+    base: &Path,
+    output: &Path,
+    types: &TypeRules,
+    format: Format,
+    merge: &[String],
+    ui: &Ui,
+) -> Result<u8> {
     let adapter_flags = [
         ("--base", a.base.is_some()),
         ("--arch", a.arch.is_some()),
-        ("--probe", a.probe.is_some()),
+        ("--probe", a.probe.is_some() && merge.is_empty()),
         ("--auto", a.types.auto_kl()?.is_some()),
         ("how to read a checkpoint", !a.reading.options()?.is_empty()),
         #[cfg(feature = "report")]
@@ -153,9 +174,25 @@ fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Form
     }
     let max_error = a.types.bounds()?;
     a.types.set_threads()?;
+    let merge = merge
+        .iter()
+        .map(|text| path_and_scale("--merge", text).map(|(path, scale)| (path, f64::from(scale))))
+        .collect::<Result<Vec<_>>>()?;
+    let device = a.device.parse::<DeviceChoice>()?.open()?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+    let prove = probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof {
+        probe,
+        path,
+        options: verify::Options { device: &device, tolerance, progress: &steps },
+    });
     let done = pipeline::convert_base(&ConvertBase {
         base,
         output,
+        merge: &merge,
+        base_mismatch: a.base_check.mismatch(),
+        prove,
         tokenizer: a.tokenizer.choice(),
         types,
         max_error: &max_error,
@@ -166,8 +203,14 @@ fn run_base(a: &Job, base: &Path, output: &Path, types: &TypeRules, format: Form
     })?;
     ui.made(json!(done), text(&done, base));
     done.notes.iter().for_each(|n| ui.note(n));
+    if !merge.is_empty() && done.verification.is_none() && !done.dry_run {
+        ui.note(NOT_PROVED);
+    }
     Ok(0)
 }
+
+/// A merged base is another model, and nothing in it says whether it is the right one.
+const NOT_PROVED: &str = "not proved: --probe PROBE compares the merged base with what PyTorch computed";
 
 fn text(c: &Converted, adapter: &Path) -> String {
     let mut out = String::new();

@@ -49,7 +49,8 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
+    let adapters: Vec<(PathBuf, f32)> =
+        a.adapter.iter().map(|text| path_and_scale("--adapter", text)).collect::<Result<_>>()?;
     if adapters.len() > MAX_ADAPTERS {
         let message = format!("expected at most {MAX_ADAPTERS} adapters, found {}", adapters.len());
         return Err(usage("--adapter", message));

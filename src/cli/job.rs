@@ -12,6 +12,7 @@ use super::reading::Reading;
 use super::report::{Pending, write_failure};
 use super::types::TypeArguments;
 use super::ui::Ui;
+use super::usage;
 use crate::base::BaseModel;
 #[cfg(feature = "report")]
 use crate::error::Error;
@@ -46,14 +47,14 @@ pub struct Job {
     #[arg(long, value_name = "ARCH")]
     pub arch: Option<String>,
     /// Verify the output against PyTorch's answer before it is renamed into place
-    #[arg(long, requires = "base")]
+    #[arg(long)]
     pub probe: Option<PathBuf>,
     /// Device for the verification: cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
-    device: String,
+    pub device: String,
     /// Limits for the verification: a type (f32, bf16, q8_0, ...) or max_abs=X,mean_kl=Y
     #[arg(long, requires = "probe")]
-    tolerance: Option<String>,
+    pub tolerance: Option<String>,
     /// Replace values beyond F16 or BF16 by the type's largest value instead of refusing
     #[arg(long)]
     pub allow_overflow: bool,
@@ -68,7 +69,7 @@ pub struct Job {
     #[arg(long, value_name = "FILE.html", conflicts_with = "dry_run")]
     pub report: Option<PathBuf>,
     #[command(flatten)]
-    base_check: BaseCheck,
+    pub base_check: BaseCheck,
     // Each of these begins a heading of its own in the help, so nothing follows them.
     #[command(flatten)]
     pub types: TypeArguments,
@@ -128,6 +129,9 @@ impl<'a> Prepared<'a> {
         let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
         let device = a.device.parse::<DeviceChoice>()?;
         let (max_error, auto_kl, reading) = (a.types.bounds()?, a.types.auto_kl()?, a.reading.options()?);
+        if a.probe.is_some() && a.base.is_none() {
+            return Err(usage("--probe", "expected --base beside it, found none"));
+        }
         a.types.set_threads()?;
         Ok(Prepared {
             job: a,

@@ -51,5 +51,5 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     {
         return Err(usage("TYPE", format!("expected a type, since mixes are for base models, found {mix}")));
     }
-    convert::run_job(&a.job, types, Format::Gguf, ui)
+    convert::run_job(&a.job, types, Format::Gguf, &[], ui)
 }

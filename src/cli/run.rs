@@ -111,7 +111,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     leave_panics_of_templates_unprinted();
     let prompts = prompts(a)?;
     let sampling = a.sampling.options()?;
-    let adapters: Vec<(PathBuf, f32)> = a.adapter.iter().map(|text| path_and_scale(text)).collect::<Result<_>>()?;
+    let adapters: Vec<(PathBuf, f32)> =
+        a.adapter.iter().map(|text| path_and_scale("--adapter", text)).collect::<Result<_>>()?;
     let device = a.device.parse::<DeviceChoice>()?;
     super::set_threads(a.threads)?;
     let base = base_check::open(&a.base, ui)?;

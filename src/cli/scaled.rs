@@ -8,7 +8,7 @@ use crate::exec::control::scale_of;
 
 /// `FILE:0.5` is a file and a factor; a colon that no number follows is part of the name, and so is one in the name of
 /// a file that exists.
-pub fn path_and_scale(text: &str) -> Result<(PathBuf, f32)> {
+pub fn path_and_scale(flag: &str, text: &str) -> Result<(PathBuf, f32)> {
     let whole = || Ok((PathBuf::from(text), 1.0));
     if Path::new(text).exists() {
         return whole();
@@ -16,7 +16,7 @@ pub fn path_and_scale(text: &str) -> Result<(PathBuf, f32)> {
     match text.rsplit_once(':') {
         Some((path, scale)) if !path.is_empty() && scale.parse::<f32>().is_ok() => match scale_of(scale) {
             Some(scale) => Ok((PathBuf::from(path), scale)),
-            None => Err(usage("--adapter", format!("expected a scale within the range of F32, found {scale:?}"))),
+            None => Err(usage(flag, format!("expected a scale within the range of F32, found {scale:?}"))),
         },
         _ => whole(),
     }
@@ -31,7 +31,8 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let named = |name: &str| temp.path().join(name).display().to_string();
         std::fs::write(named("v1:2"), b"").unwrap();
-        let split = |text: &str| path_and_scale(text).map(|(path, scale)| (path.display().to_string(), scale));
+        let split =
+            |text: &str| path_and_scale("--adapter", text).map(|(path, scale)| (path.display().to_string(), scale));
         for (text, path, scale) in [
             ("a.gguf", "a.gguf", 1.0),
             ("a.gguf:0.5", "a.gguf", 0.5),

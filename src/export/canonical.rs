@@ -27,7 +27,14 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
             let label = slot.canonical_name();
             let choice = types.choose(slot, &label, t)?;
             let (source, canonical) = (t.clone(), t.clone());
-            Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
+            Ok(OutputTensor {
+                label,
+                source,
+                canonical,
+                dtype: choice.dtype,
+                unfit: choice.unfit,
+                additions: Vec::new(),
+            })
         })
         .collect::<Result<_>>()?;
     types.finish()?;

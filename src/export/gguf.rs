@@ -52,7 +52,14 @@ pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str
             let (source, canonical) = (file_axes(slot.part, t.clone()), canonical.clone());
             let choice = types.choose(slot, &slot.gguf_name(), &source)?;
             let label = slot.canonical_name();
-            Ok(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit })
+            Ok(OutputTensor {
+                label,
+                source,
+                canonical,
+                dtype: choice.dtype,
+                unfit: choice.unfit,
+                additions: Vec::new(),
+            })
         })
         .collect::<Result<_>>()?;
     types.finish()?;

@@ -25,6 +25,7 @@ use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::{self, Overflow};
 use crate::transform::loss::{Loss, LossSum};
+use crate::transform::low_rank::LowRank;
 use crate::validate::Validated;
 
 /// Bytes gathered, cast and written per step; a step is whole heads, so a larger head is a larger step. Large enough
@@ -47,6 +48,21 @@ pub struct OutputTensor {
     pub dtype: DType,
     /// The type that was asked for, where the rows are no whole blocks of it.
     pub unfit: Option<DType>,
+    /// What is added to the values, in F32, before they get their type.
+    pub additions: Vec<MatrixAddition>,
+}
+
+/// `scale * B A`, merged into a matrix while it is written.
+#[derive(Debug, Clone)]
+pub struct MatrixAddition {
+    /// A `[r, columns]`
+    pub a: LazyTensor,
+    /// B `[rows, r]`, in the order of the output's rows.
+    pub b: LazyTensor,
+    /// The factor on B A.
+    pub scale: f64,
+    /// DoRA: the lengths of the sum's rows, `[rows]`, in the order of the output's.
+    pub magnitude: Option<LazyTensor>,
 }
 
 /// A file that can be written.
@@ -163,6 +179,9 @@ struct TensorJob<'a> {
 impl TensorJob<'_> {
     fn write(&self) -> Result<WrittenTensor> {
         let t = self.t;
+        if !t.additions.is_empty() {
+            return self.write_merged();
+        }
         if t.dtype.is_quantized()
             && t.source.stored_dtype() == t.dtype
             && let Some(bytes) = t.source.stored_bytes()
@@ -237,6 +256,44 @@ impl TensorJob<'_> {
         Ok(WrittenTensor { sources, saturated, loss: losses.loss() })
     }
 
+    /// The same with additions: every row is decoded, changed and given its type.
+    fn write_merged(&self) -> Result<WrittenTensor> {
+        let t = self.t;
+        let additions: Vec<LowRank> = (t.additions.iter())
+            .map(|x| LowRank::new(&x.a, &x.b, x.scale, x.magnitude.as_ref()))
+            .collect::<Result<_>>()?;
+        let n = t.source.shape()[0];
+        let row_len = t.source.shape().last().copied().unwrap_or(1);
+        let step = (CAST_STEP_BYTES / (t.source.n_elements() / n * 4).max(1)).clamp(1, n);
+        let (mut row, mut offset, mut saturated) = (0, self.file_offset, 0);
+        let (mut room, mut decoded) = (vec![0.0; row_len], Vec::new());
+        let mut losses = LossSum::default();
+        for start in (0..n).step_by(step) {
+            let part = t.source.narrow(start, step.min(n - start));
+            let stored = part.to_bytes();
+            self.check_values(part.dtype(), &stored)?;
+            let plain = cast::to_f32(part.dtype(), &stored).map_err(|_| unfit(t, None))?;
+            let (mut values, first_row) = (plain.clone(), row);
+            for (values, plain) in values.chunks_exact_mut(row_len).zip(plain.chunks_exact(row_len)) {
+                additions.iter().for_each(|x| x.add_to_row(row, plain, &mut room, values));
+                row += 1;
+            }
+            if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+                let message = format!("expected finite sums, found {} in row {}", values[i], first_row + i / row_len);
+                return Err(Error::new(Code::NonFinite, message));
+            }
+            let (bytes, n_saturated) = encode(t, &values, self.overflow)?;
+            saturated += n_saturated;
+            self.out.write_all_at(offset, &bytes)?;
+            decoded.resize(values.len(), 0.0);
+            quant::decode(t.dtype, &bytes, &mut decoded);
+            losses.add(&values, &decoded);
+            offset += bytes.len() as u64;
+            (self.progress)(bytes.len() as u64);
+        }
+        Ok(WrittenTensor { sources: Vec::new(), saturated, loss: losses.loss() })
+    }
+
     fn check_values(&self, dtype: DType, bytes: &[u8]) -> Result<()> {
         match self.known {
             Known::Nothing if quant::validate_blocks(dtype, bytes).is_some() => Err(unfit(self.t, None)),
@@ -283,6 +340,10 @@ fn encode(t: &OutputTensor, values: &[f32], overflow: Overflow) -> Result<(Vec<u
 /// Without a `block` it is the first element of the tensor that does not fit; in a block whose scale overflows each
 /// element may fit by itself, and the largest is to blame.
 fn unfit(t: &OutputTensor, block: Option<&[f32]>) -> Error {
+    if !t.additions.is_empty() {
+        let message = format!("expected values that {} can hold, found sums beyond them", t.dtype);
+        return Error::new(Code::CastOverflow, message);
+    }
     let c = &t.canonical;
     let largest = block.and_then(|b| b.iter().copied().max_by(|x, y| x.abs().total_cmp(&y.abs())));
     let n_rows = c.shape()[0];

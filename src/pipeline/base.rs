@@ -1,17 +1,24 @@
-//! The flow for a base model: open, plan, write, rename into place.
+//! The flow for a base model: open, merge adapters into it, plan, write, prove, rename into place.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Converted, unfit_notes};
+use super::{Converted, Proof, read_adapter, unfit_notes};
+use crate::adapter::Adapter;
+use crate::adapter::lora::Lora;
+use crate::base::fingerprint::Depth;
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
+use crate::export::base::{BasePlan, Merged};
 use crate::export::types::TypeRules;
 use crate::export::{self, Known};
 use crate::format::bundle::place;
 use crate::format::output::{OutputFile, Overwrite};
+use crate::tensor::dtype::coarsest;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
+use crate::validate::{BaseMismatch, Validated};
+use crate::verify::{Report, verify_merged};
 use crate::vocab::{self, hf, to_gguf};
 
 /// A base model to convert to GGUF, and how.
@@ -20,6 +27,12 @@ pub struct ConvertBase<'a> {
     pub base: &'a Path,
     /// The file to write.
     pub output: &'a Path,
+    /// Adapters to merge into it, each with a factor on what it adds.
+    pub merge: &'a [(PathBuf, f64)],
+    /// Whether a base that an adapter was not made for is refused.
+    pub base_mismatch: BaseMismatch,
+    /// With adapters: verify the output against this before it is renamed into place.
+    pub prove: Option<Proof<'a>>,
     /// The tokenizer of a Hugging Face folder.
     pub tokenizer: Tokenizer<'a>,
     /// Which element types.
@@ -52,7 +65,9 @@ pub enum Tokenizer<'a> {
 /// # Errors
 ///
 /// [`Code::OutputPlace`]; those of [`BaseModel::open`], [`export::base::plan`] and of writing; [`Code::NonFinite`] for NaN and infinity
-/// anywhere in the weights; [`Code::ErrorBound`]. Nothing is left behind.
+/// anywhere in the weights; [`Code::ErrorBound`]. Of adapters: those of reading and of [`export::base::merge`],
+/// [`Code::ConfigUnsupported`] for one that cannot be merged, [`Code::BaseDiffers`]; [`Code::NumbersDiffer`] and
+/// [`Code::NoEffect`] where the proof fails. Nothing is left behind.
 pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     if job.max_error.iter().any(|b| b.metric == Metric::Kl) {
         let message = "expected bounds on rmse, max_abs, relative or cosine for a base model, found kl";
@@ -66,10 +81,16 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     {
         metadata.insert(to_gguf::PRE, pre);
     }
-    let tokenizer = read_tokenizer(job, &base)?;
+    let adapters = read_adapters(job, &base)?;
+    let merged = merge(&base, &adapters)?;
+    let tokenizer = read_tokenizer(job, merged.as_ref().map_or(&base, |m| &m.base))?;
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
-    let planned = export::base::plan(&base, vocabulary, job.types).map_err(|e| e.file(job.output))?;
-    let (plan, mut notes) = (planned.plan, planned.notes);
+    let planned = match &merged {
+        Some(merged) => merged.plan(vocabulary, job.types),
+        None => export::base::plan(&base, vocabulary, job.types),
+    };
+    let BasePlan { plan, mut notes } = planned.map_err(|e| e.file(job.output))?;
+    notes.extend(adapters.iter().flat_map(|(a, _)| a.notes.iter().cloned()));
     notes.extend(vocabulary.and_then(|v| v.chat_template.as_deref()).and_then(template_note));
     notes.extend(unfit_notes(&plan));
     match &tokenizer {
@@ -84,8 +105,9 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     if job.dry_run {
         return Ok(report);
     }
-    let files = [base.files(), tokenizer.map(|t| t.files).unwrap_or_default()].concat();
-    let inputs: Vec<&Path> = files.iter().map(|f| f.as_path()).collect();
+    let of_adapters = adapters.iter().flat_map(|(a, _)| a.origin.files.iter().cloned()).collect();
+    let files = [base.files(), tokenizer.map(|t| t.files).unwrap_or_default(), of_adapters].concat();
+    let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).chain(job.prove.as_ref().map(|p| p.path)).collect();
     let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
     let done = AtomicU64::new(0);
     let step = |n: u64| (job.progress)(done.fetch_add(n, Ordering::Relaxed) + n, plan.file.len_bytes);
@@ -93,6 +115,9 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
         export::write_tensors(&plan, Known::Nothing, &out, job.overflow, &step).map_err(|e| e.file(job.base))?;
     report.add_losses(&written, job.max_error)?;
     report.add_saturated(&written);
+    if merged.is_some() {
+        report.verification = prove(job, &base, &plan, out.staged_path())?;
+    }
     out.commit()?;
     Ok(report)
 }
@@ -107,6 +132,50 @@ fn template_note(template: &str) -> Option<String> {
 #[cfg(not(feature = "generate"))]
 fn template_note(_: &str) -> Option<String> {
     None
+}
+
+fn read_adapters(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Vec<(Validated, f64)>> {
+    job.merge
+        .iter()
+        .map(|(path, strength)| {
+            let adapter = read_adapter(path, Some(base))?;
+            adapter.confirm_base(base, Depth::Weights, job.base_mismatch)?;
+            Ok((adapter, *strength))
+        })
+        .collect()
+}
+
+/// The base with the adapters in it; `None` without any.
+fn merge(base: &BaseModel, adapters: &[(Validated, f64)]) -> Result<Option<Merged>> {
+    if adapters.is_empty() {
+        return Ok(None);
+    }
+    let loras: Vec<(&Lora, f64)> = adapters
+        .iter()
+        .map(|(a, strength)| Ok((mergeable(a.adapter()).map_err(|e| e.file(&a.origin.path))?, *strength)))
+        .collect::<Result<_>>()?;
+    export::base::merge(base, &loras).map(Some)
+}
+
+/// What can be put into weights.
+///
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] for a kind that computes what no weight can.
+fn mergeable(adapter: &Adapter) -> Result<&Lora> {
+    let Adapter::Plus(_) = adapter;
+    let message = "expected a LoRA, found Prefix-Tuning+, which cannot be merged: its term is phi(q) M, a function of the query \
+                   after RoPE that is not linear in it, so no weight can hold it; run it beside the base";
+    Err(Error::new(Code::ConfigUnsupported, message))
+}
+
+/// Reads the staged file as anybody would, and holds it against the probe if there is one.
+fn prove(job: &ConvertBase<'_>, base: &BaseModel, plan: &export::Plan, staged: &Path) -> Result<Option<Report>> {
+    let merged = BaseModel::from_gguf(staged)?;
+    let Some(proof) = &job.prove else { return Ok(None) };
+    let matrices = plan.tensors.iter().zip(&plan.file.tensors).filter(|(_, file)| file.shape.len() > 1);
+    let dtype = coarsest(matrices.map(|(t, _)| t.dtype));
+    verify_merged(&merged, base, proof.probe, dtype, &proof.options)?.passed("nothing was written", job.base).map(Some)
 }
 
 /// A GGUF file's tokenizer is in its metadata, which is carried over.

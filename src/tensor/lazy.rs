@@ -250,6 +250,11 @@ impl LazyTensor {
         (whole && matches!(p.flat_axes()[..], [] | [(_, 1)])).then_some(&*p.bytes)
     }
 
+    /// [`stored_bytes`](Self::stored_bytes), shared.
+    pub fn whole_bytes(&self) -> Option<Bytes> {
+        self.stored_bytes().map(|_| self.parts[0].bytes.clone())
+    }
+
     /// The elements as [`gather`](Self::gather) would write them, where they are stored so, one after the other.
     pub fn contiguous_bytes(&self) -> Option<&[u8]> {
         let [p] = &self.parts[..] else { return None };

@@ -7,6 +7,7 @@
 
 #[cfg(feature = "llama-cpp")]
 pub mod engines;
+mod merged;
 pub mod probe;
 mod prompts;
 mod sinks;
@@ -25,6 +26,7 @@ use crate::runner::{self, Device, Lane, StreamOptions};
 use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
 use crate::validate::Validated;
+pub use merged::verify_merged;
 use probe::Probe;
 pub use prompts::Prompts;
 use sinks::{AgainstProbe, Collect, SideBySide};

@@ -15,6 +15,7 @@ use ptplus::import::{self, Options, mapping::Mapping};
 use ptplus::inspect;
 use ptplus::pipeline::{self, Convert, ConvertBase, Format, Tokenizer};
 use ptplus::transform::cast::Overflow;
+use ptplus::validate::BaseMismatch;
 use ptplus::verify::probe::Probe;
 
 use crate::case::{Case, alone};
@@ -56,6 +57,9 @@ const WORK: [(&str, Work); 15] = [
         pipeline::convert_base(&ConvertBase {
             base: path,
             output: &out.join("b.gguf"),
+            merge: &[],
+            base_mismatch: BaseMismatch::Refuse,
+            prove: None,
             tokenizer: Tokenizer::Known,
             types: &TypeRules::from(OutType::Keep),
             max_error: &[],

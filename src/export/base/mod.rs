@@ -3,6 +3,7 @@
 //! From a Hugging Face folder everything is made anew, as llama.cpp's `convert_hf_to_gguf.py` makes it; from a GGUF
 //! file metadata and order of the tensors are kept, and only types change.
 
+mod merge;
 mod metadata;
 mod recipe;
 mod rope;
@@ -10,13 +11,14 @@ mod rope;
 use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
-use crate::base::{BaseModel, BlockWeight, Dialect, Family, RopeScaling, RowOrder, Weight};
+use crate::base::{BaseModel, Dialect, Family, RopeScaling, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::vocab::{self, Vocabulary};
+pub use merge::{Merged, merge};
 use recipe::Recipe;
 
 /// A plan of a base model's file.
@@ -65,7 +67,14 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
         specs.push(TensorSpec { name, dtype: choice.dtype, shape: shape(base, weight, &source) });
         // A vector is one row, which is written at once.
         let source = if source.shape().len() == 1 { source.unsqueeze0() } else { source };
-        tensors.push(OutputTensor { label, source, canonical, dtype: choice.dtype, unfit: choice.unfit });
+        tensors.push(OutputTensor {
+            label,
+            source,
+            canonical,
+            dtype: choice.dtype,
+            unfit: choice.unfit,
+            additions: Vec::new(),
+        });
     }
     let file_type = types.recipe.as_ref().map(Recipe::file_type);
     types.finish()?;
@@ -159,17 +168,10 @@ fn readable(t: &StoredTensor) -> Result<LazyTensor> {
 
 /// The rows of query and key in the order that the architecture has in GGUF: as a view `[heads, D, ...]`.
 fn in_gguf_order(base: &BaseModel, weight: Weight, t: LazyTensor) -> Result<LazyTensor> {
-    use BlockWeight::{Key, KeyBias, Query, QueryBias};
-    let n_heads = match weight {
-        Weight::Block(_, Query | QueryBias) => base.config.n_heads,
-        Weight::Block(_, Key | KeyBias) => base.config.n_kv_heads,
-        _ => return Ok(t),
-    };
-    if base.dialect == Dialect::Gguf || base.row_order() != RowOrder::Norm {
-        return Ok(t);
+    match base.dialect {
+        Dialect::Gguf => Ok(t),
+        Dialect::HuggingFace => Ok(base.in_gguf_order(weight, t.clone())?.unwrap_or(t)),
     }
-    let d = base.config.head_dim;
-    Ok(t.split_axis(0, n_heads, d)?.regroup(1, d / 2))
 }
 
 /// The shape in the file of what [`in_gguf_order`] may have split.
