@@ -6,7 +6,7 @@ use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use crate::adapter::Adapter;
+use crate::adapter::field::report_key;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
@@ -54,24 +54,16 @@ pub struct Inspection {
     pub notes: Vec<String>,
 }
 
-/// The conventions and sizes of an adapter.
+/// What an adapter is.
 #[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs)] // the fields are the keys of adapter_config.json
 #[non_exhaustive]
 pub struct AdapterSummary {
+    /// For people: `canonical safetensors`, `GGUF`.
     pub layout: String,
-    pub feature_map: String,
-    pub query_tap: String,
-    pub query_scale: f64,
-    pub memory_scale: f64,
-    pub memory_sharing: String,
-    pub num_layers: usize,
-    pub adapted_layers: Vec<usize>,
-    pub num_attention_heads: usize,
-    pub num_key_value_heads: usize,
-    pub head_dim: usize,
-    pub value_head_dim: usize,
-    pub num_features: usize,
+    /// Its kind's fields, by the keys of `adapter_config.json`, and with them the adapted layers.
+    #[serde(flatten)]
+    pub fields: Map<String, Json>,
+    /// The row order that its tensors are stored in.
     pub row_order: String,
 }
 
@@ -348,27 +340,18 @@ fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
 }
 
 fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
-    let Adapter::Plus(adapter) = &imported.adapter;
-    let c = &adapter.config;
-    let g = &c.geometry;
+    let adapter = &imported.adapter;
     let mut out = empty(path, "adapter", imported.origin.layout.clone());
-    out.adapter = Some(AdapterSummary {
-        layout: imported.origin.layout.clone(),
-        feature_map: c.feature_map.to_string(),
-        query_tap: c.query_tap.to_string(),
-        query_scale: c.query_scale,
-        memory_scale: c.memory_scale,
-        memory_sharing: c.memory_sharing.to_string(),
-        num_layers: g.n_layers,
-        adapted_layers: adapter.layers.keys().copied().collect(),
-        num_attention_heads: g.n_heads,
-        num_key_value_heads: g.n_kv_heads,
-        head_dim: g.head_dim,
-        value_head_dim: g.value_head_dim,
-        num_features: g.n_features,
-        row_order: imported.origin.row_order.to_string(),
-    });
-    out.metadata = c.extra.clone();
+    let mut fields = Map::new();
+    for (key, value) in adapter.fields() {
+        fields.insert(report_key(key), value.json());
+        if key == "num_layers" {
+            fields.insert("adapted_layers".into(), adapter.layer_numbers().collect());
+        }
+    }
+    let (layout, row_order) = (imported.origin.layout.clone(), imported.origin.row_order.to_string());
+    out.adapter = Some(AdapterSummary { layout, fields, row_order });
+    out.metadata = adapter.extra().clone();
     out.tensors = ledger_lines(&imported.ledger);
     out.findings = imported.findings;
     out.notes = object_notes(&imported.ledger.objects);

@@ -7,6 +7,7 @@ mod values;
 
 use serde_json::{Map, Value};
 
+use crate::adapter::field::{FieldValue, SettledBy};
 use crate::adapter::plus::{Geometry, MemorySharing, PARTS, Plus, gguf_names};
 use crate::adapter::{Adapter, Part, Slot};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
@@ -428,21 +429,13 @@ fn name_in(path: &str) -> Option<&str> {
 
 fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
     let c = &adapter.config;
-    let Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, .. } = c.geometry;
-    for (field, adapter_has, base_has) in [
-        ("num_layers", n_layers, base.config.n_layers),
-        ("num_attention_heads", n_heads, base.config.n_heads),
-        ("num_key_value_heads", n_kv_heads, base.config.n_kv_heads),
-        ("head_dim", head_dim, base.config.head_dim),
-        ("value head_dim", value_head_dim, base.config.value_head_dim),
-    ] {
-        if adapter_has != base_has {
-            findings.push(Finding::new(
-                Code::AdapterMismatch,
-                field,
-                format!("{base_has}, as the base has"),
-                adapter_has,
-            ));
+    let Geometry { n_layers, head_dim, .. } = c.geometry;
+    for (field, has) in adapter.fields() {
+        let SettledBy::Base(of_base) = field.settled_by else { continue };
+        let base_has = of_base(&base.config);
+        if has != FieldValue::Count(base_has) {
+            let expected = format!("{base_has}, as the base has");
+            findings.push(Finding::new(Code::AdapterMismatch, field.key, expected, has.text()));
         }
     }
     for &i in adapter.layers.keys().filter(|i| **i >= base.config.n_layers && **i < n_layers) {

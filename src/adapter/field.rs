@@ -43,15 +43,14 @@ impl FieldValue {
     }
 }
 
-/// What values a field has. The order is that of GGUF files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FieldType {
-    /// Text there.
-    Name,
-    /// F32 there.
-    Scale,
-    /// U32 there.
-    Count,
+/// Where an adapter whose configuration is a `C` has a field; which of them is its type. In GGUF they are text, F32 and U32.
+pub enum Get<C> {
+    /// See [`FieldValue::Name`].
+    Name(fn(&C) -> &'static str),
+    /// See [`FieldValue::Scale`].
+    Scale(fn(&C) -> f64),
+    /// See [`FieldValue::Count`].
+    Count(fn(&C) -> usize),
 }
 
 /// A field of an adapter whose configuration is a `C`.
@@ -62,10 +61,8 @@ pub struct Field<C> {
     pub is_in_config: bool,
     /// Field of `adapter.{kind}.` in GGUF.
     pub gguf: &'static str,
-    /// What values it has.
-    pub is: FieldType,
     /// What an adapter has.
-    pub get: fn(&C) -> FieldValue,
+    pub get: Get<C>,
     /// What settles it where an adapter does not state it.
     pub settled_by: SettledBy,
 }
@@ -73,8 +70,8 @@ pub struct Field<C> {
 /// What settles a field that an adapter does not state.
 #[derive(Debug, Clone, Copy)]
 pub enum SettledBy {
-    /// This flag, with what it takes; or a probe. No tensor and no base says it: a convention.
-    Flag(&'static str, &'static str),
+    /// This flag with what it takes, or a probe. No tensor and no base says it: a convention.
+    Flag(&'static str),
     /// The size that a base has.
     Base(fn(&BaseConfig) -> usize),
     /// A size that follows from tensors and other sizes.
@@ -82,13 +79,22 @@ pub enum SettledBy {
 }
 
 impl<C> Field<C> {
+    /// What an adapter of this configuration has.
+    pub fn of(&self, config: &C) -> FieldValue {
+        match self.get {
+            Get::Name(get) => FieldValue::Name(get(config)),
+            Get::Scale(get) => FieldValue::Scale(get(config)),
+            Get::Count(get) => FieldValue::Count(get(config)),
+        }
+    }
+
     /// Whether nothing but a statement or a probe settles it.
     pub fn is_convention(&self) -> bool {
         matches!(self.settled_by, SettledBy::Flag(..))
     }
+}
 
-    /// The name in reports of JSON.
-    pub fn report_key(&self) -> String {
-        self.key.replace(' ', "_")
-    }
+/// The name of the field with this key in reports of JSON.
+pub fn report_key(key: &str) -> String {
+    key.replace(' ', "_")
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
+use field::FieldValue;
 
 pub mod field;
 pub mod gguf_names;
@@ -94,10 +95,15 @@ impl Adapter {
         }
     }
 
-    /// What it states about what it computes, as text by key; scales as GGUF keeps them, in F32.
-    pub fn conventions(&self) -> Vec<(&'static str, String)> {
+    /// What it states about what it computes, by key.
+    pub fn fields(&self) -> Vec<(&'static str, FieldValue)> {
         match self {
-            Adapter::Plus(plus) => plus.fields().map(|(field, value)| (field.key, value.text())).collect(),
+            Adapter::Plus(plus) => plus.fields().map(|(field, value)| (field.key, value)).collect(),
         }
+    }
+
+    /// [`fields`](Self::fields) as text; scales as GGUF keeps them, in F32.
+    pub fn conventions(&self) -> impl Iterator<Item = (&'static str, String)> {
+        self.fields().into_iter().map(|(key, value)| (key, value.text()))
     }
 }

@@ -124,7 +124,6 @@ pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
 
 fn conventions_of(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
     a.conventions()
-        .into_iter()
         .zip(b.conventions())
         .filter(|((_, va), (_, vb))| va != vb)
         .map(|((key, va), (_, vb))| MetadataDifference { key: key.into(), a: va.into(), b: vb.into() })

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::adapter::field::report_key;
 use crate::adapter::{Adapter, Part};
 use crate::digest::{TensorDigest, hex, sorted_compact_json};
 use crate::error::{Code, Result};
@@ -100,8 +101,7 @@ fn hash(part: Part, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
 
 /// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
 fn config_text(adapter: &Adapter) -> String {
-    let Adapter::Plus(adapter) = adapter;
-    let fields = adapter.fields().map(|(field, value)| (field.report_key(), value.digest_json()));
+    let fields = adapter.fields().into_iter().map(|(key, value)| (report_key(key), value.digest_json()));
     sorted_compact_json(&Value::Object(fields.collect()))
 }
 

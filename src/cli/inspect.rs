@@ -9,7 +9,7 @@ use super::units::bytes;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
 use crate::inspect::{Inspection, TensorLine, inspect_with};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[derive(clap::Args)]
 #[command(
@@ -61,21 +61,31 @@ impl Display for Text<'_> {
         )?;
         if let Some(a) = &i.adapter {
             writeln!(out, "\nPrefix-Tuning+ adapter, {}", a.layout)?;
+            let text = |key: &str| match a.fields.get(key).unwrap_or(&Value::Null) {
+                Value::String(text) => text.clone(),
+                Value::Array(list) => list.len().to_string(),
+                x if x.is_f64() => x.as_f64().unwrap_or_default().to_string(),
+                other => other.to_string(),
+            };
             writeln!(
                 out,
                 "  feature_map {}, query_tap {}, query_scale {}, memory_scale {}, memory_sharing {}",
-                a.feature_map, a.query_tap, a.query_scale, a.memory_scale, a.memory_sharing
+                text("feature_map"),
+                text("query_tap"),
+                text("query_scale"),
+                text("memory_scale"),
+                text("memory_sharing")
             )?;
             writeln!(
                 out,
                 "  {} of {} layers, {} heads, {} kv heads, head_dim {}, value head_dim {}, {} features, row order {}",
-                a.adapted_layers.len(),
-                a.num_layers,
-                a.num_attention_heads,
-                a.num_key_value_heads,
-                a.head_dim,
-                a.value_head_dim,
-                a.num_features,
+                text("adapted_layers"),
+                text("num_layers"),
+                text("num_attention_heads"),
+                text("num_key_value_heads"),
+                text("head_dim"),
+                text("value_head_dim"),
+                text("num_features"),
                 a.row_order
             )?;
         }

@@ -9,7 +9,7 @@ use super::suggested::Suggested;
 use super::usage;
 use crate::adapter::plus::{FeatureMap, MemorySharing, QueryTap};
 use crate::error::Result;
-use crate::import::Options;
+use crate::import::{Options, flag_of};
 
 /// What the user states about a checkpoint of another training code.
 #[derive(clap::Args, Default)]
@@ -19,10 +19,10 @@ pub struct Reading {
     #[arg(long, value_name = "FILE.toml")]
     layout: Option<PathBuf>,
     /// phi's activation
-    #[arg(long, value_name = "NAME", value_parser = Suggested(names(FeatureMap::ALL, FeatureMap::name)))]
+    #[arg(long, value_name = "NAME", value_parser = Suggested(FeatureMap::NAMES.to_vec()))]
     feature_map: Option<String>,
     /// Where the query is taken: after RoPE or before it
-    #[arg(long, value_name = "TAP", value_parser = Suggested(names(QueryTap::ALL, QueryTap::name)))]
+    #[arg(long, value_name = "TAP", value_parser = Suggested(QueryTap::NAMES.to_vec()))]
     query_tap: Option<String>,
     /// Factor on the query
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
@@ -31,7 +31,7 @@ pub struct Reading {
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     memory_scale: Option<f64>,
     /// One memory for each query head, for each key/value head, or for all
-    #[arg(long, value_name = "SHARING", value_parser = Suggested(names(MemorySharing::ALL, MemorySharing::name)))]
+    #[arg(long, value_name = "SHARING", value_parser = Suggested(MemorySharing::NAMES.to_vec()))]
     memory_sharing: Option<String>,
     /// Each head of the memories is stored transposed, as a linear layer keeps it ("=false": it is not)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -45,44 +45,32 @@ impl Reading {
     /// As the library wants it.
     pub fn options(&self) -> Result<Options> {
         let mut stated = Map::new();
-        let mut choice = |flag: &str, key: &str, value: &Option<String>, known: Vec<&'static str>| match value {
-            Some(v) if known.contains(&v.as_str()) => {
-                stated.insert(key.into(), v.as_str().into());
-                Ok(())
+        let flag = |key| flag_of(key).unwrap_or(key);
+        for (key, value, known) in [
+            ("feature_map", &self.feature_map, FeatureMap::NAMES),
+            ("query_tap", &self.query_tap, QueryTap::NAMES),
+            ("memory_sharing", &self.memory_sharing, MemorySharing::NAMES),
+        ] {
+            let Some(value) = value.as_deref() else { continue };
+            if !known.contains(&value) {
+                let hint = closest(value, known.iter().copied()).map(|c| format!("did you mean {c}?"));
+                let message = format!("expected one of {}, found {value:?}", known.join(", "));
+                return Err(usage(flag(key), message).hints(hint));
             }
-            Some(v) => {
-                let hint = closest(v, known.iter().copied()).map(|c| format!("did you mean {c}?"));
-                Err(usage(flag, format!("expected one of {}, found {v:?}", known.join(", "))).hints(hint))
+            stated.insert(key.into(), value.into());
+        }
+        for (key, value) in [("query_scale", self.query_scale), ("memory_scale", self.memory_scale)] {
+            let Some(x) = value else { continue };
+            if !(x as f32).is_finite() {
+                return Err(usage(flag(key), format!("expected a finite number within F32, found {x}")));
             }
-            None => Ok(()),
-        };
-        choice("--feature-map", "feature_map", &self.feature_map, names(FeatureMap::ALL, FeatureMap::name))?;
-        choice("--query-tap", "query_tap", &self.query_tap, names(QueryTap::ALL, QueryTap::name))?;
-        choice(
-            "--memory-sharing",
-            "memory_sharing",
-            &self.memory_sharing,
-            names(MemorySharing::ALL, MemorySharing::name),
-        )?;
-        for (flag, key, value) in
-            [("--query-scale", "query_scale", self.query_scale), ("--memory-scale", "memory_scale", self.memory_scale)]
-        {
-            if let Some(x) = value {
-                if !(x as f32).is_finite() {
-                    return Err(usage(flag, format!("expected a finite number within F32, found {x}")));
-                }
-                stated.insert(key.into(), x.into());
-            }
+            stated.insert(key.into(), x.into());
         }
         if let Some(text) = &self.layers {
             stated.insert("layers_to_transform".into(), layers(text)?);
         }
         Ok(Options { stated, transpose_memory: self.transpose_memory, layout: self.layout.clone() })
     }
-}
-
-fn names<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> Vec<&'static str> {
-    all.iter().map(|v| name(*v)).collect()
 }
 
 fn layers(text: &str) -> Result<Value> {

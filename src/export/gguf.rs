@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json};
 use super::canonical::layers_json;
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written, file_type};
-use crate::adapter::field::FieldValue;
+use crate::adapter::field::{FieldValue, Get};
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, key};
 use crate::adapter::plus::{Plus, StatedLayers};
@@ -112,7 +112,11 @@ fn metadata(
     put("adapter.type", Kind::Plus.name().into());
     put(&key("version"), Value::U32(VERSION));
     let mut fields: Vec<_> = adapter.fields().collect();
-    fields.sort_by_key(|(field, _)| field.is);
+    fields.sort_by_key(|(field, _)| match field.get {
+        Get::Name(_) => 0,
+        Get::Scale(_) => 1,
+        Get::Count(_) => 2,
+    });
     for (field, value) in fields {
         let value = match value {
             FieldValue::Name(name) => name.into(),

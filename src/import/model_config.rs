@@ -4,17 +4,8 @@
 use serde_json::{Map, Value};
 
 use super::stated::TRANSPOSE_MEMORY;
-
-/// Conventions, which a training code may have put into its model's configuration under the names that they have here.
-const CONVENTIONS: [&str; 7] = [
-    "feature_map",
-    "query_tap",
-    "query_scale",
-    "memory_scale",
-    "memory_sharing",
-    "layers_to_transform",
-    TRANSPOSE_MEMORY,
-];
+use crate::adapter::field::Field;
+use crate::adapter::plus::{FIELDS, find_field};
 
 /// The statements of a parsed `config.json`, by their keys in `adapter_config.json`. Whether its sizes are right is asked
 /// where it is read as a base's; what is no size says nothing here.
@@ -40,11 +31,14 @@ pub(super) fn statements(config: &Value) -> Map<String, Value> {
         out.extend(value.map(|n| (key.to_owned(), n.into())));
     }
     out.extend(model_type.map(|v| ("base_model_type".to_owned(), v.clone())));
-    out.extend(CONVENTIONS.iter().filter_map(|key| Some(((*key).to_owned(), config.get(*key)?.clone()))));
+    // A training code may have put conventions into its model's configuration, under the names that they have here.
+    let keys = FIELDS.iter().map(|field| field.key).chain(["layers_to_transform", TRANSPOSE_MEMORY]);
+    let conventions = keys.filter(|key| is_convention(key));
+    out.extend(conventions.filter_map(|key| Some((key.to_owned(), config.get(key)?.clone()))));
     out
 }
 
 /// Whether a key of [`statements`] is a convention, not a size.
 pub(super) fn is_convention(key: &str) -> bool {
-    CONVENTIONS.contains(&key)
+    ["layers_to_transform", TRANSPOSE_MEMORY].contains(&key) || find_field(key).is_some_and(Field::is_convention)
 }

@@ -7,6 +7,7 @@ use crate::adapter::plus::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
 use crate::format::names::cut;
+use crate::named::Named;
 
 /// `peft_type` of the canonical layout.
 pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
@@ -120,13 +121,11 @@ impl Stated {
         check_carried(&map)?;
         let n_layers = take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?;
         let stated = Stated {
-            feature_map: take(&mut map, "feature_map", |k, v| choice(k, v, FeatureMap::parse, FeatureMap::ALL))?,
-            query_tap: take(&mut map, "query_tap", |k, v| choice(k, v, QueryTap::parse, QueryTap::ALL))?,
+            feature_map: take(&mut map, "feature_map", choice)?,
+            query_tap: take(&mut map, "query_tap", choice)?,
             query_scale: take(&mut map, "query_scale", scale)?,
             memory_scale: take(&mut map, "memory_scale", scale)?,
-            memory_sharing: take(&mut map, "memory_sharing", |k, v| {
-                choice(k, v, MemorySharing::parse, MemorySharing::ALL)
-            })?,
+            memory_sharing: take(&mut map, "memory_sharing", choice)?,
             num_layers: n_layers,
             num_attention_heads: take(&mut map, "num_attention_heads", |k, v| count(k, v, MAX_HEADS))?,
             num_key_value_heads: take(&mut map, "num_key_value_heads", |k, v| count(k, v, MAX_HEADS))?,
@@ -218,11 +217,11 @@ fn scale(key: &str, v: &Value) -> Result<f64> {
     v.as_f64().filter(fits).ok_or_else(|| wrong(key, "a number within the range of F32", v))
 }
 
-fn choice<T: std::fmt::Display>(key: &str, v: &Value, parse: impl Fn(&str) -> Option<T>, all: &[T]) -> Result<T> {
+fn choice<T: Named>(key: &str, v: &Value) -> Result<T> {
     let text = v.as_str().ok_or_else(|| wrong(key, "a string", v))?;
-    parse(text).ok_or_else(|| {
-        let names: Vec<_> = all.iter().map(|x| x.to_string()).collect();
-        Error::new(Code::ConfigUnsupported, format!("expected one of {}, found {text:?}", names.join(", "))).field(key)
+    T::parse(text).ok_or_else(|| {
+        let message = format!("expected one of {}, found {text:?}", T::NAMES.join(", "));
+        Error::new(Code::ConfigUnsupported, message).field(key)
     })
 }
 

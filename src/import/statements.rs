@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use crate::adapter::plus::MemorySharing;
+use super::stated::TRANSPOSE_MEMORY;
+use crate::adapter::field::SettledBy;
+use crate::adapter::plus::{MemorySharing, find_field};
 use crate::error::{Code, Error, Result};
 
 /// Key of `adapter_config.json` under which an import records who settled what.
@@ -135,18 +137,7 @@ pub(super) fn record(settled: &Settled) -> Value {
 
 /// The flag that states a key.
 pub fn flag_of(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "feature_map" => "--feature-map",
-        "query_tap" => "--query-tap",
-        "query_scale" => "--query-scale",
-        "memory_scale" => "--memory-scale",
-        "memory_sharing" => "--memory-sharing",
-        "transpose_memory" => "--transpose-memory",
-        "layers_to_transform" => "--layers",
-        "flattening_order" => "--layout",
-        "num_features" | "head_dim" | "num_attention_heads" | "num_key_value_heads" | "num_layers" => "--base",
-        _ => return None,
-    })
+    flag_usage(key)?.split(' ').next()
 }
 
 /// The refusal to guess: every open key on a line of its own with the flag that settles it.
@@ -186,18 +177,16 @@ const BY_PROBE: &str = "--probe PROBE --base BASE (convert, pack, verify)";
 
 /// The flag that states a key, with what it takes.
 pub(crate) fn flag_usage(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "feature_map" => "--feature-map MAP",
-        "query_tap" => "--query-tap post_rope or pre_rope",
-        "query_scale" => "--query-scale X",
-        "memory_scale" => "--memory-scale X",
-        "memory_sharing" => "--memory-sharing per_head, per_kv_head or shared",
-        "transpose_memory" => "--transpose-memory or --transpose-memory=false",
-        "layers_to_transform" => "--layers LIST",
-        "flattening_order" => "--layout FILE.toml",
-        _ if flag_of(key) == Some("--base") => "--base BASE",
-        _ => return flag_of(key),
-    })
+    match find_field(key).map(|field| field.settled_by) {
+        Some(SettledBy::Flag(usage)) => Some(usage),
+        Some(SettledBy::Base(_) | SettledBy::Sizes) => Some("--base BASE"),
+        None => match key {
+            TRANSPOSE_MEMORY => Some("--transpose-memory or --transpose-memory=false"),
+            "layers_to_transform" => Some("--layers LIST"),
+            "flattening_order" => Some("--layout FILE.toml"),
+            _ => None,
+        },
+    }
 }
 
 #[cfg(test)]

@@ -101,8 +101,8 @@ pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport>
 }
 
 fn config_findings(a: &Adapter, b: &Adapter) -> Vec<Finding> {
-    let pairs = a.conventions().into_iter().zip(b.conventions());
-    pairs
+    a.conventions()
+        .zip(b.conventions())
         .filter(|((_, x), (_, y))| x != y)
         .map(|((field, x), (_, y))| Finding::new(Code::NumbersDiffer, field, y, x))
         .collect()

@@ -1,8 +1,8 @@
 //! The fields of a Prefix-Tuning+ adapter.
 
 use super::Config;
-use crate::adapter::field::FieldValue::{self, Count, Name, Scale};
-use crate::adapter::field::{Field, FieldType, SettledBy};
+use crate::adapter::field::Get::{self, Count, Name, Scale};
+use crate::adapter::field::{Field, SettledBy};
 use crate::base::BaseConfig;
 
 /// D_v in messages. `adapter_config.json` has no key for it: the memories' shape says it.
@@ -10,44 +10,33 @@ pub const VALUE_LENGTH: &str = "value head_dim";
 
 /// Every field, in the order of `adapter_config.json`.
 pub const FIELDS: [Field<Config>; 11] = [
-    convention("feature_map", "--feature-map", "MAP", FieldType::Name, |c| Name(c.feature_map.name())),
-    convention("query_tap", "--query-tap", "post_rope or pre_rope", FieldType::Name, |c| Name(c.query_tap.name())),
-    convention("query_scale", "--query-scale", "X", FieldType::Scale, |c| Scale(c.query_scale)),
-    convention("memory_scale", "--memory-scale", "X", FieldType::Scale, |c| Scale(c.memory_scale)),
-    convention("memory_sharing", "--memory-sharing", "per_head, per_kv_head or shared", FieldType::Name, |c| {
-        Name(c.memory_sharing.name())
-    }),
-    size("num_layers", "block_count", |c| Count(c.geometry.n_layers), |b| b.n_layers),
-    size("num_attention_heads", "head_count", |c| Count(c.geometry.n_heads), |b| b.n_heads),
-    size("num_key_value_heads", "head_count_kv", |c| Count(c.geometry.n_kv_heads), |b| b.n_kv_heads),
-    size("head_dim", "key_length", |c| Count(c.geometry.head_dim), |b| b.head_dim),
+    convention("feature_map", "--feature-map MAP", Name(|c| c.feature_map.name())),
+    convention("query_tap", "--query-tap post_rope or pre_rope", Name(|c| c.query_tap.name())),
+    convention("query_scale", "--query-scale X", Scale(|c| c.query_scale)),
+    convention("memory_scale", "--memory-scale X", Scale(|c| c.memory_scale)),
+    convention("memory_sharing", "--memory-sharing per_head, per_kv_head or shared", Name(|c| c.memory_sharing.name())),
+    size("num_layers", "block_count", |c| c.geometry.n_layers, |b| b.n_layers),
+    size("num_attention_heads", "head_count", |c| c.geometry.n_heads, |b| b.n_heads),
+    size("num_key_value_heads", "head_count_kv", |c| c.geometry.n_kv_heads, |b| b.n_kv_heads),
+    size("head_dim", "key_length", |c| c.geometry.head_dim, |b| b.head_dim),
     Field {
         is_in_config: false,
-        ..size(VALUE_LENGTH, "value_length", |c| Count(c.geometry.value_head_dim), |b| b.value_head_dim)
+        ..size(VALUE_LENGTH, "value_length", |c| c.geometry.value_head_dim, |b| b.value_head_dim)
     },
-    Field {
-        settled_by: SettledBy::Sizes,
-        ..size("num_features", "feature_length", |c| Count(c.geometry.n_features), |_| 0)
-    },
+    Field { settled_by: SettledBy::Sizes, ..size("num_features", "feature_length", |c| c.geometry.n_features, |_| 0) },
 ];
 
-const fn convention(
-    key: &'static str,
-    flag: &'static str,
-    takes: &'static str,
-    is: FieldType,
-    get: fn(&Config) -> FieldValue,
-) -> Field<Config> {
-    Field { key, is_in_config: true, gguf: key, is, get, settled_by: SettledBy::Flag(flag, takes) }
+const fn convention(key: &'static str, flag: &'static str, get: Get<Config>) -> Field<Config> {
+    Field { key, is_in_config: true, gguf: key, get, settled_by: SettledBy::Flag(flag) }
 }
 
 const fn size(
     key: &'static str,
     gguf: &'static str,
-    get: fn(&Config) -> FieldValue,
+    get: fn(&Config) -> usize,
     of_base: fn(&BaseConfig) -> usize,
 ) -> Field<Config> {
-    Field { key, is_in_config: true, gguf, is: FieldType::Count, get, settled_by: SettledBy::Base(of_base) }
+    Field { key, is_in_config: true, gguf, get: Count(get), settled_by: SettledBy::Base(of_base) }
 }
 
 /// The field with this key.

@@ -195,6 +195,6 @@ impl Plus {
 
     /// Every field with its value, in the order of [`FIELDS`].
     pub fn fields(&self) -> impl Iterator<Item = (&'static Field<Config>, FieldValue)> {
-        FIELDS.iter().map(|field| (field, (field.get)(&self.config)))
+        FIELDS.iter().map(|field| (field, field.of(&self.config)))
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-use crate::adapter::field::FieldType;
+use crate::adapter::field::Get;
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::key;
 use crate::adapter::plus::{FIELDS, StatedLayers};
@@ -92,10 +92,10 @@ pub(super) fn stated(meta: &Metadata) -> Result<(Stated, usize)> {
     let mut config = Map::new();
     for field in FIELDS.iter().filter(|field| field.is_in_config) {
         let key = key(field.gguf);
-        let value = match field.is {
-            FieldType::Name => meta.str(&key)?.map(Value::from),
-            FieldType::Scale => meta.f32(&key)?.map(|x| exact_scale(field.key, x, &mut source)).transpose()?,
-            FieldType::Count => meta.u32(&key)?.map(Value::from),
+        let value = match field.get {
+            Get::Name(_) => meta.str(&key)?.map(Value::from),
+            Get::Scale(_) => meta.f32(&key)?.map(|x| exact_scale(field.key, x, &mut source)).transpose()?,
+            Get::Count(_) => meta.u32(&key)?.map(Value::from),
         };
         config.insert(field.key.to_owned(), value.ok_or_else(|| missing(&key))?);
     }
