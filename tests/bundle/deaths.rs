@@ -1,11 +1,13 @@
 //! What is left when a command is killed, the disk is full, or the folder is read-only: the target is absent, old, or
 //! complete and valid, and the next run leaves no temporary.
 //!
-//! PTPLUS_KILLS sets the number of kills (30 by default; 500 is what docs/BUNDLE.md reports).
+//! The moments are counted, in bytes of an output and in changes of its folder, so that they are the same on every
+//! machine. PTPLUS_KILLS sets their number (60 by default; 500 is what docs/BUNDLE.md reports).
 
+use std::mem::MaybeUninit;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::process::{Command, ExitStatus, Stdio};
 
 use ptplus::format::bundle::Container;
 use ptplus::format::bundle::check::check;
@@ -68,27 +70,86 @@ fn temporaries(folder: &Path) -> Vec<PathBuf> {
     entries.filter(|p| p.to_string_lossy().contains("ptplus-tmp")).collect()
 }
 
+/// What the system kills with for a file that is longer than it may be.
+const SIGXFSZ: i32 = 25;
+
+/// Runs the job with files of at most `n` kB, or half of that: shells count in blocks of different sizes.
+fn with_short_files(job: &Job, n: usize) -> ExitStatus {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -c 0; ulimit -f \"$1\"; shift; exec \"$@\"", "sh", &n.to_string()]);
+    shell
+        .arg(env!("CARGO_BIN_EXE_ptplus"))
+        .args(&job.args)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap()
+}
+
+/// Runs the job, and kills it once its folder, or one in it, has changed `most` times. The result is how often it had.
+fn up_to_change(folder: &Path, job: &Job, most: usize) -> (ExitStatus, usize) {
+    use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init};
+    let kinds =
+        WatchFlags::CREATE | WatchFlags::MODIFY | WatchFlags::MOVE | WatchFlags::DELETE | WatchFlags::CLOSE_WRITE;
+    let watch = init(CreateFlags::CLOEXEC).unwrap();
+    add_watch(&watch, folder, kinds).unwrap();
+    let mut child = command(job).stdout(Stdio::piped()).spawn().unwrap();
+    let ended = folder.join("ended");
+    let mut its_output = child.stdout.take().unwrap();
+    let mut n = 0;
+    std::thread::scope(|scope| {
+        // Its end, too, is a change.
+        scope.spawn(|| {
+            std::io::copy(&mut its_output, &mut std::io::sink()).unwrap();
+            std::fs::write(&ended, "").unwrap();
+        });
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut changes = Reader::new(&watch, &mut buffer);
+        while n < most {
+            let change = changes.next().unwrap();
+            let name = change.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if name == "ended" {
+                break;
+            }
+            n += 1;
+            if change.events().contains(ReadFlags::CREATE | ReadFlags::ISDIR) {
+                // Gone again if the folder already has its other name.
+                let _ = add_watch(&watch, folder.join(name), kinds);
+            }
+        }
+        child.kill().unwrap();
+    });
+    std::fs::remove_file(ended).unwrap();
+    (child.wait().unwrap(), n)
+}
+
+fn size_of_largest(files: &[(String, Vec<u8>)]) -> usize {
+    files.iter().map(|(_, bytes)| bytes.len()).max().unwrap()
+}
+
 #[test]
 fn a_kill_leaves_the_old_the_new_or_nothing() {
-    let n: usize = std::env::var("PTPLUS_KILLS").map_or(30, |v| v.parse().unwrap());
+    let n: usize = std::env::var("PTPLUS_KILLS").map_or(60, |v| v.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
     let jobs = jobs(folder);
     let mut whole = Vec::new();
     for job in &jobs {
-        let start = Instant::now();
-        assert!(command(job).status().unwrap().success(), "{:?}", job.args);
-        whole.push((start.elapsed(), content(&folder.join(job.output)).unwrap()));
+        let (ended, n_changes) = up_to_change(folder, job, usize::MAX);
+        let target = folder.join(job.output);
+        whole.push((n_changes, content(&target).unwrap_or_else(|| panic!("{ended}: {:?}", job.args))));
+        assert!(n_changes > 4, "{n_changes} changes: {:?}", job.args);
     }
-    let mut state = 7u64;
     let (mut n_killed, mut n_absent, mut n_old, mut n_new) = (0, 0, 0, 0);
     for round in 0..n {
-        let job = &jobs[round % jobs.len()];
-        let (took, expected) = &whole[round % jobs.len()];
+        // Rounds for each job: without an output or with one that is valid and another, by bytes or by changes; and of
+        // these so many moments, spread evenly.
+        let (job, kind) = (&jobs[round % jobs.len()], round / jobs.len());
+        let (begins_without, by_bytes) = (kind.is_multiple_of(2), (kind / 2).is_multiple_of(2));
+        let (step, n_steps) = (kind / 4, n.div_ceil(4 * jobs.len()));
+        let (n_changes, expected) = &whole[round % jobs.len()];
         let target = folder.join(job.output);
-        // Half of the rounds begin without an output, half with one that is valid and another.
-        let is_tar = job.output.ends_with(".tar");
-        let old = if (round / jobs.len()).is_multiple_of(2) {
+        let old = if begins_without {
             let _ = std::fs::remove_dir_all(&target);
             let _ = std::fs::remove_file(&target);
             None
@@ -96,20 +157,23 @@ fn a_kill_leaves_the_old_the_new_or_nothing() {
             if !target.exists() {
                 assert!(command(job).status().unwrap().success());
             }
-            if target.is_file() && !is_tar {
+            if target.is_file() && !job.output.ends_with(".tar") {
                 std::fs::write(&target, b"old").unwrap();
             }
             content(&target)
         };
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let share = (state >> 40) as f64 / (1u64 << 24) as f64;
-        let mut child = command(job).spawn().unwrap();
-        // The clock chooses the moments, and every assertion below holds at any.
-        std::thread::sleep(took.mul_f64(share * 1.1));
-        n_killed += usize::from(child.try_wait().unwrap().is_none());
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let found = content(&target);
+        let found = if by_bytes {
+            let ended = with_short_files(job, size_of_largest(expected) / 1024 * step / n_steps);
+            assert_eq!(ended.signal(), Some(SIGXFSZ), "round {round}: {:?}: {ended}", job.args);
+            n_killed += 1;
+            let found = content(&target);
+            assert!(found == old, "round {round}: {:?} was killed, and its output is new", job.args);
+            found
+        } else {
+            let (ended, _) = up_to_change(folder, job, 1 + n_changes * step / n_steps);
+            n_killed += usize::from(ended.signal().is_some());
+            content(&target)
+        };
         match &found {
             None => n_absent += 1,
             Some(f) if f == expected => n_new += 1,
