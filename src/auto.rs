@@ -75,7 +75,7 @@ pub struct Trials<'a> {
 }
 
 /// One tensor in one type.
-struct Candidate {
+struct Encoding {
     dtype: DType,
     encoded: LazyTensor,
     relative_error: f64,
@@ -86,7 +86,7 @@ struct Ladder<'a> {
     slot: Slot,
     tensor: &'a OutputTensor,
     name: &'a str,
-    candidates: Vec<Candidate>,
+    candidates: Vec<Encoding>,
     kl_alone: f64,
 }
 
@@ -165,12 +165,12 @@ pub fn decide(
 
 /// What the tensor has, then every smaller type that fits its rows and its values and that is worth its error: a type
 /// that is larger than another and no more exact is left out.
-fn candidates(t: &OutputTensor) -> Vec<Candidate> {
+fn candidates(t: &OutputTensor) -> Vec<Encoding> {
     let mut values = vec![0f32; t.source.n_elements()];
     quant::decode(t.source.dtype(), &t.source.to_bytes(), &mut values);
     let row_len = t.source.shape().last().copied().unwrap_or(1);
     let bits = |d: DType| d.block_bytes() * 8 * 64 / d.block_len();
-    let mut out = vec![Candidate { dtype: t.dtype, encoded: t.source.clone(), relative_error: 0.0 }];
+    let mut out = vec![Encoding { dtype: t.dtype, encoded: t.source.clone(), relative_error: 0.0 }];
     let types = [DType::F16, DType::BF16].into_iter().chain(quant::BLOCK_FORMATS.iter().copied());
     for dtype in types.filter(|d| bits(*d) < bits(t.dtype) && row_len.is_multiple_of(d.block_len())) {
         if quant::first_unfit(dtype, &values).is_some() {
@@ -190,12 +190,12 @@ fn candidates(t: &OutputTensor) -> Vec<Candidate> {
             false => LazyTensor::new(bytes.into(), dtype, t.source.shape()),
         };
         if let Ok(encoded) = tensor {
-            out.push(Candidate { dtype, encoded, relative_error: sum.loss().relative });
+            out.push(Encoding { dtype, encoded, relative_error: sum.loss().relative });
         }
     }
     out.sort_by(|a, b| bits(b.dtype).cmp(&bits(a.dtype)).then(b.relative_error.total_cmp(&a.relative_error)));
     let mut smallest_error = f64::INFINITY;
-    let mut worth: Vec<Candidate> = Vec::new();
+    let mut worth: Vec<Encoding> = Vec::new();
     for c in out.into_iter().rev() {
         if c.relative_error < smallest_error {
             smallest_error = c.relative_error;
@@ -211,8 +211,8 @@ fn steps(ladders: &[Ladder]) -> Vec<usize> {
     let cost = |l: &Ladder, at: usize| {
         let (from, to) = (&l.candidates[at], &l.candidates[at + 1]);
         let coarsest = l.candidates.last().map_or(1.0, |c| c.relative_error);
-        let kl = |c: &Candidate| l.kl_alone * (c.relative_error / coarsest).powi(2);
-        let bytes = |c: &Candidate| l.tensor.source.n_elements() / c.dtype.block_len() * c.dtype.block_bytes();
+        let kl = |c: &Encoding| l.kl_alone * (c.relative_error / coarsest).powi(2);
+        let bytes = |c: &Encoding| l.tensor.source.n_elements() / c.dtype.block_len() * c.dtype.block_bytes();
         (kl(to) - kl(from)) / (bytes(from) - bytes(to)) as f64
     };
     let mut at = vec![0; ladders.len()];

@@ -168,7 +168,7 @@ fn says_model(file: &Gguf) -> Result<bool> {
 /// What a path looks like, told from names and headers alone: enough for a hint, never for a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Lies {
+pub enum Content {
     /// An adapter, or a bundle of one.
     Adapter,
     /// A base model.
@@ -178,25 +178,25 @@ pub enum Lies {
 }
 
 /// What seems to lie at `path`; `None` for anything else, a broken file included.
-pub fn lies_at(path: &Path) -> Option<Lies> {
+pub fn content_of(path: &Path) -> Option<Content> {
     if path.is_dir() {
         if is_adapter_folder(path) || crate::format::bundle::container::is_bundle(path) {
-            return Some(Lies::Adapter);
+            return Some(Content::Adapter);
         }
-        return is_base(path).unwrap_or(false).then_some(Lies::Base);
+        return is_base(path).unwrap_or(false).then_some(Content::Base);
     }
     let tensors = match source::open(path).ok()? {
         Source::Gguf(file) => {
             return match import::is_gguf_adapter(&file.metadata).ok()? {
-                true => Some(Lies::Adapter),
-                false => says_model(&file).unwrap_or(false).then_some(Lies::Base),
+                true => Some(Content::Adapter),
+                false => says_model(&file).unwrap_or(false).then_some(Content::Base),
             };
         }
         Source::Tensors(source) => source.tensors,
     };
     match is_probe(tensors.iter().map(|t| t.name.as_str())) {
-        true => Some(Lies::Probe),
-        false => import::has_parts(&tensors).then_some(Lies::Adapter),
+        true => Some(Content::Probe),
+        false => import::has_parts(&tensors).then_some(Content::Adapter),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::bundle::manifest::{Manifest, is_sha256};
 use crate::format::bundle::path::check_path;
-use crate::format::bundle::{Container, MANIFEST_FILE, VERIFICATION_REPORT};
+use crate::format::bundle::{Bundle, MANIFEST_FILE, VERIFICATION_REPORT};
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::format::names::shorten;
@@ -67,7 +67,7 @@ pub fn confirm_base(manifest: &Manifest, adapter: &Validated, base: &BaseModel) 
 
 /// Compares everything that the manifest states of the adapter, each key where it is stated: the tensors' digests,
 /// `adapter`, what `base` says, the source's digest and the reports. Reads every tensor twice.
-pub fn compare(manifest: &Manifest, bundle: &Container, adapter: &Validated) -> Vec<Finding> {
+pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec<Finding> {
     let mut check = Claims { manifest, findings: Vec::new() };
     check.equal(&["tensors"], &json!(of_tensors(adapter)));
     if check.is_object("adapter") {
@@ -175,7 +175,7 @@ impl Claims<'_> {
     }
 
     /// Reports are files of the bundle, and that of a verification says that it passed: `pack` makes no bundle otherwise.
-    fn reports(&mut self, bundle: &Container) {
+    fn reports(&mut self, bundle: &Bundle) {
         let names = self.texts("reports");
         if let Some(absent) = names.iter().find(|name| !self.manifest.files.contains_key(*name)) {
             self.differ(&["reports"], "files of the bundle".into(), format!("{absent:?}"));

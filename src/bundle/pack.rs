@@ -21,7 +21,7 @@ use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, CARD_FILE, Container, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, container, place, tar,
+    ADAPTER_FILE, Bundle, CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, container, place, tar,
 };
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
@@ -264,7 +264,7 @@ fn as_it_is<'s>(convert: &Convert<'_>, source: &'s Validated) -> Option<&'s Path
 /// The file's bytes; inside a bundle those of the adapter alone.
 fn gguf_bytes(adapter: &Path, file: &Path) -> Result<Bytes> {
     if container::is_bundle(adapter) {
-        let bundle = Container::open(adapter)?;
+        let bundle = Bundle::open(adapter)?;
         if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
             return Ok(bytes.clone());
         }

@@ -11,8 +11,8 @@ use crate::bundle::claims;
 use crate::error::{Kind, Result, escape};
 use crate::format::bundle::check::{Checked, Signature, check_reporting};
 use crate::format::bundle::tar::Strictness;
-use crate::format::bundle::{Container, MANIFEST_FILE, container, signature};
-use crate::inspect::{Lies, lies_at};
+use crate::format::bundle::{Bundle, MANIFEST_FILE, container, signature};
+use crate::inspect::{Content, content_of};
 use crate::pipeline::read_adapter;
 use crate::validate::BaseMismatch;
 
@@ -36,7 +36,7 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
-    let bundle = Container::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
+    let bundle = Bundle::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
     let mut checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
@@ -77,7 +77,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
 
 /// What helps where an adapter is given that nobody has packed.
 pub fn not_a_bundle(path: &Path) -> Option<String> {
-    let is_adapter = !container::is_bundle(path) && lies_at(path) == Some(Lies::Adapter);
+    let is_adapter = !container::is_bundle(path) && content_of(path) == Some(Content::Adapter);
     let shown = path.to_string_lossy();
     is_adapter.then(|| {
         format!(
@@ -87,8 +87,8 @@ pub fn not_a_bundle(path: &Path) -> Option<String> {
 }
 
 /// What helps where an archive holds a bundle, and is not written as `pack` does.
-fn of_another_program(path: &Path, bundle: &Container) -> Option<String> {
-    let unpacked = Container::open_as(path, Strictness::Unpack).ok()?;
+fn of_another_program(path: &Path, bundle: &Bundle) -> Option<String> {
+    let unpacked = Bundle::open_as(path, Strictness::Unpack).ok()?;
     let is_whole = unpacked.findings.is_empty() && unpacked.files.contains_key(MANIFEST_FILE);
     (bundle.is_tar && is_whole && (!bundle.findings.is_empty() || !unpacked.files.keys().eq(bundle.files.keys()))).then(
         || {
@@ -98,7 +98,7 @@ fn of_another_program(path: &Path, bundle: &Container) -> Option<String> {
     )
 }
 
-fn text(a: &Arguments, bundle: &Container, checked: &Checked, identity: Option<&Identity>) -> String {
+fn text(a: &Arguments, bundle: &Bundle, checked: &Checked, identity: Option<&Identity>) -> String {
     let mut out = String::new();
     for f in &checked.findings {
         let _ = writeln!(out, "failed: {}", f.line());

@@ -7,7 +7,7 @@ use crate::error::{Code, Error, Kind};
 use crate::format::hub;
 use crate::format::names::is_hidden;
 use crate::import::source::weights_of_folder;
-use crate::inspect::{Lies, lies_at};
+use crate::inspect::{Content, content_of};
 
 /// Entries of a folder that are looked at for a similar name.
 const MAX_ENTRIES: usize = 10_000;
@@ -21,7 +21,7 @@ const MAX_OPENED: usize = 8;
 struct Place {
     /// As people write it: `ADAPTER`, `--base`.
     name: &'static str,
-    takes: &'static [Lies],
+    takes: &'static [Content],
     path: PathBuf,
 }
 
@@ -38,22 +38,22 @@ impl Given {
     /// From the arguments of the subcommand `command`.
     pub fn of(command: &str, matches: &clap::ArgMatches) -> Given {
         let values = |id: &str| matches.try_get_raw(id).ok().flatten().into_iter().flatten().map(OsString::from);
-        let adapter: (&str, &'static [Lies]) = match command {
+        let adapter: (&str, &'static [Content]) = match command {
             // These take base models, too.
-            "convert" | "quantize" => ("ADAPTER", &[Lies::Adapter, Lies::Base]),
-            "run" => ("--adapter", &[Lies::Adapter]),
-            _ => ("ADAPTER", &[Lies::Adapter]),
+            "convert" | "quantize" => ("ADAPTER", &[Content::Adapter, Content::Base]),
+            "run" => ("--adapter", &[Content::Adapter]),
+            _ => ("ADAPTER", &[Content::Adapter]),
         };
-        let arguments: [(&str, (&'static str, &'static [Lies])); 9] = [
+        let arguments: [(&str, (&'static str, &'static [Content])); 9] = [
             ("adapter", adapter),
-            ("base", ("--base", &[Lies::Base])),
-            ("probe", ("--probe", &[Lies::Probe])),
-            ("against", ("--against", &[Lies::Adapter])),
-            ("against_base", ("--against-base", &[Lies::Base])),
-            ("a", ("A", &[Lies::Adapter])),
-            ("b", ("B", &[Lies::Adapter])),
-            ("path", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
-            ("paths", ("PATH", &[Lies::Adapter, Lies::Base, Lies::Probe])),
+            ("base", ("--base", &[Content::Base])),
+            ("probe", ("--probe", &[Content::Probe])),
+            ("against", ("--against", &[Content::Adapter])),
+            ("against_base", ("--against-base", &[Content::Base])),
+            ("a", ("A", &[Content::Adapter])),
+            ("b", ("B", &[Content::Adapter])),
+            ("path", ("PATH", &[Content::Adapter, Content::Base, Content::Probe])),
+            ("paths", ("PATH", &[Content::Adapter, Content::Base, Content::Probe])),
         ];
         let places = arguments.into_iter().flat_map(|(id, (name, takes))| {
             values(id).map(move |value| Place { name, takes, path: without_scale(value) })
@@ -72,7 +72,7 @@ impl Given {
     /// What was given in a part that it cannot play.
     fn mistaken(&self) -> Vec<String> {
         if let (Some(adapter), Some(base)) = (self.path("ADAPTER"), self.path("--base"))
-            && (lies_at(adapter), lies_at(base)) == (Some(Lies::Base), Some(Lies::Adapter))
+            && (content_of(adapter), content_of(base)) == (Some(Content::Base), Some(Content::Adapter))
         {
             let line = format!("{} is a base model and {} an adapter: swapped?", shown(adapter), shown(base));
             return vec![line];
@@ -82,15 +82,15 @@ impl Given {
     }
 
     fn mistaken_at(&self, Place { name, takes, path }: &Place) -> Option<String> {
-        match lies_at(path) {
+        match content_of(path) {
             Some(found) if takes.contains(&found) => None,
             // A merged model often has the adapter's configuration left beside its own.
-            Some(Lies::Adapter) if takes.contains(&Lies::Base) && path.join("config.json").is_file() => None,
+            Some(Content::Adapter) if takes.contains(&Content::Base) && path.join("config.json").is_file() => None,
             Some(found) => Some(format!("{} is {}; {name} takes {}", shown(path), what(found), what(takes[0]))),
             // A folder with one checkpoint in it, whatever its name, is read as that checkpoint.
             None if takes.iter().any(|part| Some(*part) == lies_in(path)) => None,
             None if path.is_dir() => takes.iter().find_map(|part| match (*part, &inside(path, *part)[..]) {
-                (Lies::Adapter, [first, second, ..]) => Some(self.one_of_several(path, first, second)),
+                (Content::Adapter, [first, second, ..]) => Some(self.one_of_several(path, first, second)),
                 (_, found) => the_one(found).map(|p| format!("did you mean {}?", shown(p))),
             }),
             None => takes.iter().find_map(|part| folder_of(path, *part)).map(|p| format!("did you mean {}?", shown(p))),
@@ -122,41 +122,41 @@ fn without_scale(value: OsString) -> PathBuf {
 }
 
 /// What the one file with weights in a folder is.
-fn lies_in(folder: &Path) -> Option<Lies> {
-    if folder.is_dir() { weights_of_folder(folder).ok().and_then(|file| lies_at(&file)) } else { None }
+fn lies_in(folder: &Path) -> Option<Content> {
+    if folder.is_dir() { weights_of_folder(folder).ok().and_then(|file| content_of(&file)) } else { None }
 }
 
 fn shown(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-fn what(part: Lies) -> &'static str {
+fn what(part: Content) -> &'static str {
     match part {
-        Lies::Adapter => "an adapter",
-        Lies::Base => "a base model",
-        Lies::Probe => "a probe, PyTorch's answer",
+        Content::Adapter => "an adapter",
+        Content::Base => "a base model",
+        Content::Probe => "a probe, PyTorch's answer",
     }
 }
 
 /// Of a file (`config.json`, one of several shards) the folder that it lies in, if that can play the part.
-fn folder_of(path: &Path, part: Lies) -> Option<&Path> {
+fn folder_of(path: &Path, part: Content) -> Option<&Path> {
     // Weights of an adapter may be given by themselves: broken ones are no hint that the folder was meant.
-    if part != Lies::Base && path.extension().is_none_or(|e| e != "json") {
+    if part != Content::Base && path.extension().is_none_or(|e| e != "json") {
         return None;
     }
-    path.parent().filter(|folder| lies_at(folder) == Some(part))
+    path.parent().filter(|folder| content_of(folder) == Some(part))
 }
 
 /// The entries of a folder that can play the part: folders, whose names tell, and of the files the first few. An index is
 /// not opened: its shards are.
-fn inside(folder: &Path, part: Lies) -> Vec<PathBuf> {
+fn inside(folder: &Path, part: Content) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().take(MAX_ENTRIES).flatten().map(|e| e.path());
     let mut entries: Vec<PathBuf> =
         entries.filter(|path| !is_hidden(path) && path.extension().is_none_or(|e| e != "json")).collect();
     entries.sort();
     let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) = entries.into_iter().partition(|path| path.is_dir());
     let looked_at = folders.into_iter().take(MAX_FOLDERS).chain(files.into_iter().take(MAX_OPENED));
-    looked_at.filter(|path| lies_at(path) == Some(part)).collect()
+    looked_at.filter(|path| content_of(path) == Some(part)).collect()
 }
 
 /// The one that is meant. A base often lies there twice, as a folder and as GGUF: then the folder.

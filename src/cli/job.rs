@@ -284,12 +284,12 @@ impl<'a> Prepared<'a> {
     fn page(&self, adapter: &Path, done: &Converted, ui: &Ui) -> Result<String> {
         let output = pipeline::read_adapter(&done.output, self.base.as_ref())?;
         let is_quantized = done.tensors.iter().any(|t| t.loss.is_some_and(|l| l != Loss::NONE));
-        let (candidates, not_measured) = match is_quantized && self.format == Format::Gguf {
+        let (alternatives, not_measured) = match is_quantized && self.format == Format::Gguf {
             true => {
                 let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
                 let measure = Measure { prompts: self.prompts(), device: &self.device, progress: &steps };
                 let architecture = self.job.arch.as_deref();
-                report::candidates(adapter, &self.reading, self.base.as_ref(), architecture, &measure)?
+                report::alternatives(adapter, &self.reading, self.base.as_ref(), architecture, &measure)?
             }
             false => Default::default(),
         };
@@ -302,7 +302,7 @@ impl<'a> Prepared<'a> {
             probe: self.probe.as_ref(),
             input_ids: &self.input_ids()?,
             max_error: &self.max_error,
-            candidates: &candidates,
+            alternatives: &alternatives,
             device: self.device.name(),
         }))
     }

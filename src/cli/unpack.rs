@@ -9,7 +9,7 @@ use crate::bundle::claims;
 use crate::error::{Result, escape};
 use crate::format::bundle::check::check_reporting;
 use crate::format::bundle::tar::Strictness;
-use crate::format::bundle::{Container, place, signature};
+use crate::format::bundle::{Bundle, place, signature};
 use crate::format::output::{OutputFolder, Replace};
 use crate::import::read_bundle;
 use crate::validate;
@@ -35,7 +35,7 @@ pub struct Arguments {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let help = || not_a_bundle(&a.bundle);
-    let bundle = Container::open_as(&a.bundle, Strictness::Unpack).map_err(|e| e.hints(help()))?;
+    let bundle = Bundle::open_as(&a.bundle, Strictness::Unpack).map_err(|e| e.hints(help()))?;
     let checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
     if let Some(e) = checked.to_error() {
         return Err(e.file(&a.bundle).hints(help()));

@@ -20,58 +20,58 @@ const MAX_ENTRIES: usize = 1_000;
 const MAX_FOLDERS: usize = 32;
 
 /// Something that people have where a file of this trade is wanted, and what to do about it.
-struct Kind {
+struct Other {
     what: &'static str,
     help: &'static str,
 }
 
 const WEB_PAGE_HELP: &str = "a download saved what the server answered instead: log in (`hf auth login`), accept the model's terms on its page if it has any, and download the file again";
 
-const NUMPY_ARCHIVE: Kind = Kind {
+const NUMPY_ARCHIVE: Other = Other {
     what: "a NumPy archive (.npz)",
     help: "save it as safetensors: `safetensors.numpy.save_file(dict(numpy.load(\"IN.npz\")), \"OUT.safetensors\")`",
 };
-const NUMPY_ARRAY: Kind = Kind {
+const NUMPY_ARRAY: Other = Other {
     what: "one NumPy array (.npy), which has no name",
     help: "save it under its name: `safetensors.numpy.save_file({\"layers.0.memory\": numpy.load(\"IN.npy\"), ...}, \"OUT.safetensors\")`",
 };
-const DISTRIBUTED: Kind = Kind {
+const DISTRIBUTED: Other = Other {
     what: "a part of a torch.distributed checkpoint (.distcp)",
     help: "make one file of the folder: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt`",
 };
-const DEEPSPEED: Kind = Kind {
+const DEEPSPEED: Other = Other {
     what: "a DeepSpeed checkpoint",
     help: "make one file of it: `python zero_to_fp32.py . OUT` in that folder, where DeepSpeed put the script",
 };
-const HDF5: Kind = Kind {
+const HDF5: Other = Other {
     what: "HDF5 (.h5, as Keras and TensorFlow write it)",
     help: "read it with h5py and save the arrays as safetensors: `safetensors.numpy.save_file({name: array, ...}, \"OUT.safetensors\")`",
 };
-const KERAS: Kind = Kind { what: "a Keras model (.keras)", help: HDF5.help };
-const MESSAGE_PACK: Kind = Kind {
+const KERAS: Other = Other { what: "a Keras model (.keras)", help: HDF5.help };
+const MESSAGE_PACK: Other = Other {
     what: "MessagePack (.msgpack, as Flax writes it)",
     help: "read it with flax.serialization.msgpack_restore and save the flattened arrays with safetensors.numpy.save_file",
 };
-const ONNX: Kind = Kind {
+const ONNX: Other = Other {
     what: "ONNX, a graph for inference",
     help: "take the checkpoint that it was exported from: state dict, safetensors or GGUF",
 };
-const TFLITE: Kind = Kind { what: "a TensorFlow Lite model", help: ONNX.help };
-const TENSORFLOW: Kind = Kind {
+const TFLITE: Other = Other { what: "a TensorFlow Lite model", help: ONNX.help };
+const TENSORFLOW: Other = Other {
     what: "a TensorFlow checkpoint",
     help: "read it with tf.train.load_checkpoint and save the arrays with safetensors.numpy.save_file",
 };
-const OLD_GGML: Kind = Kind {
+const OLD_GGML: Other = Other {
     what: "a GGML file from before GGUF",
     help: "convert the original model again: llama.cpp dropped this format in August 2023",
 };
-const ZIP: Kind = Kind {
+const ZIP: Other = Other {
     what: "a zip archive that torch.save did not write",
     help: "unpack it, and give the folder or file that was packed",
 };
-const COMPRESSED: Kind =
-    Kind { what: "a compressed file", help: "unpack it, and give the file or folder that was packed" };
-const TAR: Kind = Kind { what: "a tar archive", help: COMPRESSED.help };
+const COMPRESSED: Other =
+    Other { what: "a compressed file", help: "unpack it, and give the file or folder that was packed" };
+const TAR: Other = Other { what: "a tar archive", help: COMPRESSED.help };
 
 /// `e`, or what the file is instead, where `bytes` or the name tell.
 pub(crate) fn named(path: &Path, bytes: &[u8], e: Error) -> Error {
@@ -180,8 +180,8 @@ fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
     Some(Error::new(Code::UnknownFormat, message).hints([kind.help.to_owned()]))
 }
 
-fn by_start(name: &str, bytes: &[u8]) -> Option<&'static Kind> {
-    const STARTS: [(&[u8], &Kind); 13] = [
+fn by_start(name: &str, bytes: &[u8]) -> Option<&'static Other> {
+    const STARTS: [(&[u8], &Other); 13] = [
         (b"\x93NUMPY", &NUMPY_ARRAY),
         (b"\x89HDF\r\n\x1a\n", &HDF5),
         (b"\x1f\x8b\x08", &COMPRESSED),
@@ -207,7 +207,7 @@ fn by_start(name: &str, bytes: &[u8]) -> Option<&'static Kind> {
     }
 }
 
-fn zip_kind(name: &str, bytes: &[u8]) -> Option<&'static Kind> {
+fn zip_kind(name: &str, bytes: &[u8]) -> Option<&'static Other> {
     let n = usize::from(u16::from_le_bytes(bytes.get(26..28)?.try_into().ok()?));
     let first = String::from_utf8_lossy(bytes.get(30..30 + n)?);
     match &*first {
@@ -219,8 +219,8 @@ fn zip_kind(name: &str, bytes: &[u8]) -> Option<&'static Kind> {
     }
 }
 
-fn by_name(name: &str) -> Option<&'static Kind> {
-    const ENDINGS: [(&str, &Kind); 14] = [
+fn by_name(name: &str) -> Option<&'static Other> {
+    const ENDINGS: [(&str, &Other); 14] = [
         (".npz", &NUMPY_ARCHIVE),
         (".npy", &NUMPY_ARRAY),
         (".distcp", &DISTRIBUTED),

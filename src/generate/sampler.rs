@@ -38,7 +38,7 @@ pub struct Sampler {
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Candidate {
+struct TokenLogit {
     token: u32,
     logit: f32,
 }
@@ -64,15 +64,15 @@ impl Sampler {
             let message = format!("expected finite logits at position {}, found NaN or Inf", self.history.len());
             return Err(Error::new(Code::LogitsInvalid, message));
         }
-        let mut candidates: Vec<Candidate> =
-            (0..).zip(logits).map(|(token, logit)| Candidate { token, logit: *logit }).collect();
+        let mut candidates: Vec<TokenLogit> =
+            (0..).zip(logits).map(|(token, logit)| TokenLogit { token, logit: *logit }).collect();
         self.penalize(&mut candidates);
         let token = if self.sampling.temp <= 0.0 { most_likely(&candidates) } else { self.draw(candidates) };
         self.accept(token);
         Ok(token)
     }
 
-    fn penalize(&self, candidates: &mut [Candidate]) {
+    fn penalize(&self, candidates: &mut [TokenLogit]) {
         let penalty = self.sampling.repeat_penalty;
         if penalty == 1.0 {
             return;
@@ -89,7 +89,7 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, mut candidates: Vec<Candidate>) -> u32 {
+    fn draw(&mut self, mut candidates: Vec<TokenLogit>) -> u32 {
         let s = &self.sampling;
         candidates.sort_unstable_by(|a, b| b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token)));
         if s.top_k > 0 {
@@ -120,13 +120,13 @@ impl Sampler {
     }
 }
 
-fn most_likely(candidates: &[Candidate]) -> u32 {
-    let better = |a: Candidate, b: Candidate| if b.logit > a.logit { b } else { a };
+fn most_likely(candidates: &[TokenLogit]) -> u32 {
+    let better = |a: TokenLogit, b: TokenLogit| if b.logit > a.logit { b } else { a };
     candidates.iter().copied().reduce(better).map_or(0, |c| c.token)
 }
 
 /// Softmax; the first candidate is the most likely.
-fn probabilities(candidates: &[Candidate]) -> Vec<f64> {
+fn probabilities(candidates: &[TokenLogit]) -> Vec<f64> {
     let largest = f64::from(candidates[0].logit);
     let weights: Vec<f64> = candidates.iter().map(|c| (f64::from(c.logit) - largest).exp()).collect();
     let sum: f64 = weights.iter().sum();

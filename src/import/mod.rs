@@ -24,7 +24,7 @@ use crate::adapter::Adapter;
 use crate::base::{BaseModel, RowOrder};
 use crate::error::Result;
 use crate::finding::Finding;
-use crate::format::bundle::Container;
+use crate::format::bundle::Bundle;
 pub use candidates::{Candidate, Candidates, Conventions, Unknown};
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use draft::{has_parts, is_part};
@@ -148,7 +148,7 @@ pub fn read(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 /// # Errors
 ///
 /// As [`read`].
-pub fn read_bundle(bundle: &Container) -> Result<Imported> {
+pub fn read_bundle(bundle: &Bundle) -> Result<Imported> {
     settled(open_source(&bundle.path, source::of_bundle(bundle)?, &Options::default(), None)?, None)
 }
 

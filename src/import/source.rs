@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
-use crate::format::bundle::{ADAPTER_FILE, Container, check, container};
+use crate::format::bundle::{ADAPTER_FILE, Bundle, check, container};
 use crate::format::names::is_hidden;
 use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
@@ -140,7 +140,7 @@ pub fn open(path: &Path) -> Result<Source> {
 
 /// The adapter in a bundle, as slices of the bundle's memory map.
 fn open_bundle(path: &Path) -> Result<Source> {
-    let bundle = Container::open(path)?;
+    let bundle = Bundle::open(path)?;
     if let Some(e) = check::check(&bundle, None).to_error() {
         return Err(e.file(path));
     }
@@ -152,7 +152,7 @@ fn open_bundle(path: &Path) -> Result<Source> {
 /// # Errors
 ///
 /// Those of the formats; where there is none, or two.
-pub fn of_bundle(bundle: &Container) -> Result<Source> {
+pub fn of_bundle(bundle: &Bundle) -> Result<Source> {
     let path = bundle.path.as_path();
     let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
     if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {

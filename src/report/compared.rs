@@ -57,7 +57,7 @@ impl Compared<'_> {
         let figure = |name, found: f64, limit: Option<f64>| Figure {
             name,
             value: number(found),
-            beside: limit.map_or("no limit".into(), |l| format!("limit {}", number(l))),
+            context: limit.map_or("no limit".into(), |l| format!("limit {}", number(l))),
             // NaN is within no limit.
             beyond: limit.is_some_and(|l| found.is_nan() || found > l),
         };
@@ -68,13 +68,13 @@ impl Compared<'_> {
             Figure {
                 name: "same top token",
                 value: format!("{:.1} %", m.top1_agreement * 100.0),
-                beside: format!("of {} positions", m.n_positions),
+                context: format!("of {} positions", m.n_positions),
                 beyond: limits.top1_agreement.is_some_and(|l| m.top1_agreement < l),
             },
             Figure {
                 name: "effect on the logits",
                 value: number(self.found_effect),
-                beside: format!("reference {}", number(self.effect)),
+                context: format!("reference {}", number(self.effect)),
                 beyond: self.found_effect <= 0.0 || self.found_effect.is_nan(),
             },
         ]

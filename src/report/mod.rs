@@ -1,9 +1,9 @@
 //! Reports for people: what was proved, as one self-contained HTML page. Figures come from the library's reports, nothing
 //! is computed here but what a plot needs.
 
+mod alternatives;
 mod axis;
 mod bounds;
-mod candidates;
 mod compared;
 mod failure;
 mod identity;
@@ -24,9 +24,9 @@ use crate::validate::Validated;
 use crate::verify;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{TensorLoss, TensorReport};
+pub use alternatives::{Alternative, alternatives};
 use axis::number;
 use bounds::Held;
-pub use candidates::{Candidate, candidates};
 use compared::Compared;
 pub use failure::{Failure, failure};
 use identity::{Subjects, identity};
@@ -170,7 +170,7 @@ pub struct Conversion<'a> {
     /// The bounds that it was held to.
     pub max_error: &'a [Bound],
     /// Other types, if they were measured.
-    pub candidates: &'a [Candidate],
+    pub alternatives: &'a [Alternative],
     /// Where it was computed.
     pub device: &'a str,
 }
@@ -221,7 +221,7 @@ pub fn conversion(c: &Conversion<'_>) -> String {
         .collect();
     sections.push(tensors(&losses, "A dry run writes nothing, so nothing is lost."));
     let how = if done.auto.is_some() { "--auto" } else { "this output" };
-    sections.push(size_against_error(c.candidates, Candidate { name: how.into(), ..Candidate::of(done) }));
+    sections.push(size_against_error(c.alternatives, Alternative { name: how.into(), ..Alternative::of(done) }));
     sections.push(conventions(c.output, done.conventions.as_ref()));
     let subjects = Subjects {
         adapters: &[("output", c.output)],

@@ -28,7 +28,7 @@ pub(super) struct Figure {
     pub name: &'static str,
     pub value: String,
     /// A limit, or what the number is out of.
-    pub beside: String,
+    pub context: String,
     pub beyond: bool,
 }
 
@@ -91,7 +91,7 @@ impl Page {
                     if f.beyond { " class=\"beyond\"" } else { "" },
                     escape_html(f.name),
                     escape_html(&f.value),
-                    escape_html(&f.beside)
+                    escape_html(&f.context)
                 );
             }
             out.push_str("</dl>\n");

@@ -1,6 +1,6 @@
 //! The parts of a page, each from one kind of result.
 
-use super::Candidate;
+use super::Alternative;
 use super::axis::number;
 use super::page::{Section, Table};
 use super::plot::{Chart, Group, Marks};
@@ -83,16 +83,16 @@ fn short(name: &str) -> String {
 }
 
 /// `own` is the output that the page is about, under its name.
-pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Section {
-    if candidates.is_empty() {
+pub(super) fn size_against_error(alternatives: &[Alternative], own: Alternative) -> Section {
+    if alternatives.is_empty() {
         return Section::default();
     }
-    let has_kl = candidates.iter().all(|c| c.mean_kl.is_some());
-    let error = |c: &Candidate| if has_kl { c.mean_kl } else { Some(c.relative) };
-    let point = |c: &Candidate| Some((c.name.clone(), c.len_bytes as f64, error(c)?));
-    let types = Group { name: "one type for all tensors", points: candidates.iter().filter_map(point).collect() };
+    let has_kl = alternatives.iter().all(|c| c.mean_kl.is_some());
+    let error = |c: &Alternative| if has_kl { c.mean_kl } else { Some(c.relative) };
+    let point = |c: &Alternative| Some((c.name.clone(), c.len_bytes as f64, error(c)?));
+    let types = Group { name: "one type for all tensors", points: alternatives.iter().filter_map(point).collect() };
     let drawn = Group { name: "this output", points: point(&own).into_iter().collect() };
-    let rows = candidates.iter().chain([&own]).map(|c| {
+    let rows = alternatives.iter().chain([&own]).map(|c| {
         vec![c.name.clone(), c.len_bytes.to_string(), number(c.relative), c.mean_kl.map_or("-".into(), number)]
     });
     Section {
@@ -101,7 +101,7 @@ pub(super) fn size_against_error(candidates: &[Candidate], own: Candidate) -> Se
         lines: Vec::new(),
         chart: Some(Chart {
             title: "Size against error".into(),
-            description: format!("{} types; the error is on a logarithmic axis.", candidates.len()),
+            description: format!("{} types; the error is on a logarithmic axis.", alternatives.len()),
             x_name: "size of the file",
             y_name: if has_kl { "mean KL, nats" } else { "largest relative error" },
             marks: Marks::Scatter(types, drawn),

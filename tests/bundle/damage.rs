@@ -167,7 +167,7 @@ fn archives_that_tar_makes_are_unpacked_and_not_taken_for_ours() {
         assert!(!found.is_empty());
     }
     // A folder around all files, and what macOS keeps beside them.
-    let files = ptplus::format::bundle::Container::open(&path("b")).unwrap().files;
+    let files = ptplus::format::bundle::Bundle::open(&path("b")).unwrap().files;
     let attributes = b"28 SCHILY.xattr.user.a=b\nc\n\n";
     let of_mac = b"\0\x05\x16\x07\0\x02\0\0Mac OS X";
     let with = |folder: &str, more: &[(&str, tar::EntryType, &[u8])]| {
@@ -209,7 +209,7 @@ fn archives_that_tar_makes_are_unpacked_and_not_taken_for_ours() {
         for strictness in
             [ptplus::format::bundle::tar::Strictness::Exact, ptplus::format::bundle::tar::Strictness::Unpack]
         {
-            let opened = ptplus::format::bundle::Container::from_tar(name, &whole[..cut].to_vec().into(), strictness);
+            let opened = ptplus::format::bundle::Bundle::from_tar(name, &whole[..cut].to_vec().into(), strictness);
             assert!(!ptplus::format::bundle::check::check(&opened, None).pass(), "cut at {cut}");
         }
     }

@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use ptplus::format::bundle::Container;
+use ptplus::format::bundle::Bundle;
 use ptplus::format::bundle::check::check;
 
 use crate::commands::text;
@@ -183,7 +183,7 @@ fn a_kill_leaves_the_old_the_new_or_nothing() {
             }
         }
         if job.output.starts_with("bundle") && found.is_some() {
-            assert!(check(&Container::open(&target).unwrap(), None).pass(), "round {round}");
+            assert!(check(&Bundle::open(&target).unwrap(), None).pass(), "round {round}");
         }
     }
     for job in &jobs {

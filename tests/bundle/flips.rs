@@ -11,7 +11,7 @@ use ptplus::format::bundle::check::{Checked, check, file_sha256};
 use ptplus::format::bundle::manifest::{self, FileEntry};
 use ptplus::format::bundle::signature::{PublicKey, public_key};
 use ptplus::format::bundle::tar::Strictness;
-use ptplus::format::bundle::{Container, MANIFEST_FILE};
+use ptplus::format::bundle::{Bundle, MANIFEST_FILE};
 use ptplus::tensor::Bytes;
 use rayon::prelude::*;
 
@@ -54,7 +54,7 @@ fn missed(checked: &Checked, file: &str, what: &str) -> Option<String> {
 
 /// Flips bits of each file of a folder, one at a time; the number of flips.
 fn flip_folder(folder: &Path, key: Option<&PublicKey>, step: usize) -> usize {
-    let whole = Container::open(folder).unwrap();
+    let whole = Bundle::open(folder).unwrap();
     assert!(check(&whole, key).pass(), "{:?}", check(&whole, key).findings);
     let bits: Vec<(&String, &Bytes, usize)> =
         whole.files.iter().flat_map(|(path, bytes)| (0..bytes.len() * 8).map(move |b| (path, bytes, b))).collect();
@@ -77,7 +77,7 @@ fn flip_folder(folder: &Path, key: Option<&PublicKey>, step: usize) -> usize {
 /// The same of an archive; a bit of a header or of padding belongs to the file that it is about.
 fn flip_archive(archive: &Path, key: Option<&PublicKey>, step: usize) -> usize {
     let bytes = std::fs::read(archive).unwrap();
-    let open = |bytes: Vec<u8>| Container::from_tar(archive, &bytes.into(), Strictness::Exact);
+    let open = |bytes: Vec<u8>| Bundle::from_tar(archive, &bytes.into(), Strictness::Exact);
     let whole = open(bytes.clone());
     assert!(check(&whole, key).pass());
     let mut owners: Vec<(usize, String)> = Vec::new();
@@ -148,7 +148,7 @@ fn random_bits_of_a_large_bundle_count() {
     let entry = FileEntry { size: SIZE as u64, sha256: file_sha256(&Bytes::from(content)) };
     let text = manifest::write(&BTreeMap::from([("adapter.gguf".to_owned(), entry)]), Default::default());
     std::fs::write(dir.path().join(MANIFEST_FILE), text).unwrap();
-    assert!(check(&Container::open(dir.path()).unwrap(), None).pass());
+    assert!(check(&Bundle::open(dir.path()).unwrap(), None).pass());
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&weights).unwrap();
     let flip = |bit: u64| {
         let mut byte = [0];
@@ -159,10 +159,10 @@ fn random_bits_of_a_large_bundle_count() {
     for _ in 0..n {
         let bit = random() % (SIZE as u64 * 8);
         flip(bit);
-        let checked = check(&Container::open(dir.path()).unwrap(), None);
+        let checked = check(&Bundle::open(dir.path()).unwrap(), None);
         flip(bit);
         assert_eq!(missed(&checked, "adapter.gguf", &format!("bit {bit}")), None);
     }
-    assert!(check(&Container::open(dir.path()).unwrap(), None).pass());
+    assert!(check(&Bundle::open(dir.path()).unwrap(), None).pass());
     println!("{n} random flips of a 1 GiB bundle, each noticed and its file named");
 }

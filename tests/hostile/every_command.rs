@@ -10,7 +10,7 @@ use ptplus::bundle::{claims, diff, digest};
 use ptplus::error::Result;
 use ptplus::export::types::{OutType, TypeRules};
 use ptplus::format::bundle::tar::Strictness;
-use ptplus::format::bundle::{Container, check, signature};
+use ptplus::format::bundle::{Bundle, check, signature};
 use ptplus::import::{self, Options, mapping::Mapping};
 use ptplus::inspect;
 use ptplus::pipeline::{self, Convert, ConvertBase, Format, Tokenizer};
@@ -71,7 +71,7 @@ const WORK: [(&str, Work); 15] = [
         .map(drop)
     }),
     ("check", |path, _| {
-        let bundle = Container::open_as(path, Strictness::Unpack)?;
+        let bundle = Bundle::open_as(path, Strictness::Unpack)?;
         let checked = check::check(&bundle, None);
         if let (Some(manifest), Ok(imported)) = (&checked.manifest, import::read_bundle(&bundle))
             && let Ok(adapter) = ptplus::validate::check(imported, None)

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{FileEntry, Manifest};
 use super::signature::{self, PublicKey};
-use super::{Container, MANIFEST_FILE, SIGNATURE_FILE};
+use super::{Bundle, MANIFEST_FILE, SIGNATURE_FILE};
 use crate::digest::hex;
 use crate::error::{Code, Error};
 use crate::finding::Finding;
@@ -76,16 +76,12 @@ impl Checked {
 }
 
 /// Checks a bundle; with `trusted`, a signature by that key is required.
-pub fn check(bundle: &Container, trusted: Option<&PublicKey>) -> Checked {
+pub fn check(bundle: &Bundle, trusted: Option<&PublicKey>) -> Checked {
     check_reporting(bundle, trusted, &|_, _| {})
 }
 
 /// [`check`], calling `progress` with the bytes hashed and those of all files, from any thread.
-pub fn check_reporting(
-    bundle: &Container,
-    trusted: Option<&PublicKey>,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Checked {
+pub fn check_reporting(bundle: &Bundle, trusted: Option<&PublicKey>, progress: &(dyn Fn(u64, u64) + Sync)) -> Checked {
     let mut out =
         Checked { findings: bundle.findings.clone(), manifest: None, signature: Signature::None, notes: Vec::new() };
     let Some(text) = bundle.files.get(MANIFEST_FILE) else {
@@ -115,7 +111,7 @@ pub fn check_reporting(
     out
 }
 
-fn compare_files(bundle: &Container, manifest: &Manifest, progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Finding> {
+fn compare_files(bundle: &Bundle, manifest: &Manifest, progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Finding> {
     let total = bundle.files.values().map(|bytes| bytes.len() as u64).sum();
     let done = AtomicU64::new(0);
     let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
@@ -166,7 +162,7 @@ fn sha256_in_steps(bytes: &Bytes, step: &dyn Fn(u64)) -> String {
     hex(&hasher.finalize())
 }
 
-fn check_signature(bundle: &Container, text: &Bytes, trusted: Option<&PublicKey>, out: &mut Checked) {
+fn check_signature(bundle: &Bundle, text: &Bytes, trusted: Option<&PublicKey>, out: &mut Checked) {
     let fault = |code, found: String| Finding::new(code, SIGNATURE_FILE, "a valid signature of the manifest", found);
     let stated = out.manifest.as_ref().and_then(|m| m.document.get("signature")).cloned();
     let key = stated.as_ref().and_then(|s| s.get("public_key")).and_then(Value::as_str).map(str::to_owned);

@@ -15,7 +15,7 @@ use crate::tensor::Bytes;
 
 /// The files of a bundle, not yet checked.
 #[derive(Debug, Clone)]
-pub struct Container {
+pub struct Bundle {
     /// The folder or the archive.
     pub path: PathBuf,
     /// Whether it is an archive.
@@ -29,14 +29,14 @@ pub struct Container {
 /// What repositories of a hub have beside their files.
 const OF_REPOSITORIES: [&str; 3] = [".gitattributes", ".git", ".cache"];
 
-impl Container {
+impl Bundle {
     /// Opens a bundle as it is packed.
     ///
     /// # Errors
     ///
     /// [`Code::NotFound`], [`Code::Io`]; [`Code::UnknownFormat`] for a file that is no tar archive. What breaks a
     /// rule of bundles is in [`findings`](Self::findings).
-    pub fn open(path: &Path) -> Result<Container> {
+    pub fn open(path: &Path) -> Result<Bundle> {
         Self::open_as(path, Strictness::Exact)
     }
 
@@ -45,7 +45,7 @@ impl Container {
     /// # Errors
     ///
     /// Those of [`open`](Self::open).
-    pub fn open_as(path: &Path, strictness: Strictness) -> Result<Container> {
+    pub fn open_as(path: &Path, strictness: Strictness) -> Result<Bundle> {
         let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open the bundle", e))?;
         if meta.is_dir() {
             return Self::open_folder(path);
@@ -60,15 +60,14 @@ impl Container {
     }
 
     /// An archive in memory; `path` only names it.
-    pub fn from_tar(path: &Path, bytes: &Bytes, strictness: Strictness) -> Container {
+    pub fn from_tar(path: &Path, bytes: &Bytes, strictness: Strictness) -> Bundle {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let (files, findings) = tar::read(&name, bytes, strictness);
-        Container { path: path.to_owned(), is_tar: true, files, findings }
+        Bundle { path: path.to_owned(), is_tar: true, files, findings }
     }
 
-    fn open_folder(root: &Path) -> Result<Container> {
-        let mut found =
-            Container { path: root.to_owned(), is_tar: false, files: BTreeMap::new(), findings: Vec::new() };
+    fn open_folder(root: &Path) -> Result<Bundle> {
+        let mut found = Bundle { path: root.to_owned(), is_tar: false, files: BTreeMap::new(), findings: Vec::new() };
         let mut folders: Vec<(String, usize)> = vec![(String::new(), 0)];
         let mut n_all = 0;
         while let Some((folder, depth)) = folders.pop() {

@@ -15,7 +15,7 @@ pub mod place;
 pub mod signature;
 pub mod tar;
 
-pub use container::Container;
+pub use container::Bundle;
 
 /// The adapter inside a bundle, as GGUF.
 pub const ADAPTER_FILE: &str = "adapter.gguf";

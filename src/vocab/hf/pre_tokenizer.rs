@@ -15,7 +15,7 @@ enum Step<'a> {
 
 /// A way to split that llama.cpp knows. Sources: the expressions in `llm_tokenizer_bpe` and the names in
 /// `llama_vocab::impl::load` of llama-vocab.cpp, and the expressions that it quotes from the models' tokenizer.json.
-struct Known {
+struct PreTokenizer {
     name: &'static str,
     steps: &'static [Step<'static>],
     /// `ignore_merges` of the model, as llama.cpp has it for this name; `None`: both, the vocabulary being such that it
@@ -32,21 +32,21 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const PLAIN_BYTES: Step = Step::ByteLevel { splits: false };
 const GPT2_BYTES: Step = Step::ByteLevel { splits: true };
 
-const KNOWN: &[Known] = &[
-    Known { name: "llama-bpe", steps: &[Step::Split(LLAMA3), PLAIN_BYTES], ignore_merges: Some(true) },
-    Known { name: "smaug-bpe", steps: &[Step::Split(LLAMA3), PLAIN_BYTES], ignore_merges: Some(false) },
-    Known { name: "qwen2", steps: &[Step::Split(QWEN2), PLAIN_BYTES], ignore_merges: Some(false) },
-    Known { name: "qwen35", steps: &[Step::Split(QWEN35), PLAIN_BYTES], ignore_merges: Some(false) },
-    Known { name: "tekken", steps: &[Step::Split(TEKKEN), PLAIN_BYTES], ignore_merges: None },
-    Known { name: "smollm", steps: &[Step::EachDigit, GPT2_BYTES], ignore_merges: Some(false) },
-    Known { name: "gpt-2", steps: &[GPT2_BYTES], ignore_merges: Some(false) },
+const KNOWN: &[PreTokenizer] = &[
+    PreTokenizer { name: "llama-bpe", steps: &[Step::Split(LLAMA3), PLAIN_BYTES], ignore_merges: Some(true) },
+    PreTokenizer { name: "smaug-bpe", steps: &[Step::Split(LLAMA3), PLAIN_BYTES], ignore_merges: Some(false) },
+    PreTokenizer { name: "qwen2", steps: &[Step::Split(QWEN2), PLAIN_BYTES], ignore_merges: Some(false) },
+    PreTokenizer { name: "qwen35", steps: &[Step::Split(QWEN35), PLAIN_BYTES], ignore_merges: Some(false) },
+    PreTokenizer { name: "tekken", steps: &[Step::Split(TEKKEN), PLAIN_BYTES], ignore_merges: None },
+    PreTokenizer { name: "smollm", steps: &[Step::EachDigit, GPT2_BYTES], ignore_merges: Some(false) },
+    PreTokenizer { name: "gpt-2", steps: &[GPT2_BYTES], ignore_merges: Some(false) },
 ];
 
 /// llama.cpp's name of what `pre_tokenizer` and `ignore_merges` of a tokenizer.json say; `None` where it is not known.
 pub(super) fn name(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
     let steps = super::steps(pre_tokenizer, "pretokenizers").ok()?;
     let steps = steps.into_iter().map(step).collect::<Option<Vec<_>>>()?;
-    let fits = |k: &&Known| k.steps == steps && k.ignore_merges.is_none_or(|i| i == ignore_merges);
+    let fits = |k: &&PreTokenizer| k.steps == steps && k.ignore_merges.is_none_or(|i| i == ignore_merges);
     KNOWN.iter().find(fits).map(|k| k.name)
 }
 

@@ -14,7 +14,7 @@ use crate::transform::loss::{Bound, Metric};
 use crate::validate::BaseMismatch;
 
 /// A type that a conversion could have had, measured.
-pub struct Candidate {
+pub struct Alternative {
     /// The type that most of the tensors got.
     pub name: String,
     /// Bytes of the whole file.
@@ -32,13 +32,13 @@ pub struct Candidate {
 /// # Errors
 ///
 /// [`Code::Io`](crate::error::Code::Io) where there is no temporary folder.
-pub fn candidates(
+pub fn alternatives(
     adapter: &Path,
     reading: &Options,
     base: Option<&BaseModel>,
     architecture: Option<&str>,
     measure: &Measure<'_>,
-) -> Result<(Vec<Candidate>, Vec<String>)> {
+) -> Result<(Vec<Alternative>, Vec<String>)> {
     let folder =
         tempfile::tempdir().map_err(|e| Error::io(&std::env::temp_dir(), "cannot make a temporary folder", e))?;
     // A bound that nothing exceeds, so that the logits are measured for floats too.
@@ -82,7 +82,7 @@ pub fn candidates(
     for (i, (dtype, _)) in planned.into_iter().enumerate() {
         let progress = |done: usize, total: usize| (measure.progress)(i * total + done, n * total);
         match convert(dtype, false, &progress) {
-            Ok(done) => out.push(Candidate::of(&done)),
+            Ok(done) => out.push(Alternative::of(&done)),
             Err(e) => failed.push(format!("{dtype} was not measured: {}", e.message())),
         }
         if base.is_none() {
@@ -92,12 +92,12 @@ pub fn candidates(
     Ok((out, failed))
 }
 
-impl Candidate {
+impl Alternative {
     /// What a conversion wrote.
-    pub(super) fn of(done: &Converted) -> Candidate {
+    pub(super) fn of(done: &Converted) -> Alternative {
         let largest = done.tensors.iter().max_by_key(|t| t.len_bytes);
         let measured = done.output_error.as_ref().map(|e| e.metrics.mean_kl);
-        Candidate {
+        Alternative {
             name: largest.map_or(String::new(), |t| t.dtype.clone()),
             len_bytes: done.len_bytes,
             relative: done.tensors.iter().filter_map(|t| Some(t.loss?.relative)).fold(0.0, f64::max),
