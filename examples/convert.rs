@@ -6,12 +6,7 @@
 
 use std::path::Path;
 
-use ptplus::base::BaseModel;
-use ptplus::error::Error;
-use ptplus::pipeline::{Convert, Format, Proof, convert};
-use ptplus::runner::Device;
-use ptplus::verify;
-use ptplus::verify::probe::Probe;
+use ptplus::{BaseModel, Convert, Device, Error, Format, Probe, Proof, convert, verify};
 
 /// Writes `output` only if it computes what the probe says.
 pub fn run(adapter: &Path, base: &Path, probe_path: &Path, output: &Path) -> Result<(), Error> {

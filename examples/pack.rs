@@ -6,13 +6,8 @@
 
 use std::path::Path;
 
-use ptplus::base::BaseModel;
-use ptplus::bundle::pack::{Pack, pack};
-use ptplus::error::Error;
-use ptplus::pipeline::{Convert, Format, Proof, read_adapter};
-use ptplus::runner::Device;
-use ptplus::verify::probe::Probe;
 use ptplus::verify::{self, Prompts};
+use ptplus::{BaseModel, Convert, Device, Error, Format, Pack, Probe, Proof, pack, read_adapter};
 
 /// Makes a folder that holds the adapter, its manifest, reports and a model card.
 pub fn run(adapter: &Path, base: &Path, probe_path: &Path, bundle: &Path) -> Result<(), Error> {

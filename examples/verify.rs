@@ -6,12 +6,7 @@
 
 use std::path::Path;
 
-use ptplus::base::BaseModel;
-use ptplus::error::Error;
-use ptplus::pipeline::read_adapter;
-use ptplus::runner::Device;
-use ptplus::verify::probe::Probe;
-use ptplus::verify::{Options, Reference, verify};
+use ptplus::{BaseModel, Device, Error, Probe, Reference, read_adapter, verify};
 
 /// Whether the adapter, on this base, computes what the probe says.
 pub fn run(adapter: &Path, base: &Path, probe: &Path) -> Result<bool, Error> {
@@ -19,7 +14,7 @@ pub fn run(adapter: &Path, base: &Path, probe: &Path) -> Result<bool, Error> {
     // Reads every tensor and checks it against the base; only an adapter that fits can be verified.
     let adapter = read_adapter(adapter, Some(&base))?;
     let probe = Probe::open(probe)?;
-    let options = Options { device: &Device::cpu(), tolerance: None, progress: &|_, _| {} };
+    let options = verify::Options { device: &Device::cpu(), tolerance: None, progress: &|_, _| {} };
     let report = verify(&adapter, &base, Reference::Probe(&probe), &options)?;
     println!("{}: max |dlogit| {:.2e}", if report.pass { "pass" } else { "fail" }, report.metrics.max_abs);
     if let Some(worst) = report.worst {

@@ -1,7 +1,7 @@
 //! The one error type: a stable code, where the fault lies, what was expected and what was found.
 //!
 //! Three kinds of failure exist in this crate. Bad input is an [`Error`]. A check that failed is *data* in a
-//! report (see [`crate::validate`] and [`crate::verify`]). Our own bug is an assertion.
+//! report (see [`crate::validate`] and [`mod@crate::verify`]). Our own bug is an assertion.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

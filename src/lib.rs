@@ -2,20 +2,18 @@
 //!
 //! The flow, which [`pipeline`] spells out: files are opened ([`mod@format`]), imported ([`mod@import`]) into an
 //! [`adapter::Adapter`], checked against a [`base::BaseModel`] ([`validate`]), brought into another representation
-//! ([`transform`]), written ([`export`]) and proved ([`verify`], on the [`runner`]).
+//! ([`transform`]), written ([`export`]) and proved ([`mod@verify`], on the [`runner`]).
 //!
 //! ```
 //! # #[cfg(feature = "runner")]
-//! # fn main() -> ptplus::error::Result<()> {
-//! use ptplus::runner::Device;
-//! use ptplus::verify::{Options, Reference, probe::Probe, verify};
-//! use ptplus::{base::BaseModel, pipeline::read_adapter};
+//! # fn main() -> Result<(), ptplus::Error> {
+//! use ptplus::{BaseModel, Device, Probe, Reference, read_adapter, verify};
 //!
 //! let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-pre-rope");
 //! let base = BaseModel::open(&model.join("base"))?;
 //! let adapter = read_adapter(&model.join("adapter"), Some(&base))?; // every tensor read and checked
 //! let probe = Probe::open(&model.join("probe.safetensors"))?; // what PyTorch computed
-//! let options = Options { device: &Device::cpu(), tolerance: None, progress: &|_, _| {} };
+//! let options = verify::Options { device: &Device::cpu(), tolerance: None, progress: &|_, _| {} };
 //! let report = verify(&adapter, &base, Reference::Probe(&probe), &options)?;
 //! assert!(report.pass && report.found_effect > 0.0);
 //! # Ok(())
@@ -24,7 +22,9 @@
 //! # fn main() {}
 //! ```
 //!
-//! Without features the crate reads, checks and writes files. `runner` adds the models, [`verify`] and [`pipeline`]; `report`
+//! The names at the root are what reading, converting, quantizing, verifying and packing take.
+//!
+//! Without features the crate reads, checks and writes files. `runner` adds the models, [`mod@verify`] and [`pipeline`]; `report`
 //! the HTML pages; `generate` text; `cli` the command line.
 //!
 //! Types of other crates in this API: `serde_json`'s `Value` and `Map`, for what a file states and ptplus carries along without
@@ -34,8 +34,6 @@
 
 #[cfg(target_endian = "big")]
 compile_error!("ptplus takes numbers from files as they lie in memory, so it needs a little-endian target");
-
-pub use serde_json;
 
 pub mod adapter;
 #[cfg(feature = "runner")]
@@ -77,3 +75,19 @@ pub mod validate;
 pub mod verify;
 pub mod version;
 pub mod vocab;
+
+// What most programs need, by one name each; the modules have the rest.
+pub use adapter::Adapter;
+pub use base::BaseModel;
+#[cfg(feature = "runner")]
+pub use bundle::pack::{Pack, pack};
+pub use error::Error;
+pub use format::bundle::{Bundle, check::check};
+#[cfg(feature = "runner")]
+pub use pipeline::{Convert, Format, OutType, Proof, TypeRules, convert, read_adapter};
+#[cfg(feature = "runner")]
+pub use runner::Device;
+pub use serde_json;
+pub use validate::Validated;
+#[cfg(feature = "runner")]
+pub use verify::{Reference, probe::Probe, verify};

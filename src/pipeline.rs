@@ -146,8 +146,7 @@ impl<'a> Convert<'a> {
 /// Converts an adapter.
 ///
 /// ```
-/// use ptplus::base::BaseModel;
-/// use ptplus::pipeline::{Convert, Format, convert};
+/// use ptplus::{BaseModel, Convert, Format, OutType, TypeRules, convert, tensor::DType};
 ///
 /// let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-mha");
 /// let base = BaseModel::open(&model.join("base"))?;
@@ -155,9 +154,11 @@ impl<'a> Convert<'a> {
 /// let (adapter, output) = (model.join("adapter"), folder.path().join("adapter.gguf"));
 /// let mut job = Convert::new(&adapter, &output, Format::Gguf);
 /// job.base = Some(&base);
+/// let types = TypeRules::from(OutType::As(DType::Q8_0));
+/// job.types = &types;
 /// let done = convert(&job)?;
-/// assert_eq!(done.row_order, "norm");
-/// # Ok::<(), ptplus::error::Error>(())
+/// assert_eq!((done.row_order.as_str(), done.tensors[0].dtype.as_str()), ("norm", "Q8_0"));
+/// # Ok::<(), ptplus::Error>(())
 /// ```
 ///
 /// # Errors

@@ -478,7 +478,7 @@ fn measuring_the_other_types_reports_its_progress_as_one_piece_of_work() {
         };
         let reading = ptplus::import::Options::default();
         let (types, _) =
-            ptplus::report::candidates(&m.join("adapter"), &reading, base, Some("llama"), &measure).unwrap();
+            ptplus::report::alternatives(&m.join("adapter"), &reading, base, Some("llama"), &measure).unwrap();
         let steps = steps.into_inner();
         assert!(types.len() > 2 && steps.len() >= types.len(), "{} {steps:?}", types.len());
         assert!(steps.windows(2).all(|w| w[0].0 <= w[1].0 && w[0].1 == w[1].1), "{steps:?}");
