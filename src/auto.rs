@@ -12,7 +12,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::{Adapter, Part, Slot};
+use crate::adapter::{Adapter, Part, Plus, Slot};
 use crate::base::{BaseModel, RowOrder};
 use crate::error::{Code, Error, Result};
 use crate::export::OutputTensor;
@@ -102,7 +102,11 @@ pub fn decide(
     tensors: &[(OutputTensor, String)],
     kl_bound: f64,
 ) -> Result<(Vec<(String, DType)>, Decision)> {
-    let adapter = trials.source;
+    let Adapter::Plus(adapter) = trials.source else {
+        let message =
+            "expected a Prefix-Tuning+ adapter: types of a LoRA are not searched for; name them with --outtype";
+        return Err(Error::new(Code::ConfigUnsupported, message).field("--auto"));
+    };
     let slots: Vec<Slot> = adapter.tensors().map(|(slot, _)| slot).collect();
     assert_eq!(slots.len(), tensors.len(), "the plan is of this adapter");
     let mut ladders: Vec<Ladder> = tensors
@@ -228,8 +232,7 @@ fn steps(ladders: &[Ladder]) -> Vec<usize> {
 }
 
 /// The adapter with every ladder's tensor in the type that `choice` names.
-fn with_types(adapter: &Adapter, order: RowOrder, ladders: &[Ladder], choice: &[usize]) -> Adapter {
-    let Adapter::Plus(adapter) = adapter;
+fn with_types(adapter: &Plus, order: RowOrder, ladders: &[Ladder], choice: &[usize]) -> Adapter {
     let mut out = adapter.clone();
     row_order::apply_all(&mut out, order);
     for (l, i) in ladders.iter().zip(choice) {

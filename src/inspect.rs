@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use indexmap::IndexSet;
+use indexmap::{IndexMap, IndexSet};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
+use crate::adapter::Adapter;
 use crate::adapter::field::report_key;
-use crate::base::BaseModel;
+use crate::adapter::lora::{Lora, module_name};
+use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
@@ -42,6 +44,9 @@ pub struct Inspection {
     pub metadata: Map<String, Json>,
     /// What the adapter is, if it is one.
     pub adapter: Option<AdapterSummary>,
+    /// What the LoRA is, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSummary>,
     /// What the base is, if it is one.
     pub base: Option<BaseSummary>,
     /// Every tensor.
@@ -65,6 +70,44 @@ pub struct AdapterSummary {
     pub fields: Map<String, Json>,
     /// The row order that its tensors are stored in.
     pub row_order: String,
+}
+
+/// What a LoRA adds to.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct LoraSummary {
+    /// Of its files.
+    pub layout: String,
+    /// The order of B's rows in the file.
+    pub row_order: String,
+    /// Adapted layers of the base.
+    pub adapted_layers: Vec<usize>,
+    /// Weights that are added to.
+    pub num_modules: usize,
+    /// The kinds of layers, those of one rank and factor in one line.
+    pub targets: Vec<LoraTarget>,
+    /// Whether each row is brought to a magnitude.
+    pub dora: bool,
+    /// Whether B has a bias.
+    pub lora_bias: bool,
+    /// Weights that were trained as a whole.
+    pub saved: Vec<String>,
+}
+
+/// Modules of one kind, rank and factor.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct LoraTarget {
+    /// `q_proj`, `embed_tokens`, ...
+    pub module: String,
+    /// In how many places.
+    pub n: usize,
+    /// r
+    pub rank: usize,
+    /// alpha, as stated for them.
+    pub alpha: f64,
+    /// The factor on B A.
+    pub scale: f64,
 }
 
 /// The sizes of a base model.
@@ -192,6 +235,7 @@ pub fn content_of(path: &Path) -> Option<Content> {
                 false => says_model(&file).unwrap_or(false).then_some(Content::Base),
             };
         }
+        Source::Tensors(source) if import::is_lora(&source) => return Some(Lies::Adapter),
         Source::Tensors(source) => source.tensors,
     };
     match is_probe(tensors.iter().map(|t| t.name.as_str())) {
@@ -232,7 +276,9 @@ fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Insp
             Ok(Inspection { format, metadata, ..inspection })
         }
         // No part of an adapter by its name, and nobody says otherwise.
-        Source::Tensors(tensors) if options.layout.is_none() && !import::has_parts(&tensors.tensors) => {
+        Source::Tensors(tensors)
+            if options.layout.is_none() && !import::has_parts(&tensors.tensors) && !import::is_lora(&tensors) =>
+        {
             plain_tensors(path, tensors)
         }
         tensors => match of_source(path, tensors, options, base) {
@@ -339,7 +385,44 @@ fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
     ledger.entries.iter().map(line).collect()
 }
 
+fn lora_inspection(path: &Path, lora: &Lora, imported: &Imported) -> Inspection {
+    let mut targets: IndexMap<(String, usize, u64, u64), usize> = IndexMap::new();
+    for (&weight, m) in &lora.modules {
+        let name = module_name(weight);
+        let kind = name.rsplit('.').next().unwrap_or_default().to_owned();
+        *targets.entry((kind, m.rank(), m.scale.alpha.to_bits(), m.scale.factor.to_bits())).or_default() += 1;
+    }
+    let target = |((module, rank, alpha, scale), n): ((String, usize, u64, u64), usize)| LoraTarget {
+        module,
+        n,
+        rank,
+        alpha: f64::from_bits(alpha),
+        scale: f64::from_bits(scale),
+    };
+    let mut out = empty(path, "adapter", imported.origin.layout.clone());
+    out.lora = Some(LoraSummary {
+        layout: imported.origin.layout.clone(),
+        row_order: imported.origin.row_order.to_string(),
+        adapted_layers: imported.adapter.layer_numbers().collect(),
+        num_modules: lora.modules.len(),
+        targets: targets.into_iter().map(target).collect(),
+        dora: lora.modules.values().any(|m| m.magnitude.is_some()),
+        lora_bias: lora.modules.values().any(|m| m.bias.is_some()),
+        saved: lora.saved.keys().map(|w| w.name(Dialect::HuggingFace)).collect(),
+    });
+    out.metadata = lora.config.clone();
+    out
+}
+
 fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
+    if let Adapter::Lora(lora) = &imported.adapter {
+        let mut out = lora_inspection(path, lora, &imported);
+        out.tensors = ledger_lines(&imported.ledger);
+        out.findings = imported.findings;
+        out.notes = [imported.notes, object_notes(&imported.ledger.objects)].concat();
+        finish(&mut out, imported.origin.files);
+        return out;
+    }
     let adapter = &imported.adapter;
     let mut out = empty(path, "adapter", imported.origin.layout.clone());
     let mut fields = Map::new();
@@ -432,6 +515,7 @@ fn empty(path: &Path, kind: &'static str, format: String) -> Inspection {
         files: Vec::new(),
         metadata: Map::new(),
         adapter: None,
+        lora: None,
         base: None,
         tensors: Vec::new(),
         n_parameters: 0,

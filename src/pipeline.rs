@@ -207,7 +207,7 @@ pub(crate) fn convert_read(
             let architecture = architecture.as_deref().ok_or_else(|| {
                 Error::new(Code::RowOrderUnknown, "expected --base (or --arch): the order of the query's components in GGUF depends on the architecture").file(job.adapter)
             })?;
-            export::gguf::plan(&source, architecture, model_type, types)
+            export::gguf::plan(&source, architecture, job.base, types)
         }
         Format::Safetensors => export::canonical::plan(&source, types),
     }
@@ -288,7 +288,7 @@ fn decide_types(
         return Err(usage("expected GGUF output, found safetensors, which has no block formats"));
     }
     let mut rules = TypeRules::from(OutType::Keep);
-    let kept = export::gguf::plan(source, architecture, None, &rules)?;
+    let kept = export::gguf::plan(source, architecture, Some(base), &rules)?;
     let tensors: Vec<_> = kept.tensors.into_iter().zip(kept.file.tensors.into_iter().map(|t| t.name)).collect();
     let order =
         RowOrder::of_gguf_architecture(architecture).ok_or_else(|| import::unlisted_architecture(architecture))?;

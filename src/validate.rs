@@ -3,11 +3,13 @@
 //! [`Validated`] can be made only here, and everything that converts or runs an adapter wants one: skipping
 //! validation does not compile.
 
+mod lora;
 mod values;
 
 use serde_json::{Map, Value};
 
 use crate::adapter::field::{FieldValue, SettledBy};
+use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::plus::{Geometry, MemorySharing, PARTS, Plus, gguf_names};
 use crate::adapter::{Adapter, Part, Slot};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
@@ -83,6 +85,9 @@ impl Validated {
     /// Those of [`confirm_base`](Self::confirm_base); those of reading weights.
     pub fn record_base(&mut self, base: &BaseModel, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let identity = self.confirm_base(base, Depth::Weights, ignore)?;
+        if let Adapter::Lora(lora) = &mut self.adapter {
+            lora.config.insert(CONFIG_HEAD_DIM.into(), base.config.head_dim.into());
+        }
         match &identity {
             None => {
                 let found = Fingerprint::of(base, self.adapter.layer_numbers())?;
@@ -178,16 +183,25 @@ impl Rejected {
 pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
     let Imported { adapter, ledger, findings, mut notes, origin } = imported;
     let mut findings = Findings::from(findings);
-    let Adapter::Plus(plus) = &adapter;
-    if plus.layers.is_empty() && findings.is_empty() {
-        findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
+    match &adapter {
+        Adapter::Plus(plus) => {
+            if plus.layers.is_empty() && findings.is_empty() {
+                findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
+            }
+            against_itself(plus, &mut findings);
+            uneven(plus, &mut findings);
+            if let Some(base) = base {
+                against_base(plus, &origin, base, &mut findings);
+            }
+        }
+        Adapter::Lora(lora) => {
+            lora::against_itself(lora, &mut findings);
+            if let Some(base) = base {
+                lora::against_base(lora, &origin, base, &mut findings);
+            }
+        }
     }
-    against_itself(plus, &mut findings);
-    uneven(plus, &mut findings);
     own_fields(adapter.extra(), &mut findings);
-    if let Some(base) = base {
-        against_base(plus, &origin, base, &mut findings);
-    }
     findings.extend(values::check(&adapter));
     let mut findings = findings.into_vec();
     if origin.gguf_architecture.is_some() {
@@ -201,7 +215,8 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
     if findings.is_empty() {
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
-        let hints = base.and_then(|b| other_base(plus, b)).into_iter().collect();
+        let other = |plus: &Plus| base.and_then(|b| other_base(plus, b));
+        let hints = adapter.as_plus().and_then(other).into_iter().collect();
         Err(Rejected { findings, notes, hints, open: None })
     }
 }
@@ -391,6 +406,7 @@ fn shape_text(expected: &[usize], part: Part) -> String {
         Part::Memory => "[H', F, D_v]",
         Part::FeatureWeight => "[H', F, D]",
         Part::FeatureBias | Part::Normalizer => "[H', F]",
+        Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => "",
     };
     format!("{symbols} = {expected:?}")
 }

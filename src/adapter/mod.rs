@@ -14,6 +14,7 @@ pub mod gguf_names;
 pub mod lora;
 pub mod plus;
 mod slot;
+pub use lora::Lora;
 pub use plus::Plus;
 pub use slot::{Part, Site, Slot};
 
@@ -22,6 +23,8 @@ named_enum! {
     Kind {
         /// [`Plus`]
         Plus = "prefix_tuning_plus",
+        /// [`Lora`]
+        Lora = "lora",
     }
 }
 
@@ -30,6 +33,8 @@ named_enum! {
 pub enum Adapter {
     /// Prefix-Tuning+: a term beside attention.
     Plus(Plus),
+    /// LoRA: low-rank additions to weights.
+    Lora(Lora),
 }
 
 impl From<Plus> for Adapter {
@@ -38,11 +43,18 @@ impl From<Plus> for Adapter {
     }
 }
 
+impl From<Lora> for Adapter {
+    fn from(lora: Lora) -> Self {
+        Adapter::Lora(lora)
+    }
+}
+
 impl Adapter {
     /// Which kind it is.
     pub fn kind(&self) -> Kind {
         match self {
             Adapter::Plus(_) => Kind::Plus,
+            Adapter::Lora(_) => Kind::Lora,
         }
     }
 
@@ -50,13 +62,23 @@ impl Adapter {
     pub fn as_plus(&self) -> Option<&Plus> {
         match self {
             Adapter::Plus(plus) => Some(plus),
+            Adapter::Lora(_) => None,
+        }
+    }
+
+    /// The LoRA, if it is one.
+    pub fn as_lora(&self) -> Option<&Lora> {
+        match self {
+            Adapter::Plus(_) => None,
+            Adapter::Lora(lora) => Some(lora),
         }
     }
 
     /// Every tensor with its slot, slots ascending.
-    pub fn tensors(&self) -> impl Iterator<Item = (Slot, &LazyTensor)> {
+    pub fn tensors(&self) -> Box<dyn Iterator<Item = (Slot, &LazyTensor)> + '_> {
         match self {
-            Adapter::Plus(plus) => plus.tensors(),
+            Adapter::Plus(plus) => Box::new(plus.tensors()),
+            Adapter::Lora(lora) => Box::new(lora.tensors()),
         }
     }
 
@@ -64,20 +86,24 @@ impl Adapter {
     pub fn get(&self, slot: Slot) -> Option<&LazyTensor> {
         match self {
             Adapter::Plus(plus) => plus.get(slot),
+            Adapter::Lora(lora) => lora.get(slot),
         }
     }
 
     /// The adapted blocks of the base, ascending.
-    pub fn layer_numbers(&self) -> impl Iterator<Item = usize> {
-        match self {
-            Adapter::Plus(plus) => plus.layers.keys().copied(),
-        }
+    pub fn layer_numbers(&self) -> std::collections::btree_set::IntoIter<usize> {
+        let layers: std::collections::BTreeSet<usize> = match self {
+            Adapter::Plus(plus) => plus.layers.keys().copied().collect(),
+            Adapter::Lora(lora) => lora.tensors().filter_map(|(slot, _)| slot.layer).collect(),
+        };
+        layers.into_iter()
     }
 
     /// The base's `model_type`, where stated.
     pub fn base_model_type(&self) -> Option<&str> {
         match self {
             Adapter::Plus(plus) => plus.config.base_model_type.as_deref(),
+            Adapter::Lora(lora) => lora.config.get("base_model_type").and_then(Value::as_str),
         }
     }
 
@@ -85,6 +111,7 @@ impl Adapter {
     pub fn extra(&self) -> &Map<String, Value> {
         match self {
             Adapter::Plus(plus) => &plus.config.extra,
+            Adapter::Lora(lora) => &lora.config,
         }
     }
 
@@ -92,6 +119,7 @@ impl Adapter {
     pub fn extra_mut(&mut self) -> &mut Map<String, Value> {
         match self {
             Adapter::Plus(plus) => &mut plus.config.extra,
+            Adapter::Lora(lora) => &mut lora.config,
         }
     }
 
@@ -99,11 +127,14 @@ impl Adapter {
     pub fn fields(&self) -> Vec<(&'static str, FieldValue)> {
         match self {
             Adapter::Plus(plus) => plus.fields().map(|(field, value)| (field.key, value)).collect(),
+            // Factors are those of modules, and no list of fields.
+            Adapter::Lora(_) => Vec::new(),
         }
     }
 
     /// [`fields`](Self::fields) as text; scales as GGUF keeps them, in F32.
     pub fn conventions(&self) -> impl Iterator<Item = (&'static str, String)> {
-        self.fields().into_iter().map(|(key, value)| (key, value.text()))
+        let fields = self.fields().into_iter().map(|(key, value)| (key, value.text()));
+        fields.chain(self.as_lora().map(|lora| ("scales", lora.scales_text())))
     }
 }

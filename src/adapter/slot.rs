@@ -1,7 +1,7 @@
 //! Where a tensor of an adapter belongs: the key by which import, export and comparison know it.
 
-use super::plus;
-use crate::base::BlockWeight;
+use super::{lora, plus};
+use crate::base::{BlockWeight, Weight};
 use crate::named::named_enum;
 
 /// Where a tensor of an adapter belongs.
@@ -26,6 +26,8 @@ pub enum Site {
     Embedding,
     /// The output head.
     Head,
+    /// The norm before the output head.
+    OutputNorm,
 }
 
 named_enum! {
@@ -40,6 +42,16 @@ named_enum! {
         FeatureBias = "feature.bias",
         /// N of Prefix-Tuning+.
         Normalizer = "normalizer",
+        /// A of LoRA.
+        A = "lora_A",
+        /// B of LoRA.
+        B = "lora_B",
+        /// The magnitudes of DoRA.
+        Magnitude = "lora_magnitude_vector",
+        /// `lora_bias`
+        Bias = "lora_bias",
+        /// A weight that stands in the place of the base's.
+        Whole = "weight",
     }
 }
 
@@ -49,6 +61,7 @@ impl Part {
         match self {
             Part::FeatureBias | Part::Normalizer => true,
             Part::Memory | Part::FeatureWeight => false,
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => false,
         }
     }
 }
@@ -59,16 +72,40 @@ impl Slot {
         Slot { layer: Some(layer), site: Site::Attention, part }
     }
 
+    /// A part of what is added to a weight of the base.
+    pub fn of_weight(weight: Weight, part: Part) -> Slot {
+        let (layer, site) = match weight {
+            Weight::Block(layer, weight) => (Some(layer), Site::Linear(weight)),
+            Weight::TokenEmbedding => (None, Site::Embedding),
+            Weight::Output => (None, Site::Head),
+            Weight::OutputNorm => (None, Site::OutputNorm),
+            Weight::RopeFactors => unreachable!("RoPE's divisors are no weights that an adapter changes"),
+        };
+        Slot { layer, site, part }
+    }
+
+    /// The weight of the base that the slot is about; none beside attention.
+    pub fn weight(self) -> Option<Weight> {
+        match (self.site, self.layer) {
+            (Site::Linear(weight), Some(layer)) => Some(Weight::Block(layer, weight)),
+            (Site::Embedding, None) => Some(Weight::TokenEmbedding),
+            (Site::Head, None) => Some(Weight::Output),
+            (Site::OutputNorm, None) => Some(Weight::OutputNorm),
+            (Site::Attention | Site::Linear(_) | Site::Embedding | Site::Head | Site::OutputNorm, _) => None,
+        }
+    }
+
     /// The tensor's name in the safetensors files that are written.
     pub fn canonical_name(self) -> String {
         match self.part {
             Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => plus::canonical_name(self),
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => lora::canonical_name(self),
         }
     }
 
     /// The slot whose [`canonical_name`](Self::canonical_name) this is.
     pub fn parse_canonical_name(name: &str) -> Option<Slot> {
-        plus::parse_canonical_name(name)
+        plus::parse_canonical_name(name).or_else(|| lora::parse_canonical_name(name))
     }
 
     /// The tensor's name in GGUF.
@@ -77,6 +114,7 @@ impl Slot {
             Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => {
                 plus::gguf_names::tensor_name(self)
             }
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => lora::gguf_tensor_name(self),
         }
     }
 

@@ -1,10 +1,12 @@
 //! The model card: `README.md` with the front matter that the Hugging Face hub reads.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
 use crate::adapter::Adapter;
+use crate::adapter::lora::{Lora, Module};
 use crate::adapter::plus::{self, Plus};
 use crate::base::BaseModel;
 use crate::import::stated::BASE_MISMATCH_IGNORED;
@@ -43,14 +45,24 @@ impl Card<'_> {
     pub fn text(&self) -> String {
         let mut out = self.front_matter();
         let base_name = base_name(self.adapter.adapter(), self.base);
-        let _ = write!(
-            out,
-            "# Prefix-Tuning+ adapter for {base}\n\n\
-             A [Prefix-Tuning+](https://arxiv.org/abs/2506.13674) adapter: in each adapted layer every attention head's output gets\n\
-             `memory_scale * phi(query_scale * q) @ M` added. It needs its base model, and a runtime that adds this term.\n\n",
-            base = markdown(&base_name)
-        );
-        self.table(&mut out);
+        let base = markdown(&base_name);
+        let _ = match self.adapter.adapter() {
+            Adapter::Plus(_) => write!(
+                out,
+                "# Prefix-Tuning+ adapter for {base}\n\n\
+                 A [Prefix-Tuning+](https://arxiv.org/abs/2506.13674) adapter: in each adapted layer every attention head's output gets\n\
+                 `memory_scale * phi(query_scale * q) @ M` added. It needs its base model, and a runtime that adds this term.\n\n"
+            ),
+            Adapter::Lora(_) => write!(
+                out,
+                "# LoRA for {base}\n\n\
+                 A [LoRA](https://arxiv.org/abs/2106.09685): to each adapted weight W of its base model `scale * B A` is added.\n\n"
+            ),
+        };
+        match self.adapter.adapter() {
+            Adapter::Plus(plus) => self.table(plus, &mut out),
+            Adapter::Lora(lora) => self.lora_table(lora, &mut out),
+        }
         self.tensors(&mut out);
         self.verification(&mut out);
         self.running(&mut out);
@@ -88,14 +100,35 @@ impl Card<'_> {
             // A JSON string is one of YAML.
             let _ = write!(out, "base_model: {}\nbase_model_relation: adapter\n", Value::from(id));
         }
-        out.push_str("library_name: ptplus\ntags:\n- prefix-tuning-plus\n- prefix-tuning\n- adapter\n");
+        out.push_str(match self.adapter.adapter() {
+            Adapter::Plus(_) => "library_name: ptplus\ntags:\n- prefix-tuning-plus\n- prefix-tuning\n- adapter\n",
+            Adapter::Lora(_) => "library_name: peft\ntags:\n- lora\n- adapter\n",
+        });
         out.push_str(if self.weights_file.ends_with(".gguf") { "- gguf\n" } else { "- safetensors\n" });
         out.push_str("---\n\n");
         out
     }
 
-    fn table(&self, out: &mut String) {
-        let Adapter::Plus(a) = self.adapter.adapter();
+    fn lora_table(&self, lora: &Lora, out: &mut String) {
+        let layers: Vec<String> = self.adapter.adapter().layer_numbers().map(|i| i.to_string()).collect();
+        let kinds: Vec<String> = lora.kinds().into_iter().map(|kind| format!("`{kind}`")).collect();
+        let ranks: BTreeSet<usize> = lora.modules.values().map(Module::rank).collect();
+        let scales: BTreeSet<String> = lora.modules.values().map(|m| (m.scale.factor as f32).to_string()).collect();
+        let list = |items: Vec<String>| items.join(", ");
+        out.push_str("| | |\n|---|---|\n");
+        for (what, value) in [
+            ("adapted layers", list(layers)),
+            ("adapted weights", format!("{}: {}", lora.modules.len(), list(kinds))),
+            ("ranks", list(ranks.iter().map(usize::to_string).collect())),
+            ("scales, the factors on B A", list(scales.into_iter().collect())),
+            ("suggested file name", format!("`{}`", self.download_name)),
+        ] {
+            let _ = writeln!(out, "| {what} | {value} |");
+        }
+        out.push('\n');
+    }
+
+    fn table(&self, a: &Plus, out: &mut String) {
         let (c, g) = (&a.config, &a.config.geometry);
         let layers = if a.layers.len() == g.n_layers {
             format!("all {}", g.n_layers)
@@ -167,6 +200,9 @@ impl Card<'_> {
             let _ = write!(out, " --trusted-key KEY   # the signer says it is {key}");
         }
         out.push_str("\n```\n\n");
+        if self.adapter.adapter().as_lora().is_some() {
+            return self.running_lora(out);
+        }
         if self.weights_file.ends_with(".gguf") {
             out.push_str(
                 "With ptplus, on its own engine or on an unmodified llama.cpp (`docs/LLAMA_CPP.md` of ptplus has the C and preload libraries):\n\n\
@@ -184,6 +220,23 @@ impl Card<'_> {
             "If the adapter was trained with another chat template than the base's, add `--chat-template-file FILE` with that template to\n\
              `ptplus run`; under a template that it does not know, an adapter can answer with nothing.\n\n",
         );
+    }
+}
+
+impl Card<'_> {
+    fn running_lora(&self, out: &mut String) {
+        out.push_str(match self.weights_file.ends_with(".gguf") {
+            true => {
+                "With any llama.cpp program, for a base in GGUF, and with ptplus:\n\n\
+                 ```sh\nllama-cli -m BASE.gguf --lora adapter.gguf -p PROMPT\nptplus run --base BASE --adapter adapter.gguf -p PROMPT\n```\n\n\
+                 In PyTorch, with PEFT: convert to safetensors, beside the bundle and not in it, then `PeftModel.from_pretrained`:\n\n\
+                 ```sh\nptplus convert adapter.gguf -o ../adapter-safetensors --to safetensors\n```\n\n"
+            }
+            false => {
+                "In PyTorch, with PEFT: `PeftModel.from_pretrained` of this folder. With ptplus, and for llama.cpp (a file beside the bundle, not in it):\n\n\
+                 ```sh\nptplus run --base BASE --adapter . -p PROMPT\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n"
+            }
+        });
     }
 }
 

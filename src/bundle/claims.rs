@@ -1,10 +1,13 @@
 //! What a manifest says about the adapter, and whether it is true of the adapter in the bundle. The hashes of the files
 //! hold either way: whoever exchanges the adapter and reseals the manifest leaves the claims behind.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::digest::{AdapterDigest, of_tensors};
 use crate::adapter::Adapter;
+use crate::adapter::lora::{Lora, Module};
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
@@ -21,7 +24,10 @@ use crate::validate::Validated;
 
 /// The manifest's `adapter`, but for the name under which it is offered.
 pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
-    let Adapter::Plus(a) = adapter.adapter();
+    let a = match adapter.adapter() {
+        Adapter::Plus(plus) => plus,
+        Adapter::Lora(lora) => return of_lora(adapter, lora, digest),
+    };
     let fields = a.fields().filter(|(field, _)| field.is_in_config).map(|(field, value)| (field.key, value.json()));
     let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
     let others = [
@@ -31,6 +37,25 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
         ("conventions_settled_by", a.config.extra.get(RECORD_KEY).cloned().unwrap_or_default()),
     ];
     first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// [`of_adapter`], of a LoRA: how many weights it adds to, and with which ranks and factors.
+fn of_lora(adapter: &Validated, lora: &Lora, digest: &AdapterDigest) -> Map<String, Value> {
+    let ranks: BTreeSet<usize> = lora.modules.values().map(Module::rank).collect();
+    let described = json!({
+        "type": adapter.adapter().kind().name(),
+        "digest": digest,
+        "layers": adapter.adapter().layer_numbers().collect::<Vec<_>>(),
+        "targets": lora.kinds(),
+        "ranks": ranks,
+        "num_modules": lora.modules.len(),
+        "gguf_architecture": adapter.origin.gguf_architecture,
+        "row_order": adapter.origin.row_order.name(),
+    });
+    match described {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }
 
 /// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,

@@ -108,7 +108,10 @@ impl TensorDifference {
 pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
     let (x, y) = (a.adapter(), b.adapter());
     let mut metadata = conventions_of(x, y);
-    let (counted, provenance) = extra_keys(x, y).into_iter().partition::<Vec<_>, _>(|d| !is_provenance(&d.key));
+    // What PEFT's configuration says of a LoRA, ranks and scales say too, and of another program's file that is all there is.
+    let are_loras = x.as_lora().is_some() && y.as_lora().is_some();
+    let counts = |d: &MetadataDifference| !are_loras && !is_provenance(&d.key);
+    let (counted, provenance) = extra_keys(x, y).into_iter().partition::<Vec<_>, _>(counts);
     metadata.extend(counted);
     let slots: BTreeSet<Slot> = x.tensors().chain(y.tensors()).map(|(slot, _)| slot).collect();
     let tensors: Vec<TensorDifference> = slots
@@ -123,6 +126,10 @@ pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
 }
 
 fn conventions_of(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
+    if a.kind() != b.kind() {
+        let (a, b) = (a.kind().name().into(), b.kind().name().into());
+        return vec![MetadataDifference { key: "adapter.type".into(), a, b }];
+    }
     a.conventions()
         .zip(b.conventions())
         .filter(|((_, va), (_, vb))| va != vb)

@@ -9,11 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::adapter::field::report_key;
+use crate::adapter::lora::{Module, module_name};
 use crate::adapter::{Adapter, Part};
+use crate::base::Weight;
 use crate::digest::{TensorDigest, hex, sorted_compact_json};
 use crate::error::{Code, Result};
 use crate::import::source::{self, Source, SourceTensor};
@@ -101,8 +103,19 @@ fn hash(part: Part, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
 
 /// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
 fn config_text(adapter: &Adapter) -> String {
-    let fields = adapter.fields().into_iter().map(|(key, value)| (report_key(key), value.digest_json()));
-    sorted_compact_json(&Value::Object(fields.collect()))
+    let fields = match adapter {
+        Adapter::Plus(_) => {
+            adapter.fields().into_iter().map(|(key, value)| (report_key(key), value.digest_json())).collect()
+        }
+        // Ranks are shapes of the tensors.
+        Adapter::Lora(lora) => {
+            let scale =
+                |(&weight, m): (&Weight, &Module)| (module_name(weight), (m.scale.factor as f32).to_string().into());
+            let scales: Map<String, Value> = lora.modules.iter().map(scale).collect();
+            Map::from_iter([("type".to_owned(), adapter.kind().name().into()), ("scales".to_owned(), scales.into())])
+        }
+    };
+    sorted_compact_json(&Value::Object(fields))
 }
 
 /// Everything that `ptplus hash` prints of one path.
@@ -140,12 +153,17 @@ pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> R
     let source = source::open(path)?;
     let (adapter, note) = match &source {
         // Not worth reading again.
-        Source::Tensors(s) if !import::has_parts(&s.tensors) => {
+        Source::Tensors(s) if !import::has_parts(&s.tensors) && !import::is_lora(s) => {
             (None, Some("no digest of an adapter: no tensor has the name of a part of one".to_owned()))
         }
         _ => match adapter_of(path) {
             Ok(adapter) => (Some(adapter), None),
-            Err(e) if matches!(e.code(), Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture) => {
+            Err(e)
+                if matches!(
+                    e.code(),
+                    Code::AdapterKind | Code::ConventionOpen | Code::BaseArchitecture | Code::RowOrderUnknown
+                ) =>
+            {
                 (None, Some(format!("no digest of an adapter: {}", e.message())))
             }
             Err(e) => return Err(e),

@@ -1,6 +1,7 @@
 //! The name under which an adapter would be offered for download, as ggml suggests:
-//! `BaseName-SizeLabel-FineTune-Version-Encoding.gguf`.
+//! `BaseName-SizeLabel-FineTune-Version-Encoding.gguf`, a LoRA's `BaseName-SizeLabel-Version-Encoding-LoRA.gguf`.
 
+use crate::adapter::Kind;
 use crate::tensor::DType;
 
 const FINE_TUNE: &str = "prefix-tuning-plus";
@@ -12,7 +13,7 @@ const MAX_BASE_NAME: usize = 96;
 
 /// The suggested name. `base` is the base's name, perhaps with an organization; `n_parameters` the base's, for the size
 /// label where the name has none.
-pub fn download_name(base: Option<&str>, n_parameters: u64, encoding: DType) -> String {
+pub fn download_name(kind: Kind, base: Option<&str>, n_parameters: u64, encoding: DType) -> String {
     let base = base.unwrap_or("base").trim_end_matches('/');
     let name = base.rsplit('/').next().unwrap_or(base);
     let clean = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' });
@@ -25,8 +26,12 @@ pub fn download_name(base: Option<&str>, n_parameters: u64, encoding: DType) -> 
     let base_name = if before.is_empty() { "base".to_owned() } else { before.join("-") };
     // A point would look like the beginning of an ending, and the naming rule has none outside sizes and versions.
     let plain = |text: &str| text.replace('.', "-");
-    let parts = [vec![plain(&base_name), size], after.iter().map(|w| plain(w)).collect(), vec![FINE_TUNE.into()]];
-    format!("{}-{VERSION}-{}.gguf", parts.concat().join("-"), encoding.name())
+    let (fine_tune, suffix) = match kind {
+        Kind::Plus => (vec![FINE_TUNE.to_owned()], ""),
+        Kind::Lora => (Vec::new(), "-LoRA"),
+    };
+    let parts = [vec![plain(&base_name), size], after.iter().map(|w| plain(w)).collect(), fine_tune];
+    format!("{}-{VERSION}-{}{suffix}.gguf", parts.concat().join("-"), encoding.name())
 }
 
 /// `8B`, `1.5B`, `135M`, `8x7B`.
@@ -66,7 +71,9 @@ mod tests {
             (None, "base-1.2M-prefix-tuning-plus-v1-Q8_0.gguf"),
         ];
         for (base, expected) in cases {
-            let name = download_name(base, 1_234_567, DType::Q8_0);
+            let name = download_name(Kind::Plus, base, 1_234_567, DType::Q8_0);
+            let lora = download_name(Kind::Lora, base, 1_234_567, DType::Q8_0);
+            assert_eq!(lora.strip_suffix("-LoRA.gguf"), name.replace("-prefix-tuning-plus", "").strip_suffix(".gguf"));
             assert_eq!(name, expected);
             assert!(rule.is_match(&name), "{name}");
         }

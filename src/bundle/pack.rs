@@ -140,7 +140,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let encoding = main_type(&adapter);
     let base_name = card::base_name(adapter.adapter(), base);
     let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
-    let name = download_name(Some(&base_name), n_parameters, encoding);
+    let name = download_name(adapter.adapter().kind(), Some(&base_name), n_parameters, encoding);
     let public_key = signer.map(Signer::public_base64);
     let card = Card {
         adapter: &adapter,
@@ -288,10 +288,11 @@ fn window_note(base: &BaseModel) -> Option<String> {
     pipeline::ignores_window(base).then(|| pipeline::WINDOW_NOTE.to_owned())
 }
 
-/// The type that most elements of M have.
+/// The type that most elements of M have, of a LoRA those of A and B.
 fn main_type(adapter: &Validated) -> DType {
     let mut n: BTreeMap<DType, usize> = BTreeMap::new();
-    for (_, t) in adapter.adapter().tensors().filter(|(slot, _)| slot.part == Part::Memory) {
+    for (_, t) in adapter.adapter().tensors().filter(|(slot, _)| matches!(slot.part, Part::Memory | Part::A | Part::B))
+    {
         *n.entry(t.stored_dtype()).or_default() += t.n_elements();
     }
     n.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)

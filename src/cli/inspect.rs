@@ -89,6 +89,30 @@ impl Display for Text<'_> {
                 a.row_order
             )?;
         }
+        if let Some(l) = &i.lora {
+            writeln!(out, "\nLoRA, {}: {} weights in {} layers", l.layout, l.num_modules, l.adapted_layers.len())?;
+            for t in &l.targets {
+                writeln!(
+                    out,
+                    "  {} of {}: rank {}, alpha {}, scale {}",
+                    t.n,
+                    escape(&t.module),
+                    t.rank,
+                    t.alpha,
+                    t.scale
+                )?;
+            }
+            for (what, is_there) in
+                [("DoRA: rows are brought to magnitudes", l.dora), ("lora_bias: B has a bias", l.lora_bias)]
+            {
+                if is_there {
+                    writeln!(out, "  {what}")?;
+                }
+            }
+            if !l.saved.is_empty() {
+                writeln!(out, "  whole weights: {}", l.saved.join(", "))?;
+            }
+        }
         if let Some(b) = &i.base {
             writeln!(
                 out,

@@ -11,6 +11,7 @@ use crate::adapter::plus::{Plus, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::{TensorSpec, json, limits, safetensors};
 use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
+use crate::tensor::DType;
 use crate::validate::Validated;
 
 /// Plans `adapter_model.safetensors`: layers ascending, parts in their order, Hugging Face component order.
@@ -19,6 +20,9 @@ use crate::validate::Validated;
 ///
 /// Those of the rules; [`Code::Usage`] for block types.
 pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
+    if let Adapter::Lora(lora) = source.adapter() {
+        return super::lora::plan_peft(source, lora, rules);
+    }
     let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let tensors: Vec<OutputTensor> = source
         .adapter()
@@ -34,6 +38,7 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
                 dtype: choice.dtype,
                 unfit: choice.unfit,
                 additions: Vec::new(),
+                factor: 1.0,
             })
         })
         .collect::<Result<_>>()?;
@@ -52,7 +57,10 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
 ///
 /// [`Code::JsonTooLarge`] for what no reader of the file would take, naming the largest key.
 pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str>) -> Result<String> {
-    let Adapter::Plus(adapter) = source.adapter();
+    let adapter = match source.adapter() {
+        Adapter::Plus(plus) => plus,
+        Adapter::Lora(lora) => return text_of(super::lora::config(source, lora)),
+    };
     let c = &adapter.config;
     let mut extra = c.extra.clone();
     let mut out = Map::new();
@@ -69,11 +77,21 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
     }
-    let coarsest = source.coarsest_dtype();
-    if plan.tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()) {
+    if let Some(coarsest) = widened_from(source, &plan.tensors) {
         extra.insert(WIDENED_FROM.into(), coarsest.name().into());
     }
     out.extend(extra);
+    text_of(out)
+}
+
+/// The type that the weights were in, where every tensor is written in a finer one.
+pub(super) fn widened_from(source: &Validated, tensors: &[OutputTensor]) -> Option<DType> {
+    let coarsest = source.coarsest_dtype();
+    tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()).then_some(coarsest)
+}
+
+/// A configuration as the text of its file.
+fn text_of(out: Map<String, Value>) -> Result<String> {
     check_size(&out)?;
     let out = Value::Object(out);
     let mut text = serde_json::to_string_pretty(&out).expect("JSON values serialise");

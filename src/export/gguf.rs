@@ -12,7 +12,7 @@ use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, key};
 use crate::adapter::plus::{Plus, StatedLayers};
 use crate::adapter::{Adapter, Kind, Part, Slot};
-use crate::base::RowOrder;
+use crate::base::{BaseModel, RowOrder};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Array, Metadata, Value};
@@ -24,18 +24,22 @@ use crate::transform::row_order;
 use crate::validate::Validated;
 
 /// Placeholder for the source digest until the tensors have been read; as long as the digest.
-const DIGEST_PENDING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+pub(super) const DIGEST_PENDING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Plans the file for a base of this GGUF architecture.
+/// Plans the file for a base of this GGUF architecture; `base`, where there is one, says what the architecture does not.
 ///
 /// # Errors
 ///
 /// [`Code::BaseArchitecture`] where the row order is not established; [`Code::GgufWrite`] for what the format
 /// cannot hold; those of the rules.
-pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str>, rules: &TypeRules) -> Result<Plan> {
+pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, rules: &TypeRules) -> Result<Plan> {
     let order = RowOrder::of_gguf_architecture(architecture)
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
-    let Adapter::Plus(adapter) = source.adapter();
+    let adapter = match source.adapter() {
+        Adapter::Plus(plus) => plus,
+        Adapter::Lora(lora) => return super::lora::plan_gguf(source, lora, architecture, base, rules),
+    };
+    let base_model_type = base.and_then(|b| b.config.model_type.as_deref());
     let mut reordered = adapter.clone();
     for (i, layer) in &reordered.layers {
         if !row_order::fits(layer, order) {
@@ -59,6 +63,7 @@ pub fn plan(source: &Validated, architecture: &str, base_model_type: Option<&str
                 dtype: choice.dtype,
                 unfit: choice.unfit,
                 additions: Vec::new(),
+                factor: 1.0,
             })
         })
         .collect::<Result<_>>()?;
@@ -188,7 +193,7 @@ fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String
     Ok(text)
 }
 
-fn source_dtypes(source: &Validated) -> String {
+pub(super) fn source_dtypes(source: &Validated) -> String {
     let recorded = &source.origin.recorded_dtypes;
     let map: Map<String, Json> = source
         .adapter()

@@ -7,6 +7,7 @@ pub mod base;
 pub mod canonical;
 mod file_type;
 pub mod gguf;
+mod lora;
 mod mix;
 pub mod types;
 
@@ -44,6 +45,8 @@ pub struct OutputTensor {
     pub source: LazyTensor,
     /// The same values in canonical axes (a base's: those of its file), in which errors name elements.
     pub canonical: LazyTensor,
+    /// What every value is multiplied with, in F32; 1 for all but factors that an output has no other place for.
+    pub factor: f64,
     /// The type to write.
     pub dtype: DType,
     /// The type that was asked for, where the rows are no whole blocks of it.
@@ -183,6 +186,7 @@ impl TensorJob<'_> {
             return self.write_merged();
         }
         if t.dtype.is_quantized()
+            && t.factor == 1.0
             && t.source.stored_dtype() == t.dtype
             && let Some(bytes) = t.source.stored_bytes()
         {
@@ -226,17 +230,25 @@ impl TensorJob<'_> {
                     &buffer
                 }
             };
-            let len = if part.dtype() == t.dtype {
+            let len = if part.dtype() == t.dtype && t.factor == 1.0 {
                 self.check_values(part.dtype(), stored)?;
                 self.out.write_all_at(offset, stored)?;
                 stored.len()
             } else {
-                let values = match bytemuck::try_cast_slice(stored) {
+                let mut values = match bytemuck::try_cast_slice(stored) {
                     Ok(values) if part.dtype() == DType::F32 => Cow::Borrowed(values),
                     _ => Cow::Owned(cast::to_f32(part.dtype(), stored).map_err(|_| unfit(t, None))?),
                 };
                 if !t.dtype.is_quantized() {
                     self.check_values(part.dtype(), stored)?;
+                }
+                if t.factor != 1.0 {
+                    values.to_mut().iter_mut().for_each(|v| *v = (f64::from(*v) * t.factor) as f32);
+                    if let Some(v) = values.iter().find(|v| !v.is_finite()) {
+                        let message =
+                            format!("expected values that F32 can hold once multiplied by {}, found {v}", t.factor);
+                        return Err(Error::new(Code::CastOverflow, message));
+                    }
                 }
                 let (bytes, n_saturated) = encode(t, &values, self.overflow)?;
                 saturated += n_saturated;

@@ -5,7 +5,7 @@ use std::fmt;
 use regex::Regex;
 
 pub use super::mix::Mix;
-use crate::adapter::Slot;
+use crate::adapter::{Adapter, Slot};
 use crate::error::{Code, Error, Result};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
@@ -288,11 +288,19 @@ impl<'a> Chooser<'a> {
         fitted(self.rules, asked, kept, name, tensor)
     }
 
+    /// Whether the tensor of this output name is left in the type that it has.
+    pub fn keeps(&self, name: &str) -> bool {
+        self.rules.default == OutType::Keep && !self.rules.overrides.iter().any(|o| o.pattern.is_match(name))
+    }
+
     /// # Errors
     ///
     /// [`Code::Usage`] for an override that decided nothing.
     pub fn finish(self) -> Result<()> {
-        self.overrides.finish("a memory or feature map", "biases and normalisers stay F32")
+        match self.source.adapter() {
+            Adapter::Plus(_) => self.overrides.finish("a memory or feature map", "biases and normalisers stay F32"),
+            Adapter::Lora(_) => self.overrides.finish("a tensor", "names are the output's"),
+        }
     }
 
     fn kept(&self, slot: Slot, tensor: &LazyTensor) -> DType {

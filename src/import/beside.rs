@@ -137,6 +137,41 @@ impl<'b> BaseWeights<'b> {
     }
 }
 
+/// What a tensor of a source is beside the base's.
+pub(super) enum Against {
+    /// The values that the base has.
+    Same,
+    /// Others, or of another shape.
+    Differs,
+    /// It cannot be said, and why.
+    Unknown(&'static str),
+}
+
+/// Compares a tensor with the base's `weight`; of a head that is the embedding, with that.
+///
+/// # Errors
+///
+/// Those of [`SourceTensor::open`].
+pub(super) fn against_base(t: &SourceTensor, base: &BaseModel, weight: Weight) -> Result<Against> {
+    let tied = (weight == Weight::Output && base.config.tied_embeddings).then_some(Weight::TokenEmbedding);
+    let weight = if base.tensor(weight).is_none() { tied.unwrap_or(weight) } else { weight };
+    let Some(stored) = base.tensor(weight) else { return Ok(Against::Differs) };
+    if !t.dtype().is_float() {
+        return Ok(Against::Unknown("they are quantized beside the adapter"));
+    }
+    if t.shape() != stored.shape {
+        return Ok(Against::Differs);
+    }
+    if !stored.dtype.is_float() {
+        return Ok(Against::Unknown("the base has them quantized"));
+    }
+    let (found, expected) = (t.open()?, base.in_hugging_face_order(weight)?);
+    let differ = differing_rows(&found, &expected).is_some();
+    found.release();
+    expected.release();
+    Ok(if differ { Against::Differs } else { Against::Same })
+}
+
 /// Which rows differ, for people; `None` where all values are the same. The two have one shape.
 fn differing_rows(a: &LazyTensor, b: &LazyTensor) -> Option<String> {
     let as_they_lie = (a.dtype() == b.dtype()).then(|| a.contiguous_bytes().zip(b.contiguous_bytes())).flatten();

@@ -3,9 +3,9 @@
 
 use serde_json::{Map, Value as Json};
 
-use crate::adapter::gguf_names as names;
 use crate::adapter::plus::FIELDS;
 use crate::adapter::plus::gguf_names::key as own_key;
+use crate::adapter::{gguf_names as names, lora};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::names::{check_name, shorten};
@@ -21,7 +21,7 @@ pub(crate) const BASE_MODEL_COUNT: &str = "general.base_model.count";
 const MAX_BASE_MODELS: u32 = 4096;
 
 /// Keys that say what the file is: written anew from the adapter, so never carried.
-const OWN: [&str; 15] = [
+const OWN: [&str; 18] = [
     "general.architecture",
     "general.type",
     "general.alignment",
@@ -37,6 +37,9 @@ const OWN: [&str; 15] = [
     names::COMMAND,
     names::SOURCE_CONFIG,
     names::SOURCE_DTYPES,
+    lora::gguf_keys::ALPHA,
+    lora::gguf_keys::HEAD_DIM,
+    lora::gguf_keys::FOLDED,
 ];
 
 fn is_own(key: &str) -> bool {
@@ -149,12 +152,15 @@ pub(crate) fn about_base(config: &Map<String, Json>) -> Metadata {
 
 /// What `base_model_name_or_path` says about the base's name. It is data: shown, never opened, never fetched.
 struct BaseName {
+    method: &'static str,
     organization: Option<String>,
     name: Option<String>,
 }
 
 impl BaseName {
     fn of(config: &Map<String, Json>) -> BaseName {
+        let kind = config.get("peft_type").and_then(Json::as_str);
+        let method = if kind == Some(lora::PEFT_TYPE) { "LoRA" } else { "Prefix-Tuning+" };
         let text = config.get("base_model_name_or_path").and_then(Json::as_str).unwrap_or_default();
         // `organization/name` is a hub name. Anything else is a path of the trainer's machine: keep its last part.
         let is_part = |s: &str| {
@@ -162,11 +168,12 @@ impl BaseName {
         };
         match text.split_once('/') {
             Some((organization, name)) if is_part(organization) && is_part(name) => {
-                BaseName { organization: Some(organization.into()), name: Some(name.into()) }
+                BaseName { method, organization: Some(organization.into()), name: Some(name.into()) }
             }
             _ => {
                 let last = text.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or_default();
                 BaseName {
+                    method,
                     organization: None,
                     name: (!last.is_empty() && !last.contains('\0')).then(|| last.to_owned()),
                 }
@@ -176,8 +183,8 @@ impl BaseName {
 
     fn adapter_name(&self) -> String {
         match &self.name {
-            Some(name) => format!("{name} Prefix-Tuning+"),
-            None => "Prefix-Tuning+ adapter".to_owned(),
+            Some(name) => format!("{name} {}", self.method),
+            None => format!("{} adapter", self.method),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::format::names::shorten;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
-mod keys;
+pub(super) mod keys;
 use keys::{config_digest_text, missing, recorded_dtypes, required, stated_layers};
 
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {

@@ -9,6 +9,7 @@ pub(crate) mod foreign;
 mod gate_map;
 mod gguf;
 pub mod ledger;
+mod lora;
 pub mod mapping;
 mod model_config;
 mod patterns;
@@ -25,12 +26,13 @@ use crate::base::{BaseModel, RowOrder};
 use crate::error::Result;
 use crate::finding::Finding;
 use crate::format::bundle::Bundle;
+use crate::format::gguf::Metadata;
 pub use candidates::{Candidate, Candidates, Conventions, Unknown};
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use draft::{has_parts, is_part};
-pub(crate) use gguf::{is_adapter as is_gguf_adapter, unlisted as unlisted_architecture};
+pub(crate) use gguf::unlisted as unlisted_architecture;
 use ledger::Ledger;
-use source::Source;
+use source::{Source, TensorSource};
 pub(crate) use statements::flag_usage;
 pub use statements::{RECORD_KEY, flag_of};
 pub use suggest::suggest_layout;
@@ -115,9 +117,27 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 /// [`open`], of a source that is open.
 pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
     match source {
+        Source::Gguf(file) if lora::is_gguf_lora(&file.metadata) => {
+            lora::refuse_options(options)?;
+            lora::import_gguf(path, &file, base).map(|i| Opened::Adapter(Box::new(i)))
+        }
         Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
+        Source::Tensors(tensors) if options.layout.is_none() && is_lora(&tensors) => {
+            lora::refuse_options(options)?;
+            lora::read(path, tensors, base).map(|i| Opened::Adapter(Box::new(i)))
+        }
         Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),
     }
+}
+
+/// Whether a GGUF file says that it is an adapter of a kind that is read here.
+pub(crate) fn is_gguf_adapter(metadata: &Metadata) -> Result<bool> {
+    Ok(gguf::is_adapter(metadata)? || lora::is_gguf_lora(metadata))
+}
+
+/// Whether tensors are a LoRA's: by PEFT's names, and no part of a Prefix-Tuning+ adapter is among them.
+pub(crate) fn is_lora(source: &TensorSource) -> bool {
+    !draft::has_parts(&source.tensors) && lora::is_lora(source)
 }
 
 /// Reads the adapter at `path`: a folder, safetensors (one file or an index), a PyTorch checkpoint, or GGUF.

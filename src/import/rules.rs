@@ -62,6 +62,7 @@ impl Rule {
             Part::Memory => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Value],
             Part::FeatureWeight => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Query],
             Part::FeatureBias | Part::Normalizer => &[Axis::Layer, Axis::Head, Axis::Feature],
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => &[],
         }
     }
 }

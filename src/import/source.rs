@@ -50,6 +50,8 @@ pub struct TensorSource {
     pub config: Option<(PathBuf, Value)>,
     /// Without that, `config.json` of the model in whose folder the tensors lie.
     pub model_config: Option<(PathBuf, Value)>,
+    /// Metadata of a safetensors file.
+    pub metadata: std::collections::BTreeMap<String, String>,
     /// Every tensor, in the file's order.
     pub tensors: Vec<SourceTensor>,
     /// What a checkpoint holds beside plain values and tensors.
@@ -360,8 +362,8 @@ fn from_safetensors(opened: safetensors::Safetensors) -> TensorSource {
     if !files.contains(&opened.path) {
         files.push(opened.path);
     }
-    let (tensors, objects) = (stored(opened.tensors), pickle::Objects::default());
-    TensorSource { format, config: None, model_config: None, tensors, objects, files }
+    let (metadata, tensors, objects) = (opened.metadata, stored(opened.tensors), pickle::Objects::default());
+    TensorSource { format, config: None, model_config: None, metadata, tensors, objects, files }
 }
 
 /// The shards that an index names; what they are, the first one says.
@@ -399,7 +401,7 @@ fn from_checkpoints(format: &'static str, checkpoints: Vec<pickle::Checkpoint>) 
         objects.extend(checkpoint.objects());
     }
     let files = checkpoints.iter().map(|c| c.path().to_path_buf()).collect();
-    TensorSource { format, config: None, model_config: None, tensors, objects, files }
+    TensorSource { format, config: None, model_config: None, metadata: Default::default(), tensors, objects, files }
 }
 
 fn config_beside(dir: &Path) -> Result<Option<(PathBuf, Value)>> {

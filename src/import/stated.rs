@@ -12,6 +12,9 @@ use crate::named::Named;
 /// `peft_type` of the canonical layout.
 pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
 
+/// How keys begin that are written by us.
+pub const OWN_KEYS: &str = "ptplus_";
+
 /// Key of `adapter_config.json`, written by us: the coarsest type that the weights were in before they were widened to
 /// the type that they have in the file.
 pub const WIDENED_FROM: &str = "ptplus_widened_from";

@@ -163,7 +163,9 @@ fn merge(base: &BaseModel, adapters: &[(Validated, f64)]) -> Result<Option<Merge
 ///
 /// [`Code::ConfigUnsupported`] for a kind that computes what no weight can.
 fn mergeable(adapter: &Adapter) -> Result<&Lora> {
-    let Adapter::Plus(_) = adapter;
+    if let Adapter::Lora(lora) = adapter {
+        return Ok(lora);
+    }
     let message = "expected a LoRA, found Prefix-Tuning+, which cannot be merged: its term is phi(q) M, a function of the query \
                    after RoPE that is not linear in it, so no weight can hold it; run it beside the base";
     Err(Error::new(Code::ConfigUnsupported, message))

@@ -117,9 +117,7 @@ pub(super) fn size_against_error(alternatives: &[Alternative], own: Alternative)
 }
 
 pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) -> Section {
-    let Adapter::Plus(plus) = adapter.adapter();
-    let config = &plus.config;
-    let record = config.extra.get(RECORD_KEY);
+    let record = adapter.adapter().extra().get(RECORD_KEY);
     let by = |key: &str| match (settlement.and_then(|s| s.found.get(key)), record.and_then(|r| r.get(key))) {
         (Some(_), _) => "the probe, in this run".to_owned(),
         (None, Some(who)) => {
@@ -128,13 +126,19 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
         (None, None) => "stated by the adapter".to_owned(),
     };
     let row = |key: &str, value: String| vec![key.to_owned(), value, by(key)];
-    let mut rows = vec![
-        row("feature_map", config.feature_map.to_string()),
-        row("query_tap", config.query_tap.to_string()),
-        row("query_scale", config.query_scale.to_string()),
-        row("memory_scale", config.memory_scale.to_string()),
-        row("memory_sharing", config.memory_sharing.to_string()),
-    ];
+    let mut rows = match adapter.adapter() {
+        Adapter::Plus(plus) => {
+            let config = &plus.config;
+            vec![
+                row("feature_map", config.feature_map.to_string()),
+                row("query_tap", config.query_tap.to_string()),
+                row("query_scale", config.query_scale.to_string()),
+                row("memory_scale", config.memory_scale.to_string()),
+                row("memory_sharing", config.memory_sharing.to_string()),
+            ]
+        }
+        Adapter::Lora(_) => adapter.adapter().conventions().into_iter().map(|(key, value)| row(key, value)).collect(),
+    };
     let order_by = match &adapter.origin.gguf_architecture {
         Some(architecture) => format!("the file's architecture, {architecture}"),
         None => "its form: only GGUF has another".into(),

@@ -48,6 +48,7 @@ impl<'a> From<&'a Adapter> for Effects<'a> {
     fn from(adapter: &'a Adapter) -> Self {
         match adapter {
             Adapter::Plus(plus) => plus.into(),
+            Adapter::Lora(lora) => lora.into(),
         }
     }
 }

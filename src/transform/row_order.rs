@@ -14,6 +14,7 @@ fn component_axis(part: Part, has_feature_map: bool) -> Option<usize> {
         (Part::FeatureWeight, _) => Some(2),
         (Part::Memory | Part::Normalizer, false) => Some(1),
         (Part::Memory | Part::Normalizer, true) | (Part::FeatureBias, _) => None,
+        (Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole, _) => None,
     }
 }
 

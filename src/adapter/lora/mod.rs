@@ -17,11 +17,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::{Part, Slot};
 use crate::base::Weight;
 use crate::tensor::LazyTensor;
 
 pub use alpha::{common_alpha, fold, runtime_factor};
 pub use names::{Half, gguf_name, module_name, peft_name};
+pub(super) use names::{canonical_name, gguf_tensor_name, parse_canonical_name};
 pub use scale::{MAX_RANK, Rules, Scale};
 pub use stating::PEFT_TYPE;
 
@@ -67,6 +69,59 @@ impl Module {
 }
 
 impl Lora {
+    /// Every tensor with its slot, slots ascending.
+    pub fn tensors(&self) -> impl Iterator<Item = (Slot, &LazyTensor)> {
+        let modules = self.modules.iter().flat_map(|(&weight, m)| {
+            let parts = [
+                (Part::A, Some(&m.a)),
+                (Part::B, Some(&m.b)),
+                (Part::Magnitude, m.magnitude.as_ref()),
+                (Part::Bias, m.bias.as_ref()),
+            ];
+            parts.into_iter().filter_map(move |(part, t)| Some((Slot::of_weight(weight, part), t?)))
+        });
+        let saved = self.saved.iter().map(|(&weight, t)| (Slot::of_weight(weight, Part::Whole), t));
+        let mut all: Vec<_> = modules.chain(saved).collect();
+        all.sort_by_key(|(slot, _)| *slot);
+        all.into_iter()
+    }
+
+    /// The tensor in `slot`, if there is one.
+    pub fn get(&self, slot: Slot) -> Option<&LazyTensor> {
+        let weight = slot.weight()?;
+        let module = || self.modules.get(&weight);
+        match slot.part {
+            Part::A => Some(&module()?.a),
+            Part::B => Some(&module()?.b),
+            Part::Magnitude => module()?.magnitude.as_ref(),
+            Part::Bias => module()?.bias.as_ref(),
+            Part::Whole => self.saved.get(&weight),
+            Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => None,
+        }
+    }
+
+    /// The kinds of layers that are added to, by the last word of their modules' names: `q_proj`, `embed_tokens`.
+    pub fn kinds(&self) -> std::collections::BTreeSet<String> {
+        let last = |name: String| name.rsplit('.').next().unwrap_or_default().to_owned();
+        self.modules.keys().map(|&w| last(module_name(w))).collect()
+    }
+
+    /// The factors as text, in F32, for comparisons: each with the modules that have it.
+    pub(super) fn scales_text(&self) -> String {
+        let mut by_factor: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (&weight, module) in &self.modules {
+            by_factor.entry((module.scale.factor as f32).to_string()).or_default().push(module_name(weight));
+        }
+        match by_factor.len() {
+            1 => by_factor.into_keys().collect(),
+            _ => by_factor
+                .into_iter()
+                .map(|(x, names)| format!("{x}: {}", names.join(" ")))
+                .collect::<Vec<_>>()
+                .join("; "),
+        }
+    }
+
     /// Whether a file of low-rank additions can say all of it.
     pub fn is_plain(&self) -> bool {
         self.saved.is_empty() && self.modules.values().all(Module::is_plain)

@@ -1,5 +1,6 @@
 //! Names of a LoRA's tensors. The base's table has the names of the weights that they belong to.
 
+use super::super::{Part, Slot};
 use crate::base::{Dialect, Weight};
 use crate::named::named_enum;
 
@@ -42,10 +43,70 @@ pub fn gguf_name(weight: Weight, half: Half) -> String {
     format!("{}.{suffix}", weight.name(Dialect::Gguf))
 }
 
+/// The name in PEFT's files of whatever is in a slot of a weight.
+pub(in super::super) fn canonical_name(slot: Slot) -> String {
+    let weight = slot.weight().expect("a LoRA's slots are about weights");
+    let module = || format!("base_model.model.{}", module_name(weight));
+    match slot.part {
+        Part::B => peft_name(weight, Half::B),
+        Part::Magnitude => format!("{}.lora_magnitude_vector", module()),
+        Part::Bias => format!("{}.lora_B.bias", module()),
+        Part::Whole => format!("base_model.model.{}", weight.name(Dialect::HuggingFace)),
+        Part::A | Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => {
+            peft_name(weight, Half::A)
+        }
+    }
+}
+
+/// The slot whose [`canonical_name`] this is.
+pub(in super::super) fn parse_canonical_name(name: &str) -> Option<Slot> {
+    let own = name.strip_prefix("base_model.model.")?;
+    let (module, part) = [
+        (".lora_A.weight", Part::A),
+        (".lora_B.weight", Part::B),
+        (".lora_embedding_B", Part::A),
+        (".lora_embedding_A", Part::B),
+        (".lora_magnitude_vector", Part::Magnitude),
+        (".lora_B.bias", Part::Bias),
+    ]
+    .into_iter()
+    .find_map(|(suffix, part)| Some((format!("{}.weight", own.strip_suffix(suffix)?), part)))
+    .unwrap_or_else(|| (own.to_owned(), Part::Whole));
+    let weight = Weight::parse(&module, Dialect::HuggingFace).filter(|w| *w != Weight::RopeFactors)?;
+    let slot = Slot::of_weight(weight, part);
+    (slot.canonical_name() == name).then_some(slot)
+}
+
+/// The name in llama.cpp's files; what they have no place for has the weight's.
+pub(in super::super) fn gguf_tensor_name(slot: Slot) -> String {
+    let weight = slot.weight().expect("a LoRA's slots are about weights");
+    match slot.part {
+        Part::A => gguf_name(weight, Half::A),
+        Part::B => gguf_name(weight, Half::B),
+        Part::Magnitude
+        | Part::Bias
+        | Part::Whole
+        | Part::Memory
+        | Part::FeatureWeight
+        | Part::FeatureBias
+        | Part::Normalizer => weight.name(Dialect::Gguf),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::base::BlockWeight;
+
+    #[test]
+    fn canonical_names_are_read_as_they_are_written() {
+        let parts = [Part::A, Part::B, Part::Magnitude, Part::Bias];
+        let linear = Weight::all(2).filter(|w| w.is_linear()).flat_map(|w| parts.map(|part| Slot::of_weight(w, part)));
+        let whole = Weight::all(2).filter(|w| *w != Weight::RopeFactors).map(|w| Slot::of_weight(w, Part::Whole));
+        for slot in linear.chain(whole) {
+            assert_eq!(parse_canonical_name(&slot.canonical_name()), Some(slot), "{}", slot.canonical_name());
+        }
+    }
 
     #[test]
     fn every_file_has_its_own_names() {

@@ -126,6 +126,7 @@ impl Layer {
             Part::FeatureWeight => self.feature_weight.as_ref(),
             Part::FeatureBias => self.feature_bias.as_ref(),
             Part::Normalizer => self.normalizer.as_ref(),
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => None,
         }
     }
 
@@ -141,6 +142,7 @@ impl Layer {
             Part::FeatureWeight => self.feature_weight.as_mut(),
             Part::FeatureBias => self.feature_bias.as_mut(),
             Part::Normalizer => self.normalizer.as_mut(),
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => None,
         }
     }
 }
@@ -190,6 +192,7 @@ impl Plus {
             Part::Memory => vec![h, g.n_features, g.value_head_dim],
             Part::FeatureWeight => vec![h, g.n_features, g.head_dim],
             Part::FeatureBias | Part::Normalizer => vec![h, g.n_features],
+            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => Vec::new(),
         }
     }
 

@@ -74,6 +74,7 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
             dtype: choice.dtype,
             unfit: choice.unfit,
             additions: Vec::new(),
+            factor: 1.0,
         });
     }
     let file_type = types.recipe.as_ref().map(Recipe::file_type);

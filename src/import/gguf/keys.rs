@@ -22,7 +22,7 @@ use crate::tensor::DType;
 /// # Errors
 ///
 /// [`Code::GgufKey`], [`Code::ConfigField`].
-pub(super) fn check_general(meta: &Metadata) -> Result<()> {
+pub(in crate::import) fn check_general(meta: &Metadata) -> Result<()> {
     for key in [names::TOOL_VERSION, names::COMMAND] {
         meta.str(key)?;
     }
@@ -47,7 +47,7 @@ fn len_as_json(text: &str) -> usize {
 }
 
 /// All of the metadata becomes JSON ([`config_digest_text`]), which costs many times what it takes in the file.
-pub(super) fn bound(meta: &Metadata) -> Result<()> {
+pub(in crate::import) fn bound(meta: &Metadata) -> Result<()> {
     let (mut len_bytes, mut n_elements) = (0, 0);
     for (key, value) in meta.iter() {
         // An entry costs as much as eight elements, whatever it holds.
@@ -145,7 +145,7 @@ pub(super) fn stated_layers(meta: &Metadata) -> Result<Option<StatedLayers>> {
     }
 }
 
-fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
+pub(in crate::import) fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
     let Some(text) = meta.str(names::SOURCE_CONFIG)? else { return Ok(Default::default()) };
     match json::parse_config(text.as_bytes()).map_err(|e| e.field(names::SOURCE_CONFIG))? {
         Value::Object(map) => Ok(map),
@@ -156,7 +156,7 @@ fn source_config(meta: &Metadata) -> Result<serde_json::Map<String, Value>> {
     }
 }
 
-pub(super) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
+pub(in crate::import) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
     let Some(text) = meta.str(names::SOURCE_DTYPES)? else { return Ok(BTreeMap::new()) };
     let wrong = |found: String| {
         Error::new(Code::ConfigField, format!("expected a JSON object of type names, found {found}"))
@@ -174,7 +174,7 @@ pub(super) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>
 }
 
 /// The metadata that defines the adapter, as text for the source digest.
-pub(super) fn config_digest_text(file: &Gguf) -> String {
+pub(in crate::import) fn config_digest_text(file: &Gguf) -> String {
     let mut entries: Vec<_> = file.metadata.iter().collect();
     entries.sort_by_key(|(key, _)| *key);
     // One value at a time: as JSON an array costs many times what it takes in the file.
@@ -191,6 +191,6 @@ pub(super) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
     value.ok_or_else(|| missing(&key(field)))
 }
 
-pub(super) fn missing(key: &str) -> Error {
+pub(in crate::import) fn missing(key: &str) -> Error {
     Error::new(Code::GgufKey, "expected this key, found none").field(key)
 }

@@ -1,0 +1,318 @@
+//! LoRA to PEFT's folder and to llama.cpp's GGUF.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value as Json};
+
+use super::canonical::widened_from;
+use super::types::{Chooser, Format, TypeRules};
+use super::{OutputTensor, Plan, file_type};
+use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
+use crate::adapter::lora::{Lora, common_alpha, fold};
+use crate::adapter::{Kind, Part, Slot, gguf_names as shared};
+use crate::base::{BaseModel, BlockWeight, Dialect, RowOrder, Weight};
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Metadata, Value};
+use crate::format::{TensorSpec, json, limits, safetensors};
+use crate::import::foreign;
+use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, WIDENED_FROM};
+use crate::tensor::{DType, LazyTensor};
+use crate::transform::{cast, row_order};
+use crate::validate::Validated;
+
+/// Plans llama.cpp's file for a base of this GGUF architecture.
+///
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] for what such a file cannot say, naming what can; [`Code::RowOrderUnknown`] where the length of a
+/// head is not known; [`Code::BaseArchitecture`], those of the rules.
+pub(super) fn plan_gguf(
+    source: &Validated,
+    lora: &Lora,
+    architecture: &str,
+    base: Option<&BaseModel>,
+    rules: &TypeRules,
+) -> Result<Plan> {
+    let order = RowOrder::of_gguf_architecture(architecture)
+        .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
+    refuse_what_no_file_says(lora)?;
+    refuse_tied(lora, base)?;
+    let head_dim = head_dim(lora, base);
+    let alpha = common_alpha(lora.modules.values());
+    let mut types = Chooser::new(source, rules, Format::Gguf)?;
+    let mut tensors = Vec::new();
+    let mut specs = Vec::new();
+    let mut folded: BTreeMap<Weight, f64> = lora.folded.clone();
+    for (&weight, module) in &lora.modules {
+        let factor = fold(module, alpha);
+        if factor != 1.0 {
+            *folded.entry(weight).or_insert(1.0) *= factor;
+        }
+        for (part, t) in [(Part::A, &module.a), (Part::B, &module.b)] {
+            let slot = Slot::of_weight(weight, part);
+            let in_file = match (weight, part) {
+                (Weight::TokenEmbedding, Part::A) => t.clone().transpose(0, 1), // lora_b [hidden, r]
+                _ if is_reordered(weight, part, order) => {
+                    let d = head_dim.ok_or_else(|| {
+                        let message =
+                            "expected --base: the order of B's rows depends on how many a head has, which nothing says";
+                        Error::new(Code::RowOrderUnknown, message).field(slot.canonical_name())
+                    })?;
+                    if d < 2 || !d.is_multiple_of(2) || !t.shape()[0].is_multiple_of(d) {
+                        let message = format!("expected rows of whole heads of {d}, found {}", t.shape()[0]);
+                        return Err(Error::new(Code::AdapterShape, message).field(slot.canonical_name()));
+                    }
+                    row_order::rows_to_norm(t.clone(), d)
+                }
+                _ => t.clone(),
+            };
+            let name = slot.gguf_name();
+            let mut choice = types.choose(slot, &name, &in_file)?;
+            let factor = if part == Part::B { factor } else { 1.0 };
+            // Kept in its type, a product would lose bits that nobody asked to lose.
+            if factor != 1.0 && types.keeps(&name) {
+                choice.dtype = DType::F32;
+            }
+            specs.push(TensorSpec { name, dtype: choice.dtype, shape: in_file.shape().to_vec() });
+            tensors.push(OutputTensor {
+                label: slot.canonical_name(),
+                source: in_file,
+                canonical: t.clone(),
+                factor,
+                dtype: choice.dtype,
+                unfit: choice.unfit,
+                additions: Vec::new(),
+            });
+        }
+    }
+    types.finish()?;
+    let metadata =
+        metadata(source, lora, architecture, alpha, head_dim.filter(|_| order == RowOrder::Norm), &folded, &tensors)?;
+    Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
+}
+
+/// What llama.cpp's form has no place for.
+fn refuse_what_no_file_says(lora: &Lora) -> Result<()> {
+    let merged = "ptplus convert BASE --merge ADAPTER -o OUT.gguf writes a model that has it";
+    let refuse = |what: &str, place: String| {
+        let message = format!("expected A and B alone: no LoRA file in GGUF says {what}; {merged}");
+        Err(Error::new(Code::ConfigUnsupported, message).field(place))
+    };
+    for (&weight, module) in &lora.modules {
+        if module.magnitude.is_some() {
+            return refuse("DoRA's magnitudes", Slot::of_weight(weight, Part::Magnitude).canonical_name());
+        }
+        if module.bias.is_some() {
+            return refuse("lora_bias", Slot::of_weight(weight, Part::Bias).canonical_name());
+        }
+    }
+    match lora.saved.keys().next() {
+        None => Ok(()),
+        Some(&weight) => {
+            let name = Slot::of_weight(weight, Part::Whole).canonical_name();
+            refuse("weights that were trained as a whole, or that nothing has compared with the base's (--base)", name)
+        }
+    }
+}
+
+/// llama.cpp has one tensor for an embedding that is also the head: it finds no head to add to, and would add the embedding's
+/// addition to the head as well.
+fn refuse_tied(lora: &Lora, base: Option<&BaseModel>) -> Result<()> {
+    let of = |w: Weight| lora.modules.contains_key(&w).then_some(w);
+    let Some(weight) = of(Weight::TokenEmbedding).or(of(Weight::Output)) else { return Ok(()) };
+    let message = match base {
+        None => "expected --base: whether the embedding is also the head, nothing says",
+        Some(base) if base.config.tied_embeddings || base.tensor(Weight::Output).is_none() => {
+            "expected a base whose head is a tensor of its own: here llama.cpp has one for embedding and head, and cannot add to \
+             one of them; ptplus convert BASE --merge ADAPTER -o OUT.gguf writes a model that has it"
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(Error::new(Code::ConfigUnsupported, message).field(Slot::of_weight(weight, Part::A).canonical_name()))
+}
+
+/// Rows of a head: the base's, or as an earlier conversion recorded them.
+fn head_dim(lora: &Lora, base: Option<&BaseModel>) -> Option<usize> {
+    let recorded = || lora.config.get(CONFIG_HEAD_DIM)?.as_u64().and_then(|d| usize::try_from(d).ok());
+    base.map(|b| b.config.head_dim).or_else(recorded)
+}
+
+/// Whether the rows of this half are in the architecture's order.
+fn is_reordered(weight: Weight, part: Part, order: RowOrder) -> bool {
+    order == RowOrder::Norm
+        && part == Part::B
+        && matches!(weight, Weight::Block(_, BlockWeight::Query | BlockWeight::Key))
+}
+
+fn metadata(
+    source: &Validated,
+    lora: &Lora,
+    architecture: &str,
+    alpha: f32,
+    head_dim: Option<usize>,
+    folded: &BTreeMap<Weight, f64>,
+    tensors: &[OutputTensor],
+) -> Result<Metadata> {
+    let config = &lora.config;
+    let about_base = foreign::about_base(config);
+    let mut m = Metadata::default();
+    let mut put = |k: &str, v: Value| m.insert(k, v);
+    put("general.architecture", architecture.into());
+    put("general.type", shared::GENERAL_TYPE.into());
+    put(foreign::NAME, about_base.get(foreign::NAME).cloned().expect("every adapter gets a name"));
+    put(gguf::FILE_TYPE, Value::U32(main_file_type(tensors)));
+    if tensors.iter().any(|t| t.dtype.is_quantized()) {
+        put(gguf::QUANTIZATION_VERSION, Value::U32(2));
+    }
+    for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
+        put(name, value.clone());
+    }
+    put("adapter.type", Kind::Lora.name().into());
+    put(ALPHA, Value::F32(alpha));
+    if let Some(d) = head_dim.and_then(|d| u32::try_from(d).ok()) {
+        put(HEAD_DIM, Value::U32(d));
+    }
+    if !folded.is_empty() {
+        let map: Map<String, Json> = folded.iter().map(|(w, x)| (w.name(Dialect::Gguf), Json::from(*x))).collect();
+        put(FOLDED, Json::Object(map).to_string().as_str().into());
+    }
+    put(shared::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
+    put(shared::SOURCE_SHA256, super::gguf::DIGEST_PENDING.into());
+    if let Some(fingerprint) = source.base_fingerprint() {
+        put(shared::BASE_FINGERPRINT, fingerprint.into());
+    }
+    if let Some(command) = &source.command {
+        put(shared::COMMAND, command.as_str().into());
+    }
+    put(shared::SOURCE_CONFIG, source_config(config)?.as_str().into());
+    put(shared::SOURCE_DTYPES, super::gguf::source_dtypes(source).as_str().into());
+    for (name, value) in foreign::of_config(config)?.iter() {
+        put(name, value.clone());
+    }
+    Ok(m)
+}
+
+/// `adapter_config.json`, as compact JSON, without what has a key of its own.
+fn source_config(config: &Map<String, Json>) -> Result<String> {
+    let own = [foreign::KEY, BASE_FINGERPRINT, CONFIG_HEAD_DIM];
+    let recorded = config.iter().filter(|(key, _)| !own.contains(&key.as_str()));
+    let out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
+    let text = json::as_python_writes(&Json::Object(out).to_string());
+    if text.len() as u64 > limits::CONFIG_BYTES {
+        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
+        return Err(Error::new(Code::JsonTooLarge, message).field(shared::SOURCE_CONFIG));
+    }
+    Ok(text)
+}
+
+/// `general.file_type`: the number of the type that most elements have.
+fn main_file_type(tensors: &[OutputTensor]) -> u32 {
+    let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
+    for t in tensors {
+        *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
+    }
+    let largest = n_elements.into_iter().max_by_key(|(_, n)| *n);
+    file_type::of(largest.map_or(DType::F32, |(dtype, _)| dtype))
+}
+
+/// Plans `adapter_model.safetensors` with PEFT's names; what an earlier conversion has folded into B is taken out again where that
+/// gives the first source's values back.
+///
+/// # Errors
+///
+/// Those of the rules; [`Code::Usage`] for block types.
+pub(super) fn plan_peft(source: &Validated, lora: &Lora, rules: &TypeRules) -> Result<Plan> {
+    let unfolded = unfolded(source, lora);
+    let mut types = Chooser::new(source, rules, Format::Safetensors)?;
+    let mut tensors = Vec::new();
+    for (slot, t) in source.adapter().tensors() {
+        let in_file = match (slot.weight(), slot.part) {
+            (Some(Weight::TokenEmbedding), Part::A | Part::B) => t.clone().transpose(0, 1),
+            _ => t.clone(),
+        };
+        let label = slot.canonical_name();
+        let mut choice = types.choose(slot, &label, &in_file)?;
+        let inverse = slot.weight().filter(|_| slot.part == Part::B).and_then(|w| unfolded.get(&w));
+        let mut factor = 1.0;
+        if let Some((ratio, dtype)) = inverse {
+            factor = 1.0 / ratio;
+            if types.keeps(&label) {
+                choice.dtype = *dtype;
+            }
+        }
+        tensors.push(OutputTensor {
+            label,
+            source: in_file,
+            canonical: t.clone(),
+            factor,
+            dtype: choice.dtype,
+            unfit: choice.unfit,
+            additions: Vec::new(),
+        });
+    }
+    types.finish()?;
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|t| TensorSpec { name: t.label.clone(), dtype: t.dtype, shape: t.source.shape().to_vec() })
+        .collect();
+    let metadata = own_metadata(source, lora, &tensors);
+    Ok(Plan { file: safetensors::plan(&metadata, &specs)?, tensors })
+}
+
+/// `adapter_config.json` of a plan by [`plan_peft`].
+pub(super) fn config(source: &Validated, lora: &Lora) -> Map<String, Json> {
+    let mut lora = lora.clone();
+    for (weight, (ratio, _)) in unfolded(source, &lora) {
+        if let Some(module) = lora.modules.get_mut(&weight) {
+            module.scale.factor *= ratio;
+        }
+    }
+    let mut config = lora.stated_config();
+    config.retain(|key, _| !key.starts_with(OWN_KEYS));
+    config
+}
+
+/// What ptplus itself has to say, as metadata of the safetensors file: older versions of PEFT refuse a configuration with keys
+/// that they do not know.
+fn own_metadata(source: &Validated, lora: &Lora, tensors: &[OutputTensor]) -> BTreeMap<String, String> {
+    let text = |v: &Json| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let own = lora.config.iter().filter(|(key, _)| key.starts_with(OWN_KEYS));
+    let mut out: BTreeMap<String, String> = own.map(|(key, v)| (key.clone(), text(v))).collect();
+    if let Some(coarsest) = widened_from(source, tensors) {
+        out.insert(WIDENED_FROM.to_owned(), coarsest.name().to_owned());
+    }
+    out.insert("format".to_owned(), "pt".to_owned());
+    out
+}
+
+/// What was folded and can be taken out exactly, with the type that the first source had: where rounding the quotients to that
+/// type and folding again gives the file's values.
+fn unfolded(source: &Validated, lora: &Lora) -> BTreeMap<Weight, (f64, DType)> {
+    let exact = |(&weight, &ratio): (&Weight, &f64)| {
+        let b = &lora.modules.get(&weight)?.b;
+        let name = Slot::of_weight(weight, Part::B).canonical_name();
+        let dtype = source.origin.recorded_dtypes.get(&name).copied().unwrap_or(b.dtype());
+        (ratio != 0.0 && can_be_undone(b, ratio, dtype)).then_some((weight, (ratio, dtype)))
+    };
+    lora.folded.iter().filter_map(exact).collect()
+}
+
+fn can_be_undone(b: &LazyTensor, ratio: f64, dtype: DType) -> bool {
+    let is_power_of_two = |x: f64| x.abs().to_bits() & ((1 << 52) - 1) == 0;
+    // Many F32 values have one product; the quotient's bits beyond the type's say which a coarser one was.
+    if b.dtype() != DType::F32 || (dtype == DType::F32 && !is_power_of_two(ratio)) {
+        return false;
+    }
+    let mut is_exact = true;
+    b.for_each_part(1 << 20, &mut |bytes| {
+        let Ok(values) = cast::to_f32(DType::F32, bytes) else { return is_exact = false };
+        let quotients: Vec<f32> = values.iter().map(|v| (f64::from(*v) / ratio) as f32).collect();
+        let rounded = match cast::from_f32(&quotients, dtype, cast::Overflow::Error) {
+            Ok((bytes, _)) => cast::to_f32(dtype, &bytes).unwrap_or_default(),
+            Err(_) => return is_exact = false,
+        };
+        let again = rounded.iter().map(|v| (f64::from(*v) * ratio) as f32);
+        is_exact &= again.eq(values.iter().copied());
+    });
+    is_exact
+}

@@ -1,0 +1,211 @@
+//! llama.cpp's LoRA: pairs of tensors, one alpha. Source: `llama_adapter_lora_init_impl` in llama-adapter.cpp.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use super::{Pieces, insert, modules, slot};
+use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
+use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, runtime_factor};
+use crate::adapter::{Kind, Part, gguf_names as shared};
+use crate::base::{BaseModel, BlockWeight, Dialect, RowOrder, Weight};
+use crate::error::{Code, Error, Result};
+use crate::finding::{Finding, Findings};
+use crate::format::gguf::{Gguf, Metadata};
+use crate::format::{json, limits};
+use crate::import::gguf::keys;
+use crate::import::ledger::{Entry, Fate, Ledger};
+use crate::import::stated::BASE_FINGERPRINT;
+use crate::import::{Imported, Origin, foreign};
+
+/// Keys of an activated LoRA.
+const ALORA: &str = "adapter.alora.invocation_tokens";
+
+/// Whether a GGUF file says that it is a LoRA.
+pub(in crate::import) fn is_lora(metadata: &Metadata) -> bool {
+    let says = |key: &str, value: &str| matches!(metadata.str(key), Ok(Some(found)) if found == value);
+    says("general.type", shared::GENERAL_TYPE) && says("adapter.type", Kind::Lora.name())
+}
+
+/// # Errors
+///
+/// [`Code::GgufKey`], [`Code::ConfigField`], [`Code::ConfigUnsupported`] about the keys; those of opening the tensors.
+pub(in crate::import) fn import(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
+    read(path, file, base).map_err(|e| e.file(path))
+}
+
+fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
+    let meta = &file.metadata;
+    keys::bound(meta)?;
+    if file.tensors.len() > limits::ADAPTER_TENSORS {
+        let message =
+            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
+        return Err(Error::new(Code::GgufLimit, message));
+    }
+    keys::check_general(meta)?;
+    if meta.get(ALORA).is_some() {
+        let message = "expected none: an activated LoRA is added only after its invocation tokens";
+        return Err(Error::new(Code::ConfigUnsupported, message).field(ALORA));
+    }
+    let architecture =
+        meta.str("general.architecture")?.ok_or_else(|| keys::missing("general.architecture"))?.to_owned();
+    let order = RowOrder::of_gguf_architecture(&architecture)
+        .ok_or_else(|| crate::import::unlisted_architecture(&architecture))?;
+    // Without the key llama.cpp reads 0, and of 0 it makes a factor of 1.
+    let alpha = meta.f32(ALPHA)?.unwrap_or(0.0);
+    if !alpha.is_finite() {
+        return Err(Error::new(Code::ConfigField, format!("expected a finite number, found {alpha}")).field(ALPHA));
+    }
+    let config = config(meta)?;
+    let folded = folded(meta)?;
+    let head_dim = match (order, base, meta.u32(HEAD_DIM)?) {
+        (RowOrder::Neox, ..) => None,
+        (RowOrder::Norm, Some(base), _) => Some(base.config.head_dim),
+        (RowOrder::Norm, None, stated) => stated.map(|d| d as usize),
+    };
+
+    let mut findings = Findings::default();
+    let mut pieces = Pieces::new();
+    let mut saved = BTreeMap::new();
+    let mut ledger = Ledger::default();
+    for t in &file.tensors {
+        let tensor = t.lazy()?;
+        let mut fate = Fate::LeftOver;
+        match place(&t.name) {
+            Some((weight, Some(part))) => {
+                let turned = match (weight, part) {
+                    // lora_b of the embedding, [hidden, r]
+                    (Weight::TokenEmbedding, Part::A) if tensor.shape().len() == 2 => tensor.clone().transpose(0, 1),
+                    _ => tensor.clone(),
+                };
+                let in_order = match is_reordered(weight, part, order) {
+                    true => in_hugging_face_order(turned, head_dim, &t.name, &mut findings),
+                    false => turned,
+                };
+                insert(&mut pieces, (weight, part), &t.name, in_order, &mut findings);
+                fate = Fate::Consumed { slots: [slot(weight, part)].into() };
+            }
+            Some((weight, None)) => {
+                saved.insert(weight, tensor.clone());
+                fate = Fate::Consumed { slots: [slot(weight, Part::Whole)].into() };
+            }
+            None => {
+                let expected = "a linear weight of the model with .lora_a or .lora_b behind it";
+                findings.push(Finding::new(Code::AdapterLeftOver, &t.name, expected, "another name"));
+            }
+        }
+        ledger.entries.push(Entry {
+            name: t.name.clone(),
+            dtype: t.dtype,
+            shape: t.shape.clone(),
+            tensor: Some(tensor),
+            fate,
+        });
+    }
+    if pieces.is_empty() && findings.is_empty() {
+        findings.push(Finding::new(Code::AdapterMissing, "lora_a", "tensors of a LoRA", "none"));
+    }
+    let scale = |_: Weight, rank: usize| {
+        let factor = runtime_factor(alpha, rank);
+        Scale { alpha: f64::from(alpha), factor: f64::from(factor) }
+    };
+    let modules = modules(pieces, |_| None, scale, gguf_name, &mut findings);
+    let mut lora = Lora { config, modules, saved, folded: BTreeMap::new() };
+    for (name, ratio) in folded {
+        match Weight::parse(&name, Dialect::Gguf).filter(|w| lora.modules.contains_key(w)) {
+            Some(weight) => drop(lora.folded.insert(weight, ratio)),
+            None => {
+                let message = format!("expected names of weights that this file adds to, found {name:?}");
+                return Err(Error::new(Code::ConfigField, message).field(FOLDED));
+            }
+        }
+    }
+    let recorded_dtypes = keys::recorded_dtypes(meta)?;
+    Ok(Imported {
+        adapter: lora.into(),
+        ledger,
+        findings: findings.into_vec(),
+        notes: Vec::new(),
+        origin: Origin {
+            path: path.to_owned(),
+            files: file.files.iter().map(|f| f.to_path_buf()).collect(),
+            layout: "LoRA of llama.cpp, GGUF".into(),
+            gguf_architecture: Some(architecture),
+            row_order: order,
+            recorded_dtypes,
+            recorded_source_sha256: meta.str(shared::SOURCE_SHA256)?.map(str::to_owned),
+            config_digest_text: keys::config_digest_text(file),
+        },
+    })
+}
+
+/// The weight that a tensor belongs to, and which part of the addition it is; none for a weight as a whole. llama.cpp's converter
+/// writes trained norms so, and llama.cpp leaves them out.
+fn place(name: &str) -> Option<(Weight, Option<Part>)> {
+    let halves = [(".lora_a", Part::A, Part::B), (".lora_b", Part::B, Part::A)];
+    let half = halves.iter().find_map(|(suffix, part, swapped)| Some((name.strip_suffix(suffix)?, *part, *swapped)));
+    let Some((name, part, swapped)) = half else {
+        return Weight::parse(name, Dialect::Gguf).map(|w| (w, None));
+    };
+    // An embedding's halves are called after the matrix that a one-hot row is multiplied with.
+    let weight = Weight::parse(name, Dialect::Gguf).filter(|w| w.is_linear())?;
+    Some((weight, Some(if weight == Weight::TokenEmbedding { swapped } else { part })))
+}
+
+/// Whether the rows of this half are in the architecture's order.
+pub(crate) fn is_reordered(weight: Weight, part: Part, order: RowOrder) -> bool {
+    order == RowOrder::Norm
+        && part == Part::B
+        && matches!(weight, Weight::Block(_, BlockWeight::Query | BlockWeight::Key))
+}
+
+/// Undoes the order of the rows inside each head.
+fn in_hugging_face_order(
+    t: crate::tensor::LazyTensor,
+    head_dim: Option<usize>,
+    name: &str,
+    findings: &mut Findings,
+) -> crate::tensor::LazyTensor {
+    let Some(d) = head_dim else {
+        let expected = "--base: how many rows a head has, by which they are ordered, the file does not say";
+        findings.push(Finding::new(Code::RowOrderUnknown, name, expected, "none"));
+        return t;
+    };
+    let rows = t.shape().first().copied().unwrap_or(0);
+    if d == 0 || !d.is_multiple_of(2) || !rows.is_multiple_of(d) || t.shape().len() != 2 {
+        findings.push(Finding::new(
+            Code::AdapterShape,
+            name,
+            format!("rows of whole heads of {d}"),
+            format!("{:?}", t.shape()),
+        ));
+        return t;
+    }
+    crate::transform::row_order::rows_to_hugging_face(t, d)
+}
+
+/// `adapter_config.json` of the first source, where it is recorded.
+fn config(meta: &Metadata) -> Result<Map<String, Value>> {
+    let mut config = keys::source_config(meta)?;
+    config.insert("peft_type".into(), PEFT_TYPE.into());
+    if let Some(d) = meta.u32(HEAD_DIM)? {
+        config.insert(CONFIG_HEAD_DIM.into(), d.into());
+    }
+    if let Some(fingerprint) = meta.str(shared::BASE_FINGERPRINT)? {
+        config.insert(BASE_FINGERPRINT.into(), fingerprint.into());
+    }
+    if let Some(carried) = foreign::carried(meta, &config) {
+        config.insert(foreign::KEY.to_owned(), carried);
+    }
+    Ok(config)
+}
+
+/// What B of some modules was multiplied with, by the weights' names.
+fn folded(meta: &Metadata) -> Result<BTreeMap<String, f64>> {
+    let Some(text) = meta.str(FOLDED)? else { return Ok(BTreeMap::new()) };
+    let wrong =
+        || Error::new(Code::ConfigField, "expected a JSON object of finite numbers by weights' names").field(FOLDED);
+    let Value::Object(map) = json::parse(text.as_bytes()).map_err(|e| e.field(FOLDED))? else { return Err(wrong()) };
+    map.into_iter().map(|(name, v)| v.as_f64().filter(|x| x.is_finite()).map(|x| (name, x)).ok_or_else(wrong)).collect()
+}
