@@ -65,7 +65,7 @@ impl Validated {
     /// [`Code::BaseDiffers`] where it is not, unless `ignore` is [`BaseMismatch::Ignore`]; those of reading weights.
     pub fn confirm_base(&self, base: &BaseModel, depth: Depth, ignore: BaseMismatch) -> Result<Option<Identity>> {
         let Some(stated) = self.base_fingerprint() else { return Ok(None) };
-        let identity = fingerprint::identify(stated, base, self.adapter.layer_numbers(), depth)?;
+        let identity = fingerprint::identify(stated, base, &self.adapter.touched(), depth)?;
         match &identity {
             Identity::Different(reason) if ignore == BaseMismatch::Refuse => {
                 let message = format!(
@@ -90,7 +90,7 @@ impl Validated {
         }
         match &identity {
             None => {
-                let found = Fingerprint::of(base, self.adapter.layer_numbers())?;
+                let found = Fingerprint::of(base, &self.adapter.touched())?;
                 self.adapter.extra_mut().insert(BASE_FINGERPRINT.into(), found.to_string().into());
             }
             Some(Identity::Different(_)) => {

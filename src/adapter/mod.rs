@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::base::fingerprint::Touched;
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
 use field::FieldValue;
@@ -87,6 +88,14 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => plus.get(slot),
             Adapter::Lora(lora) => lora.get(slot),
+        }
+    }
+
+    /// What of the base it was trained against.
+    pub fn touched(&self) -> Touched {
+        match self {
+            Adapter::Plus(plus) => Touched::Queries(plus.layers.keys().copied().collect()),
+            Adapter::Lora(lora) => Touched::Weights(lora.modules.keys().copied().collect()),
         }
     }
 

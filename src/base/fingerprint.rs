@@ -1,13 +1,15 @@
 //! Which base an adapter was made for: a text that is the same for a model's Hugging Face folder and its GGUF file.
 //!
 //! ```text
-//!   ptplus-base/1 config=SHA-256 query=SHA-256 type=BF16
+//!   ptplus-base/1 config=SHA-256 query=SHA-256 type=BF16        memories beside attention
+//!   ptplus-base/2 config=SHA-256 weights=SHA-256 type=BF16      additions to weights
 //! ```
 //!
 //! `config` covers the sizes and constants that both dialects state, `query` the query projections (weight, bias, norm)
 //! of the adapted layers, by value and in Hugging Face row order: they are what the adapter's memories were trained
-//! against. Another element type may have rounded the same weights, so unequal digests prove nothing then, and the answer
-//! has three values.
+//! against. `weights` covers every matrix that something is added to: small ones whole, of large ones rows at even distances,
+//! since a model that was trained further differs in all of them. Another element type may have rounded the same weights, so
+//! unequal digests prove nothing then, and the answer has three values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,32 +19,79 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{BaseModel, BlockWeight, Rows, Weight};
+use super::{BaseModel, BlockWeight, Dialect, Rows, Weight};
 use crate::digest::hex;
 use crate::error::Result;
 use crate::quant;
 use crate::tensor::DType;
 
-const SCHEME: &str = "ptplus-base/1";
+/// What a scheme covers beside the configuration, and what its field is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scheme {
+    Queries,
+    Weights,
+}
+
+impl Scheme {
+    const ALL: [Scheme; 2] = [Scheme::Queries, Scheme::Weights];
+
+    fn name(self) -> &'static str {
+        match self {
+            Scheme::Queries => "ptplus-base/1",
+            Scheme::Weights => "ptplus-base/2",
+        }
+    }
+
+    fn field(self) -> &'static str {
+        match self {
+            Scheme::Queries => "query",
+            Scheme::Weights => "weights",
+        }
+    }
+
+    fn covered(self) -> &'static str {
+        match self {
+            Scheme::Queries => "query projections",
+            Scheme::Weights => "adapted weights",
+        }
+    }
+}
+
 /// What all versions begin with.
 const ANY_SCHEME: &str = "ptplus-base/";
 const OTHER_CONFIG: &str = "its architecture, sizes or constants are others";
+
+/// What of a base an adapter was trained against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Touched {
+    /// The queries of these layers.
+    Queries(Vec<usize>),
+    /// These matrices.
+    Weights(BTreeSet<Weight>),
+}
+
+/// A weight of more values than this is not read whole, but [`SAMPLED_ROWS`] rows of it: a LoRA on all projections of a 7B
+/// model would otherwise take a conversion from 0.1 s to half a minute.
+const WHOLE_VALUES: usize = 1 << 20;
+/// Rows at even distances, the first and the last among them.
+const SAMPLED_ROWS: usize = 64;
 
 /// How much of a base is read for a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// Sizes and constants: tells another model, never the same one.
     Headers,
-    /// The query projections of the adapted layers too. For an 8B model in BF16 that is 1 GB.
+    /// What the adapter was trained against too. The query projections of an 8B model in BF16 are 1 GB.
     Weights,
 }
 
 /// A fingerprint in its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fingerprint {
+    scheme: Scheme,
     config: String,
-    query: String,
-    /// Element types of the query weights.
+    weights: String,
+    /// Element types of the weights.
     types: BTreeSet<&'static str>,
 }
 
@@ -51,7 +100,7 @@ pub struct Fingerprint {
 #[serde(rename_all = "snake_case", tag = "state", content = "reason")]
 #[non_exhaustive]
 pub enum Identity {
-    /// It is, as far as the adapter can see: the same query projections.
+    /// It is, as far as the adapter can see: the weights that it was trained against are the same.
     Same,
     /// Nothing shows that it is not.
     CannotTell(String),
@@ -60,50 +109,72 @@ pub enum Identity {
 }
 
 impl Fingerprint {
-    /// The fingerprint of `base` as an adapter of these layers sees it. Layers that the base has not are left out.
+    /// The fingerprint of `base` as an adapter that touches this sees it. Layers and weights that the base has not are left out.
     ///
     /// # Errors
     ///
     /// Those of reading weights.
-    pub fn of(base: &BaseModel, layers: impl IntoIterator<Item = usize>) -> Result<Fingerprint> {
-        let layers: Vec<usize> = layers.into_iter().filter(|i| *i < base.config.n_layers).collect();
-        let parts: Vec<(DType, String)> = layers.par_iter().map(|&i| query_digest(base, i)).collect::<Result<_>>()?;
-        let mut query = Sha256::new();
-        for (layer, (_, digest)) in layers.iter().zip(&parts) {
-            query.update(format!("{layer} {digest}\n"));
+    pub fn of(base: &BaseModel, touched: &Touched) -> Result<Fingerprint> {
+        let (scheme, keys): (_, Vec<(String, Key)>) = match touched {
+            Touched::Queries(layers) => {
+                let layers = layers.iter().filter(|i| **i < base.config.n_layers);
+                (Scheme::Queries, layers.map(|&i| (i.to_string(), Key::Query(i))).collect())
+            }
+            Touched::Weights(weights) => {
+                let named = |&weight: &Weight| {
+                    // A head that is tied is the embedding.
+                    let stored = base.stored_weight(weight).ok().filter(|w| base.tensor(*w).is_some())?;
+                    Some((weight.name(Dialect::HuggingFace), Key::Weight(stored)))
+                };
+                (Scheme::Weights, weights.iter().filter_map(named).collect())
+            }
+        };
+        let parts: Vec<(DType, String)> =
+            keys.par_iter().map(|(_, key)| known_digest(base, *key)).collect::<Result<_>>()?;
+        let mut all = Sha256::new();
+        for ((name, _), (_, digest)) in keys.iter().zip(&parts) {
+            all.update(format!("{name} {digest}\n"));
         }
         Ok(Fingerprint {
+            scheme,
             config: config_digest(base),
-            query: hex(&query.finalize()),
+            weights: hex(&all.finalize()),
             types: parts.iter().map(|(dtype, _)| dtype.name()).collect(),
         })
     }
 
     /// Reads the text form; `None` for one of another version.
     pub fn parse(text: &str) -> Option<Fingerprint> {
-        let mut fields = text.strip_prefix(SCHEME)?.strip_prefix(' ')?.split(' ');
+        let (name, rest) = text.split_once(' ')?;
+        let scheme = Scheme::ALL.into_iter().find(|s| s.name() == name)?;
+        let mut fields = rest.split(' ');
         let mut field = |name: &str| fields.next()?.strip_prefix(name)?.strip_prefix('=');
-        let (config, query, types) = (field("config")?, field("query")?, field("type")?);
+        let (config, weights, types) = (field("config")?, field(scheme.field())?, field("type")?);
         let is_digest = |t: &str| t.len() == 64 && t.bytes().all(|b| b.is_ascii_hexdigit());
         let types = types.split(',').map(|t| DType::parse(t).map(DType::name)).collect::<Option<_>>()?;
-        let fits = is_digest(config) && is_digest(query) && fields.next().is_none();
-        fits.then(|| Fingerprint { config: config.into(), query: query.into(), types })
+        let fits = is_digest(config) && is_digest(weights) && fields.next().is_none();
+        fits.then(|| Fingerprint { scheme, config: config.into(), weights: weights.into(), types })
     }
 
-    /// Whether `found` is the model that this is the fingerprint of, for the same layers.
+    /// Whether `found` is the model that this is the fingerprint of, for an adapter that touches the same.
     pub fn compare(&self, found: &Fingerprint) -> Identity {
         if self.config != found.config {
             return Identity::Different(OTHER_CONFIG.into());
         }
-        if self.query == found.query {
+        if self.scheme != found.scheme {
+            return Identity::CannotTell("the fingerprints are of different kinds of adapters".into());
+        }
+        if self.weights == found.weights {
             return Identity::Same;
         }
+        let what = self.scheme.covered();
         let is_exact = |types: &BTreeSet<&str>| types.len() == 1 && types.iter().all(|t| !is_rounded(t));
         if self.types == found.types && is_exact(&self.types) {
-            return Identity::Different("the query projections of the adapted layers have other values".into());
+            let of_layers = if self.scheme == Scheme::Queries { " of the adapted layers" } else { "" };
+            return Identity::Different(format!("the {what}{of_layers} have other values"));
         }
         Identity::CannotTell(format!(
-            "its query projections are stored as {}, those of the base it was made for as {}: rounding changes values",
+            "its {what} are stored as {}, those of the base it was made for as {}: rounding changes values",
             join(&found.types),
             join(&self.types)
         ))
@@ -112,34 +183,31 @@ impl Fingerprint {
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{SCHEME} config={} query={} type={}", self.config, self.query, join(&self.types))
+        let (name, field) = (self.scheme.name(), self.scheme.field());
+        write!(f, "{name} config={} {field}={} type={}", self.config, self.weights, join(&self.types))
     }
 }
 
-/// Whether a text is a fingerprint of this version, or of one to come.
+/// Whether a text is a fingerprint of a version that is known, or of one to come.
 pub fn is_well_formed(text: &str) -> bool {
-    let is_other_version = text.starts_with(ANY_SCHEME) && text.split(' ').next() != Some(SCHEME);
+    let is_known = |name: &str| Scheme::ALL.iter().any(|s| s.name() == name);
+    let is_other_version = text.starts_with(ANY_SCHEME) && !text.split(' ').next().is_some_and(is_known);
     is_other_version || Fingerprint::parse(text).is_some()
 }
 
-/// Whether `base` is the one that the text `stated` is the fingerprint of, for an adapter of these layers.
+/// Whether `base` is the one that the text `stated` is the fingerprint of, for an adapter that touches this.
 ///
 /// # Errors
 ///
 /// Those of reading weights, at [`Depth::Weights`].
-pub fn identify(
-    stated: &str,
-    base: &BaseModel,
-    layers: impl IntoIterator<Item = usize>,
-    depth: Depth,
-) -> Result<Identity> {
+pub fn identify(stated: &str, base: &BaseModel, touched: &Touched, depth: Depth) -> Result<Identity> {
     let Some(stated) = Fingerprint::parse(stated) else {
         return Ok(Identity::CannotTell(
             "the adapter's fingerprint is of a kind that this version does not know".into(),
         ));
     };
     if depth == Depth::Weights {
-        return Ok(stated.compare(&Fingerprint::of(base, layers)?));
+        return Ok(stated.compare(&Fingerprint::of(base, touched)?));
     }
     if config_digest(base) != stated.config {
         return Ok(Identity::Different(OTHER_CONFIG.into()));
@@ -169,16 +237,28 @@ fn config_digest(base: &BaseModel) -> String {
     hex(&Sha256::digest(text.to_string()))
 }
 
-/// [`read_query`] of layers that were asked for, shared by the clones of a base.
-pub(super) type Digests = Arc<Mutex<BTreeMap<usize, (DType, String)>>>;
+/// What a digest is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Key {
+    /// What makes a layer's queries.
+    Query(usize),
+    /// A matrix.
+    Weight(Weight),
+}
 
-fn query_digest(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
-    let known = || base.query_digests.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(found) = known().get(&layer) {
+/// Digests that were asked for, shared by the clones of a base.
+pub(super) type Digests = Arc<Mutex<BTreeMap<Key, (DType, String)>>>;
+
+fn known_digest(base: &BaseModel, key: Key) -> Result<(DType, String)> {
+    let known = || base.digests.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = known().get(&key) {
         return Ok(found.clone());
     }
-    let found = read_query(base, layer)?;
-    known().insert(layer, found.clone());
+    let found = match key {
+        Key::Query(layer) => read_query(base, layer)?,
+        Key::Weight(weight) => read_weight(base, weight)?,
+    };
+    known().insert(key, found.clone());
     Ok(found)
 }
 
@@ -186,7 +266,7 @@ fn query_digest(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
 fn read_query(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
     let rows = base.rows(Weight::Block(layer, BlockWeight::Query))?;
     let mut all = Sha256::new();
-    all.update(weight_digest(&rows));
+    all.update(weight_digest(&rows, 0..rows.n_rows()));
     for part in [BlockWeight::QueryBias, BlockWeight::QueryNorm] {
         let weight = Weight::Block(layer, part);
         if base.tensor(weight).is_some() {
@@ -201,15 +281,30 @@ fn read_query(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
     Ok((rows.dtype(), hex(&all.finalize())))
 }
 
-fn weight_digest(rows: &Rows) -> Vec<u8> {
+/// Type and digest of a matrix, or of some of its rows.
+fn read_weight(base: &BaseModel, weight: Weight) -> Result<(DType, String)> {
+    let rows = base.rows(weight)?;
+    let n = rows.n_rows();
+    let digest = if n * rows.row_len() <= WHOLE_VALUES || n <= SAMPLED_ROWS {
+        weight_digest(&rows, 0..n)
+    } else {
+        weight_digest(&rows, (0..SAMPLED_ROWS).map(|i| i * (n - 1) / (SAMPLED_ROWS - 1)))
+    };
+    if let Some(t) = base.tensor(weight) {
+        t.bytes.release();
+    }
+    Ok((rows.dtype(), hex(&Sha256::digest(digest))))
+}
+
+fn weight_digest(rows: &Rows, which: impl Iterator<Item = usize>) -> Vec<u8> {
     let mut halves = Halves::default();
     if rows.dtype() == DType::BF16 {
         // Upper halves already, and nothing else.
-        (0..rows.n_rows()).for_each(|row| halves.upper.update(rows.encoded(row)));
+        which.for_each(|row| halves.upper.update(rows.encoded(row)));
         return halves.digest();
     }
     let mut values = vec![0f32; rows.row_len()];
-    for row in 0..rows.n_rows() {
+    for row in which {
         quant::decode(rows.dtype(), rows.encoded(row), &mut values);
         halves.add(&values);
     }
@@ -261,6 +356,7 @@ fn join(types: &BTreeSet<&'static str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::LazyTensor;
     use std::path::PathBuf;
 
     fn model(name: &str) -> PathBuf {
@@ -268,7 +364,7 @@ mod tests {
     }
 
     fn of(path: PathBuf, layers: &[usize]) -> Fingerprint {
-        Fingerprint::of(&BaseModel::open(&path).unwrap(), layers.iter().copied()).unwrap()
+        Fingerprint::of(&BaseModel::open(&path).unwrap(), &Touched::Queries(layers.to_vec())).unwrap()
     }
 
     #[test]
@@ -331,9 +427,10 @@ mod tests {
         stored.upper.update(rounded.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect::<Vec<_>>());
         assert_eq!(widened.digest(), stored.digest());
 
-        let print = |query: &str, dtype: DType| Fingerprint {
+        let print = |weights: &str, dtype: DType| Fingerprint {
+            scheme: Scheme::Queries,
             config: "0".repeat(64),
-            query: query.repeat(64),
+            weights: weights.repeat(64),
             types: [dtype.name()].into(),
         };
         let compare = |a: (&str, DType), b: (&str, DType)| print(a.0, a.1).compare(&print(b.0, b.1));
@@ -345,10 +442,65 @@ mod tests {
         assert!(matches!(compare(("a", Q8_0), ("b", Q8_0)), Identity::CannotTell(_)));
     }
 
+    fn of_weights(base: &BaseModel, weights: &[Weight]) -> Fingerprint {
+        Fingerprint::of(base, &Touched::Weights(weights.iter().copied().collect())).unwrap()
+    }
+
+    #[test]
+    fn every_adapted_weight_counts_and_no_other() {
+        for name in ["llama-gqa", "llama-mha", "qwen3"] {
+            let base = BaseModel::open(&model(name).join("base")).unwrap();
+            let gguf = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+            for weight in
+                Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some_and(|t| t.shape.len() == 2))
+            {
+                let print = of_weights(&base, &[weight]);
+                assert_eq!(print, of_weights(&gguf, &[weight]), "{name} {weight:?}");
+                assert_eq!(Fingerprint::parse(&print.to_string()).unwrap(), print);
+                // Its last value, which a sample of rows must see as well.
+                let mut values = base.rows(weight).unwrap().to_f32();
+                *values.last_mut().unwrap() += 0.25;
+                let changed = LazyTensor::from_f32(&values, &base.tensor(weight).unwrap().shape);
+                let other = base.with_weights(base.config.clone(), [(weight, changed)]).unwrap();
+                let found = print.compare(&of_weights(&other, &[weight]));
+                assert!(matches!(found, Identity::Different(_)), "{name} {weight:?}: {found:?}");
+                let neighbour = Weight::Block(0, BlockWeight::Query);
+                if weight != neighbour {
+                    assert_eq!(of_weights(&other, &[neighbour]), of_weights(&base, &[neighbour]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_large_weights_some_rows_count() {
+        let base = BaseModel::open(&model("llama-mha").join("base")).unwrap();
+        let mut config = base.config.clone();
+        config.vocab_size = WHOLE_VALUES / config.hidden_size + 100;
+        let shape = [config.vocab_size, config.hidden_size];
+        let print = |row: usize| {
+            let mut values = vec![1f32; shape[0] * shape[1]];
+            values[row * shape[1]] = 2.0;
+            let t = LazyTensor::from_f32(&values, &shape);
+            let both = [(Weight::TokenEmbedding, t.clone()), (Weight::Output, t)];
+            of_weights(&base.with_weights(config.clone(), both).unwrap(), &[Weight::TokenEmbedding]).to_string()
+        };
+        assert_ne!(print(0), print(shape[0] - 1));
+        assert_eq!(print(1), print(2), "rows between those that are read");
+    }
+
     #[test]
     fn other_texts_are_no_fingerprint() {
         let good = of(model("llama-mha").join("base"), &[0]).to_string();
-        for bad in ["", "ptplus-base/2 config=", &good[1..], &good[..good.len() - 1], &format!("{good} x=1")] {
+        for bad in [
+            "",
+            "ptplus-base/3 config=",
+            &good.replace("base/1", "base/2"),
+            &good.replace("query", "weights"),
+            &good[1..],
+            &good[..good.len() - 1],
+            &format!("{good} x=1"),
+        ] {
             assert_eq!(Fingerprint::parse(bad), None, "{bad}");
         }
     }

@@ -46,7 +46,7 @@ pub struct BaseModel {
     /// By their names in the table; each has its own as the file spells it.
     tensors: IndexMap<String, StoredTensor>,
     /// What [`fingerprint`] has read, so that many adapters of one base cost it once.
-    query_digests: fingerprint::Digests,
+    digests: fingerprint::Digests,
 }
 
 impl BaseConfig {
@@ -132,8 +132,8 @@ impl BaseModel {
             None => None,
         };
         let tensors = by_name(dialect, tensors)?;
-        let query_digests = Default::default();
-        let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, query_digests };
+        let digests = Default::default();
+        let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, digests };
         base.check_tensors()?;
         base.check_rope_factors()?;
         Ok(base)

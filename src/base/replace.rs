@@ -20,7 +20,7 @@ impl BaseModel {
         let mut changed = self.clone();
         changed.config = config;
         // Those of the clone are this model's.
-        changed.query_digests = Default::default();
+        changed.digests = Default::default();
         for (weight, t) in weights {
             let t = self.in_file_order(weight, t)?;
             let (dtype, bytes) = match t.whole_bytes() {

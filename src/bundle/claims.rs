@@ -80,9 +80,8 @@ pub fn confirm_base(manifest: &Manifest, adapter: &Validated, base: &BaseModel) 
             return differ(format!("{key} {actual:?}, not {:?}", shorten(stated)));
         }
     }
-    let layers = adapter.adapter().layer_numbers();
     match text("fingerprint").filter(|_| adapter.base_fingerprint().is_none()) {
-        Some(stated) => match identify(stated, base, layers, Depth::Weights)? {
+        Some(stated) => match identify(stated, base, &adapter.adapter().touched(), Depth::Weights)? {
             Identity::Different(reason) => differ(reason),
             _ => Ok(()),
         },

@@ -314,7 +314,7 @@ fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Re
 fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {
     let fingerprint = match adapter.base_fingerprint() {
         Some(text) => text.to_owned(),
-        None => Fingerprint::of(base, adapter.adapter().layer_numbers())?.to_string(),
+        None => Fingerprint::of(base, &adapter.adapter().touched())?.to_string(),
     };
     let ignored = adapter.adapter().extra().get(crate::import::stated::BASE_MISMATCH_IGNORED);
     Ok(json!({

@@ -36,9 +36,8 @@ pub(super) fn identity(s: &Subjects<'_>, notes: &mut Vec<String>) -> Section {
     let mut noted = |what: &str, value: Result<String>| value.map_err(|e| notes.push(format!("{what}: {e}"))).ok();
     if let Some(base) = s.base {
         row("base".into(), base_text(base));
-        let layers = s.adapters.first().map(|(_, a)| a.adapter().layer_numbers().collect::<Vec<_>>());
-        if let Some(layers) = layers {
-            let fingerprint = Fingerprint::of(base, layers).map(|f| f.to_string());
+        if let Some((_, adapter)) = s.adapters.first() {
+            let fingerprint = Fingerprint::of(base, &adapter.adapter().touched()).map(|f| f.to_string());
             noted("the base's fingerprint", fingerprint).into_iter().for_each(|f| row("base: fingerprint".into(), f));
         }
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ptplus::base::BaseModel;
-use ptplus::base::fingerprint::Fingerprint;
+use ptplus::base::fingerprint::{Fingerprint, Touched};
 use serde_json::Value;
 
 use crate::commands::{pack, text};
@@ -22,7 +22,9 @@ pub fn changed_base(name: &str, tensor: &str, folder: &Path) {
 #[test]
 fn every_row_of_the_query_projection_counts_in_every_type() {
     let dir = tempfile::tempdir().unwrap();
-    let print = |file: &Path| Fingerprint::of(&BaseModel::open(file).unwrap(), [0, 2]).unwrap().to_string();
+    let print = |file: &Path| {
+        Fingerprint::of(&BaseModel::open(file).unwrap(), &Touched::Queries(vec![0, 2])).unwrap().to_string()
+    };
     for dtype in ["f32", "f16", "bf16", "q8_0", "q4_0"] {
         let file = dir.path().join(format!("{dtype}.gguf"));
         let base = text(&model("llama-gqa").join("base"));
