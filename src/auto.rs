@@ -12,7 +12,8 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::adapter::{Adapter, Part, Plus, Slot};
+use crate::adapter::plus::PartSpec;
+use crate::adapter::{Adapter, Plus, Slot};
 use crate::base::{BaseModel, RowOrder};
 use crate::error::{Code, Error, Result};
 use crate::export::OutputTensor;
@@ -238,7 +239,7 @@ fn with_types(adapter: &Plus, order: RowOrder, ladders: &[Ladder], choice: &[usi
     for (l, i) in ladders.iter().zip(choice) {
         let encoded = l.candidates[*i].encoded.clone();
         let tensor = out.get_mut(l.slot).expect("the plan's tensors are the adapter's");
-        *tensor = if l.slot.part == Part::Memory { encoded.transpose(1, 2) } else { encoded };
+        *tensor = PartSpec::of(l.slot.part).in_gguf(encoded);
     }
     out.layers.values_mut().for_each(|l| row_order::undo(l, order));
     out.into()

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::adapter::field::{FieldValue, SettledBy};
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
-use crate::adapter::plus::{Geometry, MemorySharing, PARTS, Plus, gguf_names};
-use crate::adapter::{Adapter, Part, Slot};
+use crate::adapter::plus::{Geometry, MemorySharing, PARTS, PartSpec, Plus, gguf_names};
+use crate::adapter::{Adapter, Slot};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Kind, Result};
@@ -360,10 +360,12 @@ fn against_itself(adapter: &Plus, findings: &mut Findings) {
         }
         for (part, t) in layer.tensors() {
             let name = Slot::attention(i, part).canonical_name();
-            let expected = adapter.expected_shape(part);
+            let spec = PartSpec::of(part);
+            let expected = spec.shape(&adapter.config);
             if t.shape() != expected {
                 let found = format!("{:?}{}", t.shape(), other_sharing(adapter, t.shape(), &expected));
-                findings.push(Finding::new(Code::AdapterShape, &name, shape_text(&expected, part), found));
+                let expected = format!("{} = {expected:?}", spec.symbols());
+                findings.push(Finding::new(Code::AdapterShape, &name, expected, found));
             }
             if !t.dtype().is_float() {
                 findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
@@ -387,7 +389,7 @@ fn other_sharing(adapter: &Plus, found: &[usize], expected: &[usize]) -> String 
 
 /// W, b and N are properties of an adapter: one that lacks a part in some of its layers has lost it.
 fn uneven(adapter: &Plus, findings: &mut Findings) {
-    for part in PARTS {
+    for part in PARTS.iter().map(|spec| spec.part) {
         let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(part).is_some()) else { continue };
         for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(part).is_none()) {
             let expected = format!("a tensor in every adapted layer, as in layer {first}");
@@ -399,16 +401,6 @@ fn uneven(adapter: &Plus, findings: &mut Findings) {
             ));
         }
     }
-}
-
-fn shape_text(expected: &[usize], part: Part) -> String {
-    let symbols = match part {
-        Part::Memory => "[H', F, D_v]",
-        Part::FeatureWeight => "[H', F, D]",
-        Part::FeatureBias | Part::Normalizer => "[H', F]",
-        Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => "",
-    };
-    format!("{symbols} = {expected:?}")
 }
 
 /// Where sizes differ: which base the adapter may be for.

@@ -10,7 +10,7 @@ use super::{OutputTensor, Plan, Written, file_type};
 use crate::adapter::field::{FieldValue, Get};
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, key};
-use crate::adapter::plus::{Plus, StatedLayers};
+use crate::adapter::plus::{PartSpec, Plus, StatedLayers};
 use crate::adapter::{Adapter, Kind, Part, Slot};
 use crate::base::{BaseModel, RowOrder};
 use crate::digest::source_sha256;
@@ -19,7 +19,7 @@ use crate::format::gguf::{self, Array, Metadata, Value};
 use crate::format::{TensorSpec, json, limits, output::StagedFile};
 use crate::import::foreign;
 use crate::import::stated::BASE_FINGERPRINT;
-use crate::tensor::{DType, LazyTensor};
+use crate::tensor::DType;
 use crate::transform::row_order;
 use crate::validate::Validated;
 
@@ -53,7 +53,7 @@ pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, ru
         .tensors()
         .zip(adapter.tensors())
         .map(|((slot, t), (_, canonical))| {
-            let (source, canonical) = (file_axes(slot.part, t.clone()), canonical.clone());
+            let (source, canonical) = (PartSpec::of(slot.part).in_gguf(t.clone()), canonical.clone());
             let choice = types.choose(slot, &slot.gguf_name(), &source)?;
             let label = slot.canonical_name();
             Ok(OutputTensor {
@@ -85,11 +85,6 @@ pub fn patch_source_digest(plan: &Plan, source: &Validated, written: &Written, o
     let offset = plan.file.value_offset(names::SOURCE_SHA256).expect("every plan has a place for the digest");
     assert_eq!(digest.len(), DIGEST_PENDING.len());
     out.write_all_at(offset, digest.as_bytes())
-}
-
-/// Canonical axes to GGUF's (outermost first): each head of M transposed, so that a matrix product contracts over F.
-fn file_axes(part: Part, t: LazyTensor) -> LazyTensor {
-    if part == Part::Memory { t.transpose(1, 2) } else { t }
 }
 
 fn metadata(

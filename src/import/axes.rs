@@ -2,32 +2,9 @@
 
 use std::collections::BTreeMap;
 
+pub use crate::adapter::plus::Axis;
 use crate::error::{Code, Error, Result};
 use crate::tensor::LazyTensor;
-
-/// An axis of an adapter's tensors, in canonical order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Axis {
-    /// L
-    Layer,
-    /// H'
-    Head,
-    /// F
-    Feature,
-    /// D_v
-    Value,
-    /// D
-    Query,
-}
-
-impl Axis {
-    const ALL: [(Axis, char); 5] =
-        [(Axis::Layer, 'L'), (Axis::Head, 'H'), (Axis::Feature, 'F'), (Axis::Value, 'V'), (Axis::Query, 'D')];
-
-    fn letter(self) -> char {
-        Self::ALL.iter().find(|(a, _)| *a == self).expect("every axis has a letter").1
-    }
-}
 
 /// Lengths of axes.
 pub type Sizes = BTreeMap<Axis, usize>;
@@ -59,8 +36,10 @@ impl Axes {
                 (')', Some(_)) => groups.extend(open.take().filter(|g| !g.is_empty())),
                 ('1', None) => groups.push(Vec::new()),
                 (c, group) => {
-                    let (axis, _) =
-                        Axis::ALL.iter().find(|(_, l)| *l == c).ok_or_else(|| wrong("axes are L, H, F, V, D and 1"))?;
+                    let (axis, ..) = Axis::ALL
+                        .iter()
+                        .find(|(_, l, _)| *l == c)
+                        .ok_or_else(|| wrong("axes are L, H, F, V, D and 1"))?;
                     if seen.contains(axis) {
                         return Err(wrong("an axis occurs twice"));
                     }

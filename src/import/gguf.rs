@@ -7,8 +7,8 @@ use super::ledger::{Entry, Fate, Ledger};
 use super::statements::{self, Sizes};
 use super::{Imported, Options, Origin};
 use crate::adapter::gguf_names as names;
-use crate::adapter::plus::Plus;
 use crate::adapter::plus::gguf_names::{VERSION, in_gguf_terms, key, parse_tensor_name, place_in_gguf};
+use crate::adapter::plus::{PartSpec, Plus};
 use crate::adapter::{Kind, Part, Slot};
 use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
@@ -191,13 +191,10 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
 
 /// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.
 fn canonical_axes(part: Part, t: LazyTensor) -> LazyTensor {
-    match (part, t.shape().len()) {
-        (Part::Memory, 3) => t.transpose(1, 2), // [H', D_v, F] -> [H', F, D_v]
-        // Writers drop a trailing dimension of 1: one shared memory may come without its head axis.
-        (Part::Memory, 2) => t.unsqueeze0().transpose(1, 2),
-        (Part::FeatureWeight, 2) | (Part::FeatureBias | Part::Normalizer, 1) => t.unsqueeze0(),
-        _ => t,
-    }
+    let spec = PartSpec::of(part);
+    // Writers drop a trailing dimension of 1: what all heads share may come without its head axis.
+    let t = if t.shape().len() + 1 == spec.axes().len() { t.unsqueeze0() } else { t };
+    if t.shape().len() == spec.axes().len() { spec.in_gguf(t) } else { t }
 }
 
 fn row_order(meta: &Metadata, architecture: &str) -> Result<RowOrder> {

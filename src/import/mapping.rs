@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 use super::axes::{Axes, Axis};
 use super::gate_map::GateMap;
 use super::patterns::{Matching, Pattern};
-use super::rules::Rule;
 use crate::adapter::Part;
+use crate::adapter::plus::{PARTS, PartSpec};
 use crate::error::{Code, Error, Result};
 use crate::format::limits::*;
 use crate::format::mmap::open_regular;
@@ -260,8 +260,9 @@ impl MappingRule {
         if t.role == GATE || t.role == SCALE {
             return Ok(MappedRole::Gate { map, is_scale: t.role == SCALE });
         }
-        Part::parse(&t.role).map(MappedRole::Part).ok_or_else(|| {
-            let known: Vec<&str> = Part::ALL.iter().map(|r| r.name()).chain([GATE, SCALE]).collect();
+        let spec = PARTS.iter().find(|spec| spec.part.name() == t.role);
+        spec.map(|spec| MappedRole::Part(spec.part)).ok_or_else(|| {
+            let known: Vec<&str> = PARTS.iter().map(|spec| spec.part.name()).chain([GATE, SCALE]).collect();
             fault(format!("expected a role among {}, found {:?}", known.join(", "), t.role))
         })
     }
@@ -277,7 +278,7 @@ impl MappingRule {
         }
         let axes = t.axes.as_deref().map(Axes::parse).transpose().map_err(place)?;
         let of_role: &[Axis] = match role {
-            MappedRole::Part(part) => Rule::axes(part),
+            MappedRole::Part(part) => PartSpec::of(part).stacked_axes,
             MappedRole::Gate { .. } => &[Axis::Layer, Axis::Head],
         };
         if let Some(axes) = &axes {

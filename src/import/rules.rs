@@ -7,7 +7,6 @@
 //!
 //! What is left of a name after that ends in a phrase of the table, or the name is none of the adapter's.
 
-use super::axes::Axis;
 use crate::adapter::Part;
 
 /// What the stored axis order is known from.
@@ -53,18 +52,6 @@ rules! {
         "b" "prefix_b" "feature_b" "phi.bias";
     Normalizer Features: "normalizer" "prefix_normalizer" "normaliser" "prefix_normaliser" "memory_normalizer" "N"
         "prefix_N" "normalizer.weight" "prefix_normalizer.weight";
-}
-
-impl Rule {
-    /// The axes that a tensor of this role has, in canonical order, with layer and head.
-    pub fn axes(part: Part) -> &'static [Axis] {
-        match part {
-            Part::Memory => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Value],
-            Part::FeatureWeight => &[Axis::Layer, Axis::Head, Axis::Feature, Axis::Query],
-            Part::FeatureBias | Part::Normalizer => &[Axis::Layer, Axis::Head, Axis::Feature],
-            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => &[],
-        }
-    }
 }
 
 /// What a name says.

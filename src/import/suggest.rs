@@ -13,6 +13,7 @@ use super::rules::{self, Meaning, Rule};
 use super::source::{self, Source, SourceTensor, TensorSource};
 use super::stated::Stated;
 use crate::adapter::Part;
+use crate::adapter::plus::PartSpec;
 use crate::base::{BaseConfig, BaseModel};
 use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::limits::LAYOUT_PATTERNS;
@@ -292,7 +293,7 @@ fn guess(g: &Group, no_memory: bool) -> Option<Part> {
 /// The order of what the name leaves to be stored, as far as sizes tell, else the canonical one; heads flattened where one
 /// dimension is missing.
 fn axes(role: Part, g: &Group, known: &Known) -> Option<String> {
-    let own = &Rule::axes(role)[g.n_numbers.min(2)..];
+    let own = &PartSpec::of(role).stacked_axes[g.n_numbers.min(2)..];
     let single = |axes: &[Axis]| Axes::new(axes.iter().map(|a| vec![*a]).collect());
     if own.len() == g.shape.len() {
         return Some(single(&known.order(own, &g.shape).unwrap_or_else(|| own.to_vec())).to_string());
@@ -316,7 +317,7 @@ fn axes(role: Part, g: &Group, known: &Known) -> Option<String> {
     let kept: Vec<Axis> = own.iter().copied().filter(|a| *a != Axis::Head).collect();
     let at = match &g.shape[..] {
         // The heads are in the dimension that is too long.
-        [.., rows, columns] if matches!(role, Part::Memory | Part::FeatureWeight) => {
+        [.., rows, columns] if PartSpec::of(role).is_matrix() => {
             let last = kept.len() - 1;
             let fits = known.allows(kept[last], *columns);
             let is_last = if fits && known.allows(kept[last - 1], *rows) { columns > rows } else { !fits };

@@ -1,27 +1,17 @@
 //! The one place where the row order of q's components is applied and undone; see [`RowOrder`].
 //!
-//! Without a learned feature map phi is elementwise, so the F axis of M and N *is* the component axis of q. With one,
-//! W mixes the components away and only its D axis moves. The value axis D_v never moves.
+//! Which axis moves, the table of parts says. The value axis D_v never does.
 
-use crate::adapter::Part;
-use crate::adapter::plus::{self, PARTS, Plus};
+use crate::adapter::plus::{self, PARTS, PartSpec, Plus};
 use crate::base::RowOrder;
 use crate::tensor::LazyTensor;
 
-/// The axis of the canonical tensor (`[H', F, D_v]`, `[H', F, D]`, `[H', F]`) that follows q's components, if any.
-fn component_axis(part: Part, has_feature_map: bool) -> Option<usize> {
-    match (part, has_feature_map) {
-        (Part::FeatureWeight, _) => Some(2),
-        (Part::Memory | Part::Normalizer, false) => Some(1),
-        (Part::Memory | Part::Normalizer, true) | (Part::FeatureBias, _) => None,
-        (Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole, _) => None,
-    }
-}
-
 fn map_layer(layer: &mut plus::Layer, regroup: impl Fn(LazyTensor, usize) -> LazyTensor) {
     let has_feature_map = layer.feature_weight.is_some();
-    for part in PARTS {
-        let (Some(axis), Some(tensor)) = (component_axis(part, has_feature_map), layer.get_mut(part)) else { continue };
+    for spec in &PARTS {
+        let (Some(axis), Some(tensor)) = (spec.component_axis(has_feature_map), layer.get_mut(spec.part)) else {
+            continue;
+        };
         *tensor = regroup(tensor.clone(), axis);
     }
 }
@@ -50,7 +40,8 @@ pub fn fits(layer: &plus::Layer, order: RowOrder) -> bool {
     let has_feature_map = layer.feature_weight.is_some();
     order == RowOrder::Neox
         || layer.tensors().all(|(part, t)| {
-            component_axis(part, has_feature_map)
+            PartSpec::of(part)
+                .component_axis(has_feature_map)
                 .is_none_or(|axis| t.shape().get(axis).is_some_and(|n| n % 2 == 0 && *n > 0))
         })
 }

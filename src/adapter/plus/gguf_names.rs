@@ -1,8 +1,8 @@
 //! Keys and tensor names of a Prefix-Tuning+ adapter in GGUF: one table for reading and writing.
 
-use super::find_field;
+use super::{PARTS, PartSpec, find_field};
 use crate::adapter::gguf_names::{BASE_FINGERPRINT, SOURCE_CONFIG};
-use crate::adapter::{Kind, Part, Slot};
+use crate::adapter::{Kind, Slot};
 use crate::error::Error;
 use crate::finding::Finding;
 
@@ -14,24 +14,16 @@ pub fn key(field: &str) -> String {
     format!("adapter.{}.{field}", Kind::Plus)
 }
 
-const SUFFIXES: [(Part, &str); 4] = [
-    (Part::Memory, "attn_prefix_memory.weight"),
-    (Part::FeatureWeight, "attn_prefix_feature.weight"),
-    (Part::FeatureBias, "attn_prefix_feature.bias"),
-    (Part::Normalizer, "attn_prefix_normalizer.weight"),
-];
-
 /// `blk.{layer}.attn_prefix_memory.weight` and its siblings.
 pub fn tensor_name(slot: Slot) -> String {
-    let (_, suffix) = SUFFIXES.iter().find(|(part, _)| *part == slot.part).expect("every part has a name");
-    format!("blk.{}.{suffix}", slot.in_block())
+    format!("blk.{}.{}", slot.in_block(), PartSpec::of(slot.part).gguf)
 }
 
 /// The slot whose [`tensor_name`] this is.
 pub fn parse_tensor_name(name: &str) -> Option<Slot> {
     let (number, suffix) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (part, _) = SUFFIXES.iter().find(|(_, s)| *s == suffix)?;
-    let slot = Slot::attention(number.parse().ok()?, *part);
+    let spec = PARTS.iter().find(|spec| spec.gguf == suffix)?;
+    let slot = Slot::attention(number.parse().ok()?, spec.part);
     (tensor_name(slot) == name).then_some(slot)
 }
 

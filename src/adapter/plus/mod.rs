@@ -10,8 +10,10 @@ use crate::tensor::LazyTensor;
 mod feature_map;
 mod fields;
 pub mod gguf_names;
+mod parts;
 pub use feature_map::FeatureMap;
 pub use fields::{FIELDS, VALUE_LENGTH, find as find_field};
+pub use parts::{Axis, PARTS, PartSpec};
 
 named_enum! {
     /// Where the query is taken from.
@@ -93,6 +95,20 @@ pub struct Config {
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
+impl Config {
+    /// The length of an axis of a layer's tensors.
+    fn len_of(&self, axis: Axis) -> usize {
+        let g = &self.geometry;
+        match axis {
+            Axis::Layer => 1,
+            Axis::Head => g.n_memories(self.memory_sharing),
+            Axis::Feature => g.n_features,
+            Axis::Value => g.value_head_dim,
+            Axis::Query => g.head_dim,
+        }
+    }
+}
+
 /// What a configuration says about the adapted layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatedLayers {
@@ -115,9 +131,6 @@ pub struct Layer {
     pub normalizer: Option<LazyTensor>,
 }
 
-/// The parts of a layer, in their order.
-pub const PARTS: [Part; 4] = [Part::Memory, Part::FeatureWeight, Part::FeatureBias, Part::Normalizer];
-
 impl Layer {
     /// The tensor that plays `part`, if the layer has it.
     pub fn get(&self, part: Part) -> Option<&LazyTensor> {
@@ -132,7 +145,7 @@ impl Layer {
 
     /// The tensors that the layer has, in the order of [`PARTS`].
     pub fn tensors(&self) -> impl Iterator<Item = (Part, &LazyTensor)> {
-        PARTS.iter().filter_map(|&part| Some((part, self.get(part)?)))
+        PARTS.iter().filter_map(|spec| Some((spec.part, self.get(spec.part)?)))
     }
 
     /// The tensor that plays `part`, to be replaced; `None` for a part that the layer lacks.
@@ -165,7 +178,7 @@ pub(super) fn canonical_name(slot: Slot) -> String {
 pub(super) fn parse_canonical_name(name: &str) -> Option<Slot> {
     let (number, part) = name.strip_prefix("layers.")?.split_once('.')?;
     let (layer, part) = (number.parse::<usize>().ok()?, Part::parse(part)?);
-    (PARTS.contains(&part) && layer.to_string() == number).then_some(Slot::attention(layer, part))
+    (PARTS.iter().any(|spec| spec.part == part) && layer.to_string() == number).then_some(Slot::attention(layer, part))
 }
 
 impl Plus {
@@ -186,14 +199,7 @@ impl Plus {
 
     /// The shape that `part` must have, outermost first.
     pub fn expected_shape(&self, part: Part) -> Vec<usize> {
-        let g = &self.config.geometry;
-        let h = g.n_memories(self.config.memory_sharing);
-        match part {
-            Part::Memory => vec![h, g.n_features, g.value_head_dim],
-            Part::FeatureWeight => vec![h, g.n_features, g.head_dim],
-            Part::FeatureBias | Part::Normalizer => vec![h, g.n_features],
-            Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => Vec::new(),
-        }
+        PartSpec::of(part).shape(&self.config)
     }
 
     /// Every field with its value, in the order of [`FIELDS`].

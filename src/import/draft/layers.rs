@@ -52,10 +52,10 @@ impl Draft {
 
     pub(super) fn enter_parts(&mut self) {
         let Some(list) = &self.stacked_layers else { return };
-        let of_part = |part: &Part| -> (Part, Arc<[Slot]>) {
-            (*part, list.iter().map(|layer| Slot::attention(*layer, *part)).collect())
+        let of_part = |part: Part| -> (Part, Arc<[Slot]>) {
+            (part, list.iter().map(|layer| Slot::attention(*layer, part)).collect())
         };
-        let slots: HashMap<Part, Arc<[Slot]>> = PARTS.iter().map(of_part).collect();
+        let slots: HashMap<Part, Arc<[Slot]>> = PARTS.iter().map(|spec| of_part(spec.part)).collect();
         let stacked = self.parts.iter().filter(|p| p.layer.is_none());
         let parts: HashMap<&str, Part> = stacked.map(|p| (p.name.as_str(), p.part)).collect();
         for e in &mut self.ledger.entries {
@@ -79,7 +79,7 @@ impl Draft {
         if heads == HeadOrder::Strided {
             let (n, n_kv) = self.heads(base).unwrap_or((1, 1));
             for layer in layers.values_mut() {
-                for part in PARTS {
+                for part in PARTS.iter().map(|spec| spec.part) {
                     if let Some(t) = layer.get_mut(part) {
                         *t = strided_heads(t, n, n_kv).map_err(|e| e.file(&self.path))?;
                     }
@@ -206,7 +206,7 @@ impl Draft {
 /// has one number of heads. `left` are the bytes that may yet be made so.
 fn repeat_shared(layer: &mut plus::Layer, may: impl Fn(Part) -> bool, left: &mut usize) -> Result<(), (Part, Error)> {
     let n_heads = layer.memory.shape().first().copied().unwrap_or(0);
-    for part in [Part::FeatureWeight, Part::FeatureBias, Part::Normalizer] {
+    for part in PARTS.iter().map(|spec| spec.part).filter(|part| *part != Part::Memory) {
         let is_shared = |t: &&mut LazyTensor| n_heads > 1 && may(part) && t.shape().first() == Some(&1);
         let Some(t) = layer.get_mut(part).filter(is_shared) else { continue };
         // What is empty takes no bytes and may still be more elements than there are numbers.

@@ -2,10 +2,9 @@
 
 use super::{Draft, Order, StoredPart};
 use crate::adapter::Part;
-use crate::adapter::plus::{MemorySharing, StatedLayers};
+use crate::adapter::plus::{MemorySharing, PartSpec, StatedLayers};
 use crate::base::BaseModel;
 use crate::import::axes::{Axes, Axis, Sizes};
-use crate::import::rules::Rule;
 
 /// How the axes of parts of open order are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -24,7 +23,7 @@ impl Draft {
             Axis::Head => head.is_some(),
             _ => false,
         };
-        Rule::axes(part).iter().copied().filter(|a| !named(a)).collect()
+        PartSpec::of(part).stacked_axes.iter().copied().filter(|a| !named(a)).collect()
     }
 
     /// The length of an axis, where the shape alone says it.
