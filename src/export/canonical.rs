@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::recorded::widened_from;
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::Adapter;
@@ -11,7 +12,6 @@ use crate::adapter::plus::{Plus, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::{TensorSpec, json, limits, safetensors};
 use crate::import::stated::{PEFT_TYPE, WIDENED_FROM};
-use crate::tensor::DType;
 use crate::validate::Validated;
 
 /// Plans `adapter_model.safetensors`: layers ascending, parts in their order, Hugging Face component order.
@@ -82,12 +82,6 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
     }
     out.extend(extra);
     text_of(out)
-}
-
-/// The type that the weights were in, where every tensor is written in a finer one.
-pub(super) fn widened_from(source: &Validated, tensors: &[OutputTensor]) -> Option<DType> {
-    let coarsest = source.coarsest_dtype();
-    tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()).then_some(coarsest)
 }
 
 /// A configuration as the text of its file.

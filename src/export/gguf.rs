@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value as Json};
 
 use super::canonical::layers_json;
+use super::recorded::{DIGEST_PENDING, source_dtypes};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, Written, file_type};
 use crate::adapter::field::{FieldValue, Get};
@@ -22,9 +23,6 @@ use crate::import::stated::BASE_FINGERPRINT;
 use crate::tensor::DType;
 use crate::transform::row_order;
 use crate::validate::Validated;
-
-/// Placeholder for the source digest until the tensors have been read; as long as the digest.
-pub(super) const DIGEST_PENDING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Plans the file for a base of this GGUF architecture; `base`, where there is one, says what the architecture does not.
 ///
@@ -186,20 +184,6 @@ fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String
         return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));
     }
     Ok(text)
-}
-
-pub(super) fn source_dtypes(source: &Validated) -> String {
-    let recorded = &source.origin.recorded_dtypes;
-    let map: Map<String, Json> = source
-        .adapter()
-        .tensors()
-        .map(|(slot, t)| {
-            let name = slot.canonical_name();
-            let dtype = recorded.get(&name).copied().unwrap_or(t.dtype());
-            (name, dtype.name().into())
-        })
-        .collect();
-    Json::Object(map).to_string()
 }
 
 /// `general.file_type`: the number of the type that most elements of M have.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
-use super::canonical::widened_from;
+use super::recorded::{DIGEST_PENDING, source_dtypes, widened_from};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan, file_type};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
@@ -177,7 +177,7 @@ fn metadata(
         put(FOLDED, Json::Object(map).to_string().as_str().into());
     }
     put(shared::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
-    put(shared::SOURCE_SHA256, super::gguf::DIGEST_PENDING.into());
+    put(shared::SOURCE_SHA256, DIGEST_PENDING.into());
     if let Some(fingerprint) = source.base_fingerprint() {
         put(shared::BASE_FINGERPRINT, fingerprint.into());
     }
@@ -185,7 +185,7 @@ fn metadata(
         put(shared::COMMAND, command.as_str().into());
     }
     put(shared::SOURCE_CONFIG, source_config(config)?.as_str().into());
-    put(shared::SOURCE_DTYPES, super::gguf::source_dtypes(source).as_str().into());
+    put(shared::SOURCE_DTYPES, source_dtypes(source).as_str().into());
     for (name, value) in foreign::of_config(config)?.iter() {
         put(name, value.clone());
     }

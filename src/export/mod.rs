@@ -9,6 +9,7 @@ mod file_type;
 pub mod gguf;
 mod lora;
 mod mix;
+mod recorded;
 pub mod types;
 
 use std::borrow::Cow;
