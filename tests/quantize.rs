@@ -17,7 +17,7 @@ use serde_json::Value;
 const NARROW: [DType; 5] = [DType::Q8_0, DType::Q5_0, DType::Q5_1, DType::Q4_0, DType::Q4_1];
 const WIDE: [DType; 5] = [DType::Q6_K, DType::Q5_K, DType::Q4_K, DType::Q3_K, DType::Q2_K];
 
-/// SPEC section 3, for rows that 32 divides and 256 does not.
+/// The table of fallbacks in docs/FORMAT.md, for rows that 32 divides and 256 does not.
 fn fallback(dtype: DType) -> DType {
     match dtype {
         DType::Q2_K | DType::Q3_K => DType::Q4_0,
@@ -96,7 +96,7 @@ fn architecture(name: &str) -> &'static str {
     }
 }
 
-/// Hugging Face order to NORM, as SPEC section 3 states it: row `2j+t` is row `t*D/2 + j`.
+/// Hugging Face order to NORM, as docs/FORMAT.md states it: row `2j+t` is row `t*D/2 + j`.
 fn norm_order(d: usize) -> Vec<usize> {
     (0..d).map(|r| (r % 2) * d / 2 + r / 2).collect()
 }
@@ -578,7 +578,7 @@ fn blocks_that_cannot_be_decoded_or_are_poisoned_are_refused() {
     assert_eq!(case.names(), ["a.gguf", "adapter", "bad.gguf"]);
 }
 
-/// Row order, tap and activation, each wrong, in the type under test; SPEC section 8's reason for relative limits.
+/// Row order, tap and activation, each wrong, in the type under test; the reason for relative limits (docs/VERIFY.md).
 #[test]
 fn a_quantized_adapter_passes_and_a_quantized_mistake_does_not() {
     type Mutation = (&'static str, fn(&mut RawAdapter));

@@ -12,11 +12,8 @@ use crate::error::Result;
 use crate::import::RECORD_KEY;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::tensor::LazyTensor;
-use crate::transform::cast;
+use crate::transform::pairs::for_each_pair;
 use crate::validate::Validated;
-
-/// Elements compared at once; whole heads.
-const STEP_BYTES: usize = 4 << 20;
 
 /// The outcome.
 #[derive(Debug, Clone, Serialize)]
@@ -177,19 +174,8 @@ fn compare(name: String, a: Option<LazyTensor>, b: Option<LazyTensor>) -> Result
 }
 
 fn compare_values(a: &LazyTensor, b: &LazyTensor) -> Result<ValueDifference> {
-    let n_heads = a.shape().first().copied().unwrap_or(0);
-    let step = (STEP_BYTES / (a.len_bytes() / n_heads.max(1)).max(1)).clamp(1, n_heads.max(1));
     let mut sums = Sums::default();
-    for start in (0..n_heads).step_by(step) {
-        let n = step.min(n_heads - start);
-        let values = |t: &LazyTensor| {
-            let part = t.narrow(start, n);
-            cast::to_f32(part.dtype(), &part.to_bytes())
-        };
-        sums.add(&values(a)?, &values(b)?);
-    }
-    a.release();
-    b.release();
+    for_each_pair(a, b, |a, b| sums.add(a, b))?;
     Ok(sums.finish())
 }
 

@@ -135,7 +135,10 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     };
 
     let mut notes = made.converted.as_ref().map_or_else(|| source.notes.clone(), |c| c.notes.clone());
-    notes.extend(window_note(base).filter(|n| !notes.contains(n)));
+    // Whoever runs the bundle in llama.cpp should know.
+    if pipeline::ignores_window(base) && !notes.iter().any(|n| n == pipeline::WINDOW_NOTE) {
+        notes.push(pipeline::WINDOW_NOTE.to_owned());
+    }
     let digest = AdapterDigest::of(adapter.adapter());
     let encoding = main_type(&adapter);
     let base_name = card::base_name(adapter.adapter(), base);
@@ -281,11 +284,6 @@ fn against_source(
 ) -> Result<Report> {
     let reference = Reference::Adapter { adapter: source, base: None, prompts };
     verify::verify(adapter, base, reference, options)?.passed("no bundle was made", &source.origin.path)
-}
-
-/// SPEC-level fact of llama.cpp that concerns whoever runs the bundle there.
-fn window_note(base: &BaseModel) -> Option<String> {
-    pipeline::ignores_window(base).then(|| pipeline::WINDOW_NOTE.to_owned())
 }
 
 /// The type that most elements of M have, of a LoRA those of A and B.

@@ -9,6 +9,7 @@ use crate::base::fingerprint::Identity;
 use crate::error::Result;
 use crate::inspect;
 use crate::validate::BaseMismatch;
+use crate::verify;
 
 #[derive(clap::Args)]
 pub struct BaseCheck {
@@ -31,6 +32,19 @@ impl BaseCheck {
 /// Sizes fit many bases: that the numbers are right, only PyTorch's answer shows.
 pub const NOT_PROVED: &str =
     "no --probe: that this base and this adapter compute what PyTorch did was not checked (docs/VERIFY.md)";
+
+/// How far a proof's numbers are from what they were held against.
+pub fn proof_text(report: &verify::Report) -> String {
+    let m = &report.metrics;
+    format!(
+        "max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
+        m.max_abs,
+        report.limits.max_abs.unwrap_or(f64::NAN),
+        m.mean_kl,
+        m.top1_agreement * 100.0,
+        m.n_positions
+    )
+}
 
 /// Opens a base, and says so where it is more than one.
 ///

@@ -267,15 +267,7 @@ fn text(c: &Converted, adapter: &Path) -> String {
         let _ = writeln!(out, "{}", s.line());
     }
     if let Some(v) = &c.verification {
-        let _ = writeln!(
-            out,
-            "verified against the probe: max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
-            v.metrics.max_abs,
-            v.limits.max_abs.unwrap_or(f64::NAN),
-            v.metrics.mean_kl,
-            v.metrics.top1_agreement * 100.0,
-            v.metrics.n_positions
-        );
+        let _ = writeln!(out, "verified against the probe: {}", base_check::proof_text(v));
     }
     let _ = writeln!(
         out,

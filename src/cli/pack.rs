@@ -299,7 +299,6 @@ fn write_report(
 
 fn text(a: &Arguments, p: &Packed) -> String {
     let mut out = String::new();
-    let v = &p.verification;
     // A GGUF file that was packed as it is: without PyTorch's answer there was only itself to hold it against.
     let is_itself = a.probe.is_none() && !p.files.contains_key("reports/conversion.json");
     let what = match is_itself {
@@ -307,15 +306,7 @@ fn text(a: &Arguments, p: &Packed) -> String {
         false if a.probe.is_none() => format!("agrees with {}", p.reference),
         false => format!("verified against {}", p.reference),
     };
-    let _ = writeln!(
-        out,
-        "{what}: max |dlogit| {:.2e} (limit {:.2e}), mean KL {:.1e}, top-1 {:.1} % of {} positions",
-        v.metrics.max_abs,
-        v.limits.max_abs.unwrap_or(f64::NAN),
-        v.metrics.mean_kl,
-        v.metrics.top1_agreement * 100.0,
-        v.metrics.n_positions
-    );
+    let _ = writeln!(out, "{what}: {}", base_check::proof_text(&p.verification));
     let signed = p.public_key.as_ref().map_or("not signed".into(), |key| format!("signed by {key}"));
     let _ = writeln!(
         out,

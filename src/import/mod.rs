@@ -2,7 +2,7 @@
 
 mod assemble;
 mod axes;
-mod beside;
+mod base_weights;
 mod candidates;
 mod draft;
 pub(crate) mod foreign;

@@ -108,6 +108,15 @@ fn narrow(
     Ok(out)
 }
 
+/// An F32 as its nearest value of F16 or BF16; as itself for other types.
+pub fn rounded_to(dtype: DType) -> fn(f32) -> f32 {
+    match dtype {
+        DType::BF16 => |v| bf16::from_f32(v).to_f32(),
+        DType::F16 => |v| f16::from_f32(v).to_f32(),
+        _ => |v| v,
+    }
+}
+
 /// Whether casting to `to` gives every element back exactly.
 pub fn is_lossless(from: DType, src: &[u8], to: DType) -> bool {
     let Ok((bytes, _)) = cast(from, src, to, Overflow::Error) else { return false };

@@ -4,4 +4,5 @@
 pub mod cast;
 pub mod loss;
 pub mod low_rank;
+pub mod pairs;
 pub mod row_order;

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -14,6 +13,7 @@ use crate::finding::Finding;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
 use crate::transform::loss::{Loss, LossSum};
+use crate::transform::pairs::for_each_pair;
 use crate::validate::Validated;
 
 /// The outcome of a tensor-level comparison.
@@ -72,9 +72,8 @@ pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss
     let one = |&(slot, t): &(Slot, &LazyTensor)| {
         let other = reference.adapter().get(slot).filter(|r| r.shape() == t.shape());
         let Some(other) = other else { return Ok(None) };
-        let (x, y) = (cast::to_f32(other.dtype(), &other.to_bytes())?, cast::to_f32(t.dtype(), &t.to_bytes())?);
         let mut sum = LossSum::default();
-        sum.add(&x, &y);
+        for_each_pair(other, t, |x, y| sum.add(x, y))?;
         let dtype = t.stored_dtype();
         let len_bytes = (t.n_elements() / dtype.block_len() * dtype.block_bytes()) as u64;
         Ok(Some(TensorLoss { name: slot.canonical_name(), dtype, len_bytes, loss: sum.loss() }))
@@ -130,22 +129,19 @@ fn compare_one(name: String, found: Option<LazyTensor>, reference: Option<LazyTe
         )
         .field(name));
     }
-    let (x, y) = (cast::to_f32(a.dtype(), &a.to_bytes())?, cast::to_f32(b.dtype(), &b.to_bytes())?);
     let coarser = [DType::BF16, DType::F16, DType::F32]
         .into_iter()
         .find(|d| a.dtype() == *d || b.dtype() == *d)
         .unwrap_or(DType::F32);
-    let round = |v: f32| match coarser {
-        DType::BF16 => bf16::from_f32(v).to_f32(),
-        DType::F16 => f16::from_f32(v).to_f32(),
-        _ => v,
-    };
+    let round = cast::rounded_to(coarser);
     let mut max_abs = 0f64;
     let mut n_beyond = 0;
-    for (&p, &q) in x.iter().zip(&y) {
-        max_abs = max_abs.max((f64::from(p) - f64::from(q)).abs());
-        n_beyond += usize::from(round(p) != round(q));
-    }
+    for_each_pair(&a, &b, |x, y| {
+        for (&p, &q) in x.iter().zip(y) {
+            max_abs = max_abs.max((f64::from(p) - f64::from(q)).abs());
+            n_beyond += usize::from(round(p) != round(q));
+        }
+    })?;
     let failure = (n_beyond > 0).then(|| {
         format!(
             "expected equal elements up to rounding to {coarser}, found {n_beyond} that differ, by up to {max_abs:.3e}"

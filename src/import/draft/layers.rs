@@ -25,10 +25,10 @@ const MAX_REPEATED_BYTES: usize = 320 << 20;
 /// Which stored head serves which query head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum HeadOrder {
-    /// As SPEC says: memory `j` serves the query heads `j*g .. j*g+g-1`.
+    /// As docs/METHOD.md says: memory `j` serves the query heads `j*g .. j*g+g-1`.
     #[default]
     InOrder,
-    /// Memory `j` of a key/value head serves query heads `j, j + H_kv, ..` (`repeat` where SPEC has `repeat_interleave`);
+    /// Memory `j` of a key/value head serves query heads `j, j + H_kv, ..` (`repeat` where the method has `repeat_interleave`);
     /// with one memory per query head, those of a group lie `H_kv` apart.
     Strided,
 }

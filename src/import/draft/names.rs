@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::pickle::Objects;
 use crate::import::axes::{Axes, Axis};
-use crate::import::beside::BaseWeights;
+use crate::import::base_weights::BaseWeights;
 use crate::import::gate_map::GateMap;
 use crate::import::ledger::{Entry, Fate};
 use crate::import::mapping::{Mapped, Mapping, Reader};

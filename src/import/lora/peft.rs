@@ -16,7 +16,7 @@ use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::json;
 use crate::format::names::shorten;
-use crate::import::beside::{self, Against};
+use crate::import::base_weights::{self, Against};
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::rules;
 use crate::import::source::{CONFIG_FILE, SourceTensor, TensorSource};
@@ -276,7 +276,7 @@ impl Reading<'_> {
         let is_trained = is_trained || self.stated.is_saved(weight);
         let against = match self.base {
             None => Against::Unknown("there is no base to compare with (--base)"),
-            Some(base) => beside::against_base(t, base, weight)?,
+            Some(base) => base_weights::against_base(t, base, weight)?,
         };
         match against {
             Against::Same => entry.fate = Fate::Ignored { reason: rules::BASE_WEIGHTS.into() },

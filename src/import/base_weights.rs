@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::rules;
@@ -14,6 +13,7 @@ use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
+use crate::transform::cast;
 
 /// Values that a thread decodes at once of each of two tensors: a megabyte, as F32.
 const STEP_VALUES: usize = 1 << 18;
@@ -214,11 +214,7 @@ fn values(t: &LazyTensor) -> Vec<f32> {
 fn closeness(a: DType, b: DType) -> impl Fn(f32, f32) -> bool {
     let mut types = [a, b];
     types.sort_by_key(|t| t.fineness());
-    let round: fn(f32) -> f32 = match types[0] {
-        DType::BF16 => |v| bf16::from_f32(v).to_f32(),
-        DType::F16 => |v| f16::from_f32(v).to_f32(),
-        _ => |v| v,
-    };
+    let round = cast::rounded_to(types[0]);
     // Half of the last bit of BF16 and of F16, and of the smallest number that F16 has: weights may have been F16 on the way.
     const HALF_BITS: f32 = 1.0 / 512.0 + 1.0 / 2048.0;
     const SMALLEST: f32 = 1.0 / (1 << 25) as f32;
@@ -232,6 +228,8 @@ fn closeness(a: DType, b: DType) -> impl Fn(f32, f32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::*;
 
     fn are_same(a: &LazyTensor, b: &LazyTensor) -> bool {
