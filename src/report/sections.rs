@@ -137,7 +137,7 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
                 row("memory_sharing", config.memory_sharing.to_string()),
             ]
         }
-        Adapter::Lora(_) => adapter.adapter().conventions().into_iter().map(|(key, value)| row(key, value)).collect(),
+        Adapter::Lora(_) => adapter.adapter().conventions().map(|(key, value)| row(key, value)).collect(),
     };
     let order_by = match &adapter.origin.gguf_architecture {
         Some(architecture) => format!("the file's architecture, {architecture}"),

@@ -15,7 +15,9 @@ const STEP_BYTES: usize = 4 << 20;
 /// Those of [`cast::to_f32`].
 pub fn for_each_pair(a: &LazyTensor, b: &LazyTensor, mut each: impl FnMut(&[f32], &[f32])) -> Result<()> {
     assert_eq!(a.shape(), b.shape());
-    let n_rows = a.shape().first().copied().unwrap_or(0);
+    let Some(&n_rows) = a.shape().first() else {
+        return for_each_pair(&a.clone().unsqueeze0(), &b.clone().unsqueeze0(), each);
+    };
     let step = (STEP_BYTES / (a.len_bytes() / n_rows.max(1)).max(1)).clamp(1, n_rows.max(1));
     for start in (0..n_rows).step_by(step) {
         let n = step.min(n_rows - start);
@@ -38,7 +40,9 @@ mod tests {
     fn every_pair_comes_once_and_in_order() {
         // 12 MB: three steps.
         let values: Vec<f32> = (0..3_000_000).map(|i| i as f32).collect();
-        for (shape, n_steps) in [(&[3000, 1000][..], 3), (&[3, 1000, 1000], 3), (&[1, 3_000_000], 1), (&[0, 5], 0)] {
+        for (shape, n_steps) in
+            [(&[3000, 1000][..], 3), (&[3, 1000, 1000], 3), (&[1, 3_000_000], 1), (&[0, 5], 0), (&[], 1)]
+        {
             let t = LazyTensor::from_f32(&values[..shape.iter().product()], shape);
             let (mut seen, mut n) = (Vec::new(), 0);
             for_each_pair(&t, &t, |a, b| {
