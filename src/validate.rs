@@ -216,7 +216,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
         let other = |plus: &Plus| base.and_then(|b| other_base(plus, b));
-        let hints = adapter.as_plus().and_then(other).into_iter().collect();
+        let hints = adapter.as_plus().and_then(other).into_iter().chain(one_of_copies(&findings)).collect();
         Err(Rejected { findings, notes, hints, open: None })
     }
 }
@@ -273,14 +273,30 @@ fn whatever_is_open(draft: &mut Draft, base: Option<&BaseModel>) -> Rejected {
         Err(_) => {
             let mut findings = Findings::from(std::mem::take(&mut draft.findings));
             findings.extend(values::check_tensors(draft.part_tensors()));
-            Rejected {
-                findings: findings.into_vec(),
-                notes: std::mem::take(&mut draft.notes),
-                hints: Vec::new(),
-                open: None,
-            }
+            let findings = findings.into_vec();
+            let hints = one_of_copies(&findings).into_iter().collect();
+            Rejected { findings, notes: std::mem::take(&mut draft.notes), hints, open: None }
         }
     }
+}
+
+/// How to choose one, where a checkpoint holds the adapter twice, as training codes do that save averages (EMA), too.
+fn one_of_copies(findings: &[Finding]) -> Option<String> {
+    let finding = findings.iter().find(|f| f.code == Code::AdapterDuplicate)?;
+    let (one, other) = finding.found.strip_prefix('"')?.strip_suffix('"')?.split_once("\" and \"")?;
+    let words = |name: &'_ str| name.split('.').map(str::to_owned).collect::<Vec<_>>();
+    let (one, other) = (words(one), words(other));
+    let n_common = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
+    let own = |words: &[String]| words[..words.len() - n_common].join(".");
+    let (one, other) = (own(&one), own(&other));
+    let is_average = |own: &str| ["ema", "avg", "average", "swa"].iter().any(|w| own.to_lowercase().contains(w));
+    let left_out = if is_average(&one) && !is_average(&other) { one } else { other };
+    (!left_out.is_empty()).then(|| {
+        format!(
+            "the file holds the adapter twice; a layout file (--layout FILE.toml) says which copy to leave out: `[[ignore]]` with `name = '{}\\..*'` and a `reason`",
+            regex::escape(&left_out)
+        )
+    })
 }
 
 /// Gates are in no output: what they did, the memories do.

@@ -266,3 +266,97 @@ fn a_base_that_llama_cpp_would_not_load_is_not_converted() {
     let [_, (code, error)] = outcomes("qwen2", &folder);
     assert_eq!((code, error["field"].as_str()), (7, Some("head_dim")), "{error}");
 }
+
+/// A base in two shards with an index, as `save_pretrained` writes it.
+fn shard(folder: &Path) {
+    let whole = folder.join("model.safetensors");
+    let (mut first, mut second) = (BTreeMap::new(), BTreeMap::new());
+    for (i, (name, t)) in read_safetensors(&whole).into_iter().enumerate() {
+        if i % 2 == 0 {
+            first.insert(name, t)
+        } else {
+            second.insert(name, t)
+        };
+    }
+    let mut map = serde_json::Map::new();
+    for (file, part) in [("model-00001-of-00002.safetensors", first), ("model-00002-of-00002.safetensors", second)] {
+        map.extend(part.keys().map(|name| (name.clone(), file.into())));
+        write_safetensors(&folder.join(file), &part);
+    }
+    std::fs::remove_file(whole).unwrap();
+    std::fs::write(folder.join("model.safetensors.index.json"), value!({"weight_map": map}).to_string()).unwrap();
+}
+
+#[test]
+fn a_folder_of_links_is_the_model_that_they_lead_to() {
+    use std::os::unix::fs::symlink;
+    let temp = tempfile::tempdir().unwrap();
+    let real = copy("llama-gqa", &temp.path().join("elsewhere"));
+    shard(&real);
+    // All of them links, or the weights alone.
+    for links_all in [true, false] {
+        let folder = temp.path().join(format!("links-{links_all}"));
+        std::fs::create_dir(&folder).unwrap();
+        for entry in std::fs::read_dir(&real).unwrap() {
+            let (from, to) = (entry.as_ref().unwrap().path(), folder.join(entry.unwrap().file_name()));
+            if links_all || from.extension().is_some_and(|e| e == "safetensors") {
+                symlink(&from, &to).unwrap();
+            } else {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+        assert_same_model(&format!("links, all {links_all}"), "llama-gqa", &folder);
+        // A link under another name reads what the index does not name.
+        let shard = folder.join("model-00001-of-00002.safetensors");
+        std::fs::remove_file(&shard).unwrap();
+        std::fs::copy(real.join("model-00001-of-00002.safetensors"), temp.path().join("other.safetensors")).unwrap();
+        symlink(temp.path().join("other.safetensors"), &shard).unwrap();
+        for (code, document) in outcomes("llama-gqa", &folder) {
+            assert_eq!((code, document["code"].as_str()), (3, Some("safetensors-index")), "{document}");
+        }
+    }
+}
+
+#[test]
+fn weights_in_8_bit_floats_are_told_what_to_become() {
+    let temp = tempfile::tempdir().unwrap();
+    let stated = copy("llama-gqa", &temp.path().join("stated"));
+    edit_config(&stated, |c| {
+        c["quantization_config"] = value!({"quant_method": "fp8", "weight_block_size": [128, 128]})
+    });
+    let compressed = copy("llama-gqa", &temp.path().join("compressed"));
+    edit_config(&compressed, |c| {
+        let weights = value!({"num_bits": 8, "type": "float"});
+        c["quantization_config"] =
+            value!({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": weights}}});
+    });
+    let silent = copy("llama-gqa", &temp.path().join("silent"));
+    let file = silent.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let views = parsed.tensors().into_iter().map(|(name, t)| {
+        let is_matrix = name.ends_with("q_proj.weight");
+        let n: usize = t.shape().iter().product();
+        let view = if is_matrix {
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F8_E4M3, t.shape().to_vec(), &bytes[..n]).unwrap()
+        } else {
+            t
+        };
+        (name, view)
+    });
+    let changed = safetensors::serialize(views, None).unwrap();
+    std::fs::write(&file, changed).unwrap();
+    let gptq = copy("llama-gqa", &temp.path().join("gptq"));
+    edit_config(&gptq, |c| c["quantization_config"] = value!({"quant_method": "gptq", "bits": 4}));
+    for (folder, hint) in [
+        (stated, "convert to BF16 first"),
+        (compressed, "convert to BF16 first"),
+        (silent, "convert to BF16 first"),
+        (gptq, "take the model that it was quantized from"),
+    ] {
+        for (code, document) in outcomes("llama-gqa", &folder) {
+            let hints = document["hints"].to_string();
+            assert!(code == 7 && hints.contains(hint), "{}: {code} {document}", folder.display());
+        }
+    }
+}

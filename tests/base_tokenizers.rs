@@ -344,6 +344,48 @@ fn every_end_of_an_answer_has_its_place() {
 }
 
 #[test]
+fn an_older_file_of_special_tokens_counts_where_the_newer_one_is_silent() {
+    let temp = tempfile::tempdir().unwrap();
+    // 0 <|endoftext|>, 1 <|im_start|>, 2 <|im_end|>, and words.
+    for (own, map, expected) in [
+        (value!({}), value!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}), [Some(2), Some(1)]),
+        (
+            value!({"eos_token": null, "bos_token": null}),
+            value!({"eos_token": {"content": "<|im_end|>", "lstrip": false}, "bos_token": "<|im_start|>"}),
+            [Some(2), Some(1)],
+        ),
+        (
+            value!({"eos_token": "<|endoftext|>"}),
+            value!({"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}),
+            [Some(0), Some(1)],
+        ),
+    ] {
+        let folder = copy("smollm", temp.path());
+        let _ = std::fs::remove_file(folder.join("generation_config.json"));
+        state(&folder.join("config.json"), value!({"eos_token_id": null, "bos_token_id": null}));
+        edit(&folder.join("tokenizer_config.json"), |config| {
+            for name in ["eos_token", "bos_token"] {
+                config.as_object_mut().unwrap().remove(name);
+                if let Some(stated) = own.get(name) {
+                    config[name] = stated.clone();
+                }
+            }
+        });
+        std::fs::write(folder.join("special_tokens_map.json"), map.to_string()).unwrap();
+        let (keys, _) = keys_and_notes(&folder);
+        let id = |name: &str| match keys.get(&format!("tokenizer.ggml.{name}_token_id")) {
+            Some(Value::U32(id)) => Some(*id),
+            _ => None,
+        };
+        assert_eq!([id("eos"), id("bos")], expected, "{own} {map}");
+    }
+    let folder = copy("smollm", temp.path());
+    std::fs::write(folder.join("special_tokens_map.json"), "{").unwrap();
+    let out = ptplus(["convert", folder.to_str().unwrap(), "-o", temp.path().join("x.gguf").to_str().unwrap()]);
+    assert_eq!(exit(&out), 3, "{}", stderr(&out));
+}
+
+#[test]
 fn tokens_that_only_fill_batches_or_stand_for_the_unknown_may_be_missing() {
     let temp = tempfile::tempdir().unwrap();
     type Change = fn(&Path);

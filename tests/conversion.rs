@@ -356,3 +356,13 @@ fn values_that_were_rounded_once_are_judged_by_that_type_ever_after() {
         assert_eq!((code, &report["tolerance"]), (0, &"bf16".into()), "{}: {report}", adapter.display());
     }
 }
+
+#[test]
+fn llama_cpps_automatic_type_is_told_what_there_is_here() {
+    let adapter = model("llama-gqa").join("adapter");
+    for auto in ["auto", "AUTO"] {
+        let out = convert(&adapter, &std::env::temp_dir().join("never.gguf"), &["--arch", "llama", "--outtype", auto]);
+        assert_eq!(exit(&out), 2, "{}", stderr(&out));
+        assert!(stderr(&out).contains("--auto KL=VALUE") && stderr(&out).contains("`keep`"), "{}", stderr(&out));
+    }
+}

@@ -128,3 +128,31 @@ fn safetensors_of_python_are_read() {
     let table: Vec<_> = s.tensors.iter().map(|t| (&*t.name, f32s(t))).collect();
     assert_eq!(table, [("a", counting(4)), ("b", counting(3)), ("c", counting(1))]);
 }
+
+/// As `.ci/run` and everybody who downloads the fixtures checks them.
+#[test]
+fn every_fixture_is_listed_with_its_digest() {
+    use sha2::Digest;
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let list = std::fs::read_to_string(folder.join("SHA256SUMS")).unwrap();
+    let listed: std::collections::BTreeMap<&str, &str> =
+        list.lines().map(|line| line.split_once("  ").unwrap()).map(|(digest, name)| (name, digest)).collect();
+    let mut found = std::collections::BTreeMap::new();
+    let mut open = vec![folder.clone()];
+    while let Some(here) = open.pop() {
+        for entry in std::fs::read_dir(here).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(&folder).unwrap().to_str().unwrap().to_owned();
+            // What is fetched is too large to be kept; scripts say how the others were made.
+            let is_other = ["fetched", "SHA256SUMS"].contains(&&*name) || name.contains("__pycache__");
+            if path.is_dir() && !is_other {
+                open.push(path);
+            } else if !is_other && !name.ends_with(".py") && !name.ends_with(".sh") {
+                let digest = sha2::Sha256::digest(std::fs::read(&path).unwrap());
+                found.insert(name, digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
+            }
+        }
+    }
+    let found: std::collections::BTreeMap<&str, &str> = found.iter().map(|(n, d)| (&**n, &**d)).collect();
+    assert_eq!(listed, found);
+}

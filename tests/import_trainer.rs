@@ -599,3 +599,38 @@ fn gates_are_multiplied_into_the_memories() {
     let done = import(&folder, &out, Some(&base()), &["--force"]);
     assert!(exit(&done) == 4 && stderr(&done).contains("memory_scale"), "{}", stderr(&done));
 }
+
+#[test]
+fn of_two_copies_a_hint_says_how_to_choose_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let source = RawAdapter::fixture("llama-gqa");
+    for (kept, average) in [("model", "ema"), ("state_dict", "model_ema"), ("net", "ema_model.module")] {
+        let file = temp.path().join("both.safetensors");
+        let tensors = source.tensors.iter().flat_map(|(name, t)| {
+            let averaged = Tensor { values: t.values.iter().map(|v| v * 0.5).collect(), ..t.clone() };
+            [(format!("{kept}.{name}"), t.clone()), (format!("{average}.{name}"), averaged)]
+        });
+        common::write_safetensors(&file, &tensors.collect());
+        let args = |more: &[&str]| {
+            let mut args =
+                vec!["validate".to_owned(), text(&file), "--base".into(), text(&model("llama-gqa").join("base"))];
+            for (flag, key) in [("--feature-map", "feature_map"), ("--query-tap", "query_tap")] {
+                args.extend([flag.to_owned(), source.config[key].as_str().unwrap().to_owned()]);
+            }
+            for (flag, key) in [("--query-scale", "query_scale"), ("--memory-scale", "memory_scale")] {
+                args.extend([flag.to_owned(), source.config[key].to_string()]);
+            }
+            args.extend(more.iter().map(|s| (*s).to_owned()));
+            args
+        };
+        let out = ptplus(args(&[]));
+        let said = format!("{}{}", stderr(&out), common::stdout(&out));
+        let pattern = format!("{}\\..*", average.replace('.', "\\."));
+        assert!(exit(&out) == 4 && said.contains(&format!("`name = '{pattern}'`")), "{said}");
+        let layout = temp.path().join("layout.toml");
+        std::fs::write(&layout, format!("[[ignore]]\nname = '{pattern}'\nreason = 'an average'\n")).unwrap();
+        let out = ptplus(args(&["--layout", &text(&layout)]));
+        assert_eq!(exit(&out), 0, "{}{}", stderr(&out), common::stdout(&out));
+    }
+}

@@ -246,3 +246,32 @@ fn a_probe_in_half_precision_is_told_from_a_wrong_base() {
     assert!(stderr(&done).contains("[convention-none]"), "{}", stderr(&done));
     assert!(stderr(&done).contains("hint: the probe was computed in BF16"), "{}", stderr(&done));
 }
+
+#[test]
+fn what_flags_state_holds_for_the_other_adapter_too_where_it_is_silent() {
+    let place = Place::new();
+    let folders = [place.temp.path().join("one"), place.temp.path().join("other")];
+    open_adapter(&folders[0], |_| ());
+    open_adapter(&folders[1], |_| ());
+    let stated = RawAdapter::fixture("llama-mha").config;
+    let canonical = model("llama-mha").join("adapter");
+    let text = |p: &Path| p.to_str().unwrap().to_owned();
+    let flags: Vec<String> = ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"]
+        .into_iter()
+        .flat_map(|key| {
+            let value = stated[key].as_str().map_or_else(|| stated[key].to_string(), str::to_owned);
+            [format!("--{}", key.replace('_', "-")), value]
+        })
+        .collect();
+    for (one, other) in [(&folders[0], &folders[1]), (&folders[0], &canonical), (&canonical, &folders[1])] {
+        for base in [vec![], vec!["--base".to_owned(), text(&place.base)]] {
+            let mut args = vec!["verify".to_owned(), text(one), "--against".into(), text(other)];
+            args.extend(base.iter().cloned());
+            let without = ptplus(&args);
+            assert_eq!(exit(&without), 7, "{}", stderr(&without));
+            args.extend(flags.iter().cloned());
+            let with = ptplus(&args);
+            assert_eq!(exit(&with), 0, "{args:?}: {}", stderr(&with));
+        }
+    }
+}

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::process::{Command, Stdio};
+
 use common::{exit, fixtures, json, model, ptplus, smollm2, stderr, stdout};
 
 fn real() -> [String; 4] {
@@ -170,4 +172,51 @@ fn an_adapter_for_another_base_is_refused_unless_told_otherwise_on_the_real_base
     assert_eq!((code, document["error"]["code"].as_str()), (4, Some("base-differs")), "{document}");
     let (code, document) = run(&["--ignore-base-mismatch"]);
     assert_eq!((code, document["base_identities"][0]["state"].as_str()), (0, Some("different")), "{document}");
+}
+
+/// A base that is small enough for every test, and answers nonsense.
+fn tiny() -> String {
+    fixtures().join("tokenizers/smollm").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_end_of_a_prompt_files_last_line_is_no_part_of_the_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    for (text, expected) in [
+        ("hello", "hello"),
+        ("hello\n", "hello"),
+        ("hello\r\n", "hello"),
+        ("hello\r", "hello\r"),
+        ("a\r\nb\r\n", "a\r\nb"),
+        ("hello\n\n", "hello\n"),
+        ("hello\r\n\r\n", "hello\r\n"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        let (code, document) =
+            json(["run", "--base", &tiny(), "--no-conversation", "-n", "1", "-f", file.to_str().unwrap()]);
+        assert_eq!((code, document["answers"][0]["prompt"].as_str()), (0, Some(expected)), "{text:?} {document}");
+    }
+}
+
+#[test]
+fn nothing_is_computed_once_nobody_reads_on() {
+    let run = |stdout: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ptplus"));
+        command.args(["run", "--base", &tiny(), "--no-conversation", "--temp", "0", "-n", "40"]);
+        // Two prompts: the second is not begun.
+        command.args(["-p", "hello", "-p", "hello"]).stdout(stdout).output().unwrap()
+    };
+    let answers = |out: &std::process::Output| {
+        let lines: Vec<String> = stderr(out).lines().filter(|l| l.contains("answer")).map(str::to_owned).collect();
+        (exit(out), lines.len(), lines.first().cloned().unwrap_or_default())
+    };
+    let (code, n, first) = answers(&run(Stdio::piped()));
+    assert!((code, n) == (0, 2) && first.contains("answer 40 tokens"), "{code} {n} {first}");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // The heading of the first prompt is lost, and a token makes text in a few steps at most.
+    let (code, n, first) = answers(&run(writer.into()));
+    let n_tokens: usize = first.split("answer ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap();
+    assert!((code, n) == (0, 1) && n_tokens < 8, "{code} {n} {first}");
 }

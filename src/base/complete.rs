@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::{BaseModel, Dialect, RopeScaling, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::{StoredTensor, gguf};
+use crate::tensor::DType;
 
 impl BaseModel {
     /// Every tensor that the configuration needs is there with its shape and a type that such a weight can have, and none
@@ -76,9 +77,16 @@ fn check(t: &StoredTensor, shape: &[usize]) -> Result<()> {
         _ => (t.dtype.is_float() || t.dtype.is_quantized(), "F64, F32, F16, BF16 or blocks of ggml"),
     };
     if !fits {
-        return wrong(Code::ConfigUnsupported, format!("expected {expected}, found {}", t.dtype));
+        return Err(of_unread_type(t, expected));
     }
     Ok(())
+}
+
+/// The error of a tensor of a type that is none of the `expected`, with what helps.
+pub(crate) fn of_unread_type(t: &StoredTensor, expected: &str) -> Error {
+    let is_8_bit_float = matches!(t.dtype, DType::F8_E4M3 | DType::F8_E5M2);
+    unexpected(t, format!("expected {expected}, found {}", t.dtype))
+        .hints(is_8_bit_float.then(|| super::hf::FROM_FP8.to_owned()))
 }
 
 fn unexpected(t: &StoredTensor, message: String) -> Error {

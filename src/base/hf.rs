@@ -165,8 +165,14 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
     // The second is compressed-tensors' older name.
     for name in ["quantization_config", "compression_config"] {
         if let Stated::Is(found) = fields.get(name) {
-            let found = describe(found);
-            return Err(fields.unsupported(name, format!("expected unquantized weights, found {found}")));
+            // By name, or as compressed-tensors states it.
+            let text = found.to_string().to_ascii_lowercase();
+            let is_fp8 =
+                text.contains("fp8") || (text.contains("\"num_bits\":8") && text.contains("\"type\":\"float\""));
+            let hint =
+                if is_fp8 { FROM_FP8 } else { "take the model that it was quantized from, or a GGUF file of it" };
+            let message = format!("expected unquantized weights, found {}", describe(found));
+            return Err(fields.unsupported(name, message).hints([hint.to_owned()]));
         }
     }
     for name in ["num_experts", "num_local_experts", "n_routed_experts"] {
@@ -184,6 +190,9 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
     }
     rope::refuse_layers_without(fields)
 }
+
+/// What helps with weights in 8-bit floats.
+pub(super) const FROM_FP8: &str = "convert to BF16 first, in Python: `AutoModelForCausalLM.from_pretrained(IN, dtype=\"bfloat16\", quantization_config=FineGrainedFP8Config(dequantize=True)).save_pretrained(OUT)`";
 
 /// Fields that nothing is computed from, in this family or at all: a wrong type says that the file is damaged.
 fn check_unused(fields: &Fields) -> Result<()> {

@@ -13,7 +13,7 @@ use crate::format::{StoredTensor, gguf as gguf_format, index, json, links, mmap,
 use indexmap::IndexMap;
 
 mod checks;
-mod complete;
+pub(crate) mod complete;
 mod config;
 mod fields;
 pub mod fingerprint;

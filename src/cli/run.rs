@@ -17,7 +17,9 @@ use crate::error::{Code, Error, Result, escape};
 use crate::format::limits::TEMPLATE_BYTES;
 use crate::format::mmap::open_regular;
 use crate::format::recognize::refuse_stand_in;
-use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, answer, effects};
+use crate::generate::{
+    Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, Stop, answer, effects,
+};
 use crate::pipeline::read_adapter;
 use crate::runner::DeviceChoice;
 use crate::validate::Validated;
@@ -162,7 +164,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
                 ui.heading(&heading(prompt, on, &adapters, documents.is_empty()))?;
             }
             engine.switch_adapters(on)?;
-            let show = &mut |text: &str| ui.heading(&shown(text));
+            let show = &mut |text: &str| ui.stream(&shown(text));
             let progress = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Tokens);
             let answer = answer(engine.as_mut(), &text.tokenizer, tokens, sampling, limits, show, &progress)
                 .map_err(|e| e.file(&a.base))?;
@@ -172,6 +174,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
                 ui.note(EMPTY_ANSWER);
             }
             documents.push(document(prompt, on, &adapters, &answer));
+            if answer.stop == Stop::Unread {
+                return Ok(0);
+            }
         }
     }
     let document = json!({
@@ -216,8 +221,10 @@ fn prompts(a: &Arguments) -> Result<Vec<String>> {
     let mut prompts = a.prompt.clone();
     if let Some(path) = &a.file {
         let mut text = read_text(path, "the prompt", PROMPT_BYTES)?;
-        if text.ends_with('\n') {
-            text.pop();
+        // The end of the last line, as editors write it.
+        let line = text.strip_suffix('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
+        if let Some(len) = line.map(str::len) {
+            text.truncate(len);
         }
         prompts.push(text);
     }

@@ -47,13 +47,20 @@ enum Unfit {
     Keep,
 }
 
+/// What llama.cpp's converter does for `--outtype auto`, and what the flag of that name does here.
+const AUTO: &str = "`keep`, the default, leaves every tensor the type that it has; `--auto KL=VALUE` chooses the smallest types within a bound";
+
 impl TypeArguments {
     /// The rules, with `text` (a type or `keep`) for what no override matches.
     pub fn rules(&self, flag: &str, text: &str) -> Result<TypeRules> {
         Ok(TypeRules {
             default: OutType::parse(text).map_err(|e| {
                 let meant = other_name(text).or_else(|| closest(text, writable().map(|d| d.name())));
-                e.field(flag).hints(meant.map(|m| format!("did you mean {m}?")))
+                let hint = match text.eq_ignore_ascii_case("auto") {
+                    true => Some(AUTO.to_owned()),
+                    false => meant.map(|m| format!("did you mean {m}?")),
+                };
+                e.field(flag).hints(hint)
             })?,
             overrides: self.tensor_type.iter().map(|t| Override::parse(t)).collect::<Result<_>>()?,
             on_unfit: match self.on_unfit {

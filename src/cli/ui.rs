@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -91,6 +92,7 @@ impl Ui {
             }
             false => write!(out, "{text}{}", self.report_line()),
         })
+        .map(drop)
     }
 
     /// [`result`](Self::result) of a command whose output is in its place: that it cannot be told is only noted.
@@ -144,8 +146,13 @@ impl Ui {
 
     /// Text between the results of several steps, on stdout.
     pub fn heading(&self, text: &str) -> Result<()> {
+        self.stream(text).map(drop)
+    }
+
+    /// Text as it is made, on stdout; breaks off once the reader has closed it.
+    pub fn stream(&self, text: &str) -> Result<ControlFlow<()>> {
         self.progress.clear();
-        if self.json { Ok(()) } else { write_stdout(text) }
+        if self.json { Ok(ControlFlow::Continue(())) } else { to_stdout(|out| out.write_all(text.as_bytes())) }
     }
 
     /// A line for people, on stderr.
@@ -224,16 +231,16 @@ pub fn to_stderr(text: &str) {
 }
 
 fn write_stdout(text: &str) -> Result<()> {
-    to_stdout(|out| out.write_all(text.as_bytes()))
+    to_stdout(|out| out.write_all(text.as_bytes())).map(drop)
 }
 
-fn to_stdout(write: impl FnOnce(&mut Stdout) -> io::Result<()>) -> Result<()> {
+/// Breaks off where the reader has closed the pipe, which is no error.
+fn to_stdout(write: impl FnOnce(&mut Stdout) -> io::Result<()>) -> Result<ControlFlow<()>> {
     let mut out = BufWriter::new(io::stdout().lock());
     match write(&mut out).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Error::new(Code::Io, format!("cannot write to stdout: {e}")).caused_by(e))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(e) => Err(Error::new(Code::Io, format!("cannot write to stdout: {e}")).caused_by(e)),
     }
 }
 

@@ -1,5 +1,5 @@
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -13,7 +13,7 @@ use super::usage;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Kind, Result, escape};
-use crate::pipeline::{Proof, read_adapter, read_adapter_settling};
+use crate::pipeline::{Proof, read_adapter, read_adapter_settling, read_adapter_with};
 use crate::runner::{Device, DeviceChoice};
 use crate::validate::Validated;
 use crate::verify::probe::Probe;
@@ -23,7 +23,7 @@ use crate::verify::{Options, Prompts, Reference, Report, verify};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared. What flags state about conventions holds for the adapter, and for the other one where it does not say so itself.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
@@ -78,6 +78,14 @@ pub struct Arguments {
     reading: Reading,
 }
 
+/// The adapter of `--against`: as it says itself, and where that leaves something open, as it is stated of the first.
+fn read_other(path: &Path, reading: &crate::import::Options, base: Option<&BaseModel>) -> Result<Validated> {
+    match read_adapter(path, base) {
+        Err(e) if e.code() == Code::ConventionOpen => read_adapter_with(path, reading, base),
+        read => read,
+    }
+}
+
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.probe.is_none() && a.against.is_none() && a.against_device.is_none() {
         return Err(usage(
@@ -129,7 +137,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
     let (adapter, conventions) = read_adapter_settling(&a.adapter, &reading, base.as_ref(), proof.as_ref())?;
     conventions.iter().for_each(|s| ui.note(&s.line()));
-    let other = a.against.as_deref().map(|p| read_adapter(p, against_base.as_ref().or(base.as_ref()))).transpose()?;
+    let other = a.against.as_deref().map(|p| read_other(p, &reading, against_base.as_ref().or(base.as_ref())));
+    let other = other.transpose()?;
     adapter.notes.iter().for_each(|n| ui.note(n));
     let Some(base) = &base else {
         let other = other.expect("clap wants --base with --probe and --against-device");

@@ -6,14 +6,17 @@ use super::hub;
 use crate::error::{Code, Error};
 
 /// Where `path`, a file of `folder`, leads out of it, if it does. A dangling link does not: it fails to open, with a
-/// message of its own.
+/// message of its own. Nor does one to a file of the same name elsewhere: so people have one copy of a large model in
+/// several folders, and a name in a file cannot choose which other file is read.
 pub(super) fn target_outside(folder: &Path, path: &Path) -> Option<PathBuf> {
     let is_link = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_symlink());
     if !is_link {
         return None;
     }
     let (home, target) = (folder.canonicalize().ok()?, path.canonicalize().ok()?);
-    let allowed = target.parent() == Some(&*home) || target.parent() == hub::blobs(&home).as_deref();
+    let allowed = target.parent() == Some(&*home)
+        || target.parent() == hub::blobs(&home).as_deref()
+        || target.file_name() == path.file_name();
     (!allowed).then_some(target)
 }
 

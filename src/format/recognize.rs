@@ -27,51 +27,52 @@ struct Other {
 
 const WEB_PAGE_HELP: &str = "a download saved what the server answered instead: log in (`hf auth login`), accept the model's terms on its page if it has any, and download the file again";
 
-const NUMPY_ARCHIVE: Other = Other {
-    what: "a NumPy archive (.npz)",
-    help: "save it as safetensors: `safetensors.numpy.save_file(dict(numpy.load(\"IN.npz\")), \"OUT.safetensors\")`",
-};
-const NUMPY_ARRAY: Other = Other {
-    what: "one NumPy array (.npy), which has no name",
-    help: "save it under its name: `safetensors.numpy.save_file({\"layers.0.memory\": numpy.load(\"IN.npy\"), ...}, \"OUT.safetensors\")`",
-};
-const DISTRIBUTED: Other = Other {
-    what: "a part of a torch.distributed checkpoint (.distcp)",
-    help: "make one file of the folder: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt`",
-};
-const DEEPSPEED: Other = Other {
-    what: "a DeepSpeed checkpoint",
-    help: "make one file of it: `python zero_to_fp32.py . OUT` in that folder, where DeepSpeed put the script",
-};
-const HDF5: Other = Other {
-    what: "HDF5 (.h5, as Keras and TensorFlow write it)",
-    help: "read it with h5py and save the arrays as safetensors: `safetensors.numpy.save_file({name: array, ...}, \"OUT.safetensors\")`",
-};
-const KERAS: Other = Other { what: "a Keras model (.keras)", help: HDF5.help };
-const MESSAGE_PACK: Other = Other {
-    what: "MessagePack (.msgpack, as Flax writes it)",
-    help: "read it with flax.serialization.msgpack_restore and save the flattened arrays with safetensors.numpy.save_file",
-};
-const ONNX: Other = Other {
-    what: "ONNX, a graph for inference",
-    help: "take the checkpoint that it was exported from: state dict, safetensors or GGUF",
-};
-const TFLITE: Other = Other { what: "a TensorFlow Lite model", help: ONNX.help };
-const TENSORFLOW: Other = Other {
-    what: "a TensorFlow checkpoint",
-    help: "read it with tf.train.load_checkpoint and save the arrays with safetensors.numpy.save_file",
-};
-const OLD_GGML: Other = Other {
-    what: "a GGML file from before GGUF",
-    help: "convert the original model again: llama.cpp dropped this format in August 2023",
-};
-const ZIP: Other = Other {
-    what: "a zip archive that torch.save did not write",
-    help: "unpack it, and give the folder or file that was packed",
-};
-const COMPRESSED: Other =
-    Other { what: "a compressed file", help: "unpack it, and give the file or folder that was packed" };
-const TAR: Other = Other { what: "a tar archive", help: COMPRESSED.help };
+const fn other(what: &'static str, help: &'static str) -> Other {
+    Other { what, help }
+}
+
+const NUMPY_ARCHIVE: Other = other(
+    "a NumPy archive (.npz)",
+    "save it as safetensors: `safetensors.numpy.save_file(dict(numpy.load(\"IN.npz\")), \"OUT.safetensors\")`",
+);
+const NUMPY_ARRAY: Other = other(
+    "one NumPy array (.npy), which has no name",
+    "save it under its name: `safetensors.numpy.save_file({\"layers.0.memory\": numpy.load(\"IN.npy\"), ...}, \"OUT.safetensors\")`",
+);
+const DISTRIBUTED: Other = other(
+    "a part of a torch.distributed checkpoint (.distcp)",
+    "make one file of the folder: `python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt`",
+);
+const DEEPSPEED: Other = other(
+    "a DeepSpeed checkpoint",
+    "make one file of it: `python zero_to_fp32.py . OUT` in that folder, where DeepSpeed put the script",
+);
+const HDF5: Other = other(
+    "HDF5 (.h5, as Keras and TensorFlow write it)",
+    "read it with h5py and save the arrays as safetensors: `safetensors.numpy.save_file({name: array, ...}, \"OUT.safetensors\")`",
+);
+const KERAS: Other = other("a Keras model (.keras)", HDF5.help);
+const MESSAGE_PACK: Other = other(
+    "MessagePack (.msgpack, as Flax writes it)",
+    "read it with flax.serialization.msgpack_restore and save the flattened arrays with safetensors.numpy.save_file",
+);
+const ONNX: Other = other(
+    "ONNX, a graph for inference",
+    "take the checkpoint that it was exported from: state dict, safetensors or GGUF",
+);
+const TFLITE: Other = other("a TensorFlow Lite model", ONNX.help);
+const TENSORFLOW: Other = other(
+    "a TensorFlow checkpoint",
+    "read it with tf.train.load_checkpoint and save the arrays with safetensors.numpy.save_file",
+);
+const OLD_GGML: Other = other(
+    "a GGML file from before GGUF",
+    "convert the original model again: llama.cpp dropped this format in August 2023",
+);
+const ZIP: Other =
+    other("a zip archive that torch.save did not write", "unpack it, and give the folder or file that was packed");
+const COMPRESSED: Other = other("a compressed file", "unpack it, and give the file or folder that was packed");
+const TAR: Other = other("a tar archive", COMPRESSED.help);
 
 /// `e`, or what the file is instead, where `bytes` or the name tell.
 pub(crate) fn named(path: &Path, bytes: &[u8], e: Error) -> Error {

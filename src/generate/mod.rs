@@ -11,6 +11,7 @@ mod chat;
 mod sampler;
 mod template;
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -62,6 +63,8 @@ pub enum Stop {
     Limit,
     /// The context is full.
     Context,
+    /// Nobody reads on.
+    Unread,
 }
 
 /// What may be generated.
@@ -94,7 +97,7 @@ pub struct Answer {
 /// Tokens of a prompt that are computed between two reports of progress.
 const PIECE: usize = 256;
 
-/// Answers `prompt` from the beginning of a sequence, handing out text as it comes; `progress` is called with tokens of
+/// Answers `prompt` from the beginning of a sequence, handing out text as it comes, until `show` breaks off; `progress` is called with tokens of
 /// the prompt that are done and all of them.
 ///
 /// # Errors
@@ -107,7 +110,7 @@ pub fn answer(
     prompt: &[u32],
     sampling: Sampling,
     limits: Limits,
-    show: &mut dyn FnMut(&str) -> Result<()>,
+    show: &mut dyn FnMut(&str) -> Result<ControlFlow<()>>,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Answer> {
     if prompt.is_empty() {
@@ -152,8 +155,11 @@ pub fn answer(
             break;
         }
         let text = stream.push(&tokenizer.bytes(token));
-        show(&text)?;
         answer.text.push_str(&text);
+        if show(&text)?.is_break() {
+            answer.stop = Stop::Unread;
+            break;
+        }
         if prompt.len() + answer.tokens.len() >= limits.n_context {
             answer.stop = Stop::Context;
             break;
@@ -164,8 +170,10 @@ pub fn answer(
     }
     answer.decode_time = start.elapsed();
     let rest = stream.finish();
-    show(&rest)?;
     answer.text.push_str(&rest);
+    if answer.stop != Stop::Unread && show(&rest)?.is_break() {
+        answer.stop = Stop::Unread;
+    }
     Ok(answer)
 }
 

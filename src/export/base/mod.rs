@@ -11,6 +11,7 @@ mod rope;
 use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
+use crate::base::complete::of_unread_type;
 use crate::base::{BaseModel, Dialect, Family, RopeScaling, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
@@ -163,8 +164,7 @@ fn readable(t: &StoredTensor) -> Result<LazyTensor> {
     if t.dtype.is_float() || t.dtype.is_quantized() {
         return t.lazy();
     }
-    let message = format!("expected F64, F32, F16, BF16 or blocks of ggml, found {}", t.dtype);
-    Err(Error::new(Code::ConfigUnsupported, message).file(&t.file).field(&t.name).at(t.file_offset))
+    Err(of_unread_type(t, "F64, F32, F16, BF16 or blocks of ggml"))
 }
 
 /// The rows of query and key in the order that the architecture has in GGUF: as a view `[heads, D, ...]`.

@@ -48,8 +48,14 @@ pub(super) fn refuse_lone_part(gguf: &Gguf) -> Result<()> {
     let (no, n_tensors) = (gguf.metadata.u32(KEY_NO)?, gguf.metadata.u64(KEY_TENSORS)?);
     match gguf.metadata.u32(KEY_COUNT)? {
         Some(count) if count > 1 => {
-            let name = format!("expected the file name of a part (NAME-00001-of-{count:05}.gguf)");
-            wrong(KEY_COUNT, format!("{name}, since {KEY_COUNT} is {count}"))
+            let no = no.unwrap_or_default().saturating_add(1);
+            let message = format!(
+                "expected the file name of a part (NAME-00001-of-{count:05}.gguf), since {KEY_COUNT} is {count}"
+            );
+            let hint = format!(
+                "this is part {no} of {count}, and readers find the others by its name: rename it to NAME-{no:05}-of-{count:05}.gguf, NAME as theirs is, or join the parts with `llama-gguf-split --merge`"
+            );
+            wrong(KEY_COUNT, message).map_err(|e| e.hints([hint]))
         }
         _ if no.is_some_and(|n| n > 0) => {
             wrong(KEY_NO, format!("expected 0 in a file that is no part of several, found {}", no.unwrap_or_default()))
@@ -256,6 +262,18 @@ mod tests {
         ] {
             assert_eq!(count(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_renamed_part_is_told_which_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("renamed.gguf");
+        let mut m = Metadata::new();
+        [(KEY_NO, 1), (KEY_COUNT, 3)].iter().for_each(|(key, n)| m.insert(*key, Value::U32(*n)));
+        std::fs::write(&file, plan(&m, &[]).unwrap().header).unwrap();
+        let e = open_gguf(&file).unwrap_err();
+        let hint = e.hint_lines().join(" ");
+        assert!(e.code() == Code::GgufSplit && hint.contains("NAME-00002-of-00003.gguf"), "{e} {hint}");
     }
 
     #[test]

@@ -15,8 +15,10 @@ pub enum Global {
     OrderedDict,
     /// `collections.defaultdict`: a dictionary, whatever its absent entries would be.
     DefaultDict,
-    /// `builtins.set` and `frozenset`: how protocols 2 and 3 spell a set.
+    /// `builtins.set`: how protocols 2 and 3 spell a set.
     Set,
+    /// `builtins.frozenset`, likewise.
+    FrozenSet,
     /// `_codecs.encode`: how protocol 2 spells bytes, as text of their Latin-1 characters.
     Encode,
     /// `torch.Size`, a tuple.
@@ -61,7 +63,8 @@ pub(super) fn resolve(module: &str, name: &str) -> Meaning {
         ("collections", "OrderedDict") => Global::OrderedDict,
         ("collections", "defaultdict") => Global::DefaultDict,
         ("_codecs", "encode") => Global::Encode,
-        ("builtins" | "__builtin__", "set" | "frozenset") => Global::Set,
+        ("builtins" | "__builtin__", "set") => Global::Set,
+        ("builtins" | "__builtin__", "frozenset") => Global::FrozenSet,
         ("torch", "Size") => Global::Size,
         ("torch", "device") => Global::Device,
         ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
@@ -298,6 +301,7 @@ impl Global {
             Global::DefaultDict => "collections.defaultdict",
             Global::Encode => "_codecs.encode",
             Global::Set => "builtins.set",
+            Global::FrozenSet => "builtins.frozenset",
             Global::Size => "torch.Size",
             Global::Device => "torch.device",
             Global::RebuildTensor => "torch._utils._rebuild_tensor_v2",

@@ -23,6 +23,8 @@ pub(super) enum Value {
     List(u32),
     Tuple(u32),
     Set(u32),
+    /// Like a set; can be a key.
+    FrozenSet(u32),
     Dict(u32),
     Tensor(u32),
     /// Only while the pickle is being read: what a tensor is rebuilt from.
@@ -48,6 +50,7 @@ impl Value {
             Value::List(_) => "list",
             Value::Tuple(_) => "tuple",
             Value::Set(_) => "set",
+            Value::FrozenSet(_) => "frozenset",
             Value::Dict(_) => "dict",
             Value::Tensor(_) => "tensor",
             Value::Storage(_) => "storage",
@@ -65,7 +68,7 @@ impl Value {
     /// The number of the container, if it is one.
     pub(super) fn container(self) -> Option<u32> {
         match self {
-            Value::List(n) | Value::Tuple(n) | Value::Set(n) | Value::Dict(n) => Some(n),
+            Value::List(n) | Value::Tuple(n) | Value::Set(n) | Value::FrozenSet(n) | Value::Dict(n) => Some(n),
             _ => None,
         }
     }

@@ -27,6 +27,8 @@ pub(super) struct AddedToken {
 /// Everything but the tokenizer's own model.
 pub(super) struct Settings {
     tokenizer_config: Document,
+    /// Where older versions of transformers wrote the special tokens.
+    special_tokens_map: Document,
     config: Document,
     generation_config: Document,
     tokenizer_json: PathBuf,
@@ -65,11 +67,12 @@ impl Document {
 impl Settings {
     pub fn read(folder: &Path) -> Result<Settings> {
         let tokenizer_config = Document::read(folder, "tokenizer_config.json", MAX_SETTINGS_BYTES)?;
+        let special_tokens_map = Document::read(folder, "special_tokens_map.json", MAX_SETTINGS_BYTES)?;
         let config = Document::read(folder, "config.json", CONFIG_BYTES)?;
         let generation_config = Document::read(folder, "generation_config.json", CONFIG_BYTES)?;
         let added = Document::read(folder, "added_tokens.json", MAX_SETTINGS_BYTES)?;
         let template = Document::read(folder, "chat_template.json", MAX_SETTINGS_BYTES)?;
-        let read = [&tokenizer_config, &config, &generation_config, &added, &template];
+        let read = [&tokenizer_config, &special_tokens_map, &config, &generation_config, &added, &template];
         let files = read.into_iter().filter(|d| d.value.is_some()).map(|d| d.file.clone()).collect();
         let mut settings = Settings {
             post_processor: None,
@@ -82,6 +85,7 @@ impl Settings {
             notes: Vec::new(),
             tokenizer_json: folder.join("tokenizer.json"),
             tokenizer_config,
+            special_tokens_map,
             config,
             generation_config,
         };
@@ -150,7 +154,8 @@ impl Settings {
     /// Leaves out added tokens beyond the embedding that only fill rows of a batch: training code adds them and does not
     /// always give them a row, and no text has them.
     pub fn leave_out_padding(&mut self, n_tokens: usize) -> Result<()> {
-        let stated = self.tokenizer_config.fields()?.token("pad_token")?.map(str::to_owned);
+        let stated = self.tokenizer_config.fields()?.token("pad_token")?;
+        let stated = stated.or(self.special_tokens_map.fields()?.token("pad_token")?).map(str::to_owned);
         let ids = self.config.fields()?.token_ids("pad_token_id")?.to_vec();
         let is_padding = |id: usize, token: &AddedToken| {
             stated.as_ref() == Some(&token.content)
@@ -172,16 +177,19 @@ impl Settings {
         Ok(())
     }
 
-    /// `bos_token` and the like in tokenizer_config.json, then `bos_token_id` in config.json, then the tokenizer itself.
+    /// `bos_token` and the like in tokenizer_config.json, or in special_tokens_map.json where they are not there, then
+    /// `bos_token_id` in config.json, then the tokenizer itself.
     /// What a model does without, for padding and for unknown text, may be missing.
     pub fn special_tokens(&mut self, draft: &Draft) -> Result<SpecialTokens> {
         let mut notes = Vec::new();
-        let (stated, config) = (self.tokenizer_config.fields()?, self.config.fields()?);
+        let (own, map, config) =
+            (self.tokenizer_config.fields()?, self.special_tokens_map.fields()?, self.config.fields()?);
         let mut find = |name: &str, default: Option<u32>| -> Result<Option<u32>> {
             let field = format!("{name}_token");
             let id_field = format!("{name}_token_id");
             let is_needed = matches!(name, "bos" | "eos");
             let ids = config.token_ids(&id_field)?;
+            let stated = if own.token(&field)?.is_some() { &own } else { &map };
             if let Some(text) = stated.token(&field)? {
                 let id = self.id_of(text, draft);
                 let missing = || invalid(format!("expected a token of the vocabulary, found {:?}", shorten(text)));

@@ -199,7 +199,7 @@ impl Machine<'_> {
             }
             Op::FrozenSet => {
                 let items = self.pop_mark()?;
-                let v = self.sequence(items).map(Value::Set)?;
+                let v = self.sequence(items).map(Value::FrozenSet)?;
                 self.push(v)?;
             }
             Op::EmptyDict => {

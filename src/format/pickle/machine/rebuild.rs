@@ -129,12 +129,11 @@ impl Machine<'_> {
                 let bytes = bytes.collect::<Result<Vec<u8>, _>>().map_err(|_| wrong())?;
                 Ok(Value::Bytes(arena.keep_bytes(&bytes)))
             }
-            (Global::Set, []) => self.sequence(Vec::new()).map(Value::Set),
-            (Global::Set, &[list @ Value::List(_)]) => {
-                let items = self.out.arena.items(list);
+            (Global::Set | Global::FrozenSet, [] | [Value::List(_)]) => {
+                let items = args.first().map_or(&[][..], |list| self.out.arena.items(*list));
                 self.may_contain(items.len())?;
                 let items = items.to_vec();
-                self.sequence(items).map(Value::Set)
+                self.sequence(items).map(if callee == Global::Set { Value::Set } else { Value::FrozenSet })
             }
             (Global::Size, &[tuple @ Value::Tuple(_)]) => Ok(tuple),
             (Global::Device, &[name @ Value::Str(_)]) => Ok(name),
