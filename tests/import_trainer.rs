@@ -313,14 +313,17 @@ fn a_foreign_peft_type_or_none_is_a_checkpoint_like_any_other() {
         assert_eq!(found.config["num_attention_heads"], reference.config["num_attention_heads"], "{kind:?}");
     }
     // What is something else by its tensors, too, is called that.
-    let mut lora = reference.clone();
-    lora.config["peft_type"] = "LORA".into();
-    lora.tensors =
-        lora.tensors.into_iter().map(|(n, t)| (n.replace("memory", "self_attn.q_proj.lora_A.weight"), t)).collect();
-    let folder = temp.path().join("lora");
-    lora.write(&folder);
-    let done = import(&folder, &temp.path().join("x"), Some(&base()), &[]);
-    assert!(exit(&done) == 7 && stderr(&done).contains("peft_type \"LORA\""), "{}", stderr(&done));
+    for (kind, tensor) in [("IA3", "self_attn.k_proj.ia3_l"), ("LN_TUNING", "input_layernorm.ln_tuning_layers.weight")]
+    {
+        let mut other = reference.clone();
+        other.config["peft_type"] = kind.into();
+        other.tensors = other.tensors.into_iter().map(|(n, t)| (n.replace("memory", tensor), t)).collect();
+        let folder = temp.path().join("other");
+        other.write(&folder);
+        let done = import(&folder, &temp.path().join("x"), Some(&base()), &[]);
+        let expected = format!("peft_type \"{kind}\"");
+        assert!(exit(&done) == 7 && stderr(&done).contains(&expected), "{}", stderr(&done));
+    }
 }
 
 /// PEFT keeps a module that it trains twice; the copy is the adapter's.
