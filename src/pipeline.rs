@@ -13,7 +13,7 @@ use crate::base::{BaseModel, Family, RowOrder, gguf_architecture_of};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
-use crate::export::{self, Known, Plan, Written};
+use crate::export::{self, Plan, Values, Written};
 use crate::format::bundle::{container, place};
 use crate::format::json;
 use crate::format::names::shorten;
@@ -236,7 +236,7 @@ pub(crate) fn convert_read(
     let written = match job.format {
         Format::Gguf => {
             let out = OutputFile::create(job.output, job.overwrite, &inputs)?;
-            let written = export::write_tensors(&plan, Known::Validated(&source), &out, job.overflow, &step)?;
+            let written = export::write_tensors(&plan, Values::Validated(&source), &out, job.overflow, &step)?;
             export::gguf::patch_source_digest(&plan, &source, &written, &out)?;
             hold_to_bounds(job, &mut report, &source, &plan, &written, out.staged_path())?;
             report.verification = prove(job, &source, out.staged_path())?;
@@ -251,7 +251,7 @@ pub(crate) fn convert_read(
             };
             let folder = OutputFolder::create(job.output, replace, &inputs)?;
             let weights = folder.file(WEIGHTS_FILE)?;
-            let written = export::write_tensors(&plan, Known::Validated(&source), &weights, job.overflow, &step)?;
+            let written = export::write_tensors(&plan, Values::Validated(&source), &weights, job.overflow, &step)?;
             let config = folder.file(CONFIG_FILE)?;
             config.write_all_at(0, config_text.as_bytes())?;
             hold_to_bounds(job, &mut report, &source, &plan, &written, folder.staged_path())?;

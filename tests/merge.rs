@@ -9,7 +9,7 @@ use ptplus::base::{BaseModel, BlockWeight as W, Weight};
 use ptplus::error::{Code, Result};
 use ptplus::export::base::merge;
 use ptplus::export::types::{OutType, TypeRules};
-use ptplus::export::{self, Known};
+use ptplus::export::{self, Values};
 use ptplus::format::output::{OutputFile, Overwrite};
 use ptplus::quant;
 use ptplus::runner::{Device, Effects, Lane, Sink, StreamOptions, stream};
@@ -76,7 +76,7 @@ fn write(base: &BaseModel, adapters: &[(&Lora, f64)], rules: &TypeRules, file: &
     let merged = merge(base, adapters)?;
     let plan = merged.plan(None, rules)?.plan;
     let out = OutputFile::create(file, Overwrite::Force, &[])?;
-    export::write_tensors(&plan, Known::Nothing, &out, Overflow::Error, &|_| ())?;
+    export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ())?;
     out.commit()?;
     BaseModel::open(file)
 }

@@ -15,6 +15,17 @@ pub enum FieldValue {
     Count(usize),
 }
 
+/// Exactly.
+impl std::fmt::Display for FieldValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            FieldValue::Name(name) => f.write_str(name),
+            FieldValue::Scale(x) => x.fmt(f),
+            FieldValue::Count(n) => n.fmt(f),
+        }
+    }
+}
+
 impl FieldValue {
     /// For JSON, exactly.
     pub fn json(self) -> Value {
@@ -28,9 +39,8 @@ impl FieldValue {
     /// For comparisons of what two adapters compute: scales as GGUF keeps them.
     pub fn text(self) -> String {
         match self {
-            FieldValue::Name(name) => name.into(),
             FieldValue::Scale(x) => (x as f32).to_string(),
-            FieldValue::Count(n) => n.to_string(),
+            other => other.to_string(),
         }
     }
 

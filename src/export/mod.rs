@@ -89,13 +89,13 @@ pub struct Written {
     pub losses: Vec<Loss>,
 }
 
-/// What is known about the tensors of a plan before they are read for writing.
+/// What is known about the values of a plan before they are read for writing.
 #[derive(Clone, Copy)]
-pub enum Known<'a> {
+pub enum Values<'a> {
     /// The plan is of this adapter, whose values are finite. Its consumed tensors are hashed while they are written.
     Validated(&'a Validated),
-    /// Nothing: NaN and infinity are looked for, and refused.
-    Nothing,
+    /// Nothing is known: NaN and infinity are looked for, and refused.
+    Unchecked,
 }
 
 /// Writes header and tensors; one pass over the bytes of the source.
@@ -108,16 +108,16 @@ pub enum Known<'a> {
 /// [`Code::CastOverflow`] for values beyond the output type; those of decoding and of writing.
 pub fn write_tensors(
     plan: &Plan,
-    known: Known<'_>,
+    values: Values<'_>,
     out: &StagedFile,
     overflow: Overflow,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Written> {
     out.set_len(plan.file.len_bytes)?;
     out.write_all_at(0, &plan.file.header)?;
-    let entries = match known {
-        Known::Validated(source) => consumed_by_tensor(source),
-        Known::Nothing => vec![Vec::new(); plan.tensors.len()],
+    let entries = match values {
+        Values::Validated(source) => consumed_by_tensor(source),
+        Values::Unchecked => vec![Vec::new(); plan.tensors.len()],
     };
     assert_eq!(entries.len(), plan.tensors.len(), "the plan is of this adapter");
     let results: Vec<WrittenTensor> = plan
@@ -126,7 +126,7 @@ pub fn write_tensors(
         .zip(&plan.file.tensors)
         .zip(&entries)
         .map(|((t, planned), entries)| {
-            let job = TensorJob { t, file_offset: planned.file_offset, entries, known, out, overflow, progress };
+            let job = TensorJob { t, file_offset: planned.file_offset, entries, values, out, overflow, progress };
             let written = job.write().map_err(|e| e.field(&t.label));
             t.source.release();
             written
@@ -174,7 +174,7 @@ struct TensorJob<'a> {
     t: &'a OutputTensor,
     file_offset: u64,
     entries: &'a [&'a Entry],
-    known: Known<'a>,
+    values: Values<'a>,
     out: &'a StagedFile,
     overflow: Overflow,
     progress: &'a (dyn Fn(u64) + Sync),
@@ -308,8 +308,8 @@ impl TensorJob<'_> {
     }
 
     fn check_values(&self, dtype: DType, bytes: &[u8]) -> Result<()> {
-        match self.known {
-            Known::Nothing if quant::validate_blocks(dtype, bytes).is_some() => Err(unfit(self.t, None)),
+        match self.values {
+            Values::Unchecked if quant::validate_blocks(dtype, bytes).is_some() => Err(unfit(self.t, None)),
             _ => Ok(()),
         }
     }
@@ -317,8 +317,8 @@ impl TensorJob<'_> {
     /// Blocks that are copied. Types that are not decoded here pass unseen; the plan has a note about them.
     fn check_blocks(&self, bytes: &[u8]) -> Result<()> {
         let dtype = self.t.dtype;
-        match self.known {
-            Known::Nothing if quant::can_decode(dtype) => match quant::validate_blocks(dtype, bytes) {
+        match self.values {
+            Values::Unchecked if quant::can_decode(dtype) => match quant::validate_blocks(dtype, bytes) {
                 Some(block) => {
                     let index = self.t.canonical.index_of(block * dtype.block_len());
                     let message = format!("expected finite scales, found a block of {dtype} without at {index:?}");

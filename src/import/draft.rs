@@ -39,7 +39,7 @@ use gate::Gate;
 pub use layers::HeadOrder;
 pub(crate) use names::{has_parts, is_part};
 pub use orientation::Orientation;
-pub(super) use settled_axes::Known;
+pub(super) use settled_axes::KnownSizes;
 
 /// Key of `adapter_config.json`.
 const MEMORY_SHARING: &str = "memory_sharing";

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::axes::{Axes, Axis};
-use super::draft::Known;
+use super::draft::KnownSizes;
 use super::model_config;
 use super::rules::{self, Meaning, Rule};
 use super::source::{self, Source, SourceTensor, TensorSource};
@@ -70,7 +70,7 @@ pub fn suggest_layout(path: &Path, base: Option<&BaseModel>) -> Result<String> {
 }
 
 /// The sizes that base and configuration say, as far as the latter can be read.
-fn known(source: &TensorSource, base: Option<&BaseModel>) -> Known {
+fn known(source: &TensorSource, base: Option<&BaseModel>) -> KnownSizes {
     let config = match (&source.config, &source.model_config) {
         (Some((_, config)), _) => config.clone(),
         (None, Some((_, model))) => model_config::statements(model).into(),
@@ -80,7 +80,7 @@ fn known(source: &TensorSource, base: Option<&BaseModel>) -> Known {
     let of_base = |size: fn(&BaseConfig) -> usize| base.map(|b| size(&b.config));
     let heads = s.num_attention_heads.or(of_base(|c| c.n_heads));
     let n_kv_heads = s.num_key_value_heads.or(of_base(|c| c.n_kv_heads));
-    Known {
+    KnownSizes {
         n_layers: s.num_layers.or(of_base(|c| c.n_layers)),
         n_heads: heads.into_iter().chain(n_kv_heads).chain(heads.map(|_| 1)).collect(),
         features: s.num_features,
@@ -187,7 +187,7 @@ fn ends_with_counter(text: &str) -> bool {
     )
 }
 
-fn text(groups: &[Group], known: &Known) -> String {
+fn text(groups: &[Group], known: &KnownSizes) -> String {
     let mut out = String::from(
         "# A first draft. Check every role and every order of axes: they were guessed from names and shapes.\n\
          #   name  regular expression for whole names; the groups layer and head count from 0\n\
@@ -292,7 +292,7 @@ fn guess(g: &Group, no_memory: bool) -> Option<Part> {
 
 /// The order of what the name leaves to be stored, as far as sizes tell, else the canonical one; heads flattened where one
 /// dimension is missing.
-fn axes(role: Part, g: &Group, known: &Known) -> Option<String> {
+fn axes(role: Part, g: &Group, known: &KnownSizes) -> Option<String> {
     let own = &PartSpec::of(role).stacked_axes[g.n_numbers.min(2)..];
     let single = |axes: &[Axis]| Axes::new(axes.iter().map(|a| vec![*a]).collect());
     if own.len() == g.shape.len() {
@@ -363,7 +363,7 @@ mod tests {
             ("plain", &[2, 3, 4, 4]),
             ("layers.0.mem\u{61c}ory\u{202e}", &[3, 4, 4]),
         ];
-        let unknown = Known { n_layers: None, n_heads: Vec::new(), features: None, value: None, query: None };
+        let unknown = KnownSizes { n_layers: None, n_heads: Vec::new(), features: None, value: None, query: None };
         let text = text(&names.map(|(n, s)| file(n, s)), &unknown);
         assert!(!text.contains(is_hidden), "{text}");
         let mapping = Mapping::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
@@ -375,7 +375,8 @@ mod tests {
         assert_eq!(pattern("b_0_c1", &seen).0, "b_(?<layer>[0-9]+)_c(?<head>[0-9]+)");
         assert!(Mapping::parse(&super::text(&[], &unknown)).is_ok());
         // Of heads that are flattened, the dimension that is too long has them.
-        let known = Known { n_layers: Some(2), n_heads: vec![7, 1], features: None, value: Some(32), query: Some(32) };
+        let known =
+            KnownSizes { n_layers: Some(2), n_heads: vec![7, 1], features: None, value: Some(32), query: Some(32) };
         for (name, shape, order, by_size) in [
             ("layers.0.mem", &[32, 96][..], "F (H V)", "F (H V)"),
             ("layers.0.mem", &[96, 32], "(H F) V", "(H F) V"),

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::{check_architecture, decode_to_f32};
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Error, Result};
-use crate::export::{self, Known, types::OutType};
+use crate::export::{self, Values, types::OutType};
 use crate::format::gguf;
 use crate::format::mmap::open_regular;
 use crate::format::output::{OutputFile, Overwrite};
@@ -59,7 +59,7 @@ fn folder_to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
     let (folder, path) = temporary("base.gguf")?;
     let plan = export::base::plan(base, None, &types.into())?.plan;
     let out = OutputFile::create(&path, Overwrite::Never, &[])?;
-    export::write_tensors(&plan, Known::Nothing, &out, Overflow::Error, &|_| ()).map_err(|e| e.file(&base.path))?;
+    export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ()).map_err(|e| e.file(&base.path))?;
     out.commit()?;
     Ok(Readable { path, _temporary: Some(folder) })
 }
@@ -80,7 +80,7 @@ pub fn readable_adapter(adapter: &Validated, architecture: &str) -> Result<Reada
     let (folder, path) = temporary("adapter.gguf")?;
     let plan = export::gguf::plan(adapter, architecture, None, &OutType::As(DType::F32).into())?;
     let out = OutputFile::create(&path, Overwrite::Never, &[])?;
-    export::write_tensors(&plan, Known::Validated(adapter), &out, Overflow::Error, &|_| ())?;
+    export::write_tensors(&plan, Values::Validated(adapter), &out, Overflow::Error, &|_| ())?;
     out.commit()?;
     Ok(Readable { path, _temporary: Some(folder) })
 }

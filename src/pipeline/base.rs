@@ -11,7 +11,7 @@ use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
 use crate::export::base::{BasePlan, Merged};
 use crate::export::types::TypeRules;
-use crate::export::{self, Known};
+use crate::export::{self, Values};
 use crate::format::bundle::place;
 use crate::format::output::{OutputFile, Overwrite};
 use crate::tensor::dtype::coarsest;
@@ -112,7 +112,7 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     let done = AtomicU64::new(0);
     let step = |n: u64| (job.progress)(done.fetch_add(n, Ordering::Relaxed) + n, plan.file.len_bytes);
     let written =
-        export::write_tensors(&plan, Known::Nothing, &out, job.overflow, &step).map_err(|e| e.file(job.base))?;
+        export::write_tensors(&plan, Values::Unchecked, &out, job.overflow, &step).map_err(|e| e.file(job.base))?;
     report.add_losses(&written, job.max_error)?;
     report.add_saturated(&written);
     if merged.is_some() {

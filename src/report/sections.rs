@@ -128,16 +128,10 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
     let row = |key: &str, value: String| vec![key.to_owned(), value, by(key)];
     let mut rows = match adapter.adapter() {
         Adapter::Plus(plus) => {
-            let config = &plus.config;
-            vec![
-                row("feature_map", config.feature_map.to_string()),
-                row("query_tap", config.query_tap.to_string()),
-                row("query_scale", config.query_scale.to_string()),
-                row("memory_scale", config.memory_scale.to_string()),
-                row("memory_sharing", config.memory_sharing.to_string()),
-            ]
+            let conventions = plus.fields().filter(|(field, _)| field.is_convention());
+            conventions.map(|(field, value)| row(field.key, value.to_string())).collect()
         }
-        Adapter::Lora(_) => adapter.adapter().conventions().map(|(key, value)| row(key, value)).collect(),
+        Adapter::Lora(_) => adapter.adapter().conventions().map(|(key, value)| row(key, value)).collect::<Vec<_>>(),
     };
     let order_by = match &adapter.origin.gguf_architecture {
         Some(architecture) => format!("the file's architecture, {architecture}"),

@@ -9,7 +9,7 @@ use crate::import::axes::Axis;
 use crate::tensor::LazyTensor;
 
 /// What statements and base say about the lengths of axes, shapes aside.
-pub(in crate::import) struct Known {
+pub(in crate::import) struct KnownSizes {
     pub n_layers: Option<usize>,
     /// Numbers of heads that a memory may have; empty where nothing says them.
     pub n_heads: Vec<usize>,
@@ -18,7 +18,7 @@ pub(in crate::import) struct Known {
     pub query: Option<usize>,
 }
 
-impl Known {
+impl KnownSizes {
     /// Whether an axis may have this length.
     pub fn allows(&self, axis: Axis, len: usize) -> bool {
         let is = |known: Option<usize>| known.is_none_or(|n| n == len);
@@ -62,7 +62,7 @@ impl Known {
 }
 
 impl Draft {
-    pub(super) fn known(&self, base: Option<&BaseModel>) -> Known {
+    pub(super) fn known(&self, base: Option<&BaseModel>) -> KnownSizes {
         let s = &self.stated;
         let has_map = self.parts.iter().any(|p| p.part == Part::FeatureWeight);
         let query = s.head_dim.or(base.map(|b| b.config.head_dim));
@@ -75,7 +75,7 @@ impl Draft {
             (Some((n, n_kv)), None) => vec![n, n_kv, 1],
             (None, _) => Vec::new(),
         };
-        Known {
+        KnownSizes {
             n_layers: by_list.or(s.num_layers).or(base.map(|b| b.config.n_layers)),
             n_heads,
             features: s.num_features.or(query.filter(|_| !has_map)),
@@ -119,7 +119,7 @@ fn in_order(tensor: LazyTensor, mut order: Vec<Axis>, own: &[Axis]) -> LazyTenso
 }
 
 /// Whether a memory whose rows are features has its heads side by side, in rows of H times V.
-fn is_in_columns(part: &StoredPart, own: &[Axis], known: &Known) -> bool {
+fn is_in_columns(part: &StoredPart, own: &[Axis], known: &KnownSizes) -> bool {
     let shape = part.tensor.shape();
     let is_flat = part.part == Part::Memory && part.head.is_none() && shape.len() + 1 == own.len() && shape.len() >= 2;
     if !is_flat || !matches!(part.order, Order::Canonical) {
@@ -137,7 +137,7 @@ mod tests {
     fn sizes_settle_an_order_where_one_is_left() {
         use Axis::*;
         let known =
-            Known { n_layers: Some(2), n_heads: vec![7, 1], features: Some(32), value: Some(32), query: Some(32) };
+            KnownSizes { n_layers: Some(2), n_heads: vec![7, 1], features: Some(32), value: Some(32), query: Some(32) };
         let memory = [Layer, Head, Feature, Value];
         let order = |axes: &[Axis], shape: &[usize]| known.order(axes, shape);
         assert_eq!(order(&memory, &[2, 7, 32, 32]).unwrap(), memory);
@@ -149,9 +149,9 @@ mod tests {
         assert_eq!(order(&memory[1..], &[32, 32, 7]).unwrap(), [Feature, Value, Head]);
         assert_eq!(order(&[Layer, Head, Feature], &[7, 2, 32]).unwrap(), [Head, Layer, Feature]);
         assert_eq!(order(&[Layer, Head, Feature], &[2, 32, 7]).unwrap(), [Layer, Feature, Head]);
-        let open = Known { n_heads: vec![], ..known };
+        let open = KnownSizes { n_heads: vec![], ..known };
         assert_eq!(open.order(&memory, &[7, 2, 32, 32]), None, "nothing says the heads");
-        let open = Known { n_layers: Some(2), n_heads: vec![7], features: None, value: None, query: None };
+        let open = KnownSizes { n_layers: Some(2), n_heads: vec![7], features: None, value: None, query: None };
         assert_eq!(open.order(&memory, &[7, 2, 7, 2]), None, "two orders are left");
     }
 }
