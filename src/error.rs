@@ -165,7 +165,7 @@ codes! {
     ConfigUnsupported "config-unsupported" Unsupported "A configuration asks for something that ptplus does not compute.";
     BaseArchitecture "base-architecture" Unsupported "The base's architecture is not on the list of supported ones.";
     BaseTensor "base-tensor" Corrupt "A tensor of the base is missing or has the wrong shape.";
-    AdapterKind "adapter-kind" Unsupported "The file is not a Prefix-Tuning+ adapter.";
+    AdapterKind "adapter-kind" Unsupported "The file is no adapter of a kind that ptplus reads.";
     AdapterMissing "adapter-missing" Mismatch "An adapter tensor is missing.";
     AdapterLeftOver "adapter-left-over" Mismatch "A tensor belongs to no part of the adapter.";
     AdapterShape "adapter-shape" Mismatch "An adapter tensor has the wrong shape.";

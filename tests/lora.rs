@@ -370,6 +370,129 @@ fn what_is_wrong_with_a_lora_has_its_code() {
     );
 }
 
+/// The same LoRA as a checkpoint of `torch.save`, in shards, in a Trainer's folder and beside what a trainer keeps.
+#[test]
+fn every_container_holds_the_same_adapter() {
+    let temp = tempfile::tempdir().unwrap();
+    let raw = RawAdapter::read(&adapter("llama-plain"));
+    let digest = |path: &Path| document(&[&"hash", &path]).1["digests"][0]["adapter"].clone();
+    let expected = digest(&adapter("llama-plain"));
+    let config = serde_json::to_vec(&raw.config).unwrap();
+    let folder = |name: &str| {
+        let folder = temp.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("adapter_config.json"), &config).unwrap();
+        folder
+    };
+    let bin = folder("bin");
+    common::write_checkpoint(&bin.join("adapter_model.bin"), &raw.tensors);
+    assert_eq!(digest(&bin), expected);
+    // A state dict that another program saved, under a key of the checkpoint.
+    let nested = folder("nested");
+    let named: std::collections::BTreeMap<String, Tensor> =
+        raw.tensors.iter().map(|(name, t)| (format!("state_dict.{name}"), t.clone())).collect();
+    common::write_checkpoint(&nested.join("weights.pt"), &named);
+    assert_eq!(digest(&nested), expected);
+    let shards = folder("shards");
+    let mut weight_map = serde_json::Map::new();
+    for (i, part) in ["q_proj", "_proj"].into_iter().enumerate() {
+        let name = format!("adapter_model-0000{}-of-00002.safetensors", i + 1);
+        let is_here = |tensor: &str| tensor.contains("q_proj") == (part == "q_proj");
+        let tensors = raw.tensors.iter().filter(|(n, _)| is_here(n)).map(|(n, t)| (n.clone(), t.clone())).collect();
+        common::write_safetensors(&shards.join(&name), &tensors);
+        weight_map.extend(tensors.keys().map(|n| (n.clone(), value!(name))));
+    }
+    let index = value!({"metadata": {}, "weight_map": weight_map});
+    std::fs::write(shards.join("adapter_model.safetensors.index.json"), index.to_string()).unwrap();
+    assert_eq!(digest(&shards), expected);
+    let checkpoint = folder("run/checkpoint-500");
+    raw.write(&checkpoint);
+    for name in ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"] {
+        std::fs::write(checkpoint.join(name), b"?").unwrap();
+    }
+    std::fs::write(checkpoint.join("trainer_state.json"), b"{}").unwrap();
+    assert_eq!(digest(&checkpoint), expected);
+    // Beside the base's weights, as FSDP leaves them: those of the base are no part of it, others are.
+    let whole = folder("whole");
+    let mut tensors = raw.tensors.clone();
+    let base_file = base("llama-plain").join("model.safetensors");
+    for (name, t) in common::read_safetensors(&base_file) {
+        let wrapped = name.contains("_proj").then(|| name.replace(".weight", ".base_layer.weight"));
+        tensors.insert(format!("base_model.model.{}", wrapped.unwrap_or(name)), t);
+    }
+    common::write_safetensors(&whole.join("adapter_model.safetensors"), &tensors);
+    let (file, base) = (temp.path().join("w.gguf"), base("llama-plain"));
+    let out = run(&[&"convert", &whole, &"-o", &file, &"--base", &base]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    assert_eq!(digest(&file)["values"], expected["values"]);
+    tensors.get_mut("base_model.model.model.norm.weight").unwrap().values[3] += 0.5;
+    common::write_safetensors(&whole.join("adapter_model.safetensors"), &tensors);
+    let out = run(&[&"convert", &whole, &"-o", &file, &"--base", &base, &"--force"]);
+    assert!(exit(&out) == 7 && stderr(&out).contains("model.norm.weight"), "{}", stderr(&out));
+}
+
+/// What other converters get wrong: the shapes fit, the numbers do not.
+#[test]
+fn every_silent_mistake_is_exit_5() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "llama-rslora-patterns";
+    type Change = fn(&mut RawAdapter);
+    let mutations: [(&str, Change); 5] = [
+        ("nothing", |_| {}),
+        ("alpha / r", |a| a.config["use_rslora"] = value!(false)),
+        ("patterns ignored", |a| a.config["alpha_pattern"] = value!({})),
+        ("rows of q in the file's order", |a| {
+            let order: Vec<usize> = (0..128).map(|row| row / 32 * 32 + row % 2 * 16 + row % 32 / 2).collect();
+            a.change("q_proj.lora_B.weight", |t| t.permuted(0, &order));
+        }),
+        ("alpha of the first module for all", |a| {
+            a.config["use_rslora"] = value!(false);
+            a.config["alpha_pattern"] = value!({});
+            a.config["lora_alpha"] = value!(45);
+        }),
+    ];
+    for (what, change) in mutations {
+        let folder = variant(name, &temp.path().join("a"), change);
+        let probe = case(name).join("probe.safetensors");
+        let out = run(&[&"verify", &folder, &"--base", &base(name), &"--probe", &probe]);
+        assert_eq!(exit(&out), if what == "nothing" { 0 } else { 5 }, "{what}: {}{}", stdout(&out), stderr(&out));
+    }
+}
+
+/// A file of llama.cpp's converter says neither configuration nor the length of a head.
+#[test]
+fn a_file_of_another_converter_is_read_with_its_base() {
+    let temp = tempfile::tempdir().unwrap();
+    let (ours, theirs, back) = (temp.path().join("a.gguf"), temp.path().join("b.gguf"), temp.path().join("back"));
+    let base = base("llama-plain");
+    assert_eq!(exit(&run(&[&"convert", &adapter("llama-plain"), &"-o", &ours, &"--base", &base])), 0);
+    let found = gguf::open(&ours).unwrap();
+    let mut metadata = gguf::Metadata::default();
+    for key in ["general.architecture", "general.type", "adapter.type", "adapter.lora.alpha"] {
+        metadata.insert(key, found.metadata.get(key).unwrap().clone());
+    }
+    let specs: Vec<_> = (found.tensors.iter())
+        .map(|t| ptplus::format::TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() })
+        .collect();
+    let plan = gguf::plan(&metadata, &specs).unwrap();
+    let mut bytes = plan.header.clone();
+    bytes.resize(plan.len_bytes as usize, 0);
+    for (planned, t) in plan.tensors.iter().zip(&found.tensors) {
+        bytes[planned.file_offset as usize..][..t.bytes.len()].copy_from_slice(&t.bytes);
+    }
+    std::fs::write(&theirs, bytes).unwrap();
+    let (code, said) = document(&[&"validate", &theirs]);
+    assert_eq!((code, codes(&said)), (7, vec!["row-order-unknown".to_owned()]));
+    assert_eq!(document(&[&"validate", &theirs, &"--base", &base]).0, 0);
+    let out = run(&[&"convert", &theirs, &"-o", &back, &"--base", &base]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let (before, after) = (RawAdapter::read(&adapter("llama-plain")), RawAdapter::read(&back));
+    assert_eq!(before.tensors, after.tensors);
+    assert_eq!((&after.config["r"], &after.config["lora_alpha"]), (&value!(8), &value!(16)));
+    // What PEFT would add to, and so what a reader of the folder expects.
+    assert_eq!(document(&[&"validate", &back, &"--base", &base]).0, 0);
+}
+
 /// What a file is quantized from, hashed, packed: the same adapter all along.
 #[test]
 fn the_other_commands_know_a_lora() {

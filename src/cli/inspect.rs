@@ -90,7 +90,7 @@ impl Display for Text<'_> {
             )?;
         }
         if let Some(l) = &i.lora {
-            writeln!(out, "\nLoRA, {}: {} weights in {} layers", l.layout, l.num_modules, l.adapted_layers.len())?;
+            writeln!(out, "\nLoRA: {} weights in {} layers", l.num_modules, l.adapted_layers.len())?;
             for t in &l.targets {
                 writeln!(
                     out,

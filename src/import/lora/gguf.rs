@@ -69,6 +69,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let mut pieces = Pieces::new();
     let mut saved = BTreeMap::new();
     let mut ledger = Ledger::default();
+    let mut is_told = false;
     for t in &file.tensors {
         let tensor = t.lazy()?;
         let mut fate = Fate::LeftOver;
@@ -80,7 +81,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                     _ => tensor.clone(),
                 };
                 let in_order = match is_reordered(weight, part, order) {
-                    true => in_hugging_face_order(turned, head_dim, &t.name, &mut findings),
+                    true => in_hugging_face_order(turned, head_dim, &t.name, &mut is_told, &mut findings),
                     false => turned,
                 };
                 insert(&mut pieces, (weight, part), &t.name, in_order, &mut findings);
@@ -165,11 +166,16 @@ fn in_hugging_face_order(
     t: crate::tensor::LazyTensor,
     head_dim: Option<usize>,
     name: &str,
+    is_told: &mut bool,
     findings: &mut Findings,
 ) -> crate::tensor::LazyTensor {
     let Some(d) = head_dim else {
-        let expected = "--base: how many rows a head has, by which they are ordered, the file does not say";
-        findings.push(Finding::new(Code::RowOrderUnknown, name, expected, "none"));
+        // Said of the first: the others are no news.
+        if !std::mem::replace(is_told, true) {
+            let expected =
+                "--base: how many rows a head has, by which those of q's and k's B are ordered, the file does not say";
+            findings.push(Finding::new(Code::RowOrderUnknown, name, expected, "none"));
+        }
         return t;
     };
     let rows = t.shape().first().copied().unwrap_or(0);
