@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{RawAdapter, Tensor, exit, model, ptplus, read_safetensors, stderr, stdout};
+use common::{RawAdapter, Tensor, exit, import, model, ptplus, read_safetensors, stderr, stdout};
 use ptplus::adapter::plus::FeatureMap;
 use ptplus::base::BaseModel;
 use ptplus::error::{Code, Error};
@@ -256,4 +256,114 @@ fn layers_must_ask_for_the_same_scales() {
     assert_eq!(e.code(), Code::ConventionNone, "{e}");
     let last = e.detail_lines().last().unwrap();
     assert!(last.contains("layer 0 query_scale 1 memory_scale 1, layer 1 query_scale 1 memory_scale 0.5"), "{last}");
+}
+
+/// The factor of a layer and head.
+type Expected<'a> = Box<dyn Fn(usize, usize) -> f32 + 'a>;
+/// A name, the tensors, the layout file, and what becomes of them.
+type GateCase<'a> = (&'a str, Vec<(String, Tensor)>, String, Expected<'a>);
+
+/// A learned factor of the term is multiplied into the memories: a number, one for each layer, head or both; plain, or as a
+/// layout file says.
+#[test]
+fn gates_are_multiplied_into_the_memories() {
+    let temp = tempfile::tempdir().unwrap();
+    let reference = RawAdapter::fixture("llama-mha");
+    let n_layers = reference.tensors.len();
+    let heads = reference.tensors.values().next().unwrap().shape[0];
+    let (folder, out, layout) = (temp.path().join("in"), temp.path().join("out"), temp.path().join("layout.toml"));
+    let tensor = |shape: &[usize], values: &[f32]| Tensor { shape: shape.to_vec(), values: values.to_vec() };
+    let factor = |i: usize| 0.5 + i as f32 * 0.25;
+    let by_head: Vec<f32> = (0..heads).map(factor).collect();
+    let by_layer: Vec<f32> = (0..n_layers).map(factor).collect();
+    let by_both: Vec<f32> = (0..n_layers * heads).map(factor).collect();
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    let rule = |name: &str, more: &str| format!("[[tensor]]\nname = '{name}'\nrole = \"gate\"\n{more}\n");
+    let each = |t: Tensor| -> Vec<(String, Tensor)> {
+        (0..n_layers).map(|i| (format!("layers.{i}.gate"), t.clone())).collect()
+    };
+    let one = |name: &str, t: Tensor| vec![(name.to_owned(), t)];
+    let named = r"layers\.(?<layer>[0-9]+)\.gate";
+    let cases: Vec<GateCase> = vec![
+        ("a scalar of no dimension", one("g", tensor(&[], &[0.5])), rule("g", ""), Box::new(|_, _| 0.5)),
+        ("a scalar", each(tensor(&[1], &[0.5])), rule(named, ""), Box::new(|_, _| 0.5)),
+        ("heads", each(tensor(&[heads], &by_head)), rule(named, "axes = \"H\""), Box::new(move |_, h| factor(h))),
+        (
+            "heads, broadcast",
+            each(tensor(&[1, heads, 1, 1], &by_head)),
+            rule(named, ""),
+            Box::new(move |_, h| factor(h)),
+        ),
+        (
+            "layers",
+            one("g", tensor(&[n_layers, 1], &by_layer)),
+            rule("g", "axes = \"L 1\""),
+            Box::new(move |l, _| factor(l)),
+        ),
+        (
+            "both",
+            one("g", tensor(&[n_layers, heads], &by_both)),
+            rule("g", ""),
+            Box::new(move |l, h| factor(l * heads + h)),
+        ),
+        (
+            "heads first",
+            one("g", tensor(&[heads, n_layers], &by_both)),
+            rule("g", "axes = \"H L\""),
+            Box::new(move |l, h| factor(h * n_layers + l)),
+        ),
+        (
+            "sigmoid",
+            each(tensor(&[heads], &by_head)),
+            rule(named, "activation = \"sigmoid\"\naxes = \"H\""),
+            Box::new(move |_, h| sigmoid(factor(h))),
+        ),
+        ("tanh", each(tensor(&[1], &[0.5])), rule(named, "activation = \"tanh\""), Box::new(|_, _| 0.5_f32.tanh())),
+        ("a learned scale by its name", one("memory_scale", tensor(&[], &[0.5])), String::new(), Box::new(|_, _| 0.5)),
+    ];
+    for (what, gates, text, expected) in cases {
+        let mut adapter = reference.clone();
+        adapter.tensors.extend(gates);
+        let by_name = text.is_empty();
+        adapter.config["memory_scale"] =
+            if by_name { serde_json::Value::Null } else { reference.config["memory_scale"].clone() };
+        adapter.write(&folder);
+        std::fs::write(&layout, text).unwrap();
+        let more: &[&str] = if by_name { &["--force"] } else { &["--force", "--layout", layout.to_str().unwrap()] };
+        let done = import(&folder, &out, Some(&model("llama-mha").join("base")), more);
+        assert_eq!(exit(&done), 0, "{what}: {}", stderr(&done));
+        assert!(stderr(&done).contains("multiplied into the memories"), "{what}: {}", stderr(&done));
+        let found = RawAdapter::read(&out);
+        assert_eq!(found.tensors.len(), n_layers, "{what}");
+        for (layer, t) in reference.tensors.values().enumerate() {
+            let per_head = t.values.len() / heads;
+            let folded = &found.tensors[&format!("layers.{layer}.memory")];
+            for (i, (a, b)) in folded.values.iter().zip(&t.values).enumerate() {
+                let b = b * expected(layer, i / per_head);
+                assert!((a - b).abs() <= 1e-6 * b.abs(), "{what}: layer {layer}, element {i}: {a} instead of {b}");
+            }
+        }
+        if by_name {
+            assert_eq!(
+                (&found.config["memory_scale"], &found.config["ptplus_conventions"]["memory_scale"]),
+                (&1.0.into(), &"tensor".into())
+            );
+        }
+    }
+    // A gate that no layout file explains may have an activation; a second scale, and a shape that is none, are refused.
+    let mut adapter = reference.clone();
+    adapter.tensors.insert("layers.0.attn_gate".into(), tensor(&[1], &[0.5]));
+    adapter.write(&folder);
+    let done = import(&folder, &out, Some(&model("llama-mha").join("base")), &["--force"]);
+    assert!(exit(&done) == 4 && stderr(&done).contains("adapter-left-over"), "{}", stderr(&done));
+    let mut adapter = reference.clone();
+    adapter.config["memory_scale"] = 0.5.into();
+    adapter.tensors.insert("memory_scale".into(), tensor(&[], &[0.5]));
+    adapter.write(&folder);
+    assert_eq!(exit(&import(&folder, &out, Some(&model("llama-mha").join("base")), &["--force"])), 2);
+    adapter.config["memory_scale"] = 1.into();
+    adapter.tensors.insert("memory_scale".into(), tensor(&[heads + 4], &vec![0.5; heads + 4]));
+    adapter.write(&folder);
+    let done = import(&folder, &out, Some(&model("llama-mha").join("base")), &["--force"]);
+    assert!(exit(&done) == 4 && stderr(&done).contains("memory_scale"), "{}", stderr(&done));
 }

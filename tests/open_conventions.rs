@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{RawAdapter, Tensor, exit, model, ptplus, read_safetensors, stderr, stdout, write_safetensors};
+use common::{
+    RawAdapter, Tensor, distance, exit, import, model, ptplus, read_safetensors, stderr, stdout, write_safetensors,
+};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -274,4 +276,117 @@ fn what_flags_state_holds_for_the_other_adapter_too_where_it_is_silent() {
             assert_eq!(exit(&with), 0, "{args:?}: {}", stderr(&with));
         }
     }
+}
+
+/// Three memories for three heads are one for each: nobody need say it. The order of axes that sizes settle neither.
+#[test]
+fn what_base_and_shapes_settle_need_not_be_stated() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, sharing) in
+        [("llama-mha", "per_head"), ("llama-gqa", "per_head"), ("qwen2", ""), ("qwen3", ""), ("mistral-swa", "")]
+    {
+        let reference = RawAdapter::fixture(name);
+        let mut adapter = reference.clone();
+        let stated = adapter.config.as_object_mut().unwrap().remove("memory_sharing").unwrap();
+        let (folder, out) = (temp.path().join("in"), temp.path().join("out"));
+        adapter.write(&folder);
+        let done = import(&folder, &out, Some(&model(name).join("base")), &["--force"]);
+        assert_eq!(exit(&done), 0, "{name}: {}", stderr(&done));
+        let found = RawAdapter::read(&out);
+        assert_eq!(found.config["memory_sharing"], stated, "{name}");
+        assert!(sharing.is_empty() || stated == sharing, "{name}");
+        assert_eq!(found.config["ptplus_conventions"]["memory_sharing"], "shapes", "{name}");
+        assert_eq!(distance(&found, &reference), 0.0, "{name}");
+    }
+}
+
+#[test]
+fn another_number_of_memories_is_called_by_its_sharing() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "llama-gqa";
+    let mut adapter = RawAdapter::fixture(name);
+    let (heads, kv_heads) = (
+        adapter.config["num_attention_heads"].as_u64().unwrap(),
+        adapter.config["num_key_value_heads"].as_u64().unwrap(),
+    );
+    assert!(heads > kv_heads && kv_heads > 1);
+    adapter.config["memory_sharing"] = "per_head".into();
+    let first = |t: &Tensor, n: usize| {
+        let mut shape = t.shape.clone();
+        let len = t.values.len() / shape[0];
+        shape[0] = n;
+        Tensor { shape, values: t.values[..n * len].to_vec() }
+    };
+    for (n, says) in [(kv_heads as usize, "per_kv_head"), (1, "shared")] {
+        for with_sizes in [true, false] {
+            let mut adapter = adapter.clone();
+            adapter.change("", |t| first(t, n));
+            if !with_sizes {
+                for key in ["num_attention_heads", "num_key_value_heads"] {
+                    adapter.config.as_object_mut().unwrap().remove(key);
+                }
+            }
+            let folder = temp.path().join("in");
+            adapter.write(&folder);
+            let done = ptplus([
+                "validate".as_ref(),
+                folder.as_os_str(),
+                "--base".as_ref(),
+                model(name).join("base").as_os_str(),
+            ]);
+            let text = stdout(&done) + &stderr(&done);
+            assert_eq!(exit(&done), 4, "{text}");
+            assert!(text.contains(&format!("which is memory_sharing {says}")), "{text}");
+        }
+    }
+}
+
+/// A stack `[H, L, F, V]`, and heads side by side in rows, as sizes say them.
+#[test]
+fn axes_that_sizes_settle_are_read() {
+    let temp = tempfile::tempdir().unwrap();
+    let reference = RawAdapter::fixture("llama-gqa");
+    let base = model("llama-gqa").join("base");
+    let layers: Vec<&Tensor> = reference.tensors.values().collect();
+    let [h, f, v] = layers[0].shape[..] else { panic!() };
+    assert_ne!(layers.len(), h);
+    let (folder, out) = (temp.path().join("in"), temp.path().join("out"));
+    let run = |tensors: BTreeMap<String, Tensor>, more: &[&str]| {
+        RawAdapter { config: reference.config.clone(), tensors }.write(&folder);
+        import(&folder, &out, Some(&base), &[&["--force"], more].concat())
+    };
+    let all: Vec<f32> =
+        (0..h).flat_map(|head| layers.iter().flat_map(move |t| t.values[head * f * v..][..f * v].to_vec())).collect();
+    let stack = Tensor { shape: vec![h, layers.len(), f, v], values: all };
+    let done = run([("prefix_memory".to_owned(), stack)].into(), &[]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
+    // F (H V): row by row the heads.
+    let columns = |t: &Tensor| {
+        let values = (0..f)
+            .flat_map(|row| (0..h).flat_map(move |head| t.values[(head * f + row) * v..][..v].to_vec()))
+            .collect();
+        Tensor { shape: vec![f, h * v], values }
+    };
+    let flat = || {
+        reference
+            .tensors
+            .iter()
+            .map(|(n, t)| (n.replace("memory", "prefix_memory"), columns(t)))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let done = run(flat(), &[]);
+    assert!(exit(&done) == 7 && stderr(&done).contains("flattening_order  --layout"), "{}", stderr(&done));
+    let probe = model("llama-gqa").join("probe.safetensors");
+    let done = run(flat(), &["--probe", probe.to_str().unwrap()]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
+    // The draft of a layout suggests it, and it is read.
+    let draft = ptplus(["inspect", folder.to_str().unwrap(), "--suggest-layout"]);
+    assert!(stdout(&draft).contains("axes = \"F (H V)\""), "{}", stdout(&draft));
+    let layout = temp.path().join("layout.toml");
+    std::fs::write(&layout, draft.stdout).unwrap();
+    let done = run(flat(), &["--layout", layout.to_str().unwrap()]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    assert_eq!(distance(&RawAdapter::read(&out), &reference), 0.0);
 }

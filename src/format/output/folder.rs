@@ -1,15 +1,20 @@
 //! An output folder of several files.
 
+mod moving;
+mod strangers;
+
 use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::temporary::{PersistError, Temporary, is_temporary, rename_file};
-use super::{Overwrite, StagedFile, exists_error, identities, parent_and_name, refuse_input, sync_folder};
+use super::temporary::{PersistError, Temporary};
+use super::{StagedFile, exists_error, identities, parent_and_name, refuse_input, sync_folder};
 use crate::error::{Code, Error, Result};
 use crate::format::names::check_name;
+use moving::{move_files, sync_all};
+use strangers::{has_no_entry, refuse_strangers};
 
 /// What happens where the output folder exists and is not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,60 +173,6 @@ impl OutputFolder {
     }
 }
 
-/// Refuses to touch a folder that holds anything but what may be replaced, and temporaries.
-fn refuse_strangers(folder: &Path, replace: &Replace) -> Result<()> {
-    const SHOWN: usize = 3;
-    let ours = match replace {
-        Replace::Nothing => return if is_empty(folder)? { Ok(()) } else { Err(not_empty(folder)) },
-        Replace::Files(ours) => ours,
-    };
-    let mut strangers = strangers(folder, ours)?;
-    if strangers.is_empty() {
-        return Ok(());
-    }
-    strangers.sort();
-    let shown: Vec<String> = strangers.iter().take(SHOWN).map(|name| format!("{name:?}")).collect();
-    let more = if strangers.len() > SHOWN { format!(" and {} more", strangers.len() - SHOWN) } else { String::new() };
-    let message = format!(
-        "the output folder holds what ptplus did not write there, or what was changed since: {}{more}; --force replaces \
-         ptplus's own files alone",
-        shown.join(", ")
-    );
-    Err(Error::new(Code::OutputExists, message)
-        .file(folder)
-        .hints(["move that elsewhere, or write into another folder".to_owned()]))
-}
-
-fn not_empty(folder: &Path) -> Error {
-    exists_error(folder, "the output folder is not empty")
-}
-
-/// What lies in the folder and is neither one of `ours` nor a temporary; of a folder without any of ours its name alone.
-fn strangers(folder: &Path, ours: &BTreeSet<String>) -> Result<Vec<String>> {
-    let mut found = Vec::new();
-    let mut open = vec![String::new()];
-    while let Some(below) = open.pop() {
-        let here = folder.join(&below);
-        let failed = |e| Error::io(&here, "cannot list", e);
-        for entry in std::fs::read_dir(&here).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let kind = entry.file_type().map_err(failed)?;
-            let name = entry.file_name();
-            let Some(relative) = name.to_str().map(|name| format!("{below}{name}")) else {
-                found.push(format!("{below}{}", name.to_string_lossy()));
-                continue;
-            };
-            let inner = format!("{relative}/");
-            if kind.is_dir() && ours.range(inner.clone()..).next().is_some_and(|next| next.starts_with(&inner)) {
-                open.push(inner);
-            } else if !(kind.is_file() && ours.contains(&relative) || below.is_empty() && is_temporary(&relative)) {
-                found.push(if kind.is_dir() { inner } else { relative });
-            }
-        }
-    }
-    Ok(found)
-}
-
 fn at_target(e: PersistError, target: &Path) -> Error {
     use std::io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
     match e {
@@ -230,23 +181,6 @@ fn at_target(e: PersistError, target: &Path) -> Error {
         }
         e => e.at(target),
     }
-}
-
-/// Nothing in it but temporaries.
-fn is_empty(folder: &Path) -> Result<bool> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot list", e))?;
-    for entry in entries {
-        let entry = entry.map_err(|e| Error::io(folder, "cannot list", e))?;
-        if !entry.file_name().to_str().is_some_and(is_temporary) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Nothing in it at all.
-fn has_no_entry(folder: &Path) -> bool {
-    std::fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 /// Whether a sibling can take this folder's place: it is no mount point, and not the current folder, which would leave
@@ -259,80 +193,6 @@ fn replaceable(folder: &Path) -> bool {
         .parent()
         .is_some_and(|p| rustix::fs::access(p, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok());
     same_device && parent_writable && current.as_deref() != Some(folder)
-}
-
-/// Syncs files and every folder that holds one.
-fn sync_all(folder: &Path, files: &[String]) -> Result<()> {
-    let mut folders = std::collections::BTreeSet::from([folder.to_owned()]);
-    for relative in files {
-        let path = folder.join(relative);
-        std::fs::File::open(&path).and_then(|f| f.sync_all()).map_err(|e| Error::io(&path, "cannot sync", e))?;
-        folders.extend(path.ancestors().skip(1).take_while(|p| *p != folder).map(Path::to_owned));
-    }
-    folders.iter().try_for_each(|f| sync_folder(f))
-}
-
-/// The folders between `target` and a file below it; a link among them would lead out.
-fn create_folders_below(target: &Path, relative: &Path) -> std::io::Result<()> {
-    let parents: Vec<&Path> = relative.ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()).collect();
-    for folder in parents.into_iter().rev().map(|p| target.join(p)) {
-        match std::fs::symlink_metadata(&folder) {
-            Ok(meta) if meta.is_dir() => {}
-            Ok(_) => {
-                let message = format!("{} is no folder", folder.display());
-                return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, message));
-            }
-            Err(_) => std::fs::create_dir(&folder)?,
-        }
-    }
-    Ok(())
-}
-
-/// Moves files one by one, and removes what the output replaces and has no more. Where nothing is replaced, a failure
-/// takes back what was moved.
-fn move_files(staged: &Path, target: &Path, files: &[String], replace: &Replace) -> std::io::Result<()> {
-    let overwrite = if *replace == Replace::Nothing { Overwrite::Never } else { Overwrite::Force };
-    // Before anything is moved: what would stop it half-way. A bundle chooses its own names.
-    for relative in files {
-        let to = target.join(relative);
-        if std::fs::symlink_metadata(&to).is_ok_and(|m| m.is_dir()) {
-            let message = format!("{} is a folder", to.display());
-            return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, message));
-        }
-        let folders = Path::new(relative).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty());
-        for folder in folders.map(|p| target.join(p)) {
-            if std::fs::symlink_metadata(&folder).is_ok_and(|m| !m.is_dir()) {
-                let message = format!("{} is no folder", folder.display());
-                return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, message));
-            }
-        }
-    }
-    if let Replace::Files(old) = replace {
-        for relative in old.iter().filter(|old| !files.contains(old)) {
-            let gone = target.join(relative);
-            match std::fs::remove_file(&gone) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            // A folder that is not empty stays.
-            let parents = gone.ancestors().skip(1).take_while(|p| *p != target);
-            parents.for_each(|p| drop(std::fs::remove_dir(p)));
-        }
-    }
-    let mut moved = Vec::new();
-    let result = files.iter().try_for_each(|relative| {
-        let to = target.join(relative);
-        create_folders_below(target, Path::new(relative))?;
-        rename_file(&staged.join(relative), &to, overwrite)?;
-        moved.push(to);
-        Ok(())
-    });
-    if result.is_err() && overwrite == Overwrite::Never {
-        for path in moved {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    result
 }
 
 #[cfg(test)]

@@ -7,4 +7,5 @@ mod bytes;
 mod legacy;
 mod objects;
 mod programs;
+mod tensors;
 mod torch;
