@@ -6,16 +6,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{MODELS, exit, json, model, ptplus, stderr};
+use common::{MODELS, convert, exit, json, model, ptplus, stderr};
 use ptplus::format::gguf::{self, Gguf, Value};
 use ptplus::quant;
 use ptplus::tensor::DType;
-
-fn convert(from: &Path, to: &Path, extra: &[&str]) -> std::process::Output {
-    let mut args = vec!["convert".as_ref(), from.as_os_str(), "-o".as_ref(), to.as_os_str()];
-    args.extend(extra.iter().map(std::ffi::OsStr::new));
-    ptplus(args)
-}
 
 fn converted(from: &Path, to: &Path, extra: &[&str]) -> Gguf {
     let out = convert(from, to, extra);

@@ -4,17 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{MODELS, RawAdapter, exit, json, model, ptplus, read_safetensors, stderr, stdout};
-
-fn convert(from: &Path, to: &Path, extra: &[&str]) -> std::process::Output {
-    let mut args = vec!["convert".into(), from.as_os_str().to_owned(), "-o".into(), to.as_os_str().to_owned()];
-    args.extend(extra.iter().map(Into::into));
-    ptplus(args)
-}
-
-fn base(name: &str) -> String {
-    model(name).join("base").to_string_lossy().into_owned()
-}
+use common::{MODELS, RawAdapter, base, convert, exit, json, model, ptplus, read_safetensors, stderr, stdout};
 
 /// The tensors' data: everything after the header, in the file's order, which both writers sort alike by offset.
 fn tensor_bytes(file: &Path) -> Vec<(String, Vec<usize>, Vec<u8>)> {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{MODELS, exit, json, model, ptplus, smollm2, stderr};
+use common::{MODELS, base, convert, exit, json, model, smollm2, stderr};
 
 /// Runs `verify` and holds the figures against the limits that the project promises, which are tighter than the
 /// tolerance for exact storage.
@@ -26,14 +26,7 @@ fn every_fixture_agrees_with_pytorch_from_every_form() {
     for name in MODELS {
         let dir = model(name);
         let gguf = temp.path().join(format!("{name}.gguf"));
-        let out = ptplus([
-            "convert".as_ref(),
-            dir.join("adapter").as_os_str(),
-            "-o".as_ref(),
-            gguf.as_os_str(),
-            "--base".as_ref(),
-            dir.join("base").as_os_str(),
-        ]);
+        let out = convert(&dir.join("adapter"), &gguf, &["--base", &base(name)]);
         assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
         for base in ["base", "base.gguf"] {
             for adapter in [dir.join("adapter"), gguf.clone()] {
@@ -50,14 +43,7 @@ fn the_real_adapter_agrees_with_pytorch_on_the_real_base() {
     let temp = tempfile::tempdir().unwrap();
     let dir = common::fixtures().join("smollm2-pirate");
     let gguf = temp.path().join("pirate.gguf");
-    let out = ptplus([
-        "convert".as_ref(),
-        dir.join("adapter").as_os_str(),
-        "-o".as_ref(),
-        gguf.as_os_str(),
-        "--base".as_ref(),
-        base.as_os_str(),
-    ]);
+    let out = convert(&dir.join("adapter"), &gguf, &["--base", base.to_str().unwrap()]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     for adapter in [dir.join("adapter"), gguf] {
         assert_agrees(&adapter, &base, &dir.join("probe.safetensors"), 5e-3, 1e-7);

@@ -4,17 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{RawAdapter, exit, model, ptplus, stderr};
-
-fn convert(from: &Path, to: &Path, extra: &[&str]) -> std::process::Output {
-    let mut args = vec!["convert".into(), from.as_os_str().to_owned(), "-o".into(), to.as_os_str().to_owned()];
-    args.extend(extra.iter().map(Into::into));
-    ptplus(args)
-}
-
-fn base(name: &str) -> String {
-    model(name).join("base").to_string_lossy().into_owned()
-}
+use common::{RawAdapter, base, convert, exit, model, ptplus, stderr};
 
 /// A copy of a GGUF file with these keys as well.
 fn with_metadata(from: &Path, to: &Path, more: &[(&str, ptplus::format::gguf::Value)]) {

@@ -50,4 +50,15 @@ impl FilePlan {
     pub fn value_offset(&self, key: &str) -> Option<u64> {
         self.value_offsets.get(key).copied()
     }
+    /// The planned file, the bytes of each tensor counting up.
+    #[cfg(test)]
+    pub(super) fn file_counting_up(&self) -> Vec<u8> {
+        let mut bytes = self.header.clone();
+        bytes.resize(self.len_bytes as usize, 0);
+        for t in &self.tensors {
+            let range = t.file_offset as usize..(t.file_offset + t.len_bytes) as usize;
+            bytes[range].iter_mut().enumerate().for_each(|(i, b)| *b = (i + 1) as u8);
+        }
+        bytes
+    }
 }

@@ -181,6 +181,18 @@ pub fn write_checkpoint<'a>(file: &Path, tensors: impl IntoIterator<Item = (&'a 
     archive.finish().unwrap();
 }
 
+/// `ptplus convert FROM -o TO` and more.
+pub fn convert(from: &Path, to: &Path, extra: &[&str]) -> std::process::Output {
+    let mut args = vec!["convert".into(), from.as_os_str().to_owned(), "-o".into(), to.as_os_str().to_owned()];
+    args.extend(extra.iter().map(Into::into));
+    ptplus(args)
+}
+
+/// The base of a fixture, for a command line.
+pub fn base(name: &str) -> String {
+    model(name).join("base").to_string_lossy().into_owned()
+}
+
 /// Converts to a canonical folder in F32.
 pub fn import(source: &Path, out: &Path, base: Option<&Path>, more: &[&str]) -> std::process::Output {
     let mut args: Vec<std::ffi::OsString> = vec![

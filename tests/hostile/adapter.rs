@@ -6,7 +6,7 @@ use ptplus::error::{Code, Result};
 use ptplus::import::{self, Options};
 use ptplus::validate;
 
-use crate::case::{Case, accepted, refused};
+use crate::case::{Case, accepted, json_with, refused};
 use crate::safetensors;
 
 /// A folder with this configuration and a right layer 0: two heads, four features, values of length 4.
@@ -64,11 +64,7 @@ const RIGHT: [(&str, &str); 13] = [
 
 /// The right configuration with `key` as this text; `None` leaves it out.
 fn with(key: &str, value: Option<&str>) -> String {
-    let mut fields: Vec<(&str, &str)> = RIGHT.to_vec();
-    fields.retain(|(k, _)| *k != key);
-    fields.extend(value.map(|v| (key, v)));
-    let fields: Vec<String> = fields.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
-    format!("{{{}}}", fields.join(","))
+    json_with(&RIGHT, key, value)
 }
 
 pub fn cases() -> Vec<Case> {

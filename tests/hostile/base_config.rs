@@ -3,7 +3,7 @@
 use ptplus::base::BaseModel;
 use ptplus::error::{Code, Result};
 
-use crate::case::{Case, accepted, refused};
+use crate::case::{Case, accepted, json_with, refused};
 use crate::safetensors;
 
 mod rope;
@@ -68,11 +68,7 @@ const RIGHT: [(&str, &str); 12] = [
 
 /// The right configuration with `key` as this text; `None` leaves it out.
 fn with(key: &str, value: Option<&str>) -> String {
-    let mut fields: Vec<(&str, &str)> = RIGHT.to_vec();
-    fields.retain(|(k, _)| *k != key);
-    fields.extend(value.map(|v| (key, v)));
-    let fields: Vec<String> = fields.iter().map(|(k, v)| format!("\"{k}\":{v}")).collect();
-    format!("{{{}}}", fields.join(","))
+    json_with(&RIGHT, key, value)
 }
 
 /// A right configuration.

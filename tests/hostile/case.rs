@@ -21,6 +21,13 @@ const LINE_BYTES: usize = 5_000;
 /// A reader, checking that what it accepts hangs together.
 pub type Read = fn(Vec<u8>) -> Result<()>;
 
+/// A document of these keys and values with `key` as this text; `None` leaves it out.
+pub fn json_with(right: &[(&str, &str)], key: &str, value: Option<&str>) -> String {
+    let fields = right.iter().copied().filter(|(k, _)| *k != key).chain(value.map(|v| (key, v)));
+    let fields: Vec<String> = fields.map(|(k, v)| format!("\"{k}\":{v}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
 pub struct Case {
     pub name: String,
     file: Build,

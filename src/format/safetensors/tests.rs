@@ -26,14 +26,7 @@ fn sample() -> (BTreeMap<String, String>, Vec<TensorSpec>) {
 
 /// The planned file, tensor bytes counting up.
 fn file(metadata: &BTreeMap<String, String>, tensors: &[TensorSpec]) -> Vec<u8> {
-    let plan = plan(metadata, tensors).unwrap();
-    let mut bytes = plan.header.clone();
-    bytes.resize(plan.len_bytes as usize, 0);
-    for t in &plan.tensors {
-        let range = t.file_offset as usize..(t.file_offset + t.len_bytes) as usize;
-        bytes[range].iter_mut().enumerate().for_each(|(i, b)| *b = (i + 1) as u8);
-    }
-    bytes
+    plan(metadata, tensors).unwrap().file_counting_up()
 }
 
 fn read(bytes: Vec<u8>) -> Result<Safetensors> {
