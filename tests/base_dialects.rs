@@ -76,13 +76,16 @@ fn wrappers_in_names_do_not_matter() {
     let temp = tempfile::tempdir().unwrap();
     let name = "llama-gqa";
     type Rename = fn(&str) -> String;
-    let cases: [(&str, Rename); 8] = [
+    let cases: [(&str, Rename); 11] = [
         ("the model without its head", |n| n.trim_start_matches("model.").into()),
         ("torch.compile", |n| format!("_orig_mod.{n}")),
         ("DataParallel", |n| format!("module.{n}")),
         ("PEFT", |n| format!("base_model.model.{n}")),
         ("PEFT around the model without its head", |n| format!("base_model.model.{}", n.trim_start_matches("model."))),
         ("all of them", |n| format!("module._orig_mod.base_model.model.{n}")),
+        ("FSDP", |n| format!("_fsdp_wrapped_module.{n}")),
+        ("layers in FSDP", |n| n.replace(".self_attn.", "._fsdp_wrapped_module.self_attn.")),
+        ("layers that are computed twice", |n| n.replace(".mlp.", "._checkpoint_wrapped_module.mlp.")),
         ("compiled layers", |n| n.replace(".mlp.", "._orig_mod.mlp.")),
         ("layers that PEFT wraps", |n| n.replace("_proj.weight", "_proj.base_layer.weight")),
     ];
@@ -196,13 +199,16 @@ fn names_that_begin_with_a_dot_are_not_looked_at() {
     std::fs::create_dir(adapters.join(".hidden")).unwrap();
     std::fs::write(adapters.join(".hidden/x.safetensors"), APPLE_DOUBLE).unwrap();
     std::fs::write(adapters.join("._one.gguf"), APPLE_DOUBLE).unwrap();
+    // Notes beside adapters, which macOS copied with what it keeps of a file.
+    std::fs::create_dir(adapters.join("notes")).unwrap();
+    std::fs::write(adapters.join("notes/._one.gguf"), APPLE_DOUBLE).unwrap();
     let path = |p: &Path| p.to_str().unwrap().to_owned();
     let out = temp.path().join("batch");
     let out =
         ptplus(["convert", "--jobs", "1", &path(&adapters), "-o", &path(&out), "--to", "gguf", "--base", &path(&base)]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     let shown = common::stdout(&out);
-    assert!(shown.contains("converted 1 of 1 adapters") && !shown.contains("skipped"), "{shown}");
+    assert!(shown.contains("converted 1 of 1 adapters") && shown.contains("skipped: notes\n"), "{shown}");
 }
 
 #[test]

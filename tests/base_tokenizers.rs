@@ -537,3 +537,26 @@ fn write_gguf(source: &gguf::Gguf, metadata: &gguf::Metadata, to: &Path) {
     }
     std::fs::write(to, bytes).unwrap();
 }
+
+/// Ollama's key for models with several ends.
+#[test]
+#[cfg(feature = "generate")]
+fn a_file_can_state_several_ends() {
+    let temp = tempfile::tempdir().unwrap();
+    let whole = temp.path().join("whole.gguf");
+    converted(&tokenizers().join("smollm"), &whole, &[]);
+    let whole = gguf::open(&whole).unwrap();
+    for (ids, ends) in [(vec![], [false, false]), (vec![20], [true, false]), (vec![20, 21], [true, true])] {
+        for as_i32 in [false, true] {
+            let mut metadata = whole.metadata.clone();
+            let list = match as_i32 {
+                true => gguf::Array::from_i32(&ids.iter().map(|id| *id as i32).collect::<Vec<_>>()),
+                false => gguf::Array::from_u32(&ids),
+            };
+            metadata.insert("tokenizer.ggml.eos_token_ids", Value::Array(list));
+            let vocabulary = ptplus::vocab::Vocabulary::from_gguf(&metadata).unwrap();
+            let tokenizer = ptplus::vocab::tokenizer::Tokenizer::new(vocabulary).unwrap();
+            assert_eq!([20, 21].map(|id| tokenizer.is_end(id)), ends, "{ids:?}");
+        }
+    }
+}

@@ -192,6 +192,11 @@ fn what_gguf_loses_is_told_by_convert() {
         ("smollm", |t| flag(t, "<|im_end|>", &["rstrip", "single_word"]), Some("<|im_end|> (rstrip, single_word)")),
         ("qwen2", |_| (), Some("NFC")),
         ("sentencepiece-json", |_| (), Some("puts no space before text that begins with one, nor behind control")),
+        (
+            "sentencepiece-json",
+            |t| t["pre_tokenizer"]["prepend_scheme"] = "always".into(),
+            Some("puts no space before text that begins with one; llama.cpp does"),
+        ),
         ("smollm", |t| t["normalizer"] = value!({"type": "Sequence", "normalizers": []}), None),
     ] {
         let folder = copy(name, temp.path(), change);

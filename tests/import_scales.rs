@@ -367,3 +367,28 @@ fn gates_are_multiplied_into_the_memories() {
     let done = import(&folder, &out, Some(&model("llama-mha").join("base")), &["--force"]);
     assert!(exit(&done) == 4 && stderr(&done).contains("memory_scale"), "{}", stderr(&done));
 }
+
+#[test]
+fn a_wrong_base_is_known_by_logits_before_any_reading_is_tried() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    rescaled("llama-mha", 0.5, 1.0).write(&folder);
+    // A probe of logits alone: no reading explains them on another base.
+    let probe = temp.path().join("probe.safetensors");
+    let is_logits = |name: &str| !name.starts_with("q.") && !name.starts_with("term.");
+    changed_probe(&model("llama-mha").join("probe.safetensors"), &probe, |name, bytes| {
+        is_logits(name).then(|| bytes.to_vec())
+    });
+    let base = temp.path().join("base");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::copy(model("llama-mha").join("base/config.json"), base.join("config.json")).unwrap();
+    let mut tensors = common::read_safetensors(&model("llama-mha").join("base/model.safetensors"));
+    tensors.iter_mut().filter(|(name, _)| name.contains("q_proj")).for_each(|(_, t)| t.values.reverse());
+    common::write_safetensors(&base.join("model.safetensors"), &tensors);
+    let out = temp.path().join("x.gguf");
+    let args = ["convert".as_ref(), folder.as_os_str(), "--base".as_ref(), base.as_os_str(), "--probe".as_ref()];
+    let done = ptplus(args.into_iter().chain([probe.as_os_str(), "-o".as_ref(), out.as_os_str()]));
+    let said = stderr(&done);
+    assert!(exit(&done) == 5 && said.contains("this is not the reference's base"), "{said}");
+    assert!(!said.contains("convention"), "{said}");
+}

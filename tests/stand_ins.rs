@@ -283,3 +283,14 @@ fn a_base_that_cannot_be_converted_is_not_called_misplaced() {
         assert!(stderr(&out).contains("is a base model; ADAPTER takes an adapter"), "{line}: {}", stderr(&out));
     }
 }
+
+#[test]
+fn hints_name_nothing_that_begins_with_a_dot() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["holder/new", "holder/.old"] {
+        copy(&model("llama-gqa").join("adapter"), &dir.path().join(name));
+    }
+    let out = run(dir.path(), "validate D/holder --base M/base");
+    let expected = format!("did you mean {}?", dir.path().join("holder/new").display());
+    assert!(exit(&out) != 0 && stderr(&out).contains(&expected), "{}", stderr(&out));
+}
