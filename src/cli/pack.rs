@@ -12,6 +12,7 @@ use super::reading::Reading;
 use super::types::TypeArguments;
 use super::ui::Ui;
 use super::usage;
+#[cfg(feature = "report")]
 use crate::base::BaseModel;
 use crate::bundle::pack::{Pack, Packed, pack, source_date};
 use crate::error::{Result, escape};

@@ -19,6 +19,7 @@ pub enum Unit {
     /// Steps of a computation: a layer, a block of the output matrix, a trial.
     Steps,
     /// Tokens of a prompt.
+    #[cfg(feature = "generate")]
     Tokens,
     /// Adapters of a batch.
     Adapters,
@@ -120,6 +121,7 @@ fn message(clock: &Clock, total: u64, unit: Unit, now: Instant) -> String {
     let mut out = match unit {
         Unit::Bytes => format!("{percent} %  {} of {}", bytes(done), bytes(total)),
         Unit::Steps => format!("{percent} %  step {done} of {total}"),
+        #[cfg(feature = "generate")]
         Unit::Tokens => format!("{percent} %  {done} of {total} tokens"),
         Unit::Adapters => format!("{percent} %  {done} of {total} adapters"),
     };

@@ -1,0 +1,70 @@
+//! What a path looks like, from names and headers.
+
+use std::path::Path;
+
+use crate::error::Result;
+use crate::format::gguf::{self, Gguf};
+use crate::format::links::{self, is_present};
+use crate::import;
+use crate::import::source::{self, Source, is_adapter_folder};
+
+/// Whether a base model lies at `path`, of whatever family: a folder with `config.json` and nothing of an adapter, or
+/// GGUF that says it is a model, or nothing.
+///
+/// # Errors
+///
+/// Those of opening.
+pub fn is_base(path: &Path) -> Result<bool> {
+    let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
+    if meta.is_dir() {
+        return Ok(is_present(&path.join("config.json")) && !is_adapter_folder(path));
+    }
+    if !gguf::is_gguf(&crate::format::mmap::map_file(path)?) {
+        return Ok(false);
+    }
+    says_model(&gguf::open(path)?).map_err(|e| e.file(path))
+}
+
+pub(super) fn says_model(file: &Gguf) -> Result<bool> {
+    Ok(file.metadata.str("general.type")?.is_none_or(|kind| kind == "model"))
+}
+
+/// What a path looks like, told from names and headers alone: enough for a hint, never for a decision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Content {
+    /// An adapter, or a bundle of one.
+    Adapter,
+    /// A base model.
+    Base,
+    /// PyTorch's answer: see [`crate::verify::probe`].
+    Probe,
+}
+
+/// What seems to lie at `path`; `None` for anything else, a broken file included.
+pub fn content_of(path: &Path) -> Option<Content> {
+    if path.is_dir() {
+        if is_adapter_folder(path) || crate::format::bundle::container::is_bundle(path) {
+            return Some(Content::Adapter);
+        }
+        return is_base(path).unwrap_or(false).then_some(Content::Base);
+    }
+    let tensors = match source::open(path).ok()? {
+        Source::Gguf(file) => {
+            return match import::is_gguf_adapter(&file.metadata).ok()? {
+                true => Some(Content::Adapter),
+                false => says_model(&file).unwrap_or(false).then_some(Content::Base),
+            };
+        }
+        Source::Tensors(source) if import::is_lora(&source) => return Some(Content::Adapter),
+        Source::Tensors(source) => source.tensors,
+    };
+    match is_probe(tensors.iter().map(|t| t.name.as_str())) {
+        true => Some(Content::Probe),
+        false => import::has_parts(&tensors).then_some(Content::Adapter),
+    }
+}
+
+pub(super) fn is_probe<'a>(names: impl Iterator<Item = &'a str>) -> bool {
+    names.filter(|name| matches!(*name, "input_ids" | "logits")).count() == 2
+}
