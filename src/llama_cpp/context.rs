@@ -87,12 +87,47 @@ impl Drop for Threads {
 pub struct Context {
     context: NonNull<llama::llama_context>,
     adapters: Option<Adapters>,
+    loras: Loras,
+    /// Where each adapter's scale is kept.
+    places: Vec<Place>,
     _threads: Threads,
     batch: llama::llama_batch,
     n_batch: usize,
     vocab_size: usize,
-    n_adapters: usize,
     _model: Rc<Model>,
+}
+
+/// One adapter among those of its kind.
+#[derive(Clone, Copy)]
+enum Place {
+    Graft(usize),
+    Lora(usize),
+}
+
+/// What llama.cpp adds itself, with a scale each.
+struct Loras {
+    pointers: Vec<*mut llama::llama_adapter_lora>,
+    scales: Vec<f32>,
+    _held: Vec<Rc<Adapter>>,
+}
+
+impl Loras {
+    fn of(model: &Rc<Model>, adapters: &[Rc<Adapter>]) -> Result<Loras> {
+        let held: Vec<Rc<Adapter>> = adapters.iter().filter(|a| a.lora().is_some()).cloned().collect();
+        let pointers: Vec<_> = held
+            .iter()
+            .filter_map(|a| a.lora())
+            .map(|l| l.pointer_for(model).map(NonNull::as_ptr))
+            .collect::<Result<_>>()?;
+        Ok(Loras { scales: vec![1.0; pointers.len()], pointers, _held: held })
+    }
+
+    fn apply(&mut self, context: NonNull<llama::llama_context>) {
+        let (adapters, scales) = (self.pointers.as_mut_ptr(), self.scales.as_mut_ptr());
+        // SAFETY: the context is live; both arrays have as many entries as stated, and llama.cpp copies them. The adapters are
+        // of the context's model and held with it.
+        unsafe { llama::llama_set_adapters_lora(context.as_ptr(), adapters, self.pointers.len(), scales) };
+    }
 }
 
 impl Context {
@@ -125,7 +160,17 @@ impl Context {
             CacheType::Q4_0 => llama::GGML_TYPE_Q4_0,
         };
         params.type_v = params.type_k;
-        let held = if adapters.is_empty() { None } else { Some(Adapters::load(model, adapters)?) };
+        let mut loras = Loras::of(model, adapters)?;
+        let (mut n_grafted, mut n_loras) = (0, 0);
+        let places: Vec<Place> = adapters
+            .iter()
+            .map(|a| {
+                let n = if a.lora().is_some() { &mut n_loras } else { &mut n_grafted };
+                *n += 1;
+                if a.lora().is_some() { Place::Lora(*n - 1) } else { Place::Graft(*n - 1) }
+            })
+            .collect();
+        let held = if n_grafted == 0 { None } else { Some(Adapters::load(model, adapters)?) };
         // SAFETY: the model is loaded and outlives the context, which holds it; so do the adapters.
         let context = Adapters::while_active(held.as_ref(), || unsafe {
             llama::llama_init_from_model(model.pointer.as_ptr(), params)
@@ -141,16 +186,20 @@ impl Context {
         };
         // SAFETY: both are live; the pool is freed after the context.
         unsafe { llama::llama_attach_threadpool(context.as_ptr(), threads.0.as_ptr(), threads.0.as_ptr()) };
+        if n_loras > 0 {
+            loras.apply(context);
+        }
         // SAFETY: a batch of token ids with one sequence for each token, freed in `drop`.
         let batch = unsafe { llama::llama_batch_init(n_batch, 0, 1) };
         Ok(Context {
             context,
             adapters: held,
+            loras,
+            places,
             _threads: threads,
             batch,
             n_batch: options.n_batch,
             vocab_size: model.vocab_size(),
-            n_adapters: adapters.len(),
             _model: model.clone(),
         })
     }
@@ -161,10 +210,18 @@ impl Context {
     ///
     /// [`Code::Usage`] for a number that is not there; [`Code::LlamaCppAdapter`] for a scale that is not finite.
     pub fn set_scale(&mut self, index: usize, scale: f32) -> Result<()> {
-        match &mut self.adapters {
-            Some(adapters) if index < self.n_adapters => adapters.set_scale(index, scale),
+        match (self.places.get(index), &mut self.adapters) {
+            (Some(Place::Graft(i)), Some(adapters)) => adapters.set_scale(*i, scale),
+            (Some(Place::Lora(_)), _) if !scale.is_finite() => {
+                Err(Error::new(Code::LlamaCppAdapter, format!("expected a finite scale, found {scale}")))
+            }
+            (Some(Place::Lora(i)), _) => {
+                self.loras.scales[*i] = scale;
+                self.loras.apply(self.context);
+                Ok(())
+            }
             _ => {
-                let message = format!("expected an adapter below {}, found {index}", self.n_adapters);
+                let message = format!("expected an adapter below {}, found {index}", self.places.len());
                 Err(Error::new(Code::Usage, message))
             }
         }

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
-use super::inputs::{Readable, readable_adapter, runnable_base};
-use super::model::{Adapter, Model};
+use super::inputs::{Readable, load, readable_adapter, runnable_base};
+use super::model::Model;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::generate::Engine;
@@ -33,10 +33,8 @@ impl LlamaCpp {
         let file = runnable_base(base)?;
         let model = Rc::new(Model::load(&file.path)?);
         // Written files are read again when the context is made, and kept until then.
-        let files: Vec<Readable> =
-            adapters.iter().map(|a| readable_adapter(a, base.gguf_architecture())).collect::<Result<_>>()?;
-        let adapters: Vec<_> =
-            files.iter().map(|f| Adapter::load(&f.path, &model).map(Rc::new)).collect::<Result<_>>()?;
+        let files: Vec<Readable> = adapters.iter().map(|a| readable_adapter(a, base)).collect::<Result<_>>()?;
+        let adapters: Vec<_> = adapters.iter().zip(&files).map(|(a, f)| load(a, f, &model)).collect::<Result<_>>()?;
         let options = ContextOptions {
             n_positions,
             n_batch: N_BATCH.min(n_positions),

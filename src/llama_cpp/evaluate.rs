@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
-use super::inputs::{exact_base, readable_adapter};
-use super::model::{Adapter, Model};
+use super::inputs::{exact_base, load, readable_adapter};
+use super::model::Model;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::Sink;
@@ -28,14 +28,14 @@ pub fn run(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let base_file = exact_base(base)?;
-    let adapter_file = readable_adapter(adapter, base.gguf_architecture())?;
+    let adapter_file = readable_adapter(adapter, base)?;
     let model = Rc::new(Model::load(&base_file.path)?);
     let vocab_size = base.config.vocab_size;
     if model.vocab_size() != vocab_size {
         let message = format!("expected a vocabulary of {vocab_size}, llama.cpp found {}", model.vocab_size());
         return Err(Error::new(Code::LlamaCpp, message).file(&base.path));
     }
-    let adapters = [Rc::new(Adapter::load(&adapter_file.path, &model)?)];
+    let adapters = [load(adapter, &adapter_file, &model)?];
     let length = input_ids.iter().map(Vec::len).max().unwrap_or(0);
     let chunk_len = (LOGITS_VALUES / vocab_size / 2).clamp(1, length.max(1));
     let options = ContextOptions {

@@ -2,10 +2,12 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use tempfile::TempDir;
 
-use super::{check_architecture, decode_to_f32};
+use super::{Adapter, Model, check_architecture, decode_to_f32};
+use crate::adapter;
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Error, Result};
 use crate::export::{self, Values, types::OutType};
@@ -64,25 +66,48 @@ fn folder_to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
     Ok(Readable { path, _temporary: Some(folder) })
 }
 
-/// The adapter as GGUF: its own file if it is one, else written in F32 for this architecture.
+/// The adapter as GGUF: its own file if it is one, else written in F32 for the base's architecture.
 ///
 /// # Errors
 ///
 /// Those of writing an adapter.
-pub fn readable_adapter(adapter: &Validated, architecture: &str) -> Result<Readable> {
+pub fn readable_adapter(adapter: &Validated, base: &BaseModel) -> Result<Readable> {
+    let architecture = base.gguf_architecture();
     check_architecture(architecture)?;
+    // llama.cpp rounds activations to the type of a LoRA's halves, and ends the program where a base has one tensor for
+    // embedding and head: writing it anew decodes the former and refuses the latter.
+    let is_exact = match adapter.adapter() {
+        adapter::Adapter::Plus(_) => true,
+        adapter::Adapter::Lora(lora) => {
+            lora.tensors().all(|(slot, t)| t.stored_dtype() == DType::F32 && slot.layer.is_some())
+        }
+    };
     // In a bundle's archive the file is another one's part.
     if let [file] = &adapter.origin.files[..]
+        && is_exact
         && gguf::is_gguf(&first_bytes(file)?)
     {
         return Ok(Readable { path: file.clone(), _temporary: None });
     }
     let (folder, path) = temporary("adapter.gguf")?;
-    let plan = export::gguf::plan(adapter, architecture, None, &OutType::As(DType::F32).into())?;
+    let plan = export::gguf::plan(adapter, architecture, Some(base), &OutType::As(DType::F32).into())?;
     let out = OutputFile::create(&path, Overwrite::Never, &[])?;
     export::write_tensors(&plan, Values::Validated(adapter), &out, Overflow::Error, &|_| ())?;
     out.commit()?;
     Ok(Readable { path, _temporary: Some(folder) })
+}
+
+/// The adapter, loaded for `model` from what [`readable_adapter`] gave.
+///
+/// # Errors
+///
+/// [`Code::LlamaCppAdapter`](crate::error::Code::LlamaCppAdapter).
+pub fn load(adapter: &Validated, file: &Readable, model: &Rc<Model>) -> Result<Rc<Adapter>> {
+    let loaded = match adapter.adapter() {
+        adapter::Adapter::Plus(_) => Adapter::load(&file.path, model),
+        adapter::Adapter::Lora(_) => Adapter::load_lora(&file.path, model),
+    };
+    loaded.map(Rc::new)
 }
 
 fn first_bytes(path: &Path) -> Result<[u8; 4]> {

@@ -59,8 +59,30 @@ impl Drop for Model {
     }
 }
 
-/// A GGUF adapter that fits a model. Its file is read again for every context that has it.
-pub struct Adapter(CString);
+/// A GGUF adapter that fits a model.
+pub struct Adapter(Held);
+
+/// Who adds it to the graph.
+enum Held {
+    /// The graft, which reads the file again for every context that has it.
+    Graft(CString),
+    /// llama.cpp itself.
+    Lora(Lora),
+}
+
+/// A LoRA as llama.cpp holds it, for contexts of one model.
+pub(super) struct Lora {
+    pointer: NonNull<llama::llama_adapter_lora>,
+    /// Its own, which goes after it.
+    model: Rc<Model>,
+}
+
+impl Drop for Lora {
+    fn drop(&mut self) {
+        // SAFETY: loaded by us, freed once, before its model, which would free it too; contexts that have it hold it.
+        unsafe { llama::llama_adapter_lora_free(self.pointer.as_ptr()) }
+    }
+}
 
 impl Adapter {
     /// Reads a GGUF adapter and checks it against the model.
@@ -71,7 +93,51 @@ impl Adapter {
     pub fn load(path: &Path, model: &Model) -> Result<Adapter> {
         let file = c_path(path)?;
         Adapters::of_files(model, &[&file]).map_err(|e| e.file(path))?;
-        Ok(Adapter(file))
+        Ok(Adapter(Held::Graft(file)))
+    }
+
+    /// Has llama.cpp read a LoRA in GGUF.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] where llama.cpp refuses it.
+    pub fn load_lora(path: &Path, model: &Rc<Model>) -> Result<Adapter> {
+        let file = c_path(path)?;
+        // SAFETY: the model is loaded; the path ends in NUL and outlives the call.
+        let lora = unsafe { llama::llama_adapter_lora_init(model.pointer.as_ptr(), file.as_ptr()) };
+        let refused = || Error::new(Code::LlamaCppAdapter, "llama.cpp cannot load the LoRA for this model").file(path);
+        let pointer = NonNull::new(lora).ok_or_else(refused)?;
+        Ok(Adapter(Held::Lora(Lora { pointer, model: model.clone() })))
+    }
+
+    /// The LoRA that llama.cpp itself adds, if it is one.
+    pub(super) fn lora(&self) -> Option<&Lora> {
+        match &self.0 {
+            Held::Graft(_) => None,
+            Held::Lora(lora) => Some(lora),
+        }
+    }
+
+    /// The file that the graft reads, if it does.
+    fn graft_file(&self) -> Option<&CStr> {
+        match &self.0 {
+            Held::Graft(file) => Some(file),
+            Held::Lora(_) => None,
+        }
+    }
+}
+
+impl Lora {
+    /// For a context of `model`.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] for one that was loaded for another model.
+    pub(super) fn pointer_for(&self, model: &Rc<Model>) -> Result<NonNull<llama::llama_adapter_lora>> {
+        if Rc::ptr_eq(&self.model, model) {
+            return Ok(self.pointer);
+        }
+        Err(Error::new(Code::LlamaCppAdapter, "expected a LoRA that was loaded for this model, found another's"))
     }
 }
 
@@ -79,13 +145,13 @@ impl Adapter {
 pub(super) struct Adapters(NonNull<ffi::Handle>);
 
 impl Adapters {
-    /// Reads the adapters for a context of the model.
+    /// Reads those of the adapters that are the graft's, for a context of the model.
     ///
     /// # Errors
     ///
     /// [`Code::LlamaCppAdapter`].
     pub(super) fn load(model: &Model, adapters: &[Rc<Adapter>]) -> Result<Adapters> {
-        Adapters::of_files(model, &adapters.iter().map(|a| a.0.as_c_str()).collect::<Vec<_>>())
+        Adapters::of_files(model, &adapters.iter().filter_map(|a| a.graft_file()).collect::<Vec<_>>())
     }
 
     fn of_files(model: &Model, files: &[&CStr]) -> Result<Adapters> {

@@ -7,6 +7,7 @@ mod common;
 mod agreement;
 mod contexts;
 mod engine;
+mod lora;
 mod programs;
 mod refusals;
 mod variants;

@@ -1,0 +1,187 @@
+//! LoRA held against PyTorch's answers: what is right passes, what is wrong in one way does not; merged bases too.
+#![cfg(feature = "runner")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{RawAdapter, Tensor, exit, fixtures, json, ptplus, read_safetensors, stderr, write_safetensors};
+use serde_json::{Value, json as value};
+
+/// Cases with base and probe.
+const CASES: [&str; 4] = ["llama-rslora-patterns", "llama-head-embed", "llama-dora", "qwen3-all-linear"];
+const MAX_ABS: f64 = 2e-4;
+
+fn case(name: &str) -> PathBuf {
+    fixtures().join("lora").join(name)
+}
+
+fn verify(name: &str, adapter: &Path) -> (i32, Value) {
+    let (base, probe) = (case(name).join("base"), case(name).join("probe.safetensors"));
+    json([
+        "verify".as_ref(),
+        adapter.as_os_str(),
+        "--base".as_ref(),
+        base.as_os_str(),
+        "--probe".as_ref(),
+        probe.as_os_str(),
+    ])
+}
+
+fn merge(base: &Path, adapter: &str, output: &Path, more: &[&Path]) -> std::process::Output {
+    let args = ["convert".as_ref(), base.as_os_str(), "--merge".as_ref(), adapter.as_ref(), "-o".as_ref()];
+    let probe = more.iter().flat_map(|p| ["--probe".as_ref(), p.as_os_str()]);
+    ptplus(args.into_iter().chain([output.as_os_str()]).chain(probe))
+}
+
+#[test]
+fn every_case_computes_what_pytorch_computes_beside_the_base() {
+    for name in CASES {
+        let (code, report) = verify(name, &case(name).join("adapter"));
+        assert_eq!(code, 0, "{name}: {report}");
+        assert!(report["metrics"]["max_abs"].as_f64().unwrap() <= MAX_ABS, "{name}: {report}");
+    }
+}
+
+#[test]
+fn every_case_computes_the_same_merged_into_a_folder_or_a_gguf_file() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in CASES {
+        let (base, adapter, probe) =
+            (case(name).join("base"), case(name).join("adapter"), case(name).join("probe.safetensors"));
+        let gguf = temp.path().join(format!("{name}.gguf"));
+        let out = ptplus(["convert".as_ref(), base.as_os_str(), "-o".as_ref(), gguf.as_os_str()]);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        for (i, base) in [&base, &gguf].into_iter().enumerate() {
+            let output = temp.path().join(format!("{name}-{i}.gguf"));
+            let (code, done) = json([
+                "convert".as_ref(),
+                base.as_os_str(),
+                "--merge".as_ref(),
+                adapter.as_os_str(),
+                "-o".as_ref(),
+                output.as_os_str(),
+                "--probe".as_ref(),
+                probe.as_os_str(),
+            ]);
+            assert_eq!(code, 0, "{name}: {done}");
+            let found = done["verification"]["metrics"]["max_abs"].as_f64().unwrap();
+            assert!(found <= MAX_ABS, "{name}, {}: {found}", base.display());
+        }
+    }
+}
+
+#[test]
+fn a_merge_that_the_probe_does_not_confirm_leaves_nothing_behind() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "llama-rslora-patterns";
+    let (base, adapter, probe) =
+        (case(name).join("base"), case(name).join("adapter"), case(name).join("probe.safetensors"));
+    let output = temp.path().join("merged.gguf");
+    for scale in ["0.5", "0", "-1"] {
+        let out = merge(&base, &format!("{}:{scale}", adapter.display()), &output, &[&probe]);
+        assert_eq!(exit(&out), 5, "{scale}: {}", stderr(&out));
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0, "{scale}");
+    }
+    // A factor twice a half is the whole.
+    let half = format!("{}:0.5", adapter.display());
+    let args =
+        ["convert".as_ref(), base.as_os_str(), "--merge".as_ref(), half.as_ref(), "--merge".as_ref(), half.as_ref()];
+    let rest = ["-o".as_ref(), output.as_os_str(), "--probe".as_ref(), probe.as_os_str()];
+    let out = ptplus(args.into_iter().chain(rest));
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+}
+
+/// A copy of a case's adapter, changed.
+fn changed(name: &str, folder: &Path, change: impl FnOnce(&mut RawAdapter)) -> PathBuf {
+    let _ = fs::remove_dir_all(folder);
+    let mut raw = RawAdapter::read(&case(name).join("adapter"));
+    change(&mut raw);
+    raw.write(folder);
+    folder.to_owned()
+}
+
+fn transposed(t: &Tensor) -> Tensor {
+    let [rows, columns] = t.shape[..] else { panic!("two dimensions") };
+    let values = (0..columns).flat_map(|c| (0..rows).map(move |r| t.values[r * columns + c])).collect();
+    Tensor { shape: vec![columns, rows], values }
+}
+
+#[test]
+fn every_way_to_be_wrong_fails() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let rslora = "llama-rslora-patterns";
+    let qwen3 = "qwen3-all-linear";
+    type Change = fn(&mut RawAdapter);
+    let mutations: [(&str, &str, Change); 6] = [
+        ("scale off by sqrt(r)", rslora, |a| a.config["use_rslora"] = value!(false)),
+        ("alpha ignored", qwen3, |a| a.config["lora_alpha"] = a.config["r"].clone()),
+        ("patterns ignored", rslora, |a| a.config["alpha_pattern"] = value!({})),
+        ("A and B swapped", qwen3, |a| {
+            for layer in 0..2 {
+                let name =
+                    |half: &str| format!("base_model.model.model.layers.{layer}.self_attn.k_proj.lora_{half}.weight");
+                let (old_a, old_b) = (a.tensors[&name("A")].clone(), a.tensors[&name("B")].clone());
+                a.tensors.insert(name("A"), transposed(&old_b));
+                a.tensors.insert(name("B"), transposed(&old_a));
+            }
+        }),
+        ("B's rows in the order of GGUF", rslora, |a| {
+            // Two halves to pairs, in every head of 32.
+            let order = |n: usize| -> Vec<usize> {
+                (0..n).map(|row| row / 32 * 32 + row % 32 % 2 * 16 + row % 32 / 2).collect()
+            };
+            for suffix in ["q_proj.lora_B.weight", "k_proj.lora_B.weight"] {
+                a.change(suffix, |t| t.permuted(0, &order(t.shape[0])));
+            }
+        }),
+        ("one module missing", rslora, |a| {
+            a.tensors.retain(|name, _| !name.contains("layers.1.self_attn.v_proj"));
+            // Which would tell before anything is run.
+            a.config["target_modules"] = value!(null);
+        }),
+    ];
+    for (what, name, change) in mutations {
+        let adapter = changed(name, &folder, change);
+        let (code, report) = verify(name, &adapter);
+        assert_eq!(code, 5, "{what}: {report}");
+    }
+    let adapter = changed(rslora, &folder, |_| {});
+    assert_eq!(verify(rslora, &adapter).0, 0, "unchanged");
+}
+
+/// Also where the query projections are the same.
+#[test]
+fn a_lora_notices_another_base() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "qwen3-all-linear";
+    let (base, adapter) = (case(name).join("base"), case(name).join("adapter"));
+    let gguf = temp.path().join("adapter.gguf");
+    let out = ptplus([
+        "convert".as_ref(),
+        adapter.as_os_str(),
+        "--base".as_ref(),
+        base.as_os_str(),
+        "-o".as_ref(),
+        gguf.as_os_str(),
+    ]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    for (part, expected) in [("self_attn.v_proj", 4), ("mlp.down_proj", 4), ("input_layernorm", 0), ("", 0)] {
+        let other = temp.path().join("base");
+        let _ = fs::remove_dir_all(&other);
+        fs::create_dir(&other).unwrap();
+        fs::copy(base.join("config.json"), other.join("config.json")).unwrap();
+        let mut tensors = read_safetensors(&base.join("model.safetensors"));
+        if !part.is_empty() {
+            let t = tensors.get_mut(&format!("model.layers.1.{part}.weight")).unwrap();
+            *t.values.last_mut().unwrap() += 0.01;
+        }
+        write_safetensors(&other.join("model.safetensors"), &tensors);
+        let output = temp.path().join("merged.gguf");
+        let out = merge(&other, &gguf.display().to_string(), &output, &[]);
+        assert_eq!(exit(&out), expected, "{part}: {}", stderr(&out));
+        let _ = fs::remove_file(output);
+    }
+}
