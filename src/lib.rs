@@ -42,6 +42,7 @@ pub mod base;
 pub mod bundle;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod combine;
 pub mod digest;
 pub mod doctor;
 pub mod error;

@@ -1,6 +1,7 @@
 //! The data flow, in the order a newcomer reads it: open, import, validate, plan, write, prove, rename into place.
 
 mod base;
+mod combine;
 mod converted;
 mod proof;
 
@@ -26,6 +27,7 @@ use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
 pub use base::{ConvertBase, Tokenizer, convert_base};
+pub use combine::{Combine, Combined, combine_adapters};
 use converted::unfit_notes;
 pub use converted::{Converted, ConvertedTensor, OutputError};
 pub(crate) use converted::{NOTHING_CHECKED, WINDOW_NOTE, ignores_window};
@@ -167,6 +169,13 @@ impl<'a> Convert<'a> {
 /// writing; [`Code::ErrorBound`], [`Code::NumbersDiffer`] and [`Code::NoEffect`] where a bound or the
 /// proof fails, with nothing left behind.
 pub fn convert(job: &Convert<'_>) -> Result<Converted> {
+    check_place(job)?;
+    let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
+    convert_read(job, source, conventions)
+}
+
+/// That the output would lie where it can be found again.
+fn check_place(job: &Convert<'_>) -> Result<()> {
     place::refuse_inside_bundle(job.output)?;
     match job.format {
         Format::Gguf => {
@@ -184,8 +193,7 @@ pub fn convert(job: &Convert<'_>) -> Result<Converted> {
         }
         Format::Safetensors => {}
     }
-    let (source, conventions) = read_adapter_settling(job.adapter, job.reading, job.base, job.prove.as_ref())?;
-    convert_read(job, source, conventions)
+    Ok(())
 }
 
 /// [`convert`] of a source that was read and settled, wherever the output lies: in the working folder of a bundle, which may

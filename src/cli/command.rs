@@ -24,6 +24,13 @@ impl Recorded {
         self.0.push(quoted(&value.to_string()));
     }
 
+    /// `:WEIGHT` behind the argument before it.
+    pub fn weight(&mut self, weight: f64) {
+        if let Some(last) = self.0.last_mut() {
+            *last = format!("{last}:{weight}");
+        }
+    }
+
     /// `FLAG VALUE`, if there is one.
     pub fn value(&mut self, flag: &str, value: Option<impl Display>) {
         if let Some(value) = value {

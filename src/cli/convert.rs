@@ -46,8 +46,9 @@ pub struct Arguments {
     job: Job,
 }
 
+/// A format by its name.
 #[derive(Clone, Copy, ValueEnum)]
-enum To {
+pub enum To {
     Gguf,
     Safetensors,
 }
@@ -55,10 +56,26 @@ enum To {
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let Some(output) = a.job.output.as_deref().filter(|_| !a.job.types.list_types) else { return types::list(ui) };
     let is_batch = a.jobs.is_some() || !a.more.is_empty();
-    let format = match a.to {
-        None if is_batch => {
-            return Err(usage("--to", "expected gguf or safetensors: the names of many outputs do not say which"));
+    if is_batch && a.to.is_none() {
+        return Err(usage("--to", "expected gguf or safetensors: the names of many outputs do not say which"));
+    }
+    let format = format_of(a.to, output)?;
+    let types = a.job.types.rules("--outtype", &a.outtype)?;
+    if is_batch {
+        #[cfg(feature = "report")]
+        if a.job.report.is_some() {
+            return Err(usage("--report", "expected one adapter, found several: a report is about one"));
         }
+        let paths: Vec<&Path> = a.job.adapter.iter().chain(&a.more).map(PathBuf::as_path).collect();
+        let jobs = a.jobs.map_or(1, usize::from);
+        return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format, ui)?, ui);
+    }
+    run_job(&a.job, types, format, &a.merge, ui)
+}
+
+/// The format that is asked for, or that the output's name says.
+pub fn format_of(to: Option<To>, output: &Path) -> Result<Format> {
+    let format = match to {
         Some(To::Gguf) => Format::Gguf,
         Some(To::Safetensors) => Format::Safetensors,
         None if output.extension().is_some_and(|e| e == "gguf") => Format::Gguf,
@@ -75,17 +92,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             ),
         ));
     }
-    let types = a.job.types.rules("--outtype", &a.outtype)?;
-    if is_batch {
-        #[cfg(feature = "report")]
-        if a.job.report.is_some() {
-            return Err(usage("--report", "expected one adapter, found several: a report is about one"));
-        }
-        let paths: Vec<&Path> = a.job.adapter.iter().chain(&a.more).map(PathBuf::as_path).collect();
-        let jobs = a.jobs.map_or(1, usize::from);
-        return super::batch::run(&paths, output, jobs, &Prepared::new(&a.job, types, format, ui)?, ui);
-    }
-    run_job(&a.job, types, format, &a.merge, ui)
+    Ok(format)
 }
 
 /// A name that nearly ends in .gguf, or as other files of models do, would silently become a folder.

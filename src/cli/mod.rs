@@ -6,6 +6,7 @@ mod adapters;
 mod base_check;
 mod batch;
 mod check;
+mod combine;
 mod command;
 mod completions;
 mod convert;
@@ -102,6 +103,8 @@ enum Command {
     Hash(hash::Arguments),
     /// Show what differs between two adapters
     Diff(diff::Arguments),
+    /// Add adapters of one kind up, each with a weight, to one adapter
+    Combine(combine::Arguments),
     /// Make a key pair for signing bundles
     Keygen(keygen::Arguments),
     /// Start a llama.cpp program with adapters in it, as it is
@@ -148,6 +151,7 @@ impl Command {
             Command::Unpack(_) => "unpack",
             Command::Hash(_) => "hash",
             Command::Diff(_) => "diff",
+            Command::Combine(_) => "combine",
             Command::Keygen(_) => "keygen",
             Command::Demo(_) => "demo",
             Command::Completions(_) => "completions",
@@ -227,6 +231,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<u8> {
         Command::Unpack(a) => unpack::run(&a, ui),
         Command::Hash(a) => hash::run(&a, ui),
         Command::Diff(a) => diff::run(&a, ui),
+        Command::Combine(a) => combine::run(&a, ui),
         Command::Keygen(a) => keygen::run(&a, ui),
         Command::Demo(a) => demo::run(&a, cli.global, ui),
         Command::Completions(a) => completions::run(&a, ui),

@@ -20,6 +20,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::adapter::Adapter;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Device, Lane, StreamOptions};
@@ -211,6 +212,27 @@ fn want_layers_of_probe(report: &mut Report, adapter: &Validated, probe: &Probe)
     if !not_adapted.is_empty() {
         report.fail(Code::NumbersDiffer, format!("adapted layers: expected those of the probe, which has a term for {not_adapted:?}; the adapter has none there"));
     }
+}
+
+/// Runs a sum of adapters beside its parts, each with its weight, and compares.
+///
+/// # Errors
+///
+/// As [`verify`].
+pub fn verify_sum(
+    sum: &Validated,
+    parts: &[(&Adapter, f64)],
+    base: &BaseModel,
+    prompts: &Prompts,
+    options: &Options<'_>,
+) -> Result<Report> {
+    let tolerance = tolerance(options, &[sum])?;
+    let ids = prompts.ids(base.config.vocab_size)?;
+    let parts = Lane { adapters: parts.iter().map(|(a, s)| ((*a).into(), *s)).collect() };
+    let mut sink = SideBySide::new(options.progress);
+    runner::stream(base, &ids, &[Lane::default(), parts, lane(sum)], &stream_options(options, None), &mut sink)?;
+    let of_base = BaseFigures { size: sink.base_size, half_precision: None };
+    report(sink.adapter, sink.base, of_base, sink.layers, sink.reference_effect, sink.found_effect, tolerance)
 }
 
 /// What the adapter is compared with; what is `None` is the same on both sides.
