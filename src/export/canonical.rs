@@ -30,16 +30,7 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
         .map(|(slot, t)| {
             let label = slot.canonical_name();
             let choice = types.choose(slot, &label, t)?;
-            let (source, canonical) = (t.clone(), t.clone());
-            Ok(OutputTensor {
-                label,
-                source,
-                canonical,
-                dtype: choice.dtype,
-                unfit: choice.unfit,
-                additions: Vec::new(),
-                factor: 1.0,
-            })
+            Ok(OutputTensor::new(label, t.clone(), t.clone(), choice))
         })
         .collect::<Result<_>>()?;
     types.finish()?;

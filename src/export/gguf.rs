@@ -51,18 +51,9 @@ pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, ru
         .tensors()
         .zip(adapter.tensors())
         .map(|((slot, t), (_, canonical))| {
-            let (source, canonical) = (PartSpec::of(slot.part).in_gguf(t.clone()), canonical.clone());
+            let source = PartSpec::of(slot.part).in_gguf(t.clone());
             let choice = types.choose(slot, &slot.gguf_name(), &source)?;
-            let label = slot.canonical_name();
-            Ok(OutputTensor {
-                label,
-                source,
-                canonical,
-                dtype: choice.dtype,
-                unfit: choice.unfit,
-                additions: Vec::new(),
-                factor: 1.0,
-            })
+            Ok(OutputTensor::new(slot.canonical_name(), source, canonical.clone(), choice))
         })
         .collect::<Result<_>>()?;
     types.finish()?;

@@ -74,15 +74,8 @@ pub(super) fn plan_gguf(
                 choice.dtype = DType::F32;
             }
             specs.push(TensorSpec { name, dtype: choice.dtype, shape: in_file.shape().to_vec() });
-            tensors.push(OutputTensor {
-                label: slot.canonical_name(),
-                source: in_file,
-                canonical: t.clone(),
-                factor,
-                dtype: choice.dtype,
-                unfit: choice.unfit,
-                additions: Vec::new(),
-            });
+            let output = OutputTensor::new(slot.canonical_name(), in_file, t.clone(), choice);
+            tensors.push(OutputTensor { factor, ..output });
         }
     }
     types.finish()?;
@@ -240,15 +233,7 @@ pub(super) fn plan_peft(source: &Validated, lora: &Lora, rules: &TypeRules) -> R
                 choice.dtype = *dtype;
             }
         }
-        tensors.push(OutputTensor {
-            label,
-            source: in_file,
-            canonical: t.clone(),
-            factor,
-            dtype: choice.dtype,
-            unfit: choice.unfit,
-            additions: Vec::new(),
-        });
+        tensors.push(OutputTensor { factor, ..OutputTensor::new(label, in_file, t.clone(), choice) });
     }
     types.finish()?;
     let specs: Vec<TensorSpec> = tensors

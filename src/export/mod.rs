@@ -29,6 +29,7 @@ use crate::transform::cast::{self, Overflow};
 use crate::transform::loss::{Loss, LossSum};
 use crate::transform::low_rank::LowRank;
 use crate::validate::Validated;
+use types::Choice;
 
 /// Bytes gathered, cast and written per step; a step is whole heads, so a larger head is a larger step. Large enough
 /// that a system call costs nothing, small enough that two threads stay far below the memory limit of a conversion.
@@ -54,6 +55,14 @@ pub struct OutputTensor {
     pub unfit: Option<DType>,
     /// What is added to the values, in F32, before they get their type.
     pub additions: Vec<MatrixAddition>,
+}
+
+impl OutputTensor {
+    /// The values as they are, in the type that was chosen.
+    fn new(label: String, source: LazyTensor, canonical: LazyTensor, choice: Choice) -> Self {
+        let Choice { dtype, unfit } = choice;
+        OutputTensor { label, source, canonical, factor: 1.0, dtype, unfit, additions: Vec::new() }
+    }
 }
 
 /// `scale * B A`, merged into a matrix while it is written.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
 use super::statements::{self, Sizes};
-use super::{Imported, Options, Origin};
+use super::{Imported, Options};
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, in_gguf_terms, key, parse_tensor_name, place_in_gguf};
 use crate::adapter::plus::{PartSpec, Plus};
@@ -20,7 +20,7 @@ use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
 pub(super) mod keys;
-use keys::{config_digest_text, missing, recorded_dtypes, required, stated_layers};
+use keys::{missing, recorded_dtypes, required, stated_layers};
 
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
     let mut imported = read(path, file, base).map_err(|e| in_gguf_terms(e).file(path))?;
@@ -96,7 +96,6 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let architecture = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
     let order = row_order(meta, &architecture)?;
     let (stated, value_length) = keys::stated(meta)?;
-    let config_digest_text = config_digest_text(file);
 
     let mut findings = Findings::default();
     let mut pieces = Pieces::new();
@@ -176,16 +175,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         ledger,
         findings: findings.into_vec(),
         notes: Vec::new(),
-        origin: Origin {
-            path: path.to_owned(),
-            files: file.files.iter().map(|f| f.to_path_buf()).collect(),
-            layout: "GGUF".into(),
-            gguf_architecture: Some(architecture),
-            row_order: order,
-            recorded_dtypes,
-            recorded_source_sha256: meta.str(names::SOURCE_SHA256)?.map(str::to_owned),
-            config_digest_text,
-        },
+        origin: keys::origin(path, file, "GGUF", architecture, order, recorded_dtypes)?,
     })
 }
 

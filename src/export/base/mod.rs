@@ -68,15 +68,7 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
         specs.push(TensorSpec { name, dtype: choice.dtype, shape: shape(base, weight, &source) });
         // A vector is one row, which is written at once.
         let source = if source.shape().len() == 1 { source.unsqueeze0() } else { source };
-        tensors.push(OutputTensor {
-            label,
-            source,
-            canonical,
-            dtype: choice.dtype,
-            unfit: choice.unfit,
-            additions: Vec::new(),
-            factor: 1.0,
-        });
+        tensors.push(OutputTensor::new(label, source, canonical, choice));
     }
     let file_type = types.recipe.as_ref().map(Recipe::file_type);
     types.finish()?;

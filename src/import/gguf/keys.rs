@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use serde_json::{Map, Value};
 
@@ -9,12 +10,13 @@ use crate::adapter::field::Get;
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::key;
 use crate::adapter::plus::{FIELDS, StatedLayers};
+use crate::base::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Gguf, Metadata};
 use crate::format::names::shorten;
 use crate::format::{json, limits};
-use crate::import::foreign;
 use crate::import::stated::{BASE_FINGERPRINT, Stated, TRANSPOSE_MEMORY};
+use crate::import::{Origin, foreign};
 use crate::tensor::DType;
 
 /// Keys about the file: nothing is computed from them, but a wrong type says that they are damaged.
@@ -173,8 +175,29 @@ pub(in crate::import) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<Str
         .collect()
 }
 
+/// Where an adapter that `file` holds came from.
+pub(in crate::import) fn origin(
+    path: &Path,
+    file: &Gguf,
+    layout: &str,
+    architecture: String,
+    row_order: RowOrder,
+    recorded_dtypes: BTreeMap<String, DType>,
+) -> Result<Origin> {
+    Ok(Origin {
+        path: path.to_owned(),
+        files: file.files.iter().map(|f| f.to_path_buf()).collect(),
+        layout: layout.into(),
+        gguf_architecture: Some(architecture),
+        row_order,
+        recorded_dtypes,
+        recorded_source_sha256: file.metadata.str(names::SOURCE_SHA256)?.map(str::to_owned),
+        config_digest_text: config_digest_text(file),
+    })
+}
+
 /// The metadata that defines the adapter, as text for the source digest.
-pub(in crate::import) fn config_digest_text(file: &Gguf) -> String {
+fn config_digest_text(file: &Gguf) -> String {
     let mut entries: Vec<_> = file.metadata.iter().collect();
     entries.sort_by_key(|(key, _)| *key);
     // One value at a time: as JSON an array costs many times what it takes in the file.

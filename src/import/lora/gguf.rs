@@ -17,7 +17,7 @@ use crate::format::{json, limits};
 use crate::import::gguf::keys;
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::stated::BASE_FINGERPRINT;
-use crate::import::{Imported, Origin, foreign};
+use crate::import::{Imported, foreign};
 
 /// Keys of an activated LoRA.
 const ALORA: &str = "adapter.alora.invocation_tokens";
@@ -128,16 +128,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         ledger,
         findings: findings.into_vec(),
         notes: Vec::new(),
-        origin: Origin {
-            path: path.to_owned(),
-            files: file.files.iter().map(|f| f.to_path_buf()).collect(),
-            layout: "LoRA of llama.cpp, GGUF".into(),
-            gguf_architecture: Some(architecture),
-            row_order: order,
-            recorded_dtypes,
-            recorded_source_sha256: meta.str(shared::SOURCE_SHA256)?.map(str::to_owned),
-            config_digest_text: keys::config_digest_text(file),
-        },
+        origin: keys::origin(path, file, "LoRA of llama.cpp, GGUF", architecture, order, recorded_dtypes)?,
     })
 }
 
