@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use ptplus::adapter::lora::{MAX_RANK, Rules};
 use ptplus::base::BaseConfig;
 use ptplus::error::{Error, Result};
 use ptplus::format::bundle::manifest::{self, Manifest};
@@ -19,7 +20,7 @@ use ptplus::tensor::{Bytes, shape};
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every format by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("zip", zip),
@@ -27,6 +28,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("config", config),
     ("json", json),
     ("layout", layout),
+    ("lora", lora),
     ("manifest", manifest),
     ("tar", archive),
 ];
@@ -132,6 +134,18 @@ pub fn layout(data: &[u8]) -> bool {
     let mut matching = mapping.matching();
     for name in ["net.0.m", "layers.12.memory", "x", "тензор.3", ""] {
         let _ = accepted(mapping.read(name, &mut matching));
+    }
+    true
+}
+
+/// `adapter_config.json` of a LoRA: ranks and factors of some modules.
+pub fn lora(data: &[u8]) -> bool {
+    let Some(serde_json::Value::Object(config)) = accepted(json::parse_config(data)) else { return false };
+    let Some(rules) = accepted(Rules::of(&config)) else { return false };
+    for module in ["model.layers.1.self_attn.q_proj", "lm_head", "тензор", ""] {
+        let rank = rules.rank(module);
+        assert!((1..=MAX_RANK).contains(&rank));
+        assert!(rules.scale(module, rank).factor.is_finite());
     }
     true
 }

@@ -141,7 +141,7 @@ fn keys() -> Vec<Case> {
     let long = "\u{1}".repeat(1 << 20);
     for (field, value, code) in [
         ("general.type", text("model"), AdapterKind),
-        ("adapter.type", text("lora"), AdapterKind),
+        ("adapter.type", text("loha"), AdapterKind),
         ("adapter.type", text(&long), AdapterKind),
         ("general.architecture", text("evil"), BaseArchitecture),
         ("general.architecture", text("cohere"), BaseArchitecture),

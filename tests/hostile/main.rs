@@ -36,6 +36,7 @@ mod import;
 mod index;
 mod json;
 mod layout;
+mod lora;
 mod manifest;
 mod names;
 mod pickle;
@@ -71,6 +72,9 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         ("names", names::cases(), names::read),
         #[cfg(feature = "runner")]
         ("probe", probe::cases(), probe::read),
+        ("lora, adapter_config.json", lora::config_cases(), lora::read_config),
+        ("lora, tensors", lora::weight_cases(), lora::read_weights),
+        ("lora, gguf", lora::gguf_cases(), lora::read_gguf),
         ("manifest", manifest::cases(), manifest::read),
         #[cfg(feature = "generate")]
         ("gguf vocabulary", gguf_vocabulary::cases(), gguf_vocabulary::read),

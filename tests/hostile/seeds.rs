@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::pickle::assembler::{self, Pickle, dict_of, good_pickle};
-use crate::{archive, base_gguf, gguf_adapter, gguf_file, layout, manifest, safetensors};
+use crate::{archive, base_gguf, gguf_adapter, gguf_file, layout, lora, manifest, safetensors};
 
 /// The seeds of a target of [`crate::damage::entry::TARGETS`].
 pub fn of(target: &str) -> Vec<Vec<u8>> {
@@ -33,6 +33,11 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             all
         }
         "layout" => layout::right_files(),
+        "lora" => {
+            let folders = children(&fixtures().join("lora")).into_iter().filter(|p| p.is_dir());
+            let files = folders.map(|f| std::fs::read(f.join("adapter/adapter_config.json")).expect("a fixture"));
+            files.chain([lora::with("", None).into()]).collect()
+        }
         "manifest" => manifest::right_files(),
         "tar" => archive::right_files(),
         other => panic!("no seeds for {other}"),

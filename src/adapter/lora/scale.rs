@@ -2,7 +2,7 @@
 //! `rank_pattern` and `alpha_pattern`. Source: PEFT's `tuners/lora/layer.py` (`update_layer`), `tuners/lora/model.py`
 //! (`_create_and_replace`) and `utils/other.py` (`get_pattern_key`).
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::error::{Code, Error, Result};
@@ -25,8 +25,51 @@ pub struct Rules {
     rank: usize,
     alpha: f64,
     is_rank_stabilized: bool,
-    ranks: Vec<(Regex, usize)>,
-    alphas: Vec<(Regex, f64)>,
+    ranks: Vec<(Pattern, usize)>,
+    alphas: Vec<(Pattern, f64)>,
+}
+
+/// A key of `rank_pattern` or `alpha_pattern`: PEFT asks for `re.match(rf"(.*\.)?({key})$", name)`.
+#[derive(Debug, Clone)]
+enum Pattern {
+    /// Nothing special in it but points, each of which is any character. So are the names of modules, of which there may be
+    /// hundreds.
+    Plain(Vec<char>),
+    /// Anything else.
+    Regex(Regex),
+}
+
+/// Most patterns of each kind: one for every linear layer of 500 blocks.
+const MAX_PATTERNS: usize = 4096;
+/// Most of them that are more than names; people write those by hand.
+const MAX_EXPRESSIONS: usize = 64;
+/// Bytes of a compiled expression. `.*layers\.(1|2)[0-9]\..*proj` takes a tenth.
+const EXPRESSION_BYTES: usize = 256 << 10;
+
+impl Pattern {
+    fn of(key: &str) -> Result<Pattern, regex::Error> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+        if key.chars().all(is_plain) {
+            return Ok(Pattern::Plain(key.chars().collect()));
+        }
+        let text = format!(r"^(?:(?:.*\.)?(?:{key}))$");
+        RegexBuilder::new(&text)
+            .size_limit(EXPRESSION_BYTES)
+            .dfa_size_limit(EXPRESSION_BYTES)
+            .build()
+            .map(Pattern::Regex)
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Pattern::Regex(regex) => regex.is_match(name),
+            Pattern::Plain(key) => {
+                let mut rest = name.chars().rev();
+                let is_end = key.iter().rev().all(|k| rest.next().is_some_and(|c| *k == c || *k == '.'));
+                is_end && matches!(rest.next(), None | Some('.'))
+            }
+        }
+    }
 }
 
 /// What PEFT's `LoraConfig` has for a key that is not there.
@@ -70,29 +113,38 @@ impl Rules {
 }
 
 /// The value of the first pattern that matches; the order is the file's.
-fn of_module<T: Copy>(patterns: &[(Regex, T)], module: &str) -> Option<T> {
-    patterns.iter().find(|(pattern, _)| pattern.is_match(module)).map(|(_, value)| *value)
+fn of_module<T: Copy>(patterns: &[(Pattern, T)], module: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.matches(module)).map(|(_, value)| *value)
 }
 
 fn patterns<T>(
     config: &Map<String, Value>,
     key: &str,
     read: impl Fn(&str, &Value) -> Result<T>,
-) -> Result<Vec<(Regex, T)>> {
+) -> Result<Vec<(Pattern, T)>> {
     let entries = match config.get(key) {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::Object(entries)) => entries,
         Some(other) => return Err(field(key, "an object", other)),
     };
+    if entries.len() > MAX_PATTERNS {
+        let message = format!("expected at most {MAX_PATTERNS} patterns, found {}", entries.len());
+        return Err(Error::new(Code::ConfigField, message).field(key));
+    }
+    let mut n_expressions = 0;
     let one = |(pattern, value): (&String, &Value)| {
         let place = format!("{key}.{pattern}");
         let value = read(&place, value)?;
-        // PEFT: re.match(rf"(.*\.)?({key})$", name)
-        let regex = Regex::new(&format!(r"^(?:(?:.*\.)?(?:{pattern}))$")).map_err(|e| {
-            let message = format!("expected a regular expression without look-around or back-references: {e}");
+        let pattern = Pattern::of(pattern).map_err(|e| {
+            let message = format!("expected a short regular expression without look-around or back-references: {e}");
             Error::new(Code::ConfigUnsupported, message).field(place)
         })?;
-        Ok((regex, value))
+        n_expressions += usize::from(matches!(pattern, Pattern::Regex(_)));
+        if n_expressions > MAX_EXPRESSIONS {
+            let message = format!("expected at most {MAX_EXPRESSIONS} regular expressions, found more");
+            return Err(Error::new(Code::ConfigUnsupported, message).field(key));
+        }
+        Ok((pattern, value))
     };
     entries.iter().map(one).collect()
 }
@@ -137,6 +189,12 @@ mod tests {
             (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"self_attn": 20}}), Q, 4, 2.0),
             (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"layers.1.self_attn.q_proj": 1}}), Q, 4, 0.25),
             (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"1.mlp.down_proj": 1}}), DOWN, 4, 2.0),
+            // A point is any character.
+            (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"mlp_down.proj": 1}}), DOWN, 4, 2.0),
+            (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"mlp.down.proj": 1}}), DOWN, 4, 0.25),
+            (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"": 1}}), DOWN, 4, 2.0),
+            (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"model.layers.11.mlp.down_proj": 1}}), DOWN, 4, 0.25),
+            (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"x.model.layers.11.mlp.down_proj": 1}}), DOWN, 4, 2.0),
             (json!({"r": 4, "lora_alpha": 8, "alpha_pattern": {"^model.layers.1.self_attn.q_proj": 1}}), Q, 4, 0.25),
             (json!({"r": 4, "lora_alpha": 8, "rank_pattern": {"down_proj": 2}}), DOWN, 2, 4.0),
             // The first that matches.

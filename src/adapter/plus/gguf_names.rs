@@ -50,7 +50,7 @@ fn name_in_gguf(canonical: &str) -> Option<String> {
         return Some(format!("{SOURCE_CONFIG}: {canonical}"));
     }
     if let Some(slot) = Slot::parse_canonical_name(canonical) {
-        return Some(tensor_name(slot));
+        return Some(slot.gguf_name());
     }
     let layer = canonical.strip_prefix("layers.")?;
     layer.bytes().all(|b| b.is_ascii_digit()).then(|| format!("blk.{layer}"))

@@ -1,6 +1,6 @@
 //! `adapter_config.json` of a LoRA: which of PEFT's options change what is computed.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::adapter::lora::{Rules, module_name};
@@ -60,13 +60,16 @@ impl Targets {
         match config.get(key) {
             None | Some(Value::Null) => Ok(Targets::Unstated),
             Some(Value::String(text)) if text == "all-linear" => Ok(Targets::AllLinear),
-            Some(Value::String(text)) => match Regex::new(&format!("^(?:{text})$")) {
-                Ok(pattern) => Ok(Targets::Pattern(pattern)),
-                Err(e) => {
-                    let message = format!("expected a regular expression without look-around or back-references: {e}");
-                    Err(Error::new(Code::ConfigUnsupported, message).field(key))
+            Some(Value::String(text)) => {
+                match RegexBuilder::new(&format!("^(?:{text})$")).size_limit(1 << 20).build() {
+                    Ok(pattern) => Ok(Targets::Pattern(pattern)),
+                    Err(e) => {
+                        let message =
+                            format!("expected a regular expression without look-around or back-references: {e}");
+                        Err(Error::new(Code::ConfigUnsupported, message).field(key))
+                    }
                 }
-            },
+            }
             Some(_) => strings(config, key).map(Targets::Ends),
         }
     }

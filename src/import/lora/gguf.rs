@@ -8,11 +8,12 @@ use serde_json::{Map, Value};
 use super::{Pieces, insert, modules, slot};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
 use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, runtime_factor};
-use crate::adapter::{Kind, Part, gguf_names as shared};
+use crate::adapter::{Kind, Part, Slot, gguf_names as shared};
 use crate::base::{BaseModel, BlockWeight, Dialect, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{Gguf, Metadata};
+use crate::format::names::shorten;
 use crate::format::{json, limits};
 use crate::import::gguf::keys;
 use crate::import::ledger::{Entry, Fate, Ledger};
@@ -123,6 +124,12 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         }
     }
     let recorded_dtypes = keys::recorded_dtypes(meta)?;
+    // They loosen the limits of a verification, so they must be about this adapter.
+    let is_ours = |name: &str| Slot::parse_canonical_name(name).is_some_and(|slot| lora.get(slot).is_some());
+    if let Some(name) = recorded_dtypes.keys().find(|name| findings.is_empty() && !is_ours(name)) {
+        let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
+        return Err(Error::new(Code::ConfigField, message).field(shared::SOURCE_DTYPES));
+    }
     Ok(Imported {
         adapter: lora.into(),
         ledger,
@@ -138,7 +145,7 @@ fn place(name: &str) -> Option<(Weight, Option<Part>)> {
     let halves = [(".lora_a", Part::A, Part::B), (".lora_b", Part::B, Part::A)];
     let half = halves.iter().find_map(|(suffix, part, swapped)| Some((name.strip_suffix(suffix)?, *part, *swapped)));
     let Some((name, part, swapped)) = half else {
-        return Weight::parse(name, Dialect::Gguf).map(|w| (w, None));
+        return Weight::parse(name, Dialect::Gguf).filter(|w| *w != Weight::RopeFactors).map(|w| (w, None));
     };
     // An embedding's halves are called after the matrix that a one-hot row is multiplied with.
     let weight = Weight::parse(name, Dialect::Gguf).filter(|w| w.is_linear())?;

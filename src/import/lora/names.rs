@@ -137,7 +137,8 @@ fn whole(words: &[&str], is_trained: bool, adapter: Option<String>) -> Meaning {
         ["layers" | "embed_tokens" | "norm", ..] => format!("model.{}", words.join(".")),
         _ => words.join("."),
     };
-    Meaning::Whole { weight: Weight::parse(&name, Dialect::HuggingFace), is_trained, adapter }
+    let weight = Weight::parse(&name, Dialect::HuggingFace).filter(|w| *w != Weight::RopeFactors);
+    Meaning::Whole { weight, is_trained, adapter }
 }
 
 #[cfg(test)]
