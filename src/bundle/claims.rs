@@ -180,18 +180,18 @@ impl Claims<'_> {
     fn base(&mut self, adapter: &Validated) {
         let base_model_type = adapter.adapter().base_model_type();
         self.fits(&["base", "name"], "a text", |_| true);
-        self.fits(&["base", "fingerprint"], "the fingerprint of a base", fingerprint::is_well_formed);
         let by_model_type = base_model_type.and_then(gguf_architecture_of);
         let architecture = adapter.origin.gguf_architecture.as_deref().or(by_model_type);
         // What the adapter says of its base, and of the rest its kind.
-        for (key, known) in [
-            ("fingerprint", adapter.base_fingerprint()),
-            ("architecture", architecture),
-            ("model_type", base_model_type),
+        let is_text: fn(&str) -> bool = |_| true;
+        for (key, known, kind, is_of_kind) in [
+            ("fingerprint", adapter.base_fingerprint(), "the fingerprint of a base", fingerprint::is_well_formed as _),
+            ("architecture", architecture, "a text", is_text),
+            ("model_type", base_model_type, "a text", is_text),
         ] {
             match known {
                 Some(known) => self.equal(&["base", key], &known.into()),
-                None => self.fits(&["base", key], "a text", |_| true),
+                None => self.fits(&["base", key], kind, is_of_kind),
             }
         }
         let ignored = adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
