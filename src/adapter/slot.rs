@@ -56,6 +56,15 @@ named_enum! {
 }
 
 impl Part {
+    /// Whether a file is called after its type.
+    pub fn is_main(self) -> bool {
+        match self {
+            Part::Memory | Part::A | Part::B => true,
+            Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => false,
+            Part::Magnitude | Part::Bias | Part::Whole => false,
+        }
+    }
+
     /// Whether it is F32 in every GGUF file, and never narrowed elsewhere.
     pub fn stays_f32(self) -> bool {
         match self {

@@ -12,11 +12,10 @@ use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::naming::download_name;
 use super::reports;
-use crate::adapter::Part;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
-use crate::export::types::OutType;
+use crate::export::{self, types::OutType};
 use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
@@ -288,12 +287,8 @@ fn against_source(
 
 /// The type that most elements of M have, of a LoRA those of A and B.
 fn main_type(adapter: &Validated) -> DType {
-    let mut n: BTreeMap<DType, usize> = BTreeMap::new();
-    for (_, t) in adapter.adapter().tensors().filter(|(slot, _)| matches!(slot.part, Part::Memory | Part::A | Part::B))
-    {
-        *n.entry(t.stored_dtype()).or_default() += t.n_elements();
-    }
-    n.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)
+    let tensors = adapter.adapter().tensors().filter(|(slot, _)| slot.part.is_main());
+    export::main_type(tensors.map(|(_, t)| (t.stored_dtype(), t.n_elements())))
 }
 
 fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, FileEntry>> {

@@ -1,26 +1,23 @@
 //! A GGUF adapter: keys from the configuration, tensors in the architecture's row order.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Map, Value as Json};
 
 use super::canonical::layers_json;
-use super::recorded::{DIGEST_PENDING, source_dtypes};
+use super::recorded::{DIGEST_PENDING, gguf_metadata};
 use super::types::{Chooser, Format, TypeRules};
-use super::{OutputTensor, Plan, Written, file_type};
+use super::{OutputTensor, Plan, Written};
 use crate::adapter::field::{FieldValue, Get};
 use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, key};
 use crate::adapter::plus::{PartSpec, Plus, StatedLayers};
-use crate::adapter::{Adapter, Kind, Part, Slot};
+use crate::adapter::{Adapter, Part, Slot};
 use crate::base::{BaseModel, RowOrder};
 use crate::digest::source_sha256;
 use crate::error::{Code, Error, Result};
-use crate::format::gguf::{self, Array, Metadata, Value};
-use crate::format::{TensorSpec, json, limits, output::StagedFile};
+use crate::format::gguf::{self, Array, Value};
+use crate::format::{TensorSpec, output::StagedFile};
 use crate::import::foreign;
 use crate::import::stated::BASE_FINGERPRINT;
-use crate::tensor::DType;
 use crate::transform::row_order;
 use crate::validate::Validated;
 
@@ -60,7 +57,8 @@ pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, ru
     let specs: Vec<TensorSpec> = (adapter.tensors().zip(&tensors))
         .map(|((slot, _), t)| TensorSpec { name: slot.gguf_name(), dtype: t.dtype, shape: t.source.shape().to_vec() })
         .collect();
-    let metadata = metadata(source, adapter, architecture, order, base_model_type, &tensors)?;
+    let (own, config) = (own_keys(adapter, order)?, source_config(adapter, base_model_type));
+    let metadata = gguf_metadata(source, architecture, &tensors, own, config)?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
 }
 
@@ -76,30 +74,9 @@ pub fn patch_source_digest(plan: &Plan, source: &Validated, written: &Written, o
     out.write_all_at(offset, digest.as_bytes())
 }
 
-fn metadata(
-    source: &Validated,
-    adapter: &Plus,
-    architecture: &str,
-    order: RowOrder,
-    base_model_type: Option<&str>,
-    tensors: &[OutputTensor],
-) -> Result<Metadata> {
-    let c = &adapter.config;
-    let about_base = foreign::about_base(&c.extra);
-    let mut m = Metadata::default();
-    let mut put = |k: &str, v: Value| m.insert(k, v);
-    put("general.architecture", architecture.into());
-    put("general.type", names::GENERAL_TYPE.into());
-    put(foreign::NAME, about_base.get(foreign::NAME).cloned().expect("every adapter gets a name"));
-    put(gguf::FILE_TYPE, Value::U32(file_type(adapter, tensors)));
-    if tensors.iter().any(|t| t.dtype.is_quantized()) {
-        put(gguf::QUANTIZATION_VERSION, Value::U32(2));
-    }
-    for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
-        put(name, value.clone());
-    }
-    put("adapter.type", Kind::Plus.name().into());
-    put(&key("version"), Value::U32(VERSION));
+/// The kind's own keys.
+fn own_keys(adapter: &Plus, order: RowOrder) -> Result<Vec<(String, Value)>> {
+    let mut own = vec![(key("version"), Value::U32(VERSION))];
     let mut fields: Vec<_> = adapter.fields().collect();
     fields.sort_by_key(|(field, _)| match field.get {
         Get::Name(_) => 0,
@@ -112,25 +89,12 @@ fn metadata(
             FieldValue::Scale(x) => Value::F32(x as f32),
             FieldValue::Count(n) => Value::U32(to_u32(field.gguf, n)?),
         };
-        put(&key(field.gguf), value);
+        own.push((key(field.gguf), value));
     }
     let layers = adapter.layers.keys().map(|&i| to_u32("layers", i)).collect::<Result<Vec<u32>>>()?;
-    put(&key("layers"), Value::Array(Array::from_u32(&layers)));
-    put(&key("query_order"), order.name().into());
-    put(names::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
-    put(names::SOURCE_SHA256, DIGEST_PENDING.into());
-    if let Some(fingerprint) = source.base_fingerprint() {
-        put(names::BASE_FINGERPRINT, fingerprint.into());
-    }
-    if let Some(command) = &source.command {
-        put(names::COMMAND, command.as_str().into());
-    }
-    put(names::SOURCE_CONFIG, source_config(adapter, base_model_type)?.into());
-    put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
-    for (name, value) in foreign::of_config(&c.extra)?.iter() {
-        put(name, value.clone());
-    }
-    Ok(m)
+    own.push((key("layers"), Value::Array(Array::from_u32(&layers))));
+    own.push((key("query_order"), order.name().into()));
+    Ok(own)
 }
 
 fn to_u32(field: &str, n: usize) -> Result<u32> {
@@ -138,12 +102,8 @@ fn to_u32(field: &str, n: usize) -> Result<u32> {
         .map_err(|_| Error::new(Code::GgufWrite, format!("expected at most {}, found {n}", u32::MAX)).field(key(field)))
 }
 
-/// What the configuration states beyond the keys, as compact JSON; see `docs/FORMAT.md`.
-///
-/// # Errors
-///
-/// [`Code::JsonTooLarge`] for what no reader of the file would take: numbers may be longer than they were.
-fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String> {
+/// What the configuration states beyond the keys.
+fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Map<String, Json> {
     let c = &adapter.config;
     let recorded = c.extra.iter().filter(|(key, _)| *key != foreign::KEY);
     let mut out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
@@ -169,22 +129,5 @@ fn source_config(adapter: &Plus, base_model_type: Option<&str>) -> Result<String
     if let Some(model_type) = c.base_model_type.as_deref().or(base_model_type) {
         out.insert("base_model_type".into(), model_type.into());
     }
-    let text = json::as_python_writes(&Json::Object(out).to_string());
-    if text.len() as u64 > limits::CONFIG_BYTES {
-        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
-        return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));
-    }
-    Ok(text)
-}
-
-/// `general.file_type`: the number of the type that most elements of M have.
-fn file_type(adapter: &Plus, tensors: &[OutputTensor]) -> u32 {
-    let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
-    for ((slot, _), t) in adapter.tensors().zip(tensors) {
-        if slot.part == Part::Memory {
-            *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
-        }
-    }
-    let largest = n_elements.into_iter().max_by_key(|(_, n)| *n);
-    file_type::of(largest.map_or(DType::F32, |(dtype, _)| dtype))
+    out
 }

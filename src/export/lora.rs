@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
-use super::recorded::{DIGEST_PENDING, source_dtypes, widened_from};
+use super::recorded::{gguf_metadata, widened_from};
 use super::types::{Chooser, Format, TypeRules};
-use super::{OutputTensor, Plan, file_type};
+use super::{OutputTensor, Plan};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
-use crate::adapter::lora::{Lora, common_alpha, fold};
-use crate::adapter::{Kind, Part, Slot, gguf_names as shared};
-use crate::base::{BaseModel, BlockWeight, Dialect, RowOrder, Weight};
+use crate::adapter::lora::{Lora, common_alpha, fold, is_reordered};
+use crate::adapter::{Part, Slot};
+use crate::base::{BaseModel, Dialect, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
-use crate::format::gguf::{self, Metadata, Value};
-use crate::format::{TensorSpec, json, limits, safetensors};
+use crate::format::gguf::{self, Value};
+use crate::format::{TensorSpec, safetensors};
 use crate::import::foreign;
 use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, WIDENED_FROM};
 use crate::tensor::{DType, LazyTensor};
@@ -79,8 +79,8 @@ pub(super) fn plan_gguf(
         }
     }
     types.finish()?;
-    let metadata =
-        metadata(source, lora, architecture, alpha, head_dim.filter(|_| order == RowOrder::Norm), &folded, &tensors)?;
+    let own = own_keys(alpha, head_dim.filter(|_| order == RowOrder::Norm), &folded);
+    let metadata = gguf_metadata(source, architecture, &tensors, own, source_config(&lora.config))?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
 }
 
@@ -130,82 +130,24 @@ fn head_dim(lora: &Lora, base: Option<&BaseModel>) -> Option<usize> {
     base.map(|b| b.config.head_dim).or_else(recorded)
 }
 
-/// Whether the rows of this half are in the architecture's order.
-fn is_reordered(weight: Weight, part: Part, order: RowOrder) -> bool {
-    order == RowOrder::Norm
-        && part == Part::B
-        && matches!(weight, Weight::Block(_, BlockWeight::Query | BlockWeight::Key))
-}
-
-fn metadata(
-    source: &Validated,
-    lora: &Lora,
-    architecture: &str,
-    alpha: f32,
-    head_dim: Option<usize>,
-    folded: &BTreeMap<Weight, f64>,
-    tensors: &[OutputTensor],
-) -> Result<Metadata> {
-    let config = &lora.config;
-    let about_base = foreign::about_base(config);
-    let mut m = Metadata::default();
-    let mut put = |k: &str, v: Value| m.insert(k, v);
-    put("general.architecture", architecture.into());
-    put("general.type", shared::GENERAL_TYPE.into());
-    put(foreign::NAME, about_base.get(foreign::NAME).cloned().expect("every adapter gets a name"));
-    put(gguf::FILE_TYPE, Value::U32(main_file_type(tensors)));
-    if tensors.iter().any(|t| t.dtype.is_quantized()) {
-        put(gguf::QUANTIZATION_VERSION, Value::U32(2));
-    }
-    for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
-        put(name, value.clone());
-    }
-    put("adapter.type", Kind::Lora.name().into());
-    put(ALPHA, Value::F32(alpha));
+/// The kind's own keys.
+fn own_keys(alpha: f32, head_dim: Option<usize>, folded: &BTreeMap<Weight, f64>) -> Vec<(String, Value)> {
+    let mut own = vec![(ALPHA.to_owned(), Value::F32(alpha))];
     if let Some(d) = head_dim.and_then(|d| u32::try_from(d).ok()) {
-        put(HEAD_DIM, Value::U32(d));
+        own.push((HEAD_DIM.to_owned(), Value::U32(d)));
     }
     if !folded.is_empty() {
         let map: Map<String, Json> = folded.iter().map(|(w, x)| (w.name(Dialect::Gguf), Json::from(*x))).collect();
-        put(FOLDED, Json::Object(map).to_string().as_str().into());
+        own.push((FOLDED.to_owned(), Json::Object(map).to_string().as_str().into()));
     }
-    put(shared::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
-    put(shared::SOURCE_SHA256, DIGEST_PENDING.into());
-    if let Some(fingerprint) = source.base_fingerprint() {
-        put(shared::BASE_FINGERPRINT, fingerprint.into());
-    }
-    if let Some(command) = &source.command {
-        put(shared::COMMAND, command.as_str().into());
-    }
-    put(shared::SOURCE_CONFIG, source_config(config)?.as_str().into());
-    put(shared::SOURCE_DTYPES, source_dtypes(source).as_str().into());
-    for (name, value) in foreign::of_config(config)?.iter() {
-        put(name, value.clone());
-    }
-    Ok(m)
+    own
 }
 
-/// `adapter_config.json`, as compact JSON, without what has a key of its own.
-fn source_config(config: &Map<String, Json>) -> Result<String> {
+/// `adapter_config.json` without what has a key of its own.
+fn source_config(config: &Map<String, Json>) -> Map<String, Json> {
     let own = [foreign::KEY, BASE_FINGERPRINT, CONFIG_HEAD_DIM];
     let recorded = config.iter().filter(|(key, _)| !own.contains(&key.as_str()));
-    let out: Map<String, Json> = recorded.map(|(key, value)| (key.clone(), value.clone())).collect();
-    let text = json::as_python_writes(&Json::Object(out).to_string());
-    if text.len() as u64 > limits::CONFIG_BYTES {
-        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, text.len());
-        return Err(Error::new(Code::JsonTooLarge, message).field(shared::SOURCE_CONFIG));
-    }
-    Ok(text)
-}
-
-/// `general.file_type`: the number of the type that most elements have.
-fn main_file_type(tensors: &[OutputTensor]) -> u32 {
-    let mut n_elements: BTreeMap<DType, usize> = BTreeMap::new();
-    for t in tensors {
-        *n_elements.entry(t.dtype).or_default() += t.source.n_elements();
-    }
-    let largest = n_elements.into_iter().max_by_key(|(_, n)| *n);
-    file_type::of(largest.map_or(DType::F32, |(dtype, _)| dtype))
+    recorded.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Plans `adapter_model.safetensors` with PEFT's names; what an earlier conversion has folded into B is taken out again where that

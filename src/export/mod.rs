@@ -10,6 +10,7 @@ pub mod gguf;
 mod lora;
 mod mix;
 mod recorded;
+pub(crate) use recorded::main_type;
 pub mod types;
 
 use std::borrow::Cow;

@@ -1,16 +1,82 @@
 //! What outputs of every kind record of their source.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value as Json};
 
-use super::OutputTensor;
+use super::{OutputTensor, file_type};
+use crate::adapter::{Slot, gguf_names as names};
+use crate::error::{Code, Error, Result};
+use crate::format::gguf::{self, Metadata, Value};
+use crate::format::{json, limits};
+use crate::import::foreign;
 use crate::tensor::DType;
 use crate::validate::Validated;
 
 /// Placeholder for the source digest until the tensors have been read; as long as the digest.
 pub(super) const DIGEST_PENDING: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
+/// The metadata of a GGUF adapter: what every kind has, around the kind's `own` keys. `config` is what of its configuration has
+/// no key; see `docs/FORMAT.md`.
+///
+/// # Errors
+///
+/// [`Code::JsonTooLarge`] for a configuration that no reader of the file would take: numbers may be longer than they were.
+pub(super) fn gguf_metadata(
+    source: &Validated,
+    architecture: &str,
+    tensors: &[OutputTensor],
+    own: Vec<(String, Value)>,
+    config: Map<String, Json>,
+) -> Result<Metadata> {
+    let adapter = source.adapter();
+    let about_base = foreign::about_base(adapter.extra());
+    let mut m = Metadata::default();
+    let mut put = |k: &str, v: Value| m.insert(k, v);
+    put("general.architecture", architecture.into());
+    put("general.type", names::GENERAL_TYPE.into());
+    put(foreign::NAME, about_base.get(foreign::NAME).cloned().expect("every adapter gets a name"));
+    let is_main = |t: &&OutputTensor| Slot::parse_canonical_name(&t.label).is_some_and(|slot| slot.part.is_main());
+    let main = main_type(tensors.iter().filter(is_main).map(|t| (t.dtype, t.source.n_elements())));
+    put(gguf::FILE_TYPE, Value::U32(file_type::of(main)));
+    if tensors.iter().any(|t| t.dtype.is_quantized()) {
+        put(gguf::QUANTIZATION_VERSION, Value::U32(2));
+    }
+    for (name, value) in about_base.iter().filter(|(name, _)| *name != foreign::NAME) {
+        put(name, value.clone());
+    }
+    put("adapter.type", adapter.kind().name().into());
+    own.into_iter().for_each(|(key, value)| put(&key, value));
+    put(names::TOOL_VERSION, env!("CARGO_PKG_VERSION").into());
+    put(names::SOURCE_SHA256, DIGEST_PENDING.into());
+    if let Some(fingerprint) = source.base_fingerprint() {
+        put(names::BASE_FINGERPRINT, fingerprint.into());
+    }
+    if let Some(command) = &source.command {
+        put(names::COMMAND, command.as_str().into());
+    }
+    let config = json::as_python_writes(&Json::Object(config).to_string());
+    if config.len() as u64 > limits::CONFIG_BYTES {
+        let message = format!("expected at most {} bytes of JSON, found {}", limits::CONFIG_BYTES, config.len());
+        return Err(Error::new(Code::JsonTooLarge, message).field(names::SOURCE_CONFIG));
+    }
+    put(names::SOURCE_CONFIG, config.as_str().into());
+    put(names::SOURCE_DTYPES, source_dtypes(source).as_str().into());
+    for (name, value) in foreign::of_config(adapter.extra())?.iter() {
+        put(name, value.clone());
+    }
+    Ok(m)
+}
+
+/// The type that most elements have, of tensors' types and elements.
+pub(crate) fn main_type(tensors: impl Iterator<Item = (DType, usize)>) -> DType {
+    let mut n: BTreeMap<DType, usize> = BTreeMap::new();
+    tensors.for_each(|(dtype, n_elements)| *n.entry(dtype).or_default() += n_elements);
+    n.into_iter().max_by_key(|(_, n)| *n).map_or(DType::F32, |(dtype, _)| dtype)
+}
+
 /// Each tensor's type in the first source, as compact JSON.
-pub(super) fn source_dtypes(source: &Validated) -> String {
+fn source_dtypes(source: &Validated) -> String {
     let recorded = &source.origin.recorded_dtypes;
     let map: Map<String, Json> = source
         .adapter()

@@ -14,13 +14,11 @@ use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{self, Gguf, Metadata};
-use crate::format::limits;
-use crate::format::names::shorten;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
 pub(super) mod keys;
-use keys::{missing, recorded_dtypes, required, stated_layers};
+use keys::{missing, required, stated_layers};
 
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
     let mut imported = read(path, file, base).map_err(|e| in_gguf_terms(e).file(path))?;
@@ -81,19 +79,12 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         };
         return Err(Error::new(Code::AdapterKind, format!("expected a {} adapter, found {found}", Kind::Plus)));
     }
-    keys::bound(meta)?;
-    if file.tensors.len() > limits::ADAPTER_TENSORS {
-        let message =
-            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
-        return Err(Error::new(Code::GgufLimit, message));
-    }
-    keys::check_general(meta)?;
+    let architecture = keys::check_file(file)?;
     let version = required(meta.u32(&key("version"))?, "version")?;
     if version != VERSION {
         return Err(Error::new(Code::ConfigUnsupported, format!("expected version {}, found {version}", VERSION))
             .field(key("version")));
     }
-    let architecture = meta.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned();
     let order = row_order(meta, &architecture)?;
     let (stated, value_length) = keys::stated(meta)?;
 
@@ -160,23 +151,9 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let expected = format!("a model type of architecture {architecture:?}");
         findings.push(Finding::new(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}")));
     }
-    let recorded_dtypes = recorded_dtypes(meta)?;
-    // They loosen the limits of a verification, so they must be about this adapter.
-    let is_ours = |name: &str| {
-        let found = Slot::parse_canonical_name(name).and_then(|slot| layers.get(&slot.layer?)?.get(slot.part));
-        found.is_some()
-    };
-    if let Some(name) = recorded_dtypes.keys().find(|name| !is_ours(name)) {
-        let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
-        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_DTYPES));
-    }
-    Ok(Imported {
-        adapter: Plus { config, layers }.into(),
-        ledger,
-        findings: findings.into_vec(),
-        notes: Vec::new(),
-        origin: keys::origin(path, file, "GGUF", architecture, order, recorded_dtypes)?,
-    })
+    let adapter = Plus { config, layers }.into();
+    let origin = keys::origin(path, file, "GGUF", (architecture, order), &adapter, true)?;
+    Ok(Imported { adapter, ledger, findings: findings.into_vec(), notes: Vec::new(), origin })
 }
 
 /// GGUF axes (outermost first) to canonical ones: the heads of M are stored transposed.

@@ -1,7 +1,7 @@
 //! Names of a LoRA's tensors. The base's table has the names of the weights that they belong to.
 
 use super::super::{Part, Slot};
-use crate::base::{Dialect, Weight};
+use crate::base::{BlockWeight, Dialect, RowOrder, Weight};
 use crate::named::named_enum;
 
 named_enum! {
@@ -93,10 +93,16 @@ pub(in super::super) fn gguf_tensor_name(slot: Slot) -> String {
     }
 }
 
+/// Whether the rows of this half are in the architecture's order.
+pub fn is_reordered(weight: Weight, part: Part, order: RowOrder) -> bool {
+    order == RowOrder::Norm
+        && part == Part::B
+        && matches!(weight, Weight::Block(_, BlockWeight::Query | BlockWeight::Key))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::BlockWeight;
 
     #[test]
     fn canonical_names_are_read_as_they_are_written() {

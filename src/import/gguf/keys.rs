@@ -7,9 +7,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::adapter::field::Get;
-use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::key;
 use crate::adapter::plus::{FIELDS, StatedLayers};
+use crate::adapter::{Adapter, Slot, gguf_names as names};
 use crate::base::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Gguf, Metadata};
@@ -36,6 +36,54 @@ pub(in crate::import) fn check_general(meta: &Metadata) -> Result<()> {
         return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_SHA256));
     }
     foreign::check_about_base(meta)
+}
+
+/// The limits of an adapter's file, its general keys, and the architecture that it states.
+///
+/// # Errors
+///
+/// [`Code::GgufLimit`], [`Code::GgufKey`], [`Code::ConfigField`].
+pub(in crate::import) fn check_file(file: &Gguf) -> Result<String> {
+    bound(&file.metadata)?;
+    if file.tensors.len() > limits::ADAPTER_TENSORS {
+        let message =
+            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
+        return Err(Error::new(Code::GgufLimit, message));
+    }
+    check_general(&file.metadata)?;
+    Ok(file.metadata.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned())
+}
+
+/// Where an adapter came from, with what its file records of an earlier source.
+///
+/// # Errors
+///
+/// [`Code::ConfigField`] for types that are recorded of other tensors than this adapter's, where it `is_whole`: they loosen the limits
+/// of a verification.
+pub(in crate::import) fn origin(
+    path: &Path,
+    file: &Gguf,
+    layout: &str,
+    (architecture, row_order): (String, RowOrder),
+    adapter: &Adapter,
+    is_whole: bool,
+) -> Result<Origin> {
+    let recorded_dtypes = recorded_dtypes(&file.metadata)?;
+    let is_ours = |name: &str| Slot::parse_canonical_name(name).is_some_and(|slot| adapter.get(slot).is_some());
+    if let Some(name) = recorded_dtypes.keys().find(|name| is_whole && !is_ours(name)) {
+        let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
+        return Err(Error::new(Code::ConfigField, message).field(names::SOURCE_DTYPES));
+    }
+    Ok(Origin {
+        path: path.to_owned(),
+        files: file.files.iter().map(|f| f.to_path_buf()).collect(),
+        layout: layout.into(),
+        gguf_architecture: Some(architecture),
+        row_order,
+        recorded_dtypes,
+        recorded_source_sha256: file.metadata.str(names::SOURCE_SHA256)?.map(str::to_owned),
+        config_digest_text: config_digest_text(file),
+    })
 }
 
 /// Bytes of a string in JSON, where a control character takes six.
@@ -173,27 +221,6 @@ pub(in crate::import) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<Str
             None => Err(wrong(format!("{name}: {v}"))),
         })
         .collect()
-}
-
-/// Where an adapter that `file` holds came from.
-pub(in crate::import) fn origin(
-    path: &Path,
-    file: &Gguf,
-    layout: &str,
-    architecture: String,
-    row_order: RowOrder,
-    recorded_dtypes: BTreeMap<String, DType>,
-) -> Result<Origin> {
-    Ok(Origin {
-        path: path.to_owned(),
-        files: file.files.iter().map(|f| f.to_path_buf()).collect(),
-        layout: layout.into(),
-        gguf_architecture: Some(architecture),
-        row_order,
-        recorded_dtypes,
-        recorded_source_sha256: file.metadata.str(names::SOURCE_SHA256)?.map(str::to_owned),
-        config_digest_text: config_digest_text(file),
-    })
 }
 
 /// The metadata that defines the adapter, as text for the source digest.

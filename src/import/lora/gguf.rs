@@ -7,14 +7,13 @@ use serde_json::{Map, Value};
 
 use super::{Pieces, insert, modules, slot};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
-use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, runtime_factor};
-use crate::adapter::{Kind, Part, Slot, gguf_names as shared};
-use crate::base::{BaseModel, BlockWeight, Dialect, RowOrder, Weight};
+use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
+use crate::adapter::{Kind, Part, gguf_names as shared};
+use crate::base::{BaseModel, Dialect, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{Gguf, Metadata};
-use crate::format::names::shorten;
-use crate::format::{json, limits};
+use crate::format::json;
 use crate::import::gguf::keys;
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::stated::BASE_FINGERPRINT;
@@ -38,19 +37,11 @@ pub(in crate::import) fn import(path: &Path, file: &Gguf, base: Option<&BaseMode
 
 fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
     let meta = &file.metadata;
-    keys::bound(meta)?;
-    if file.tensors.len() > limits::ADAPTER_TENSORS {
-        let message =
-            format!("expected at most {} tensors in an adapter, found {}", limits::ADAPTER_TENSORS, file.tensors.len());
-        return Err(Error::new(Code::GgufLimit, message));
-    }
-    keys::check_general(meta)?;
+    let architecture = keys::check_file(file)?;
     if meta.get(ALORA).is_some() {
         let message = "expected none: an activated LoRA is added only after its invocation tokens";
         return Err(Error::new(Code::ConfigUnsupported, message).field(ALORA));
     }
-    let architecture =
-        meta.str("general.architecture")?.ok_or_else(|| keys::missing("general.architecture"))?.to_owned();
     let order = RowOrder::of_gguf_architecture(&architecture)
         .ok_or_else(|| crate::import::unlisted_architecture(&architecture))?;
     // Without the key llama.cpp reads 0, and of 0 it makes a factor of 1.
@@ -123,20 +114,10 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             }
         }
     }
-    let recorded_dtypes = keys::recorded_dtypes(meta)?;
-    // They loosen the limits of a verification, so they must be about this adapter.
-    let is_ours = |name: &str| Slot::parse_canonical_name(name).is_some_and(|slot| lora.get(slot).is_some());
-    if let Some(name) = recorded_dtypes.keys().find(|name| findings.is_empty() && !is_ours(name)) {
-        let message = format!("expected names of this adapter's tensors, found {:?}", shorten(name));
-        return Err(Error::new(Code::ConfigField, message).field(shared::SOURCE_DTYPES));
-    }
-    Ok(Imported {
-        adapter: lora.into(),
-        ledger,
-        findings: findings.into_vec(),
-        notes: Vec::new(),
-        origin: keys::origin(path, file, "LoRA of llama.cpp, GGUF", architecture, order, recorded_dtypes)?,
-    })
+    let adapter = lora.into();
+    let origin =
+        keys::origin(path, file, "LoRA of llama.cpp, GGUF", (architecture, order), &adapter, findings.is_empty())?;
+    Ok(Imported { adapter, ledger, findings: findings.into_vec(), notes: Vec::new(), origin })
 }
 
 /// The weight that a tensor belongs to, and which part of the addition it is; none for a weight as a whole. llama.cpp's converter
@@ -150,13 +131,6 @@ fn place(name: &str) -> Option<(Weight, Option<Part>)> {
     // An embedding's halves are called after the matrix that a one-hot row is multiplied with.
     let weight = Weight::parse(name, Dialect::Gguf).filter(|w| w.is_linear())?;
     Some((weight, Some(if weight == Weight::TokenEmbedding { swapped } else { part })))
-}
-
-/// Whether the rows of this half are in the architecture's order.
-pub(crate) fn is_reordered(weight: Weight, part: Part, order: RowOrder) -> bool {
-    order == RowOrder::Norm
-        && part == Part::B
-        && matches!(weight, Weight::Block(_, BlockWeight::Query | BlockWeight::Key))
 }
 
 /// Undoes the order of the rows inside each head.
