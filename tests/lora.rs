@@ -143,6 +143,23 @@ fn rows_are_reordered_where_llama_cpp_does_it() {
 }
 
 /// What a runtime computes from the file is what the configuration says, module by module.
+/// They loosen the limits of a verification, so they must be about the adapter's own tensors.
+#[test]
+fn types_that_are_recorded_of_other_tensors_are_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("a.gguf");
+    let done = run(&[&"convert", &adapter("llama-plain"), &"-o", &file, &"--base", &base("llama-plain")]);
+    assert_eq!(exit(&done), 0, "{}", stderr(&done));
+    let mut bytes = std::fs::read(&file).unwrap();
+    let name = b"layers.0.self_attn.q_proj.lora_A.weight\":";
+    let at = bytes.windows(name.len()).rposition(|w| w == name).expect("the types are recorded");
+    bytes[at + "layers.".len()] = b'9';
+    std::fs::write(&file, bytes).unwrap();
+    let out = run(&[&"validate", &file, &"--base", &base("llama-plain")]);
+    assert_eq!(exit(&out), 3, "{}", stderr(&out));
+    assert!(stderr(&out).contains("ptplus.source_dtypes"), "{}", stderr(&out));
+}
+
 #[test]
 fn factors_come_out_in_every_file() {
     let temp = tempfile::tempdir().unwrap();

@@ -142,6 +142,7 @@ fn keys() -> Vec<Case> {
     for (field, value, code) in [
         ("general.type", text("model"), AdapterKind),
         ("adapter.type", text("loha"), AdapterKind),
+        ("adapter.type", text("lora"), AdapterLeftOver),
         ("adapter.type", text(&long), AdapterKind),
         ("general.architecture", text("evil"), BaseArchitecture),
         ("general.architecture", text("cohere"), BaseArchitecture),
