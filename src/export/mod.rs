@@ -10,6 +10,7 @@ pub mod gguf;
 mod lora;
 mod mix;
 mod recorded;
+#[cfg(feature = "runner")]
 pub(crate) use recorded::main_type;
 pub mod types;
 
