@@ -534,6 +534,21 @@ fn the_other_commands_know_a_lora() {
     assert_ne!(digest(&file), digest(&adapter("llama-alpha-pattern")));
     assert_eq!(document(&[&"diff", &file, &adapter("llama-plain")]).0, 0);
     assert_ne!(document(&[&"diff", &adapter("llama-alpha-pattern"), &adapter("llama-plain")]).0, 0);
+    // With factors folded into B it is the same adapter still, and one of another factor is not.
+    let folded = temp.path().join("folded.gguf");
+    assert_eq!(exit(&run(&[&"convert", &adapter("llama-alpha-pattern"), &"-o", &folded, &"--base", &base])), 0);
+    for (other, expected) in [
+        (adapter("llama-alpha-pattern"), 0),
+        (
+            variant("llama-alpha-pattern", &temp.path().join("v"), |a| {
+                a.config["alpha_pattern"]["o_proj"] = value!(21)
+            }),
+            5,
+        ),
+    ] {
+        assert_eq!(document(&[&"diff", &folded, &other]).0, expected, "{}", other.display());
+        assert_eq!(document(&[&"verify", &other, &"--against", &folded]).0, expected, "{}", other.display());
+    }
     let (bundle, unpacked) = (temp.path().join("b.tar"), temp.path().join("b"));
     let out = run(&[&"pack", &adapter(name), &"--base", &base, &"--probe", &probe, &"-o", &bundle]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));

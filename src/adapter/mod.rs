@@ -108,6 +108,14 @@ impl Adapter {
         layers.into_iter()
     }
 
+    /// This adapter in the form in which `other` has the same: see [`Lora::folded_like`].
+    pub fn in_form_of(&self, other: &Adapter) -> Adapter {
+        match (self, other) {
+            (Adapter::Lora(own), Adapter::Lora(other)) => own.folded_like(other).into(),
+            (Adapter::Plus(_) | Adapter::Lora(_), Adapter::Plus(_) | Adapter::Lora(_)) => self.clone(),
+        }
+    }
+
     /// The base's `model_type`, where stated.
     pub fn base_model_type(&self) -> Option<&str> {
         match self {

@@ -103,7 +103,7 @@ impl TensorDifference {
 ///
 /// Those of decoding.
 pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
-    let (x, y) = (a.adapter(), b.adapter());
+    let (x, y) = (&a.adapter().in_form_of(b.adapter()), &b.adapter().in_form_of(a.adapter()));
     let mut metadata = conventions_of(x, y);
     // What PEFT's configuration says of a LoRA, ranks and scales say too, and of another program's file that is all there is.
     let are_loras = x.as_lora().is_some() && y.as_lora().is_some();

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::adapter::Slot;
+use crate::adapter::{Part, Slot};
+use crate::base::Dialect;
 use crate::format::pickle::Objects;
 use crate::tensor::{DType, LazyTensor};
 
@@ -55,6 +56,13 @@ impl Entry {
         match &self.fate {
             Fate::Consumed { slots } => {
                 let part = slots.first().map_or("", |slot| slot.part.name());
+                if let Some(weight) = slots.first().and_then(|slot| slot.weight()) {
+                    let name = weight.name(Dialect::HuggingFace);
+                    return match slots.first().map(|slot| slot.part) {
+                        Some(Part::Whole) => name,
+                        _ => format!("{part} of {name}"),
+                    };
+                }
                 match slots.iter().filter_map(|slot| slot.layer).collect::<Vec<_>>()[..] {
                     [layer] => format!("{part} of layer {layer}"),
                     ref layers => format!("{part} of layers {}", ranges(layers)),

@@ -68,9 +68,10 @@ fn dtype_name<S: serde::Serializer>(dtype: &DType, s: S) -> Result<S::Ok, S::Err
 ///
 /// Those of decoding.
 pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss>> {
+    let reference = reference.adapter().in_form_of(found.adapter());
     let tensors: Vec<_> = found.adapter().tensors().collect();
     let one = |&(slot, t): &(Slot, &LazyTensor)| {
-        let other = reference.adapter().get(slot).filter(|r| r.shape() == t.shape());
+        let other = reference.get(slot).filter(|r| r.shape() == t.shape());
         let Some(other) = other else { return Ok(None) };
         let mut sum = LossSum::default();
         for_each_pair(other, t, |x, y| sum.add(x, y))?;
@@ -89,6 +90,7 @@ pub fn losses(found: &Validated, reference: &Validated) -> Result<Vec<TensorLoss
 /// [`Code::NothingCompared`] where a side is quantized: rounding to blocks has no bound per element.
 pub fn compare(found: &Validated, reference: &Validated) -> Result<TensorReport> {
     let (a, b) = (found.adapter(), reference.adapter());
+    let (a, b) = (&a.in_form_of(b), &b.in_form_of(a));
     let config = config_findings(a, b);
     let slots: BTreeSet<Slot> = a.tensors().chain(b.tensors()).map(|(slot, _)| slot).collect();
     let tensors: Vec<TensorComparison> = slots

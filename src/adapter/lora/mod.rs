@@ -8,6 +8,7 @@
 //! files hold its halves transposed, and readers and writers see to it.
 
 mod alpha;
+mod folded;
 pub mod gguf_keys;
 mod names;
 mod scale;
