@@ -491,3 +491,55 @@ fn an_exec_within_an_exec_has_only_its_own_adapters() {
     assert_eq!(lines[0].matches("libptplus_graft.so").count(), 1, "{text}");
     assert_eq!(lines[1..], [format!("PTPLUS_ADAPTER_1={}", b.display()).as_str(), "PTPLUS_SCALE_1=1"], "{text}");
 }
+
+/// A program that has llama.cpp's flag in it and prints its arguments.
+const PRINTS_ARGUMENTS: &str = "#include <stdio.h>\nconst char *flag = \"--lora-scaled\";\n\
+    int main(int n, char **a) { for (int i = 1; i < n; i++) puts(a[i]); return flag[0] != '-'; }";
+
+#[test]
+fn loras_are_given_as_arguments_and_need_no_graft() {
+    let place = Place::new();
+    let case = common::fixtures().join("lora/llama-rslora-patterns");
+    let (base, lora) = (case.join("base").display().to_string(), case.join("adapter").display().to_string());
+    // Nothing in it calls ggml, so that nothing could be put into it, and nothing has to be.
+    let program = place.cc("llama-like", PRINTS_ARGUMENTS, &[]).display().to_string();
+    let half = format!("{lora}:0.5");
+    let out = place.run(&["exec", "--adapter", &lora, "--adapter", &half, "--base", &base, "--", &program, "-p", "x"]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let text = stdout(&out);
+    let lines: Vec<&str> = text.lines().collect();
+    let &["-p", "x", "--lora", one, "--lora-scaled", two] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!(two, format!("{one}:0.5"));
+    let file = Path::new(one);
+    assert!(file.is_absolute() && file.starts_with(place.path("cache").canonicalize().unwrap()), "{one}");
+    let verified = place.run(&["verify", one, "--base", &base, "--against", &lora]);
+    assert_eq!(exit(&verified), 0, "{}", stderr(&verified));
+    // A GGUF file is given as it is.
+    let gguf = place.path("lora.gguf").display().to_string();
+    assert_eq!(exit(&place.run(&["convert", &lora, "-o", &gguf, "--base", &base])), 0);
+    let out = place.run(&["exec", "--adapter", &gguf, "--base", &base, "--", &program]);
+    assert_eq!(stdout(&out), format!("--lora\n{}\n", place.path("lora.gguf").canonicalize().unwrap().display()));
+}
+
+#[test]
+fn loras_are_given_to_no_program_that_would_ignore_them() {
+    let place = Place::new();
+    let case = common::fixtures().join("lora/llama-rslora-patterns");
+    let (base, lora) = (case.join("base").display().to_string(), case.join("adapter").display().to_string());
+    let out = place.run(&["exec", "--adapter", &lora, "--base", &base, "--", "sh", "-c", "echo started"]);
+    assert_eq!((exit(&out), stdout(&out)), (7, String::new()), "{}", stderr(&out));
+    assert!(stderr(&out).contains("--lora-scaled"), "{}", stderr(&out));
+    // Nor where the flag would split the file's name.
+    let program = place.cc("llama-like", PRINTS_ARGUMENTS, &[]).display().to_string();
+    let odd = place.path("a,b.gguf").display().to_string();
+    assert_eq!(exit(&place.run(&["convert", &lora, "-o", &odd, "--base", &base])), 0);
+    let out = place.run(&["exec", "--adapter", &odd, "--base", &base, "--", &program]);
+    assert_eq!(exit(&out), 2, "{}", stderr(&out));
+    // DoRA has to be merged, and scales of LoRAs are the program's own.
+    let dora = common::fixtures().join("lora/llama-dora");
+    let (dora_base, dora) = (dora.join("base").display().to_string(), dora.join("adapter").display().to_string());
+    let out = place.run(&["exec", "--adapter", &dora, "--base", &dora_base, "--", &program]);
+    assert_eq!(exit(&out), 7, "{}", stderr(&out));
+    let out = place.run(&["exec", "--adapter", &lora, "--base", &base, "--control", "scales", "--", &program]);
+    assert_eq!(exit(&out), 2, "{}", stderr(&out));
+}

@@ -14,8 +14,9 @@ use crate::base::BaseModel;
 use crate::doctor::{self, Diagnosis, Verdict};
 use crate::error::{Code, Error, Result};
 use crate::exec::control::{self, Control};
-use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store};
+use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store, lora};
 use crate::graft;
+use crate::import;
 use crate::verify::probe::Probe;
 
 #[derive(clap::Args)]
@@ -24,7 +25,8 @@ use crate::verify::probe::Probe;
     after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-completion -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env"
 )]
 pub struct Arguments {
-    /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on its term; may be given more than once: terms add up
+    /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on what it adds; may be given more than once. LoRAs are
+    /// given to programs of llama.cpp as --lora
     #[arg(long, value_name = "ADAPTER[:SCALE]", required = true)]
     adapter: Vec<String>,
     /// The model that the program loads, where its arguments do not name one with -m or --model
@@ -64,7 +66,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         return Err(usage("PROGRAM", "expected a program to start, after --, found none"));
     }
     let library = graft::library().ok_or_else(not_built_in)?;
-    let program = started.map(|(name, arguments)| Program::find(name, arguments, library, ui)).transpose()?;
+    let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
+    // A program that cannot have the graft is refused before any file is made, where the graft is needed for sure.
+    let needs_graft = !adapters.iter().any(|(path, _)| import::may_be_lora(path));
+    if let Some(program) = program.as_ref().filter(|_| needs_graft) {
+        program.check(library, ui)?;
+    }
     let base = match &a.base {
         Some(base) => base.clone(),
         None => exec::model_in(started.map_or(&[], |(_, rest)| rest), std::env::var_os("LLAMA_ARG_MODEL"))?,
@@ -75,7 +82,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         exec::Reading { stated, probe: probe.as_ref().zip(a.probe.as_deref()), base_mismatch: a.base_check.mismatch() };
     let store = Store::open()?;
     store.note().into_iter().for_each(|note| ui.note(note));
-    let library = store.put("graft", LIBRARY_NAME, library)?;
     let mut all = Vec::new();
     for (path, scale) in &adapters {
         let ready = exec::ready(path, *scale, &base, &reading, &store)?;
@@ -83,11 +89,34 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         base_check::note(ui, ready.base_identity.as_ref());
         all.push(ready);
     }
-    let control = a.control.as_deref().map(|path| make_control(path, &all)).transpose()?;
-    let environment = Environment::new(&library, &all, control.as_deref(), std::env::vars_os())?;
+    let (loras, grafted): (Vec<Ready>, Vec<Ready>) = all.into_iter().partition(|r| r.is_lora);
+    if let Some(program) = &program {
+        if !grafted.is_empty() && !needs_graft {
+            program.check(library, ui)?;
+        }
+        if !loras.is_empty() {
+            lora::check_program(&program.path)?;
+        }
+    }
+    if a.control.is_some() && !loras.is_empty() {
+        let message = "expected Prefix-Tuning+ adapters alone, found a LoRA, whose scale llama.cpp keeps (llama-server: /lora-adapters)";
+        return Err(usage("--control", message));
+    }
+    let control = a.control.as_deref().map(|path| make_control(path, &grafted)).transpose()?;
+    let environment = match grafted.is_empty() {
+        true => Environment::unchanged(),
+        false => {
+            let library = store.put("graft", LIBRARY_NAME, library)?;
+            Environment::new(&library, &grafted, control.as_deref(), std::env::vars_os())?
+        }
+    };
+    let more = lora::arguments(&loras)?;
     match program {
-        Some(program) if !a.print_env => Err(program.start(&environment)),
-        _ => print(&environment, &all, &base, program.as_ref(), ui),
+        Some(program) if !a.print_env => Err(program.start(&more, &environment)),
+        _ => {
+            let all: Vec<Ready> = grafted.into_iter().chain(loras).collect();
+            print(&environment, &more, &all, &base, program.as_ref(), ui)
+        }
     }
 }
 
@@ -106,8 +135,8 @@ struct Program<'a> {
 }
 
 impl<'a> Program<'a> {
-    /// Finds the program as a shell would, and refuses one that would start without adapters.
-    fn find(name: &'a OsString, arguments: &'a [OsString], library: &[u8], ui: &Ui) -> Result<Program<'a>> {
+    /// Finds the program as a shell would.
+    fn find(name: &'a OsString, arguments: &'a [OsString]) -> Result<Program<'a>> {
         let shown = Path::new(name);
         let not_found = || Error::new(Code::ProgramNotFound, "no such program").file(shown);
         let path = doctor::on_path(name).ok_or_else(not_found)?;
@@ -122,21 +151,30 @@ impl<'a> Program<'a> {
             Code::NotFound => Error::new(Code::ProgramNotFound, format!("cannot be run: {e}")).file(shown),
             _ => e,
         })?;
-        exec::check_program(&path, &diagnosis, library)?;
-        if diagnosis.verdict == Verdict::Undecided {
-            ui.note(&format!(
-                "{}: whether it takes adapters cannot be told before it runs: {}",
-                shown.display(),
-                diagnosis.reason
-            ));
-        }
         Ok(Program { name, path, arguments, diagnosis })
     }
 
+    /// Refuses a program that would start without the graft.
+    fn check(&self, library: &[u8], ui: &Ui) -> Result<()> {
+        exec::check_program(&self.path, &self.diagnosis, library)?;
+        if self.diagnosis.verdict == Verdict::Undecided {
+            ui.note(&format!(
+                "{}: whether it takes adapters cannot be told before it runs: {}",
+                Path::new(self.name).display(),
+                self.diagnosis.reason
+            ));
+        }
+        Ok(())
+    }
+
     /// Becomes the program; comes back only with an error.
-    fn start(&self, environment: &Environment) -> Error {
+    fn start(&self, more: &[OsString], environment: &Environment) -> Error {
         let mut command = std::process::Command::new(&self.path);
-        command.arg0(self.name).args(self.arguments).envs(environment.set.iter().map(|(name, value)| (name, value)));
+        command
+            .arg0(self.name)
+            .args(self.arguments)
+            .args(more)
+            .envs(environment.set.iter().map(|(name, value)| (name, value)));
         environment.unset.iter().for_each(|name| {
             command.env_remove(name);
         });
@@ -161,6 +199,7 @@ fn make_control(path: &Path, adapters: &[Ready]) -> Result<PathBuf> {
 
 fn print(
     environment: &Environment,
+    more: &[OsString],
     adapters: &[Ready],
     base: &BaseModel,
     program: Option<&Program<'_>>,
@@ -180,8 +219,13 @@ fn print(
     let adapters: Vec<serde_json::Value> = (adapters.iter().zip(control::names(&files)))
         .map(|(r, name)| json!({ "name": name, "adapter": r.source.to_string_lossy(), "file": r.file.to_string_lossy(), "scale": r.scale }))
         .collect();
+    let more: Vec<&str> = more.iter().filter_map(|m| m.to_str()).collect();
+    if !more.is_empty() {
+        ui.note(&format!("LoRA is no matter of the environment; arguments to add: {}", more.join(" ")));
+    }
     let document = json!({
         "environment": fields,
+        "arguments": more,
         "adapters": adapters,
         "base": base.path.to_string_lossy(),
         "program": program.map(|p| &p.diagnosis),

@@ -25,6 +25,11 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// For a program that needs nothing of it.
+    pub fn unchanged() -> Environment {
+        Environment { set: Vec::new(), unset: Vec::new() }
+    }
+
     /// For a program that starts in `inherited`.
     ///
     /// # Errors
@@ -87,7 +92,7 @@ mod tests {
     use super::*;
 
     fn ready(file: &str, scale: f32) -> Ready {
-        Ready { source: file.into(), file: file.into(), scale, base_identity: None, notes: Vec::new() }
+        Ready { source: file.into(), file: file.into(), scale, is_lora: false, base_identity: None, notes: Vec::new() }
     }
 
     fn environment(adapters: &[Ready], inherited: &[(&str, &str)]) -> Environment {

@@ -8,6 +8,7 @@
 
 pub mod control;
 mod environment;
+pub mod lora;
 mod model;
 mod store;
 
@@ -33,7 +34,7 @@ use crate::verify::{self, probe::Probe};
 /// The graft's file name; loaders show it in their messages.
 pub const LIBRARY_NAME: &str = "libptplus_graft.so";
 
-/// An adapter as the graft reads it.
+/// An adapter as the graft or llama.cpp reads it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Ready {
@@ -41,8 +42,10 @@ pub struct Ready {
     pub source: PathBuf,
     /// The GGUF file, its path absolute.
     pub file: PathBuf,
-    /// Factor on its term.
+    /// Factor on what it adds.
     pub scale: f32,
+    /// Whether llama.cpp adds it itself, as its programs' arguments say.
+    pub is_lora: bool,
     /// Whether the base is the one that it was made for, where it says which.
     pub base_identity: Option<Identity>,
     /// What a reader should know.
@@ -67,9 +70,13 @@ pub struct Reading<'a> {
 pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>, store: &Store) -> Result<Ready> {
     if reading.probe.is_none() && source.is_file() && gguf::is_gguf(&map_file(source)?) {
         let adapter = read_adapter_with(source, &reading.stated, Some(base))?;
-        let base_identity = adapter.confirm_base(base, Depth::Weights, reading.base_mismatch)?;
-        let file = absolute(source)?;
-        return Ok(Ready { source: source.to_owned(), file, scale, base_identity, notes: adapter.notes });
+        // Written anew, additions outside of the blocks are held against what llama.cpp can do.
+        let lora = adapter.adapter().as_lora();
+        if lora.is_none_or(|l| l.tensors().all(|(slot, _)| slot.layer.is_some())) {
+            let base_identity = adapter.confirm_base(base, Depth::Weights, reading.base_mismatch)?;
+            let (file, is_lora) = (absolute(source)?, lora.is_some());
+            return Ok(Ready { source: source.to_owned(), file, scale, is_lora, base_identity, notes: adapter.notes });
+        }
     }
     let (device, progress) = (Device::cpu(), |_: usize, _: usize| {});
     let scratch = store.scratch()?;
@@ -86,7 +93,8 @@ pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>,
     let converted = convert(&job)?;
     let file = store.put("adapters", &format!("{}.gguf", stem(source)?), &map_file(&staged)?)?;
     let (base_identity, notes) = (converted.base_identity, converted.notes);
-    Ok(Ready { source: source.to_owned(), file, scale, base_identity, notes })
+    let is_lora = lora::is_lora(&file)?;
+    Ok(Ready { source: source.to_owned(), file, scale, is_lora, base_identity, notes })
 }
 
 /// What people call an adapter: its file's or folder's name without the ending.

@@ -140,6 +140,15 @@ pub(crate) fn is_lora(source: &TensorSource) -> bool {
     !draft::has_parts(&source.tensors) && lora::is_lora(source)
 }
 
+/// Whether the adapter at `path` is a LoRA, or a bundle, which may hold one; what cannot be opened is told when it is read.
+pub(crate) fn may_be_lora(path: &Path) -> bool {
+    match source::open(path) {
+        Ok(Source::Gguf(file)) => lora::is_gguf_lora(&file.metadata),
+        Ok(Source::Tensors(source)) => is_lora(&source),
+        Err(_) => crate::format::bundle::container::is_bundle(path),
+    }
+}
+
 /// Reads the adapter at `path`: a folder, safetensors (one file or an index), a PyTorch checkpoint, or GGUF.
 ///
 /// ```
