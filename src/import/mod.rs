@@ -141,6 +141,7 @@ pub(crate) fn is_lora(source: &TensorSource) -> bool {
 }
 
 /// Whether the adapter at `path` is a LoRA, or a bundle, which may hold one; what cannot be opened is told when it is read.
+#[cfg(feature = "cli")]
 pub(crate) fn may_be_lora(path: &Path) -> bool {
     match source::open(path) {
         Ok(Source::Gguf(file)) => lora::is_gguf_lora(&file.metadata),
