@@ -109,13 +109,13 @@ fn scales_of_loras_and_memories_are_switched_side_by_side() {
         candle.switch_adapters(&on).unwrap();
         let (found, expected) = (llama.append(&tokens).unwrap(), candle.append(&tokens).unwrap());
         // The engine's cache is F16.
-        assert!(difference(&[found.clone()], &[expected]) < 2e-2, "{on:?}");
+        assert!(difference(std::slice::from_ref(&found), &[expected]) < 2e-2, "{on:?}");
         all.push(found);
     }
     assert!(difference(&all[..1], &all[5..]) < 1e-6, "off is off");
     for (i, a) in all[..5].iter().enumerate() {
         for b in &all[i + 1..5] {
-            assert!(difference(&[a.clone()], &[b.clone()]) > 5e-2);
+            assert!(difference(std::slice::from_ref(a), std::slice::from_ref(b)) > 5e-2);
         }
     }
 }
