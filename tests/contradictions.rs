@@ -96,7 +96,7 @@ fn what_a_gguf_adapter_records_must_be_about_it() {
     for bad in ["", &print[..print.len() - 5], &print[1..]] {
         refused(&with(&|m| m.insert("ptplus.base_fingerprint", bad)), "config-field");
     }
-    ok(&["validate", &with(&|m| m.insert("ptplus.base_fingerprint", "ptplus-base/2 x=1")), "--base", &of("base")]);
+    ok(&["validate", &with(&|m| m.insert("ptplus.base_fingerprint", "ptplus-base/9 x=1")), "--base", &of("base")]);
 
     let quantized = s.adapter(&["--outtype", "q8_0"]);
     let key = "general.quantization_version";
