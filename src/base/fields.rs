@@ -165,7 +165,7 @@ impl<'a> Fields<'a> {
 }
 
 /// A JSON value as messages show it, shortened.
-pub(super) fn describe(value: &Value) -> String {
+pub(crate) fn describe(value: &Value) -> String {
     let text = json::as_python_writes(&value.to_string());
     match text.char_indices().nth(60) {
         Some((at, _)) => format!("{}...", &text[..at]),

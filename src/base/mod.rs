@@ -26,6 +26,7 @@ mod weights;
 
 pub use checks::gguf_architecture_of;
 pub use config::{BaseConfig, Biases, Family, Rope, RopeScaling};
+pub(crate) use fields::describe;
 pub use names::{BlockWeight, Dialect, Weight};
 pub use row_order::RowOrder;
 pub use weights::Rows;

@@ -262,13 +262,9 @@ impl TensorJob<'_> {
                         return Err(Error::new(Code::CastOverflow, message));
                     }
                 }
-                let (bytes, n_saturated) = encode(t, &values, self.overflow)?;
+                let (len, n_saturated) = self.write_values(offset, &values, &mut decoded, &mut losses)?;
                 saturated += n_saturated;
-                self.out.write_all_at(offset, &bytes)?;
-                decoded.resize(values.len(), 0.0);
-                quant::decode(t.dtype, &bytes, &mut decoded);
-                losses.add(&values, &decoded);
-                bytes.len()
+                len
             };
             offset += len as u64;
             (self.progress)(len as u64);
@@ -306,16 +302,29 @@ impl TensorJob<'_> {
                 let message = format!("expected finite sums, found {} in row {}", values[i], first_row + i / row_len);
                 return Err(Error::new(Code::NonFinite, message));
             }
-            let (bytes, n_saturated) = encode(t, &values, self.overflow)?;
+            let (len, n_saturated) = self.write_values(offset, &values, &mut decoded, &mut losses)?;
             saturated += n_saturated;
-            self.out.write_all_at(offset, &bytes)?;
-            decoded.resize(values.len(), 0.0);
-            quant::decode(t.dtype, &bytes, &mut decoded);
-            losses.add(&values, &decoded);
-            offset += bytes.len() as u64;
-            (self.progress)(bytes.len() as u64);
+            offset += len as u64;
+            (self.progress)(len as u64);
         }
         Ok(WrittenTensor { sources: Vec::new(), saturated, loss: losses.loss() })
+    }
+
+    /// Writes values in the output's type and measures what that loses; `decoded` is room. How many bytes they took, and how
+    /// many values were saturated.
+    fn write_values(
+        &self,
+        offset: u64,
+        values: &[f32],
+        decoded: &mut Vec<f32>,
+        losses: &mut LossSum,
+    ) -> Result<(usize, usize)> {
+        let (bytes, n_saturated) = encode(self.t, values, self.overflow)?;
+        self.out.write_all_at(offset, &bytes)?;
+        decoded.resize(values.len(), 0.0);
+        quant::decode(self.t.dtype, &bytes, decoded);
+        losses.add(values, decoded);
+        Ok((bytes.len(), n_saturated))
     }
 
     fn check_values(&self, dtype: DType, bytes: &[u8]) -> Result<()> {

@@ -114,13 +114,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 Fate::LeftOver
             }
         };
-        ledger.entries.push(Entry {
-            name: t.name.clone(),
-            dtype: t.dtype,
-            shape: t.shape.clone(),
-            tensor: Some(tensor),
-            fate,
-        });
+        ledger.entries.push(Entry { tensor: Some(tensor), fate, ..Entry::new(&t.name, t.dtype, &t.shape) });
     }
     let mut layers = assemble::layers(pieces, &mut findings);
     for (&i, layer) in &mut layers {

@@ -46,6 +46,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Of a tensor that nothing has looked at yet: left over, so far.
+    pub(super) fn new(name: &str, dtype: DType, shape: &[usize]) -> Entry {
+        Entry { name: name.to_owned(), dtype, shape: shape.to_vec(), tensor: None, fate: Fate::LeftOver }
+    }
+
     /// Bytes that the elements occupy, 0 for a shape beyond any memory.
     pub fn len_bytes(&self) -> u64 {
         crate::tensor::shape::len_bytes(&self.shape, self.dtype).unwrap_or(0) as u64

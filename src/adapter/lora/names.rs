@@ -52,9 +52,8 @@ pub(in super::super) fn canonical_name(slot: Slot) -> String {
         Part::Magnitude => format!("{}.lora_magnitude_vector", module()),
         Part::Bias => format!("{}.lora_B.bias", module()),
         Part::Whole => format!("base_model.model.{}", weight.name(Dialect::HuggingFace)),
-        Part::A | Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => {
-            peft_name(weight, Half::A)
-        }
+        Part::A => peft_name(weight, Half::A),
+        Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
     }
 }
 
@@ -83,14 +82,14 @@ pub(in super::super) fn gguf_tensor_name(slot: Slot) -> String {
     match slot.part {
         Part::A => gguf_name(weight, Half::A),
         Part::B => gguf_name(weight, Half::B),
-        Part::Magnitude
-        | Part::Bias
-        | Part::Whole
-        | Part::Memory
-        | Part::FeatureWeight
-        | Part::FeatureBias
-        | Part::Normalizer => weight.name(Dialect::Gguf),
+        Part::Magnitude | Part::Bias | Part::Whole => weight.name(Dialect::Gguf),
+        Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
     }
+}
+
+/// Our own bug: a name that is made up for it would pass for another tensor's.
+fn no_part_of_a_lora(slot: Slot) -> ! {
+    unreachable!("{slot:?} is no part of a LoRA")
 }
 
 /// Whether the rows of this half are in the architecture's order.

@@ -5,6 +5,7 @@
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+use crate::base::describe;
 use crate::error::{Code, Error, Result};
 
 /// The largest rank that is read: wider than any layer in use.
@@ -161,7 +162,7 @@ fn alpha_of(place: &str, value: &Value) -> Result<f64> {
 }
 
 fn field(place: &str, expected: &str, found: &Value) -> Error {
-    Error::new(Code::ConfigField, format!("expected {expected}, found {found}")).field(place)
+    Error::new(Code::ConfigField, format!("expected {expected}, found {}", describe(found))).field(place)
 }
 
 #[cfg(test)]
@@ -231,6 +232,10 @@ mod tests {
             let e = Rules::of(config.as_object().unwrap()).unwrap_err();
             assert_eq!((e.code(), e.field_name()), (Code::ConfigField, Some(place)), "{config}");
         }
+        // As Python writes it, not as it is kept here.
+        let config = crate::format::json::parse_config(br#"{"lora_alpha": NaN}"#).unwrap();
+        let e = Rules::of(config.as_object().unwrap()).unwrap_err();
+        assert!(e.message().ends_with("found NaN"), "{}", e.message());
         let e = Rules::of(json!({"alpha_pattern": {"(?=q)q_proj": 1}}).as_object().unwrap()).unwrap_err();
         assert_eq!(e.code(), Code::ConfigUnsupported);
     }

@@ -76,13 +76,7 @@ impl Draft {
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
         for t in tensors {
             let mapped = layout.read(&t.name)?;
-            let mut entry = Entry {
-                name: t.name.clone(),
-                dtype: t.dtype(),
-                shape: t.shape().to_vec(),
-                tensor: None,
-                fate: Fate::LeftOver,
-            };
+            let mut entry = Entry::new(&t.name, t.dtype(), t.shape());
             let mut gate = None;
             let part = match mapped {
                 Some(Mapped::Gate { layer, head, axes, map, is_scale }) => {

@@ -4,7 +4,7 @@ use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::adapter::lora::{Rules, module_name};
-use crate::base::{BaseModel, Weight};
+use crate::base::{BaseModel, Weight, describe};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::names::shorten;
@@ -106,7 +106,7 @@ impl Stated {
             ("fan_in_fan_out", Value::is_boolean),
         ] {
             if let Some(v) = config.get(key).filter(|v| !v.is_null() && !fits(v)) {
-                let message = format!("expected another type of value, found {}", shorten(&v.to_string()));
+                let message = format!("expected another type of value, found {}", describe(v));
                 return Err(Error::new(Code::ConfigField, message).field(key));
             }
         }
@@ -161,7 +161,7 @@ pub(super) fn unsupported(config: &Map<String, Value>) -> Vec<Finding> {
     let is_on = |(key, what): (&str, &str)| {
         let value = config.get(key).filter(|v| !is_off(v))?;
         let expected = format!("null, since {what}");
-        Some(Finding::new(Code::ConfigUnsupported, key, expected, shorten(&value.to_string())))
+        Some(Finding::new(Code::ConfigUnsupported, key, expected, describe(value)))
     };
     let mut out: Vec<Finding> = UNSUPPORTED.into_iter().filter_map(is_on).collect();
     if let Some(text) = config.get(INITIALISATION).and_then(Value::as_str) {
@@ -187,7 +187,7 @@ fn initialisation(config: &Map<String, Value>) -> Result<()> {
     match config.get(INITIALISATION) {
         None | Some(Value::Null | Value::Bool(_) | Value::String(_)) => Ok(()),
         Some(other) => {
-            let message = format!("expected true, false or a name, found {}", shorten(&other.to_string()));
+            let message = format!("expected true, false or a name, found {}", describe(other));
             Err(Error::new(Code::ConfigField, message).field(INITIALISATION))
         }
     }
@@ -198,7 +198,7 @@ fn bias(config: &Map<String, Value>) -> Result<()> {
         None | Some(Value::Null) => Ok(()),
         Some(Value::String(text)) if matches!(text.as_str(), "none" | "all" | "lora_only") => Ok(()),
         Some(other) => {
-            let message = format!("expected none, all or lora_only, found {}", shorten(&other.to_string()));
+            let message = format!("expected none, all or lora_only, found {}", describe(other));
             Err(Error::new(Code::ConfigField, message).field("bias"))
         }
     }
@@ -209,7 +209,7 @@ fn flag(config: &Map<String, Value>, key: &str) -> Result<bool> {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(b)) => Ok(*b),
         Some(other) => {
-            let message = format!("expected true or false, found {}", shorten(&other.to_string()));
+            let message = format!("expected true or false, found {}", describe(other));
             Err(Error::new(Code::ConfigField, message).field(key))
         }
     }
@@ -217,7 +217,7 @@ fn flag(config: &Map<String, Value>, key: &str) -> Result<bool> {
 
 fn strings(config: &Map<String, Value>, key: &str) -> Result<Vec<String>> {
     let wrong = |v: &Value| {
-        let message = format!("expected a list of names, found {}", shorten(&v.to_string()));
+        let message = format!("expected a list of names, found {}", describe(v));
         Error::new(Code::ConfigField, message).field(key)
     };
     match config.get(key) {
@@ -234,7 +234,7 @@ fn layers(config: &Map<String, Value>) -> Result<Option<Vec<usize>>> {
     const KEY: &str = "layers_to_transform";
     let index = |v: &Value| {
         v.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
-            let message = format!("expected layer numbers, found {}", shorten(&v.to_string()));
+            let message = format!("expected layer numbers, found {}", describe(v));
             Error::new(Code::ConfigField, message).field(KEY)
         })
     };

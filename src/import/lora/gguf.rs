@@ -88,13 +88,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 findings.push(Finding::new(Code::AdapterLeftOver, &t.name, expected, "another name"));
             }
         }
-        ledger.entries.push(Entry {
-            name: t.name.clone(),
-            dtype: t.dtype,
-            shape: t.shape.clone(),
-            tensor: Some(tensor),
-            fate,
-        });
+        ledger.entries.push(Entry { tensor: Some(tensor), fate, ..Entry::new(&t.name, t.dtype, &t.shape) });
     }
     if pieces.is_empty() && findings.is_empty() {
         findings.push(Finding::new(Code::AdapterMissing, "lora_a", "tensors of a LoRA", "none"));

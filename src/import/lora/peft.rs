@@ -10,12 +10,11 @@ use super::names::{self, Meaning, weight_of};
 use super::{Pieces, insert, modules, slot};
 use crate::adapter::Part;
 use crate::adapter::lora::{Half, Lora, PEFT_TYPE, module_name, peft_name};
-use crate::base::{BaseModel, Dialect, RowOrder, Weight};
+use crate::base::{BaseModel, Dialect, RowOrder, Weight, describe};
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::json;
-use crate::format::names::shorten;
 use crate::import::base_weights::{self, Against};
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::rules;
@@ -49,7 +48,7 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         return Err(Error::new(Code::ConventionOpen, message).file(path).field("lora_alpha"));
     };
     let Value::Object(config) = config else {
-        let message = format!("expected a JSON object, found {}", shorten(&config.to_string()));
+        let message = format!("expected a JSON object, found {}", describe(&config));
         return Err(Error::new(Code::ConfigField, message).file(&config_path));
     };
     let stated = Stated::of(&config).map_err(|e| e.file(&config_path))?;
@@ -163,13 +162,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     fn tensor(&mut self, t: &SourceTensor) -> Result<Entry> {
-        let mut entry = Entry {
-            name: t.name.clone(),
-            dtype: t.dtype(),
-            shape: t.shape().to_vec(),
-            tensor: None,
-            fate: Fate::LeftOver,
-        };
+        let mut entry = Entry::new(&t.name, t.dtype(), t.shape());
         match names::read(&t.name) {
             Meaning::Ignored(reason) => entry.fate = Fate::Ignored { reason: reason.into() },
             Meaning::Unknown => self.left_over(&t.name, "a tensor that PEFT's LoRA has", "one that nothing here knows"),
