@@ -7,6 +7,7 @@ use candle_core::Tensor;
 
 use super::candle;
 use super::device::Device;
+use super::kernels::rope::rotate_halves;
 use crate::base::{BaseModel, RopeScaling, Weight};
 use crate::error::Result;
 
@@ -75,7 +76,7 @@ impl Rotation {
 
     /// Turns `x` `[B, H, T, D]`: component `j` together with `D/2 + j`.
     pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.contiguous()?, &self.cos, &self.sin)
+        rotate_halves(x, &self.cos, &self.sin)
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) mod attend_few;
 pub(super) mod dot;
 pub(super) mod exp;
 pub(super) mod rms_norm;
+pub(super) mod rope;
 pub(super) mod softmax;
 pub(super) mod swiglu;
 

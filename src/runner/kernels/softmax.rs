@@ -45,7 +45,8 @@ fn on_gpu(scores: &Tensor, scale: f32, mask: Mask) -> Result<Tensor> {
     });
     let hidden = Tensor::from_iter(hidden, scores.device())?.reshape((1, n_rows, n_keys))?;
     let scaled = (scores * f64::from(scale))?.broadcast_add(&hidden)?;
-    candle_nn::ops::softmax(&scaled, D::Minus1)
+    let shifted = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?)?.exp()?;
+    shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
 }
 
 struct MaskedSoftmax {
