@@ -9,7 +9,7 @@ use super::ui::{self, Status, Ui};
 use crate::base::fingerprint::{Depth, Identity};
 use crate::bundle::claims;
 use crate::error::{Kind, Result, escape};
-use crate::format::bundle::check::{Checked, Signature, check_reporting};
+use crate::format::bundle::check::{Checked, Demands, Signature, check_reporting};
 use crate::format::bundle::tar::Strictness;
 use crate::format::bundle::{Bundle, MANIFEST_FILE, container, signature};
 use crate::inspect::{Content, content_of};
@@ -18,7 +18,7 @@ use crate::validate::BaseMismatch;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Every rule, size and SHA-256 of the manifest; no other files, no links; of a tar archive every byte. A SHA-256 proves that nothing changed, not who made it: --trusted-key wants a signature by that key.\n\nExamples:\n  ptplus check bundle/\n  ptplus check bundle.tar --base model/ --trusted-key publisher.pub"
+    after_help = "Every rule, size and SHA-256 of the manifest; no other files, no links; of a tar archive every byte. Texts for people are their owner's to edit: README.md, LICENSE*, NOTICE*, .gitattributes, images in assets; --strict counts them too. A SHA-256 proves that nothing changed, not who made it: --trusted-key wants a signature by that key.\n\nExamples:\n  ptplus check bundle/\n  ptplus check bundle.tar --base model/ --trusted-key publisher.pub"
 )]
 pub struct Arguments {
     /// Bundle: folder or tar archive
@@ -29,6 +29,9 @@ pub struct Arguments {
     /// Require a signature by this public key: a file, or the key itself in base64
     #[arg(long, value_name = "KEY")]
     trusted_key: Option<String>,
+    /// Also refuse texts for people that are not as packed (README.md, LICENSE, images), and whatever else was added (.git)
+    #[arg(long)]
+    strict: bool,
     #[command(flatten)]
     base_check: BaseCheck,
 }
@@ -37,7 +40,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let bundle = Bundle::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
-    let mut checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
+    let demands = Demands { trusted: key.as_ref(), is_strict: a.strict };
+    let mut checked = check_reporting(&bundle, demands, &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
         // What is inside must also be an adapter, fit, and be the one that the manifest describes.

@@ -7,7 +7,7 @@ use super::progress::Unit;
 use super::ui::Ui;
 use crate::bundle::claims;
 use crate::error::{Result, escape};
-use crate::format::bundle::check::check_reporting;
+use crate::format::bundle::check::{Demands, check_reporting};
 use crate::format::bundle::tar::Strictness;
 use crate::format::bundle::{Bundle, place, signature};
 use crate::format::output::{OutputFolder, Replace};
@@ -36,7 +36,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
     let help = || not_a_bundle(&a.bundle);
     let bundle = Bundle::open_as(&a.bundle, Strictness::Unpack).map_err(|e| e.hints(help()))?;
-    let checked = check_reporting(&bundle, key.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes));
+    let demands = Demands { trusted: key.as_ref(), is_strict: false };
+    let checked = check_reporting(&bundle, demands, &|done, total| ui.progress(done, total, Unit::Bytes));
     if let Some(e) = checked.to_error() {
         return Err(e.file(&a.bundle).hints(help()));
     }

@@ -25,7 +25,7 @@ fn every_kind_of_damage_to_a_folder_is_named() {
         bytes.resize(bytes.len() + n, b'x');
         std::fs::write(path, bytes).unwrap();
     };
-    add(&b.join("README.md"), 1);
+    add(&b.join("reports/conversion.json"), 1);
     std::fs::remove_file(b.join("reports/verification.json")).unwrap();
     std::fs::write(b.join("extra"), b"").unwrap();
     std::fs::create_dir(b.join("empty")).unwrap();
@@ -34,11 +34,11 @@ fn every_kind_of_damage_to_a_folder_is_named() {
     let (code, mut found) = findings(&b, &[]);
     found.sort();
     let expected = [
-        ("README.md", "bundle-changed"),
         ("adapter.gguf", "bundle-link"),
         ("adapter.gguf", "bundle-missing"),
         ("empty/", "bundle-extra"),
         ("extra", "bundle-extra"),
+        ("reports/conversion.json", "bundle-changed"),
         ("reports/verification.json", "bundle-missing"),
     ];
     assert_eq!(code, 6);

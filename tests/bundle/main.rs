@@ -10,3 +10,4 @@ mod damage;
 mod deaths;
 mod flips;
 mod minisign;
+mod people;

@@ -1,6 +1,6 @@
 //! Whether a bundle is whole: every rule, every size, every hash, the signature. Every finding at once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{FileEntry, Manifest};
 use super::signature::{self, PublicKey};
-use super::{Bundle, MANIFEST_FILE, SIGNATURE_FILE};
+use super::{Bundle, MANIFEST_FILE, SIGNATURE_FILE, is_for_people};
 use crate::digest::hex;
 use crate::error::{Code, Error};
 use crate::finding::Finding;
@@ -75,13 +75,22 @@ impl Checked {
     }
 }
 
+/// What is asked of a bundle beyond what it promises.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Demands<'a> {
+    /// A signature by this key.
+    pub trusted: Option<&'a PublicKey>,
+    /// That texts for people are as they were packed, and that nothing else is there, a repository's own included.
+    pub is_strict: bool,
+}
+
 /// Checks a bundle; with `trusted`, a signature by that key is required.
 pub fn check(bundle: &Bundle, trusted: Option<&PublicKey>) -> Checked {
-    check_reporting(bundle, trusted, &|_, _| {})
+    check_reporting(bundle, Demands { trusted, is_strict: false }, &|_, _| {})
 }
 
 /// [`check`], calling `progress` with the bytes hashed and those of all files, from any thread.
-pub fn check_reporting(bundle: &Bundle, trusted: Option<&PublicKey>, progress: &(dyn Fn(u64, u64) + Sync)) -> Checked {
+pub fn check_reporting(bundle: &Bundle, demands: Demands<'_>, progress: &(dyn Fn(u64, u64) + Sync)) -> Checked {
     let mut out =
         Checked { findings: bundle.findings.clone(), manifest: None, signature: Signature::None, notes: Vec::new() };
     let Some(text) = bundle.files.get(MANIFEST_FILE) else {
@@ -90,7 +99,7 @@ pub fn check_reporting(bundle: &Bundle, trusted: Option<&PublicKey>, progress: &
     };
     match Manifest::parse(text) {
         Ok(manifest) => {
-            out.findings.extend(compare_files(bundle, &manifest, progress));
+            out.findings.extend(compare_files(bundle, &manifest, demands.is_strict, progress));
             if !manifest.has_self_digest {
                 out.notes.push(
                     "the manifest has no self_sha256: that it was not changed itself, only a signature can tell".into(),
@@ -107,23 +116,35 @@ pub fn check_reporting(bundle: &Bundle, trusted: Option<&PublicKey>, progress: &
             out.findings.push(Finding::new(e.code(), place, "a valid manifest", found));
         }
     }
-    check_signature(bundle, text, trusted, &mut out);
+    check_signature(bundle, text, demands.trusted, &mut out);
     out
 }
 
-fn compare_files(bundle: &Bundle, manifest: &Manifest, progress: &(dyn Fn(u64, u64) + Sync)) -> Vec<Finding> {
+fn compare_files(
+    bundle: &Bundle,
+    manifest: &Manifest,
+    is_strict: bool,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Vec<Finding> {
     let total = bundle.files.values().map(|bytes| bytes.len() as u64).sum();
     let done = AtomicU64::new(0);
     let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
     let own = [MANIFEST_FILE, SIGNATURE_FILE];
-    let paths: BTreeSet<&str> = bundle.files.keys().chain(manifest.files.keys()).map(String::as_str).collect();
-    let paths: Vec<&str> = paths.into_iter().filter(|p| !own.contains(p)).collect();
-    let compare = |path: &&str| match (bundle.files.get(*path), manifest.files.get(*path)) {
-        (Some(bytes), Some(entry)) => compare_file(path, bytes, entry, &step),
-        (None, _) => Some(Finding::new(Code::BundleMissing, *path, "this file", "none")),
-        (_, None) => Some(Finding::new(Code::BundleExtra, *path, "only files of the manifest", "another file")),
+    let listed: BTreeMap<&String, &FileEntry> = match is_strict {
+        true => manifest.files.iter().chain(&manifest.texts).collect(),
+        false => manifest.files.iter().collect(),
     };
-    paths.par_iter().filter_map(compare).collect()
+    let paths: BTreeSet<&String> = bundle.files.keys().chain(listed.keys().copied()).collect();
+    let paths: Vec<&String> = paths.into_iter().filter(|p| !own.contains(&p.as_str())).collect();
+    let extra = |path: &str| Finding::new(Code::BundleExtra, path, "only files of the manifest", "another file");
+    let compare = |path: &&String| match (bundle.files.get(*path), listed.get(path)) {
+        (Some(bytes), Some(entry)) => compare_file(path, bytes, entry, &step),
+        (None, _) => Some(Finding::new(Code::BundleMissing, path.as_str(), "this file", "none")),
+        (_, None) if !is_strict && is_for_people(path) => None,
+        (_, None) => Some(extra(path)),
+    };
+    let of_repository = bundle.of_repository.iter().filter(|_| is_strict).map(|name| extra(name));
+    paths.par_iter().filter_map(compare).collect::<Vec<_>>().into_iter().chain(of_repository).collect()
 }
 
 fn compare_file(path: &str, bytes: &Bytes, entry: &FileEntry, step: &dyn Fn(u64)) -> Option<Finding> {

@@ -24,10 +24,12 @@ pub struct Bundle {
     pub files: BTreeMap<String, Bytes>,
     /// Links, bad paths, deviations of an archive.
     pub findings: Vec<Finding>,
+    /// What was passed over: a repository's own.
+    pub of_repository: Vec<&'static str>,
 }
 
-/// What repositories of a hub have beside their files.
-const OF_REPOSITORIES: [&str; 3] = [".gitattributes", ".git", ".cache"];
+/// What a clone or a download has beside the files.
+const OF_REPOSITORIES: [&str; 2] = [".git", ".cache"];
 
 impl Bundle {
     /// Opens a bundle as it is packed.
@@ -63,11 +65,17 @@ impl Bundle {
     pub fn from_tar(path: &Path, bytes: &Bytes, strictness: Strictness) -> Bundle {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
         let (files, findings) = tar::read(&name, bytes, strictness);
-        Bundle { path: path.to_owned(), is_tar: true, files, findings }
+        Bundle { path: path.to_owned(), is_tar: true, files, findings, of_repository: Vec::new() }
     }
 
     fn open_folder(root: &Path) -> Result<Bundle> {
-        let mut found = Bundle { path: root.to_owned(), is_tar: false, files: BTreeMap::new(), findings: Vec::new() };
+        let mut found = Bundle {
+            path: root.to_owned(),
+            is_tar: false,
+            files: BTreeMap::new(),
+            findings: Vec::new(),
+            of_repository: Vec::new(),
+        };
         let mut folders: Vec<(String, usize)> = vec![(String::new(), 0)];
         let mut n_all = 0;
         while let Some((folder, depth)) = folders.pop() {
@@ -94,8 +102,8 @@ impl Bundle {
                     refuse(Code::BundlePath, "a name in UTF-8", "another".into());
                 } else if let Err(e) = check_path(&shown) {
                     refuse(e.code(), "a path of a bundle", e.message().into());
-                } else if folder.is_empty() && OF_REPOSITORIES.contains(&shown.as_str()) {
-                    // Of no bundle, and read by nothing here.
+                } else if let Some(own) = OF_REPOSITORIES.iter().find(|own| folder.is_empty() && ***own == shown) {
+                    found.of_repository.push(own);
                 } else if kind.is_dir() && depth < BUNDLE_DEPTH {
                     folders.push((format!("{shown}/"), depth + 1));
                 } else if kind.is_file() || (kind.is_symlink() && links::is_in_hub_cache(root, &entry.path())) {

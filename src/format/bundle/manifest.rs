@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::path::{check_path, first_clash};
-use super::{MANIFEST_FILE, SIGNATURE_FILE};
+use super::{MANIFEST_FILE, SIGNATURE_FILE, is_for_people};
 use crate::digest::{hex, sorted_json};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
@@ -20,6 +20,9 @@ pub const SCHEMA: &str = "ptplus-bundle/1";
 /// What the schemas of all versions begin with.
 const SCHEMA_FAMILY: &str = "ptplus-bundle/";
 const HASH: &str = "sha256";
+const FILES: &str = "files";
+/// The key of [`Manifest::texts`].
+const TEXTS: &str = "texts";
 const SELF_DIGEST: &str = "self_sha256";
 const TOOL: &str = "ptplus";
 
@@ -37,20 +40,24 @@ pub struct FileEntry {
 pub struct Manifest {
     /// Every listed file by its path.
     pub files: BTreeMap<String, FileEntry>,
+    /// Texts for people as they were when the bundle was made; see [`is_for_people`].
+    pub texts: BTreeMap<String, FileEntry>,
     /// The whole document.
     pub document: Map<String, Value>,
     /// Whether it carries, and so fulfils, `self_sha256`.
     pub has_self_digest: bool,
 }
 
-/// The text of a manifest that lists `files` and says `more` besides.
+/// The text of a manifest that lists `files`, texts for people apart, and says `more` besides.
 pub fn write(files: &BTreeMap<String, FileEntry>, more: Map<String, Value>) -> Vec<u8> {
     let mut document = more;
     let entry = |(path, f): (&String, &FileEntry)| json!({ "path": path, "size": f.size, "sha256": f.sha256 });
+    let (texts, files): (Vec<_>, Vec<_>) = files.iter().partition(|(path, _)| is_for_people(path));
     document.insert("schema".into(), SCHEMA.into());
     document.insert("hash".into(), HASH.into());
     document.insert("tool".into(), json!({ "name": TOOL, "version": env!("CARGO_PKG_VERSION") }));
-    document.insert("files".into(), files.iter().map(entry).collect());
+    document.insert(FILES.into(), files.into_iter().map(entry).collect());
+    document.insert(TEXTS.into(), texts.into_iter().map(entry).collect());
     let digest = self_digest(&document);
     document.insert(SELF_DIGEST.into(), digest.into());
     canonical_text(&Value::Object(document)).into_bytes()
@@ -117,26 +124,35 @@ impl Manifest {
         };
         state("schema", SCHEMA)?;
         state("hash", HASH)?;
-        let files = read_files(&document)?;
+        let files = read_files(&document, FILES)?;
+        let texts = if document.contains_key(TEXTS) { read_files(&document, TEXTS)? } else { BTreeMap::new() };
+        if let Some(path) = texts.keys().find(|path| !is_for_people(path) || files.contains_key(*path)) {
+            return Err(wrong(TEXTS, "texts for people that are not among the files", format!("{path:?}")));
+        }
+        let own = [MANIFEST_FILE, SIGNATURE_FILE];
+        if let Some((a, b)) = first_clash(files.keys().chain(texts.keys()).map(String::as_str).chain(own)) {
+            return Err(wrong(FILES, "paths that differ in more than case", format!("{a:?} and {b:?}")));
+        }
         let has_self_digest = check_self_digest(text, &document)?;
-        Ok(Manifest { files, document, has_self_digest })
+        Ok(Manifest { files, texts, document, has_self_digest })
     }
 }
 
-fn read_files(document: &Map<String, Value>) -> Result<BTreeMap<String, FileEntry>> {
-    let Some(Value::Array(list)) = document.get("files") else {
-        return Err(wrong("files", "a list", "none"));
+/// The list of files at `key`.
+fn read_files(document: &Map<String, Value>, key: &str) -> Result<BTreeMap<String, FileEntry>> {
+    let Some(Value::Array(list)) = document.get(key) else {
+        return Err(wrong(key, "a list", "none"));
     };
     if list.len() > BUNDLE_FILES {
-        return Err(wrong("files", format!("at most {BUNDLE_FILES} files"), list.len()));
+        return Err(wrong(key, format!("at most {BUNDLE_FILES} files"), list.len()));
     }
     let mut files = BTreeMap::new();
     let mut last: Option<&str> = None;
     for (i, item) in list.iter().enumerate() {
-        let field = |name: &str| format!("files[{i}].{name}");
-        let entry = item.as_object().ok_or_else(|| wrong(&format!("files[{i}]"), "an object", "another value"))?;
+        let field = |name: &str| format!("{key}[{i}].{name}");
+        let entry = item.as_object().ok_or_else(|| wrong(&format!("{key}[{i}]"), "an object", "another value"))?;
         if let Some(other) = entry.keys().find(|k| !matches!(k.as_str(), "path" | "size" | "sha256")) {
-            return Err(wrong(&format!("files[{i}]"), "path, size and sha256", format!("{other:?}")));
+            return Err(wrong(&format!("{key}[{i}]"), "path, size and sha256", format!("{other:?}")));
         }
         let path = entry.get("path").and_then(Value::as_str);
         let path = path.ok_or_else(|| wrong(&field("path"), "a text", "none"))?;
@@ -154,11 +170,7 @@ fn read_files(document: &Map<String, Value>) -> Result<BTreeMap<String, FileEntr
         let sha256 = sha256.ok_or_else(|| wrong(&field("sha256"), "64 lower-case hex digits", "another value"))?;
         files.insert(path.to_owned(), FileEntry { size, sha256: sha256.to_owned() });
     }
-    let own = [MANIFEST_FILE, SIGNATURE_FILE];
-    match first_clash(files.keys().map(String::as_str).chain(own)) {
-        Some((a, b)) => Err(wrong("files", "paths that differ in more than case", format!("{a:?} and {b:?}"))),
-        None => Ok(files),
-    }
+    Ok(files)
 }
 
 /// Whether there is a `self_sha256`; if so it and the canonical form hold.
@@ -218,7 +230,8 @@ mod tests {
     fn what_is_written_is_read_back() {
         let m = Manifest::parse(&ours()).unwrap();
         assert!(m.has_self_digest);
-        assert_eq!(m.files["adapter.gguf"], entry(5));
+        assert_eq!(m.files, BTreeMap::from([("adapter.gguf".to_owned(), entry(5))]));
+        assert_eq!(m.texts, BTreeMap::from([("README.md".to_owned(), entry(3))]));
         assert_eq!(m.document["base"]["z"], 1);
     }
 
@@ -258,6 +271,8 @@ mod tests {
         let sha = "0".repeat(64);
         let file = |path: &str| json!({ "path": path, "size": 1, "sha256": sha });
         let with = |files: Value| json!({ "schema": SCHEMA, "hash": "sha256", "files": files });
+        let with_texts =
+            |texts: Value| json!({ "schema": SCHEMA, "hash": "sha256", "files": [file("b")], "texts": texts });
         let good = with(json!([file("a"), file("b")]));
         let m = Manifest::parse(good.to_string().as_bytes()).unwrap();
         assert!(!m.has_self_digest, "a manifest without self_sha256 is accepted, and says so");
@@ -277,6 +292,9 @@ mod tests {
             (with(json!([file("a"), file("a/b")])), Code::BundleManifest),
             (with(json!([file("manifest.json")])), Code::BundleManifest),
             (with(json!([file("Manifest.json")])), Code::BundleManifest),
+            (with_texts(json!([file("a")])), Code::BundleManifest),
+            (with_texts(json!([file("NOTICE"), file("LICENSE")])), Code::BundleManifest),
+            (with_texts(json!({})), Code::BundleManifest),
             (with(json!([file("../a")])), Code::BundlePath),
             (with(json!([file("/a")])), Code::BundlePath),
             (with(json!([{ "path": "a", "size": -1, "sha256": sha }])), Code::BundleManifest),

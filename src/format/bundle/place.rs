@@ -12,8 +12,8 @@ use crate::format::gguf;
 use crate::format::mmap::map_file;
 use crate::format::output::resolved;
 
-/// The files of the bundle in `folder` that are what its manifest lists, by size and SHA-256, and the manifest with its
-/// signature. None where there is no valid manifest: then nobody knows who wrote what lies there.
+/// The files of the bundle in `folder` that are what its manifest lists, by size and SHA-256, texts for people included, and
+/// the manifest with its signature. None where there is no valid manifest: then nobody knows who wrote what lies there.
 pub fn files_of_bundle(folder: &Path) -> BTreeSet<String> {
     let read = |relative: &str| {
         let path = folder.join(relative);
@@ -26,7 +26,11 @@ pub fn files_of_bundle(folder: &Path) -> BTreeSet<String> {
     let is_unchanged = |relative: &str, size: u64, sha256: &str| {
         read(relative).is_some_and(|bytes| bytes.len() as u64 == size && file_sha256(&bytes) == sha256)
     };
-    let listed = manifest.files.into_iter().filter(|(relative, e)| is_unchanged(relative, e.size, &e.sha256));
+    let listed = manifest
+        .files
+        .into_iter()
+        .chain(manifest.texts)
+        .filter(|(relative, e)| is_unchanged(relative, e.size, &e.sha256));
     listed.map(|(relative, _)| relative).chain([MANIFEST_FILE, SIGNATURE_FILE].map(str::to_owned)).collect()
 }
 
