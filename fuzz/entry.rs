@@ -115,7 +115,8 @@ pub fn config(data: &[u8]) -> bool {
     }
     let adapter = accepted(Stated::from_json(value));
     if let Some(s) = &adapter {
-        assert!([s.query_scale, s.memory_scale].into_iter().flatten().all(|x| (x as f32).is_finite()));
+        let c = &s.conventions;
+        assert!([c.query_scale, c.memory_scale].into_iter().flatten().all(|x| (x as f32).is_finite()));
     }
     base.is_some() || adapter.is_some()
 }

@@ -92,9 +92,9 @@ fn plus(parts: &[(&Plus, f64)]) -> Result<Plus> {
             return Err(Error::new(code, message).field(field.key));
         }
     }
-    let scale = first.config.memory_scale;
-    let is_common = scale != 0.0 && parts.iter().all(|(p, _)| p.config.memory_scale == scale);
-    let factor = |p: &Plus, s: f64| if is_common { s } else { s * p.config.memory_scale };
+    let scale = first.config.conventions.memory_scale;
+    let is_common = scale != 0.0 && parts.iter().all(|(p, _)| p.config.conventions.memory_scale == scale);
+    let factor = |p: &Plus, s: f64| if is_common { s } else { s * p.config.conventions.memory_scale };
     let numbers: BTreeSet<usize> = parts.iter().flat_map(|(p, _)| p.layers.keys().copied()).collect();
     let mut layers = BTreeMap::new();
     for i in numbers {
@@ -117,7 +117,7 @@ fn plus(parts: &[(&Plus, f64)]) -> Result<Plus> {
         layers.insert(i, Layer { memory, ..layer.clone() });
     }
     let mut config = first.config.clone();
-    config.memory_scale = if is_common { scale } else { 1.0 };
+    config.conventions.memory_scale = if is_common { scale } else { 1.0 };
     config.layers_to_transform = None;
     Ok(Plus { config, layers })
 }

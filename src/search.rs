@@ -136,9 +136,8 @@ pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'
         return Err(Error::new(Code::ConventionNone, message).file(&probe.path).details(lines).hints(hint));
     };
     if best.is_open || !rivals.is_empty() {
-        let values = best.candidate.conventions.values();
-        let is_same =
-            |k: &str, v: &str, r: &Reading| r.candidate.conventions.values().iter().any(|(k2, v2)| *k2 == k && v2 == v);
+        let values = best.candidate.values();
+        let is_same = |k: &str, v: &str, r: &Reading| r.candidate.values().iter().any(|(k2, v2)| *k2 == k && v2 == v);
         let is_vague = |k: &str| {
             let scale = ["query_scale", "memory_scale"].iter().position(|s| *s == k);
             best.is_open && scale.is_some_and(|i| best.slack[i].is_some())
@@ -160,7 +159,7 @@ pub fn settle(draft: Draft, base: &BaseModel, probe: &Probe, options: &Options<'
     let fitted =
         slack.into_iter().filter_map(|(k, value, slack)| Some((k, Fitted { value, within: two_digits(slack?) })));
     let settlement = Settlement {
-        found: c.values().into_iter().filter(|(k, _)| open.contains(k)).collect(),
+        found: best.candidate.values().into_iter().filter(|(k, _)| open.contains(k)).collect(),
         fitted: fitted.collect(),
         evidence,
         error: two_digits(best.score),
@@ -403,7 +402,7 @@ fn two_digits(x: f64) -> f64 {
 
 fn table(readings: &[Reading], open: &[&str]) -> Vec<String> {
     let row = |r: &Reading| {
-        let values = r.candidate.conventions.values().into_iter().filter(|(k, _)| open.contains(k));
+        let values = r.candidate.values().into_iter().filter(|(k, _)| open.contains(k));
         let values: Vec<String> = values.map(|(k, v)| format!("{k} {v}")).collect();
         format!("{:>9.2e} of the limit: {}", r.score, values.join(", "))
     };

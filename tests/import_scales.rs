@@ -133,8 +133,8 @@ impl Synthetic {
         let base = BaseModel::open(&model("llama-mha").join("base")).unwrap();
         let imported = import::read(&model("llama-mha").join("adapter"), &import::Options::default(), None).unwrap();
         let mut adapter = imported.adapter.as_plus().unwrap().clone();
-        adapter.config.feature_map = self.map;
-        (adapter.config.query_scale, adapter.config.memory_scale) = (self.query, self.memory);
+        adapter.config.conventions.feature_map = self.map;
+        (adapter.config.conventions.query_scale, adapter.config.conventions.memory_scale) = (self.query, self.memory);
         // Of one sign, as the activations that are normalised here are: no denominator is near 0.
         let normalizer: Vec<f32> = (0..3 * 32).map(|i| 1.0 + (i % 7) as f32 * 0.1).collect();
         let probe = read_safetensors(&from);
@@ -178,7 +178,7 @@ impl Synthetic {
     fn found(&self) -> (FeatureMap, f64, f64) {
         let what = format!("{} {} {}", self.map, self.query, self.memory);
         let found = self.settle().unwrap_or_else(|e| panic!("{what}: {e} {:?}", e.detail_lines())).0;
-        let config = &found.adapter.as_plus().unwrap().config;
+        let config = &found.adapter.as_plus().unwrap().config.conventions;
         (config.feature_map, config.query_scale, config.memory_scale)
     }
 }

@@ -129,7 +129,7 @@ impl Card<'_> {
     }
 
     fn table(&self, a: &Plus, out: &mut String) {
-        let (c, g) = (&a.config, &a.config.geometry);
+        let (c, g) = (&a.config.conventions, &a.config.geometry);
         let layers = if a.layers.len() == g.n_layers {
             format!("all {}", g.n_layers)
         } else {

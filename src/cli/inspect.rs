@@ -6,6 +6,7 @@ use super::reading::Reading;
 use super::table;
 use super::ui::{Status, Ui};
 use super::units::bytes;
+use crate::adapter::plus::FIELDS;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
 use crate::inspect::{Inspection, TensorLine, inspect_with};
@@ -67,15 +68,9 @@ impl Display for Text<'_> {
                 x if x.is_f64() => x.as_f64().unwrap_or_default().to_string(),
                 other => other.to_string(),
             };
-            writeln!(
-                out,
-                "  feature_map {}, query_tap {}, query_scale {}, memory_scale {}, memory_sharing {}",
-                text("feature_map"),
-                text("query_tap"),
-                text("query_scale"),
-                text("memory_scale"),
-                text("memory_sharing")
-            )?;
+            let conventions = FIELDS.iter().filter(|field| field.is_convention());
+            let conventions: Vec<_> = conventions.map(|f| format!("{} {}", f.key, text(f.key))).collect();
+            writeln!(out, "  {}", conventions.join(", "))?;
             writeln!(
                 out,
                 "  {} of {} layers, {} heads, {} kv heads, head_dim {}, value head_dim {}, {} features, row order {}",

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::stated::Stated;
 use super::statements::still_open;
-use crate::adapter::plus::{self, Geometry, MemorySharing, StatedLayers};
+use crate::adapter::plus::{self, Geometry, KnownGeometry, MemorySharing, StatedLayers};
 use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
@@ -96,54 +96,35 @@ pub(super) fn open_sizes(
     layers: &BTreeMap<usize, plus::Layer>,
     base: Option<&BaseModel>,
 ) -> Vec<&'static str> {
-    Sizes::of(stated, layers, base).named().into_iter().filter(|(_, v)| v.is_none()).map(|(k, _)| k).collect()
+    let known = known_sizes(stated, layers, base);
+    let sizes = [
+        ("num_features", known.n_features),
+        ("head_dim", known.head_dim),
+        ("num_attention_heads", known.n_heads),
+        ("num_key_value_heads", known.n_kv_heads),
+        ("num_layers", known.n_layers),
+    ];
+    sizes.into_iter().filter(|(_, size)| size.is_none()).map(|(key, _)| key).collect()
 }
 
-/// What is known of the sizes.
-struct Sizes {
-    n_features: Option<usize>,
-    head_dim: Option<usize>,
-    n_heads: Option<usize>,
-    n_kv_heads: Option<usize>,
-    n_layers: Option<usize>,
-    value_head_dim: Option<usize>,
-}
-
-impl Sizes {
-    fn of(stated: &Stated, layers: &BTreeMap<usize, plus::Layer>, base: Option<&BaseModel>) -> Sizes {
-        let first = layers.values().next();
-        let memory = first.map(|l| l.memory.shape().to_vec()).unwrap_or_default();
-        let weight = first.and_then(|l| l.feature_weight.as_ref()).map(|w| w.shape().to_vec());
-        let n_memories = memory.first().copied();
-        let n_features = stated.num_features.or(memory.get(1).copied());
-        let head_dim = stated.head_dim.or(match &weight {
-            Some(w) => w.get(2).copied(),
-            None => n_features,
-        });
-        let heads_by_shape = |sharing| (stated.memory_sharing == Some(sharing)).then_some(n_memories).flatten();
-        let of_base = |size: fn(&BaseModel) -> usize| base.map(size);
-        Sizes {
-            n_features,
-            head_dim,
-            n_heads: (stated.num_attention_heads)
-                .or(of_base(|b| b.config.n_heads))
-                .or(heads_by_shape(MemorySharing::PerHead)),
-            n_kv_heads: (stated.num_key_value_heads)
-                .or(of_base(|b| b.config.n_kv_heads))
-                .or(heads_by_shape(MemorySharing::PerKvHead)),
-            n_layers: stated.num_layers.or(of_base(|b| b.config.n_layers)),
-            value_head_dim: memory.get(2).copied().or(of_base(|b| b.config.value_head_dim)).or(head_dim),
-        }
-    }
-
-    fn named(&self) -> [(&'static str, Option<usize>); 5] {
-        [
-            ("num_features", self.n_features),
-            ("head_dim", self.head_dim),
-            ("num_attention_heads", self.n_heads),
-            ("num_key_value_heads", self.n_kv_heads),
-            ("num_layers", self.n_layers),
-        ]
+/// Sizes as stated, else as the base has them, else by the shapes; but a head's length by the shapes, which tell it from the base's.
+fn known_sizes(stated: &Stated, layers: &BTreeMap<usize, plus::Layer>, base: Option<&BaseModel>) -> KnownGeometry {
+    let first = layers.values().next();
+    let shape = |t: &LazyTensor| t.shape().to_vec();
+    let memory = first.map(|l| shape(&l.memory)).unwrap_or_default();
+    let weight = first.and_then(|l| l.feature_weight.as_ref()).map(shape);
+    let n_features = stated.sizes.n_features.or(memory.get(1).copied());
+    let head_dim = stated.sizes.head_dim.or(weight.map_or(n_features, |w| w.get(2).copied()));
+    let stated_or_base = stated.sizes.or_base(base);
+    let heads_by_shape =
+        |sharing| memory.first().copied().filter(|_| stated.conventions.memory_sharing == Some(sharing));
+    KnownGeometry {
+        n_features,
+        head_dim,
+        n_heads: stated_or_base.n_heads.or(heads_by_shape(MemorySharing::PerHead)),
+        n_kv_heads: stated_or_base.n_kv_heads.or(heads_by_shape(MemorySharing::PerKvHead)),
+        value_head_dim: memory.get(2).copied().or(stated_or_base.value_head_dim).or(head_dim),
+        n_layers: stated_or_base.n_layers,
     }
 }
 
@@ -161,23 +142,13 @@ pub(super) fn config(
     base: Option<&BaseModel>,
     open: &[&'static str],
 ) -> Result<plus::Config> {
-    let Sizes { n_features, head_dim, n_heads, n_kv_heads, n_layers, value_head_dim } =
-        Sizes::of(&stated, layers, base);
     let mut missing: Vec<&str> = open.to_vec();
     missing.extend(open_sizes(&stated, layers, base));
-    if !missing.is_empty() {
-        return Err(still_open(&missing));
-    }
-    let (Some(feature_map), Some(query_tap), Some(query_scale), Some(memory_scale), Some(memory_sharing)) =
-        (stated.feature_map, stated.query_tap, stated.query_scale, stated.memory_scale, stated.memory_sharing)
-    else {
+    let known = known_sizes(&stated, layers, base).all();
+    let (Some(conventions), Some(geometry), true) = (stated.conventions.all(), known, missing.is_empty()) else {
         return Err(still_open(&missing));
     };
-    let (Some(n_features), Some(head_dim), Some(n_heads), Some(n_kv_heads), Some(n_layers), Some(value_head_dim)) =
-        (n_features, head_dim, n_heads, n_kv_heads, n_layers, value_head_dim)
-    else {
-        return Err(still_open(&missing));
-    };
+    let Geometry { n_features, head_dim, value_head_dim, .. } = geometry;
     for (name, columns) in [("head_dim", head_dim), ("value head_dim", value_head_dim)] {
         if n_features.checked_mul(columns).is_none_or(|n| n > HEAD_ELEMENTS) {
             let message = format!("expected heads of at most {HEAD_ELEMENTS} elements, found {n_features} x {columns}");
@@ -185,12 +156,8 @@ pub(super) fn config(
         }
     }
     Ok(plus::Config {
-        feature_map,
-        query_tap,
-        query_scale,
-        memory_scale,
-        memory_sharing,
-        geometry: Geometry { n_layers, n_heads, n_kv_heads, head_dim, value_head_dim, n_features },
+        conventions,
+        geometry,
         layers_to_transform: stated.layers_to_transform,
         base_model_type: stated.base_model_type,
         extra: stated.extra,

@@ -12,29 +12,20 @@ use serde_json::Value;
 use super::draft::{Draft, HeadOrder, Orientation};
 use super::stated::Stated;
 use super::{Imported, assemble};
-use crate::adapter::plus::{self, FeatureMap, MemorySharing, QueryTap};
+use crate::adapter::plus::{self, Conventions, FeatureMap, MemorySharing, QueryTap, StatedConventions};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::finding::Findings;
-
-/// A value for every convention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[allow(missing_docs)] // the names are those of adapter_config.json
-pub struct Conventions {
-    pub feature_map: FeatureMap,
-    pub query_tap: QueryTap,
-    pub query_scale: f64,
-    pub memory_scale: f64,
-    pub memory_sharing: MemorySharing,
-    pub orientation: Orientation,
-    pub head_order: HeadOrder,
-}
 
 /// A reading of the draft.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// What it takes each convention for; a scale that is unknown is 1 until it is found.
     pub conventions: Conventions,
+    /// How the axes of a memory are stored.
+    pub orientation: Orientation,
+    /// How its heads are.
+    pub head_order: HeadOrder,
     /// Which scales are to be found.
     pub unknown: Unknown,
     layout: usize,
@@ -72,14 +63,15 @@ impl Candidates {
     }
 }
 
-impl Conventions {
-    /// Every convention with its key, value and (for keys that `adapter_config.json` does not have) the flag's key.
+impl Candidate {
+    /// Every convention with its key (for keys that `adapter_config.json` does not have, the flag's) and value.
     pub fn values(&self) -> [(&'static str, String); 7] {
+        let c = &self.conventions;
         [
-            ("feature_map", self.feature_map.to_string()),
-            ("query_tap", self.query_tap.to_string()),
-            ("query_scale", self.query_scale.to_string()),
-            ("memory_scale", self.memory_scale.to_string()),
+            ("feature_map", c.feature_map.to_string()),
+            ("query_tap", c.query_tap.to_string()),
+            ("query_scale", c.query_scale.to_string()),
+            ("memory_scale", c.memory_scale.to_string()),
             ("memory_sharing", self.sharing_text()),
             ("transpose_memory", self.orientation.transposed.to_string()),
             (
@@ -91,8 +83,8 @@ impl Conventions {
 
     fn sharing_text(&self) -> String {
         match self.head_order {
-            HeadOrder::InOrder => self.memory_sharing.to_string(),
-            HeadOrder::Strided => format!("{} (heads of a group stored apart)", self.memory_sharing),
+            HeadOrder::InOrder => self.conventions.memory_sharing.to_string(),
+            HeadOrder::Strided => format!("{} (heads of a group stored apart)", self.conventions.memory_sharing),
         }
     }
 }
@@ -106,6 +98,7 @@ impl Draft {
     /// nothing numbers.
     pub fn candidates(&self, base: &BaseModel) -> Result<Candidates> {
         let b = Some(base);
+        let stated = &self.stated.conventions;
         if self.open(b).contains(&"layers_to_transform") {
             let message =
                 "expected the layers of a stacked tensor, found them stated nowhere, and no probe tells: --layers";
@@ -116,8 +109,8 @@ impl Draft {
                 .field("num_key_value_heads")
         })?;
         let count = |s: MemorySharing| s.n_memories(n_heads, n_kv_heads);
-        let sharing_is_open = self.stated.memory_sharing.is_none();
-        let mut sharings = options(self.stated.memory_sharing, MemorySharing::ALL);
+        let sharing_is_open = stated.memory_sharing.is_none();
+        let mut sharings = options(stated.memory_sharing, MemorySharing::ALL);
         let n_sharings = sharings.len();
         let mut counts = Vec::new();
         sharings.retain(|s| {
@@ -177,24 +170,22 @@ impl Draft {
         let any = |f: fn(&plus::Layer) -> bool| layouts.iter().flat_map(BTreeMap::values).any(f);
         let (has_bias, has_normalizer) = (any(|l| l.feature_bias.is_some()), any(|l| l.normalizer.is_some()));
 
-        let maps = options(self.stated.feature_map, FeatureMap::ALL);
-        let taps = options(self.stated.query_tap, QueryTap::ALL);
+        let maps = options(stated.feature_map, FeatureMap::ALL);
+        let taps = options(stated.query_tap, QueryTap::ALL);
         let mut list: Vec<Candidate> = Vec::new();
         for (layout, &(memory_sharing, orientation, head_order)) in keys.iter().enumerate() {
             for &feature_map in &maps {
                 for &query_tap in &taps {
                     let scales = Scales { homogeneous: feature_map.is_homogeneous() && !has_bias, has_normalizer };
-                    for (query_scale, unknown) in scales.options(&self.stated, feature_map) {
+                    for (query_scale, unknown) in scales.options(stated, feature_map) {
                         let conventions = Conventions {
                             feature_map,
                             query_tap,
                             query_scale,
-                            memory_scale: self.stated.memory_scale.unwrap_or(1.0),
+                            memory_scale: stated.memory_scale.unwrap_or(1.0),
                             memory_sharing,
-                            orientation,
-                            head_order,
                         };
-                        list.push(Candidate { conventions, unknown, layout });
+                        list.push(Candidate { conventions, orientation, head_order, unknown, layout });
                     }
                 }
             }
@@ -215,18 +206,8 @@ impl Draft {
         layers: &BTreeMap<usize, plus::Layer>,
         base: &BaseModel,
     ) -> Result<plus::Config> {
-        assemble::config(self.stated_with(c), layers, Some(base), &[])
-    }
-
-    fn stated_with(&self, c: &Conventions) -> Stated {
-        Stated {
-            feature_map: Some(c.feature_map),
-            query_tap: Some(c.query_tap),
-            query_scale: Some(c.query_scale),
-            memory_scale: Some(c.memory_scale),
-            memory_sharing: Some(c.memory_sharing),
-            ..self.stated.clone()
-        }
+        let stated = Stated { conventions: (*c).into(), ..self.stated.clone() };
+        assemble::config(stated, layers, Some(base), &[])
     }
 
     /// The adapter as `c` reads it, recording that a probe chose it; `facts` are kept beside.
@@ -244,11 +225,11 @@ impl Draft {
         for key in self.open_to_probe(Some(base)) {
             self.settled.insert(key.into(), "probe".into());
         }
-        if self.settled.contains_key("transpose_memory") && c.conventions.orientation.transposed {
+        if self.settled.contains_key("transpose_memory") && c.orientation.transposed {
             self.settled.insert("stored_memory".into(), "each head transposed".into());
         }
         self.settled.extend(facts);
-        self.stated = self.stated_with(&c.conventions);
+        self.stated.conventions = c.conventions.into();
         let findings = std::mem::take(&mut self.findings);
         self.finish(candidates.layers(c).clone(), findings.into(), &[], Some(base))
     }
@@ -263,7 +244,7 @@ struct Scales {
 
 impl Scales {
     /// The query scale to begin with, and what is unknown; one for each sign where both signs are functions of their own.
-    fn options(&self, stated: &Stated, map: FeatureMap) -> Vec<(f64, Unknown)> {
+    fn options(&self, stated: &StatedConventions, map: FeatureMap) -> Vec<(f64, Unknown)> {
         let memory_scale = stated.memory_scale.is_none();
         if let Some(query_scale) = stated.query_scale {
             return vec![(query_scale, Unknown { query_scale: false, memory_scale })];

@@ -252,11 +252,11 @@ impl Draft {
 
     /// What nothing states, by its key; empty where the adapter can be read.
     pub fn open(&self, base: Option<&BaseModel>) -> Vec<&'static str> {
-        let mut open = self.stated.open_conventions();
+        let mut open = self.stated.conventions.open();
         if self.sharing_by_shapes(base).is_some() {
             open.retain(|key| *key != MEMORY_SHARING);
         }
-        let orientations = self.orientations(self.stated.memory_sharing, base);
+        let orientations = self.orientations(self.stated.conventions.memory_sharing, base);
         let differ = |f: fn(&Orientation) -> bool| orientations.iter().any(|o| f(o) != f(&orientations[0]));
         if !orientations.is_empty() && differ(|o| o.transposed) {
             open.push("transpose_memory");
@@ -283,7 +283,8 @@ impl Draft {
 
     /// The sharing that has as many memories as there are, where nobody states one and the base says the numbers of heads.
     fn sharing_by_shapes(&self, base: Option<&BaseModel>) -> Option<MemorySharing> {
-        let (n, n_kv) = base.and_then(|_| self.heads(base)).filter(|_| self.stated.memory_sharing.is_none())?;
+        let (n, n_kv) =
+            base.and_then(|_| self.heads(base)).filter(|_| self.stated.conventions.memory_sharing.is_none())?;
         let mut counts = self.orientations(None, base).into_iter().flat_map(|o| {
             let layers = self.stored_layers(o, None, base, &mut Findings::default()).unwrap_or_default();
             layers.into_values().map(|l| l.memory.shape()[0]).collect::<Vec<_>>()
@@ -301,12 +302,14 @@ impl Draft {
     pub fn into_imported(mut self, base: Option<&BaseModel>) -> Result<Imported> {
         let open = self.open(base);
         if let Some(sharing) = self.sharing_by_shapes(base) {
-            self.stated.memory_sharing = Some(sharing);
+            self.stated.conventions.memory_sharing = Some(sharing);
             self.settled.insert(MEMORY_SHARING.into(), "shapes".into());
         }
-        let orientation = self.orientations(self.stated.memory_sharing, base).first().copied().unwrap_or_default();
+        let orientation =
+            self.orientations(self.stated.conventions.memory_sharing, base).first().copied().unwrap_or_default();
         let mut findings = Findings::from(std::mem::take(&mut self.findings));
-        let layers = self.layers(orientation, HeadOrder::InOrder, self.stated.memory_sharing, base, &mut findings)?;
+        let layers =
+            self.layers(orientation, HeadOrder::InOrder, self.stated.conventions.memory_sharing, base, &mut findings)?;
         self.finish(layers, findings, &open, base)
     }
 
@@ -317,7 +320,7 @@ impl Draft {
     ///
     /// [`Code::ConventionOpen`] where sizes are, or the layers of a stack; those of assembling layers.
     pub(crate) fn provisional(mut self, base: Option<&BaseModel>) -> Result<Imported> {
-        let sharings = self.stated.memory_sharing.map_or_else(|| MemorySharing::ALL.to_vec(), |s| vec![s]);
+        let sharings = self.stated.conventions.memory_sharing.map_or_else(|| MemorySharing::ALL.to_vec(), |s| vec![s]);
         let mut best: Option<(bool, MemorySharing, BTreeMap<usize, plus::Layer>, Findings)> = None;
         for sharing in sharings {
             let n_memories = match (sharing, self.heads(base)) {
@@ -343,12 +346,12 @@ impl Draft {
                 (sharing, layers)
             }
             None => {
-                let (o, sharing) = (Orientation::default(), self.stated.memory_sharing);
+                let (o, sharing) = (Orientation::default(), self.stated.conventions.memory_sharing);
                 let layers = self.layers(o, HeadOrder::InOrder, sharing, base, &mut findings)?;
                 (sharing.unwrap_or(MemorySharing::PerHead), layers)
             }
         };
-        let s = &mut self.stated;
+        let s = &mut self.stated.conventions;
         s.memory_sharing = Some(sharing);
         s.feature_map.get_or_insert(FeatureMap::Identity);
         s.query_tap.get_or_insert(QueryTap::PostRope);
@@ -366,7 +369,7 @@ impl Draft {
     /// Those of assembling layers.
     pub(crate) fn all_open(&self, base: Option<&BaseModel>) -> Result<Vec<&'static str>> {
         let mut open = self.open(base);
-        let sharing = self.stated.memory_sharing;
+        let sharing = self.stated.conventions.memory_sharing;
         let orientation = self.orientations(sharing, base).first().copied().unwrap_or_default();
         let layers = self.layers(orientation, HeadOrder::InOrder, sharing, base, &mut Findings::default())?;
         open.extend(assemble::open_sizes(&self.stated, &layers, base));
@@ -394,7 +397,7 @@ impl Draft {
         let mut stated = self.stated;
         if let Some(n) = self.stacked_layers.as_ref().filter(|_| base.is_none() && stated.layers_to_transform.is_none())
         {
-            stated.num_layers.get_or_insert(n.len());
+            stated.sizes.n_layers.get_or_insert(n.len());
         }
         if !self.gates.is_empty() {
             // They were multiplied in F32, and are as coarse as they were.

@@ -128,7 +128,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         row_order::undo(layer, order);
     }
     let mut config = {
-        let open = stated.open_conventions();
+        let open = stated.conventions.open();
         assemble::config(stated, &layers, base, &open)?
     };
     config.geometry.value_head_dim = value_length;

@@ -27,7 +27,7 @@ use crate::error::Result;
 use crate::finding::Finding;
 use crate::format::bundle::Bundle;
 use crate::format::gguf::Metadata;
-pub use candidates::{Candidate, Candidates, Conventions, Unknown};
+pub use candidates::{Candidate, Candidates, Unknown};
 pub use draft::{Draft, HeadOrder, Orientation};
 pub(crate) use draft::{has_parts, is_part};
 pub(crate) use gguf::unlisted as unlisted_architecture;

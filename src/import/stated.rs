@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::foreign;
-use crate::adapter::plus::{FeatureMap, MemorySharing, QueryTap, StatedLayers};
+use crate::adapter::plus::{KnownGeometry, StatedConventions, StatedLayers};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
 use crate::format::names::cut;
@@ -81,18 +81,10 @@ const OTHER_MEANINGS: [&str; 5] =
 
 /// What is stated; `None` is not stated, which for a convention means *open*: nobody guesses it.
 #[derive(Debug, Clone, PartialEq, Default)]
-#[allow(missing_docs)] // the fields are the keys of adapter_config.json
+#[allow(missing_docs)] // the other fields are keys of adapter_config.json
 pub struct Stated {
-    pub feature_map: Option<FeatureMap>,
-    pub query_tap: Option<QueryTap>,
-    pub query_scale: Option<f64>,
-    pub memory_scale: Option<f64>,
-    pub memory_sharing: Option<MemorySharing>,
-    pub num_layers: Option<usize>,
-    pub num_attention_heads: Option<usize>,
-    pub num_key_value_heads: Option<usize>,
-    pub head_dim: Option<usize>,
-    pub num_features: Option<usize>,
+    pub conventions: StatedConventions,
+    pub sizes: KnownGeometry,
     pub layers_to_transform: Option<StatedLayers>,
     pub base_model_type: Option<String>,
     /// All other keys, in order.
@@ -122,18 +114,24 @@ impl Stated {
             Some(other) => return Err(wrong("peft_type", "a string", other)),
         }
         check_carried(&map)?;
-        let n_layers = take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?;
-        let stated = Stated {
+        let conventions = StatedConventions {
             feature_map: take(&mut map, "feature_map", choice)?,
             query_tap: take(&mut map, "query_tap", choice)?,
             query_scale: take(&mut map, "query_scale", scale)?,
             memory_scale: take(&mut map, "memory_scale", scale)?,
             memory_sharing: take(&mut map, "memory_sharing", choice)?,
-            num_layers: n_layers,
-            num_attention_heads: take(&mut map, "num_attention_heads", |k, v| count(k, v, MAX_HEADS))?,
-            num_key_value_heads: take(&mut map, "num_key_value_heads", |k, v| count(k, v, MAX_HEADS))?,
+        };
+        let sizes = KnownGeometry {
+            n_layers: take(&mut map, "num_layers", |k, v| count(k, v, MAX_LAYERS))?,
+            n_heads: take(&mut map, "num_attention_heads", |k, v| count(k, v, MAX_HEADS))?,
+            n_kv_heads: take(&mut map, "num_key_value_heads", |k, v| count(k, v, MAX_HEADS))?,
             head_dim: take(&mut map, "head_dim", |k, v| count(k, v, MAX_FEATURES))?,
-            num_features: take(&mut map, "num_features", |k, v| count(k, v, MAX_FEATURES))?,
+            value_head_dim: None,
+            n_features: take(&mut map, "num_features", |k, v| count(k, v, MAX_FEATURES))?,
+        };
+        let stated = Stated {
+            conventions,
+            sizes,
             layers_to_transform: map
                 .shift_remove("layers_to_transform")
                 .map(|v| layers("layers_to_transform", &v))
@@ -143,7 +141,7 @@ impl Stated {
             })?,
             extra: map,
         };
-        if let (Some(h), Some(kv)) = (stated.num_attention_heads, stated.num_key_value_heads)
+        if let (Some(h), Some(kv)) = (sizes.n_heads, sizes.n_kv_heads)
             && !h.is_multiple_of(kv)
         {
             return Err(Error::new(
@@ -153,18 +151,6 @@ impl Stated {
             .field("num_key_value_heads"));
         }
         Ok(stated)
-    }
-
-    /// The conventions that are stated nowhere, by their key.
-    pub fn open_conventions(&self) -> Vec<&'static str> {
-        let open = [
-            ("feature_map", self.feature_map.is_none()),
-            ("query_tap", self.query_tap.is_none()),
-            ("query_scale", self.query_scale.is_none()),
-            ("memory_scale", self.memory_scale.is_none()),
-            ("memory_sharing", self.memory_sharing.is_none()),
-        ];
-        open.into_iter().filter(|(_, open)| *open).map(|(key, _)| key).collect()
     }
 }
 
@@ -273,6 +259,7 @@ fn kind_of(v: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapter::plus::FeatureMap;
     use serde_json::json;
 
     #[test]
@@ -311,7 +298,7 @@ mod tests {
     #[test]
     fn nothing_is_assumed() {
         let s = Stated::from_json(json!({"base_model_name_or_path": "x"})).unwrap();
-        assert_eq!(s.open_conventions(), ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"]);
+        assert_eq!(s.conventions.open(), ["feature_map", "query_tap", "query_scale", "memory_scale", "memory_sharing"]);
         assert_eq!(s.extra["base_model_name_or_path"], "x");
     }
 
@@ -329,7 +316,7 @@ mod tests {
             (json!(PEFT_TYPE), Some(2)),
         ] {
             let s = stated(kind.clone());
-            assert_eq!((s.num_attention_heads, s.feature_map), (heads, Some(FeatureMap::Elu)), "{kind}");
+            assert_eq!((s.sizes.n_heads, s.conventions.feature_map), (heads, Some(FeatureMap::Elu)), "{kind}");
             assert_eq!(s.extra.contains_key("peft_type"), kind == PEFT_TYPE, "{kind}");
             assert_eq!(s.extra["r"], 8);
         }

@@ -14,7 +14,7 @@ use super::source::{self, Source, SourceTensor, TensorSource};
 use super::stated::Stated;
 use crate::adapter::Part;
 use crate::adapter::plus::PartSpec;
-use crate::base::{BaseConfig, BaseModel};
+use crate::base::BaseModel;
 use crate::error::{Code, Error, Result, is_hidden};
 use crate::format::limits::LAYOUT_PATTERNS;
 use crate::tensor::shape;
@@ -76,16 +76,14 @@ fn known(source: &TensorSource, base: Option<&BaseModel>) -> KnownSizes {
         (None, Some((_, model))) => model_config::statements(model).into(),
         (None, None) => Value::Object(Default::default()),
     };
-    let s = Stated::from_json(config).unwrap_or_default();
-    let of_base = |size: fn(&BaseConfig) -> usize| base.map(|b| size(&b.config));
-    let heads = s.num_attention_heads.or(of_base(|c| c.n_heads));
-    let n_kv_heads = s.num_key_value_heads.or(of_base(|c| c.n_kv_heads));
+    let stated = Stated::from_json(config).unwrap_or_default().sizes;
+    let known = stated.or_base(base);
     KnownSizes {
-        n_layers: s.num_layers.or(of_base(|c| c.n_layers)),
-        n_heads: heads.into_iter().chain(n_kv_heads).chain(heads.map(|_| 1)).collect(),
-        features: s.num_features,
-        value: s.head_dim.or(of_base(|c| c.value_head_dim)),
-        query: s.head_dim.or(of_base(|c| c.head_dim)),
+        n_layers: known.n_layers,
+        n_heads: known.n_heads.into_iter().chain(known.n_kv_heads).chain(known.n_heads.map(|_| 1)).collect(),
+        features: known.n_features,
+        value: stated.head_dim.or(known.value_head_dim),
+        query: known.head_dim,
     }
 }
 

@@ -5,6 +5,8 @@ use super::axis::number;
 use super::page::{Section, Table};
 use super::plot::{Chart, Group, Marks};
 use crate::adapter::Adapter;
+use crate::adapter::field::Field;
+use crate::adapter::plus::find_field;
 use crate::import::RECORD_KEY;
 use crate::search::Settlement;
 use crate::transform::loss::Loss;
@@ -139,7 +141,8 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
     };
     rows.push(vec!["row_order".into(), adapter.origin.row_order.name().into(), order_by]);
     let others = settlement.into_iter().flat_map(|s| &s.found);
-    rows.extend(others.filter(|(k, _)| !rows_have(k)).map(|(k, v)| row(k, v.clone())));
+    let is_in_rows = |key: &str| find_field(key).is_some_and(Field::is_convention);
+    rows.extend(others.filter(|(k, _)| !is_in_rows(k)).map(|(k, v)| row(k, v.clone())));
     Section {
         title: "Conventions",
         text: settlement.map(|s| s.line()).into_iter().collect(),
@@ -151,10 +154,6 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
         }),
         ..Section::default()
     }
-}
-
-fn rows_have(key: &str) -> bool {
-    matches!(key, "feature_map" | "query_tap" | "query_scale" | "memory_scale" | "memory_sharing")
 }
 
 /// `device` is where something was computed, if anything was.

@@ -226,7 +226,7 @@ fn sum_of_terms(terms: &Terms, before_rope: &Tensor, after_rope: &Tensor, start:
     }
     let mut sum = after_rope.zeros_like().map_err(candle)?;
     for (rows, term) in terms {
-        let q = match term.tap {
+        let q = match term.conventions.query_tap {
             QueryTap::PostRope => after_rope,
             QueryTap::PreRope => before_rope,
         };

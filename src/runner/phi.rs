@@ -7,7 +7,7 @@ use candle_core::{Result as CandleResult, Tensor};
 use super::candle;
 use super::device::Device;
 use super::kernels::activation::activate;
-use crate::adapter::plus::{self, FeatureMap, QueryTap};
+use crate::adapter::plus::{self, Conventions};
 use crate::adapter::{Part, Slot};
 use crate::error::{Code, Error, Result};
 use crate::quant;
@@ -16,11 +16,8 @@ use crate::tensor::LazyTensor;
 /// One layer of one adapter, decoded and on the device.
 pub(super) struct Term {
     layer: usize,
-    feature_map: FeatureMap,
-    pub tap: QueryTap,
-    query_scale: f64,
-    /// `memory_scale` and the strength with which the adapter is applied.
-    memory_scale: f64,
+    /// With the strength at which the adapter is applied in `memory_scale`.
+    pub conventions: Conventions,
     /// `[H', F, D_v]`
     memory: Tensor,
     /// `[H', F, D]`
@@ -45,8 +42,8 @@ impl Term {
         strength: f64,
         device: &Device,
     ) -> Result<Self> {
-        let g = &config.geometry;
-        let (h, f) = (g.n_memories(config.memory_sharing), g.n_features);
+        let (g, conventions) = (&config.geometry, config.conventions);
+        let (h, f) = (g.n_memories(conventions.memory_sharing), g.n_features);
         let load = |part: Part, shape: &[usize], as_shape: [usize; 3]| {
             layer
                 .get(part)
@@ -62,10 +59,7 @@ impl Term {
         }
         Ok(Term {
             layer: index,
-            feature_map: config.feature_map,
-            tap: config.query_tap,
-            query_scale: config.query_scale,
-            memory_scale: config.memory_scale * strength,
+            conventions: Conventions { memory_scale: conventions.memory_scale * strength, ..conventions },
             memory: memory.expect("a layer always has its memory"),
             feature_weight: load(Part::FeatureWeight, &[h, f, g.head_dim], [h, f, g.head_dim])?,
             feature_bias: load(Part::FeatureBias, &[h, f], [h, 1, f])?,
@@ -97,21 +91,23 @@ impl Term {
                 }
             };
             let d_v = term.dim(2).map_err(candle)?;
-            terms.push(scaled(&term, self.memory_scale).and_then(|x| x.reshape((h, t, d_v))).map_err(candle)?);
+            terms.push(
+                scaled(&term, self.conventions.memory_scale).and_then(|x| x.reshape((h, t, d_v))).map_err(candle)?,
+            );
         }
         Tensor::stack(&terms, 0).map_err(candle)
     }
 
     /// `[H', R, D]` to `[H', R, F]`.
     fn phi(&self, q: &Tensor) -> CandleResult<Tensor> {
-        let mut x = scaled(q, self.query_scale)?;
+        let mut x = scaled(q, self.conventions.query_scale)?;
         if let Some(w) = &self.feature_weight {
             x = x.matmul(&w.transpose(1, 2)?)?;
         }
         if let Some(b) = &self.feature_bias {
             x = x.broadcast_add(b)?;
         }
-        activate(self.feature_map, &x)
+        activate(self.conventions.feature_map, &x)
     }
 
     /// `denominator` `[H', H/H' * T, 1]`.
@@ -158,7 +154,7 @@ pub fn term_f32(
     layer: &plus::Layer,
     index: usize,
 ) -> Result<Vec<f32>> {
-    ScaledTerm::new(q, shape, config, layer, index)?.at(config.query_scale, config.memory_scale)
+    ScaledTerm::new(q, shape, config, layer, index)?.at(config.conventions.query_scale, config.conventions.memory_scale)
 }
 
 /// [`term_f32`] as a function of the two scales: the layer is decoded once.
@@ -195,7 +191,8 @@ impl ScaledTerm {
     ///
     /// [`Code::DenominatorZero`].
     pub fn at(&mut self, query_scale: f64, memory_scale: f64) -> Result<Vec<f32>> {
-        (self.term.query_scale, self.term.memory_scale) = (query_scale, memory_scale);
+        let conventions = &mut self.term.conventions;
+        (conventions.query_scale, conventions.memory_scale) = (query_scale, memory_scale);
         self.term.apply(&self.q, 0)?.flatten_all().and_then(|t| t.to_vec1()).map_err(candle)
     }
 }

@@ -61,7 +61,8 @@ impl<'a> Logits<'a> {
                 p.by.memory_scale.then_some(Scales { memory: at.memory + memory_step(at), ..at }),
             ];
             for scales in steps.into_iter().flatten() {
-                (config.query_scale, config.memory_scale) = (scales.query, scales.memory);
+                let conventions = &mut config.conventions;
+                (conventions.query_scale, conventions.memory_scale) = (scales.query, scales.memory);
                 adapters.push(Plus { config: config.clone(), layers: layers.clone() });
             }
         }

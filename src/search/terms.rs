@@ -71,7 +71,7 @@ impl<'a> Terms<'a> {
         let mut sums = Sums::default();
         for e in &self.layers {
             let Some(weights) = layers.get(&e.layer) else { return Ok(Sums::INVALID) };
-            let query = &e.queries[usize::from(config.query_tap == QueryTap::PreRope)];
+            let query = &e.queries[usize::from(config.conventions.query_tap == QueryTap::PreRope)];
             let mut term = phi::ScaledTerm::new(query, e.shape, &config, weights, e.layer)?;
             let values = term.at(p.scales.query, 1.0)?;
             let next = if p.by.query_scale { Some(term.at(p.scales.query * STEP.exp(), 1.0)?) } else { None };

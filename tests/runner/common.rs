@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use ptplus::adapter::plus::{self, FeatureMap, Geometry, MemorySharing, Plus, QueryTap};
+use ptplus::adapter::plus::{self, Conventions, FeatureMap, Geometry, MemorySharing, Plus, QueryTap};
 use ptplus::error::Result;
 use ptplus::format::{StoredTensor, json, safetensors};
 use ptplus::runner::Sink;
@@ -36,11 +36,13 @@ pub fn adapter(folder: &Path) -> Plus {
     let count = |k: &str| c[k].as_u64().unwrap() as usize;
     let head_dim = count("head_dim");
     let config = plus::Config {
-        feature_map: FeatureMap::parse(text("feature_map")).unwrap(),
-        query_tap: QueryTap::parse(text("query_tap")).unwrap(),
-        query_scale: c["query_scale"].as_f64().unwrap(),
-        memory_scale: c["memory_scale"].as_f64().unwrap(),
-        memory_sharing: MemorySharing::parse(text("memory_sharing")).unwrap(),
+        conventions: Conventions {
+            feature_map: FeatureMap::parse(text("feature_map")).unwrap(),
+            query_tap: QueryTap::parse(text("query_tap")).unwrap(),
+            query_scale: c["query_scale"].as_f64().unwrap(),
+            memory_scale: c["memory_scale"].as_f64().unwrap(),
+            memory_sharing: MemorySharing::parse(text("memory_sharing")).unwrap(),
+        },
         geometry: Geometry {
             n_layers: count("num_layers"),
             n_heads: count("num_attention_heads"),

@@ -237,7 +237,7 @@ fn a_shared_memory_is_the_same_memory_for_every_head() {
     let mut term = |sharing, heads: &[usize]| {
         let size = g.n_features * g.value_head_dim;
         let values: Vec<f32> = heads.iter().flat_map(|m| memories[m * size..(m + 1) * size].to_vec()).collect();
-        a.config.memory_sharing = sharing;
+        a.config.conventions.memory_sharing = sharing;
         let layer = a.layers.get_mut(&0).unwrap();
         layer.memory = LazyTensor::from_f32(&values, &[heads.len(), g.n_features, g.value_head_dim]);
         phi::term_f32(&q, shape, &a.config, layer, 0).unwrap()

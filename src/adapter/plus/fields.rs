@@ -10,11 +10,15 @@ pub const VALUE_LENGTH: &str = "value head_dim";
 
 /// Every field, in the order of `adapter_config.json`.
 pub const FIELDS: [Field<Config>; 11] = [
-    convention("feature_map", "--feature-map MAP", Name(|c| c.feature_map.name())),
-    convention("query_tap", "--query-tap post_rope or pre_rope", Name(|c| c.query_tap.name())),
-    convention("query_scale", "--query-scale X", Scale(|c| c.query_scale)),
-    convention("memory_scale", "--memory-scale X", Scale(|c| c.memory_scale)),
-    convention("memory_sharing", "--memory-sharing per_head, per_kv_head or shared", Name(|c| c.memory_sharing.name())),
+    convention("feature_map", "--feature-map MAP", Name(|c| c.conventions.feature_map.name())),
+    convention("query_tap", "--query-tap post_rope or pre_rope", Name(|c| c.conventions.query_tap.name())),
+    convention("query_scale", "--query-scale X", Scale(|c| c.conventions.query_scale)),
+    convention("memory_scale", "--memory-scale X", Scale(|c| c.conventions.memory_scale)),
+    convention(
+        "memory_sharing",
+        "--memory-sharing per_head, per_kv_head or shared",
+        Name(|c| c.conventions.memory_sharing.name()),
+    ),
     size("num_layers", "block_count", |c| c.geometry.n_layers, |b| b.n_layers),
     size("num_attention_heads", "head_count", |c| c.geometry.n_heads, |b| b.n_heads),
     size("num_key_value_heads", "head_count_kv", |c| c.geometry.n_kv_heads, |b| b.n_kv_heads),

@@ -7,12 +7,17 @@ use super::{Part, Slot};
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
 
+mod conventions;
 mod feature_map;
 mod fields;
+mod geometry;
 pub mod gguf_names;
+mod partial;
 mod parts;
+pub use conventions::{Conventions, StatedConventions};
 pub use feature_map::FeatureMap;
 pub use fields::{FIELDS, VALUE_LENGTH, find as find_field};
+pub use geometry::{Geometry, KnownGeometry};
 pub use parts::{Axis, PARTS, PartSpec};
 
 named_enum! {
@@ -37,30 +42,6 @@ named_enum! {
     }
 }
 
-/// The sizes that an adapter and its base must agree on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Geometry {
-    /// L: blocks of the base, adapted or not.
-    pub n_layers: usize,
-    /// H: query heads.
-    pub n_heads: usize,
-    /// H_kv: key/value heads; divides H.
-    pub n_kv_heads: usize,
-    /// D: length of a query head.
-    pub head_dim: usize,
-    /// D_v: length of a value head.
-    pub value_head_dim: usize,
-    /// F: features; D unless there is a learned feature map.
-    pub n_features: usize,
-}
-
-impl Geometry {
-    /// H': the number of memories per layer.
-    pub fn n_memories(&self, sharing: MemorySharing) -> usize {
-        sharing.n_memories(self.n_heads, self.n_kv_heads)
-    }
-}
-
 impl MemorySharing {
     /// H' for these numbers of query heads and key/value heads.
     pub fn n_memories(self, n_heads: usize, n_kv_heads: usize) -> usize {
@@ -75,16 +56,8 @@ impl MemorySharing {
 /// What an adapter states about itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// phi's activation.
-    pub feature_map: FeatureMap,
-    /// Where the query is taken from.
-    pub query_tap: QueryTap,
-    /// Factor on the query, before phi.
-    pub query_scale: f64,
-    /// Factor on the term.
-    pub memory_scale: f64,
-    /// How many memories a layer has.
-    pub memory_sharing: MemorySharing,
+    /// How its numbers are to be read.
+    pub conventions: Conventions,
     /// Sizes.
     pub geometry: Geometry,
     /// `layers_to_transform` as the source states it, if it does; [`Plus::layers`] is what counts.
@@ -101,7 +74,7 @@ impl Config {
         let g = &self.geometry;
         match axis {
             Axis::Layer => 1,
-            Axis::Head => g.n_memories(self.memory_sharing),
+            Axis::Head => g.n_memories(self.conventions.memory_sharing),
             Axis::Feature => g.n_features,
             Axis::Value => g.value_head_dim,
             Axis::Query => g.head_dim,

@@ -40,7 +40,7 @@ impl Draft {
         stacks.peek()?;
         // Where L shares a dimension with other axes, the shape does not say it.
         let found = stacks.find_map(|p| self.plain_len(p, Axis::Layer));
-        let n_layers = self.stated.num_layers.or(base.map(|b| b.config.n_layers));
+        let n_layers = self.stated.sizes.or_base(base).n_layers;
         match &self.stated.layers_to_transform {
             Some(StatedLayers::List(list)) => found.is_none_or(|n| n == list.len()).then(|| list.clone()),
             _ => {
@@ -196,9 +196,7 @@ impl Draft {
 
     /// H and H_kv.
     pub(in crate::import) fn heads(&self, base: Option<&BaseModel>) -> Option<(usize, usize)> {
-        let n = self.stated.num_attention_heads.or(base.map(|b| b.config.n_heads))?;
-        let n_kv = self.stated.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads))?;
-        (n_kv > 0 && n.is_multiple_of(n_kv)).then_some((n, n_kv))
+        self.stated.sizes.or_base(base).heads()
     }
 }
 

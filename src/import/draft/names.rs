@@ -182,14 +182,14 @@ impl Draft {
 
     /// A tensor is `memory_scale`: nobody may state another number.
     fn scale_is_learned(&mut self, name: &str) -> Result<()> {
-        match self.stated.memory_scale {
+        match self.stated.conventions.memory_scale {
             Some(1.0) => {}
             Some(stated) => {
                 let message = format!("expected 1 or none stated beside the learned scale in {name:?}, found {stated}");
                 return Err(Error::new(Code::ConventionContradiction, message).file(&self.path).field("memory_scale"));
             }
             None => {
-                self.stated.memory_scale = Some(1.0);
+                self.stated.conventions.memory_scale = Some(1.0);
                 self.settled.insert("memory_scale".into(), "tensor".into());
             }
         }

@@ -54,17 +54,16 @@ impl Draft {
 
     /// The lengths of axes, as far as statements, base and shapes tell.
     pub(super) fn sizes(&self, sharing: Option<MemorySharing>, base: Option<&BaseModel>) -> Sizes {
-        let s = &self.stated;
+        let (s, known) = (&self.stated, self.stated.sizes.or_base(base));
         let first = |part: Option<Part>, axis| {
             self.parts.iter().filter(|p| part.is_none_or(|part| p.part == part)).find_map(|p| self.plain_len(p, axis))
         };
         let has_map = self.parts.iter().any(|p| p.part == Part::FeatureWeight);
-        let mut query =
-            s.head_dim.or(base.map(|b| b.config.head_dim)).or(first(Some(Part::FeatureWeight), Axis::Query));
-        let value = base.map(|b| b.config.value_head_dim).or(first(Some(Part::Memory), Axis::Value)).or(s.head_dim);
+        let mut query = known.head_dim.or(first(Some(Part::FeatureWeight), Axis::Query));
+        let value = known.value_head_dim.or(first(Some(Part::Memory), Axis::Value)).or(s.sizes.head_dim);
         let n_heads = sharing.and_then(|sharing| match sharing {
-            MemorySharing::PerHead => s.num_attention_heads.or(base.map(|b| b.config.n_heads)),
-            MemorySharing::PerKvHead => s.num_key_value_heads.or(base.map(|b| b.config.n_kv_heads)),
+            MemorySharing::PerHead => known.n_heads,
+            MemorySharing::PerKvHead => known.n_kv_heads,
             MemorySharing::Shared => Some(1),
         });
         // Heads flattened into rows, their number known: the rest is features.
@@ -75,15 +74,15 @@ impl Draft {
             let rows = *p.tensor.shape().get(at)?;
             (p.tensor.shape().len() + 1 == own.len()).then(|| n_heads.filter(|h| *h > 0).map(|h| rows / h)).flatten()
         };
-        let features = s
-            .num_features
+        let features = known
+            .n_features
             .or(first(None, Axis::Feature))
             .or(if has_map { None } else { query.or(value) })
             .or_else(by_rows);
         query = query.or(features.filter(|_| !has_map));
         let n_layers = self.stacked_layers.as_ref().map(Vec::len).or(match &s.layers_to_transform {
             Some(StatedLayers::List(list)) => Some(list.len()),
-            _ => s.num_layers.or(base.map(|b| b.config.n_layers)),
+            _ => known.n_layers,
         });
         let all = [
             (Axis::Layer, n_layers),

@@ -65,22 +65,22 @@ impl Draft {
     pub(super) fn known(&self, base: Option<&BaseModel>) -> KnownSizes {
         let s = &self.stated;
         let has_map = self.parts.iter().any(|p| p.part == Part::FeatureWeight);
-        let query = s.head_dim.or(base.map(|b| b.config.head_dim));
+        let sizes = s.sizes.or_base(base);
         let by_list = match &s.layers_to_transform {
             Some(StatedLayers::List(list)) => Some(list.len()),
             _ => None,
         };
-        let n_heads = match (self.heads(base), s.memory_sharing) {
+        let n_heads = match (sizes.heads(), s.conventions.memory_sharing) {
             (Some((n, n_kv)), Some(sharing)) => vec![sharing.n_memories(n, n_kv)],
             (Some((n, n_kv)), None) => vec![n, n_kv, 1],
             (None, _) => Vec::new(),
         };
         KnownSizes {
-            n_layers: by_list.or(s.num_layers).or(base.map(|b| b.config.n_layers)),
+            n_layers: by_list.or(sizes.n_layers),
             n_heads,
-            features: s.num_features.or(query.filter(|_| !has_map)),
-            value: base.map(|b| b.config.value_head_dim).or(s.head_dim),
-            query,
+            features: sizes.n_features.or(sizes.head_dim.filter(|_| !has_map)),
+            value: sizes.value_head_dim.or(sizes.head_dim),
+            query: sizes.head_dim,
         }
     }
 
