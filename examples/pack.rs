@@ -18,15 +18,8 @@ pub fn run(adapter: &Path, base: &Path, probe_path: &Path, bundle: &Path) -> Res
     let mut job = Convert::new(adapter, bundle, Format::Gguf);
     job.base = Some(&base);
     job.prove = Some(Proof { probe: &probe, path: probe_path, options: options.clone() });
-    let packed = pack(Pack {
-        convert: job,
-        is_tar: false,
-        options,
-        prompts: Prompts::Tokens(probe.input_ids.clone()),
-        signer: None,
-        command: "examples/pack",
-        date: None,
-    })?;
+    let prompts = Prompts::Tokens(probe.input_ids.clone());
+    let packed = pack(Pack::new(job, options, prompts, "examples/pack"))?;
     for (file, len_bytes) in &packed.files {
         println!("{file}: {len_bytes} bytes");
     }

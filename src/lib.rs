@@ -35,6 +35,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("ptplus takes numbers from files as they lie in memory, so it needs a little-endian target");
 
+pub mod about;
 pub mod adapter;
 #[cfg(feature = "runner")]
 pub mod auto;

@@ -8,6 +8,7 @@ mod values;
 
 use serde_json::{Map, Value};
 
+use crate::about::About;
 use crate::adapter::field::{FieldValue, SettledBy};
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::plus::{Geometry, MemorySharing, PARTS, PartSpec, Plus, gguf_names};
@@ -99,6 +100,15 @@ impl Validated {
             Some(_) => {}
         }
         Ok(identity)
+    }
+
+    /// Has outputs of this adapter say `about`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`About::write_into`].
+    pub fn say(&mut self, about: &About) -> Result<()> {
+        about.write_into(&mut self.adapter)
     }
 
     /// Whether the file says which kind of base it was made for. If not, a base whose sizes fit may still be the wrong

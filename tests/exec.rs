@@ -521,6 +521,70 @@ fn loras_are_given_as_arguments_and_need_no_graft() {
     assert_eq!(stdout(&out), format!("--lora\n{}\n", place.path("lora.gguf").canonicalize().unwrap().display()));
 }
 
+/// A program that has llama.cpp's flags in it, calls a shared ggml, and prints its arguments.
+#[test]
+fn what_a_bundle_says_is_given_as_arguments_and_flags_override() {
+    let place = Place::new();
+    let case = common::fixtures().join("lora/llama-rslora-patterns");
+    let (base, lora) = (case.join("base").display().to_string(), case.join("adapter").display().to_string());
+    std::fs::write(place.path("template"), "{{ messages }}").unwrap();
+    let template = place.path("template").display().to_string();
+    let bundle = place.path("b").display().to_string();
+    let pack = [
+        "pack",
+        &lora,
+        "--base",
+        &base,
+        "-o",
+        &bundle,
+        "--chat-template-file",
+        &template,
+        "--temp",
+        "0",
+        "--top-k",
+        "7",
+    ];
+    let out = place.run(&[&pack[..], &["--system", "Be brief."]].concat());
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let program = |name: &str, flags: &str| {
+        let text = PRINTS_ARGUMENTS.replace("--lora-scaled", &format!("--lora-scaled {flags}"));
+        place.cc(name, &text, &[]).display().to_string()
+    };
+    let server = program("server", "--jinja --chat-template-file --temp --top-k");
+    let lines = |program: &str, more: &[&str], variable: Option<&str>| {
+        let arguments = [&["exec", "--adapter", &bundle, "--base", &base, "--", program], more].concat();
+        let mut command = place.command(&arguments);
+        for name in ["LLAMA_ARG_CHAT_TEMPLATE", "LLAMA_ARG_CHAT_TEMPLATE_FILE"] {
+            command.env_remove(name);
+        }
+        let out = command.envs(variable.map(|name| (name, "x"))).output().unwrap();
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        let text = stdout(&out);
+        (text.lines().filter(|l| !l.contains("/adapters/")).map(str::to_owned).collect::<Vec<_>>(), stderr(&out))
+    };
+    let (found, told) = lines(&server, &["-c", "64"], None);
+    let [c, n, lora_flag, jinja, flag, file, rest @ ..] = &found[..] else { panic!("{found:?}") };
+    assert_eq!([c, n, lora_flag, jinja, flag], ["-c", "64", "--lora", "--jinja", "--chat-template-file"]);
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "{{ messages }}");
+    assert_eq!(rest, ["--temp", "0", "--top-k", "7"]);
+    assert!(told.contains("chat template") && told.contains("--temp 0") && told.contains("Be brief."), "{told}");
+    // What the program's own arguments or llama.cpp's variables say stays.
+    assert_eq!(lines(&server, &["--chat-template", "chatml", "--temp=1"], None).0[3..], ["--lora", "--top-k", "7"]);
+    assert_eq!(
+        lines(&server, &["--chat-template-file=x", "--temperature", "1", "--top-k", "1"], None).0.last().unwrap(),
+        "--lora"
+    );
+    assert_eq!(lines(&server, &["--no-jinja"], None).0[1..3], ["--lora", "--chat-template-file"]);
+    assert_eq!(lines(&server, &[], Some("LLAMA_ARG_CHAT_TEMPLATE")).0, ["--lora", "--temp", "0", "--top-k", "7"]);
+    // A program that knows no such flag gets none, and whoever starts it is told.
+    let (found, told) = lines(&program("other", ""), &[], None);
+    assert_eq!(found, ["--lora"]);
+    assert!(told.contains("has to use the chat template"), "{told}");
+    let out = place.run(&["exec", "--adapter", &bundle, "--base", &base, "--print-env", "--json"]);
+    let document: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(document["arguments"][3], "--chat-template-file", "{document}");
+}
+
 #[test]
 fn loras_are_given_to_no_program_that_would_ignore_them() {
     let place = Place::new();

@@ -116,7 +116,7 @@ fn a_bundle_takes_one_search() {
     let prompts = ptplus::verify::Prompts::DEFAULT;
     let pack = |convert: Convert<'_>, options: ptplus::verify::Options<'_>| {
         let prompts = prompts.clone();
-        pack(Pack { convert, is_tar: false, options, prompts, signer: None, command: "", date: None }).unwrap();
+        pack(Pack::new(convert, options, prompts, "")).unwrap();
     };
     assert!(converted > 0);
     assert_eq!(n_steps(&pack, "bundle"), converted);

@@ -1,14 +1,21 @@
-//! The model card: `README.md` with the front matter that the Hugging Face hub reads.
+//! The model card: `README.md` with the front matter that the Hugging Face hub reads. It is its owner's to edit, so nothing here
+//! is read again.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::yaml::{list, text as yaml};
+use crate::about::{About, OTHER, is_of_hub};
 use crate::adapter::Adapter;
 use crate::adapter::lora::{Lora, Module};
 use crate::adapter::plus::{self, Plus};
 use crate::base::BaseModel;
+use crate::format::bundle::CHAT_TEMPLATE_FILE;
+use crate::format::hub::is_hub_id;
+use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::import::stated::BASE_MISMATCH_IGNORED;
 use crate::pipeline::Converted;
 use crate::validate::Validated;
@@ -18,6 +25,10 @@ use crate::verify::Report;
 pub struct Card<'a> {
     /// The adapter as it is in the bundle.
     pub adapter: &'a Validated,
+    /// What it says.
+    pub about: &'a About,
+    /// A description that the packer wrote, which may be Markdown; one from the adapter's file is not trusted so far.
+    pub description: Option<&'a str>,
     /// Its base.
     pub base: &'a BaseModel,
     /// The weights' file in the bundle.
@@ -44,69 +55,195 @@ impl Card<'_> {
     /// The whole text.
     pub fn text(&self) -> String {
         let mut out = self.front_matter();
-        let base_name = base_name(self.adapter.adapter(), self.base);
-        let base = markdown(&base_name);
+        let base = markdown(&base_name(self.adapter.adapter(), self.base));
+        let name = self.about.name.as_deref().map(markdown);
         let _ = match self.adapter.adapter() {
             Adapter::Plus(_) => write!(
                 out,
-                "# Prefix-Tuning+ adapter for {base}\n\n\
-                 A [Prefix-Tuning+](https://arxiv.org/abs/2506.13674) adapter: in each adapted layer every attention head's output gets\n\
-                 `memory_scale * phi(query_scale * q) @ M` added. It needs its base model, and a runtime that adds this term.\n\n"
+                "# {}\n\n\
+                 A [Prefix-Tuning+](https://arxiv.org/abs/2506.13674) adapter for {base}: in each adapted layer every attention head's output gets\n\
+                 `memory_scale * phi(query_scale * q) @ M` added. It needs its base model, and a runtime that adds this term.\n\n",
+                name.unwrap_or_else(|| format!("Prefix-Tuning+ adapter for {base}"))
             ),
             Adapter::Lora(_) => write!(
                 out,
-                "# LoRA for {base}\n\n\
-                 A [LoRA](https://arxiv.org/abs/2106.09685): to each adapted weight W of its base model `scale * B A` is added.\n\n"
+                "# {}\n\n\
+                 A [LoRA](https://arxiv.org/abs/2106.09685) for {base}: to each adapted weight W of its base model `scale * B A` is added.\n\n",
+                name.unwrap_or_else(|| format!("LoRA for {base}"))
             ),
         };
+        self.description(&mut out);
+        self.running(&mut out);
+        self.verification(&mut out);
+        out.push_str("## What it is\n\n");
         match self.adapter.adapter() {
             Adapter::Plus(plus) => self.table(plus, &mut out),
             Adapter::Lora(lora) => self.lora_table(lora, &mut out),
         }
         self.tensors(&mut out);
-        self.verification(&mut out);
-        self.running(&mut out);
-        let _ = write!(
-            out,
-            "## Origin\n\nMade by ptplus {} with\n\n{fence}sh\n{}\n{fence}\n\n",
-            env!("CARGO_PKG_VERSION"),
-            crate::error::escape(self.command),
-            fence = fence(self.command)
-        );
-        if let Some(record) = self.adapter.adapter().extra().get(crate::import::RECORD_KEY).and_then(Value::as_object) {
-            let _ = writeln!(out, "Conventions that the checkpoint did not state were settled by:\n");
-            for (key, by) in record {
-                let _ = writeln!(out, "- {}: {}", markdown(key), markdown(by.as_str().unwrap_or(&by.to_string())));
-            }
-            out.push('\n');
-        }
-        if self.adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true)) {
-            out.push_str(
-                "**The base given was not the one that the adapter was made for; that was ignored on request.**\n\n",
-            );
-        }
-        if let Some(digest) = self.converted.and_then(|c| c.source_sha256.as_deref()) {
-            let _ = writeln!(out, "Digest of the source: `{digest}`  ");
-        }
-        let _ = writeln!(out, "Digest of the adapter, independent of its file: `{}`", self.digest);
+        self.origin(&mut out);
         out
     }
 
     fn front_matter(&self) -> String {
-        let stated = self.adapter.adapter().extra().get("base_model_name_or_path").and_then(Value::as_str);
+        let a = self.about;
         let mut out = String::from("---\n");
-        // The hub links to what this names, so only a hub name will do; a path of the trainer's machine is none.
-        if let Some(id) = stated.filter(|s| is_hub_name(s)) {
-            // A JSON string is one of YAML.
-            let _ = write!(out, "base_model: {}\nbase_model_relation: adapter\n", Value::from(id));
+        let mut put = |key: &str, value: &str| {
+            let _ = writeln!(out, "{key}: {value}");
+        };
+        if let Some(license) = &a.license {
+            match is_of_hub(license) {
+                true => put("license", &yaml(&license.to_lowercase())),
+                false => {
+                    put("license", OTHER);
+                    put("license_name", &yaml(license));
+                }
+            }
         }
-        out.push_str(match self.adapter.adapter() {
-            Adapter::Plus(_) => "library_name: ptplus\ntags:\n- prefix-tuning-plus\n- prefix-tuning\n- adapter\n",
-            Adapter::Lora(_) => "library_name: peft\ntags:\n- lora\n- adapter\n",
-        });
-        out.push_str(if self.weights_file.ends_with(".gguf") { "- gguf\n" } else { "- safetensors\n" });
+        if let Some(link) = &a.license_link {
+            put("license_link", &yaml(link));
+        }
+        // The hub links to what this names, so only a hub name will do; a path of the trainer's machine is none.
+        if let Some(id) = &a.base_model {
+            put("base_model", &yaml(id));
+            put("base_model_relation", "adapter");
+        }
+        let (library, kinds): (_, &[&str]) = match self.adapter.adapter() {
+            // What the hub shows for PEFT needs PEFT's files.
+            Adapter::Plus(_) if self.is_gguf() => ("ptplus", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
+            Adapter::Plus(_) => ("peft", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
+            Adapter::Lora(_) => ("peft", &["lora", "adapter"]),
+        };
+        put("library_name", library);
+        put("pipeline_tag", "text-generation");
+        let form = if self.is_gguf() { "gguf" } else { "safetensors" };
+        let tags: Vec<&str> = kinds.iter().copied().chain([form]).collect();
+        let more = a.tags.iter().map(String::as_str).filter(|tag| !tags.contains(tag));
+        let more: BTreeSet<&str> = more.collect();
+        out.push_str(&list("tags", tags.into_iter().chain(more)));
+        out.push_str(&list("language", a.languages.iter().map(String::as_str)));
+        out.push_str(&list("datasets", a.datasets.iter().map(String::as_str)));
         out.push_str("---\n\n");
         out
+    }
+
+    fn is_gguf(&self) -> bool {
+        self.weights_file.ends_with(".gguf")
+    }
+
+    fn description(&self, out: &mut String) {
+        match (self.description, &self.about.description) {
+            (Some(written), _) => {
+                let _ = writeln!(out, "{}\n", written.trim());
+            }
+            (None, Some(text)) => {
+                text.lines().for_each(|line| {
+                    let _ = writeln!(out, "{}", markdown(line));
+                });
+                out.push('\n');
+            }
+            (None, None) => {}
+        }
+        let a = self.about;
+        for (what, value) in [("Version", &a.version), ("Author", &a.author), ("Organization", &a.organization)] {
+            if let Some(value) = value {
+                let _ = writeln!(out, "{what}: {}  ", markdown(value));
+            }
+        }
+        if a.version.is_some() || a.author.is_some() || a.organization.is_some() {
+            out.push('\n');
+        }
+    }
+
+    fn running(&self, out: &mut String) {
+        let is_lora = self.adapter.adapter().as_lora().is_some();
+        out.push_str("## Use\n\nWith ptplus, which checks every file first:\n\n```sh\nptplus check . --base BASE");
+        if let Some(key) = self.public_key {
+            let _ = write!(out, " --trusted-key KEY   # the signer says it is {key}");
+        }
+        out.push_str("\nptplus run --base BASE --adapter . -p PROMPT\n```\n\n");
+        out.push_str("In a llama.cpp program, started by ptplus, or in llama.cpp inside ptplus:\n\n```sh\nptplus exec --adapter . -- llama-server -m BASE.gguf\nptplus run --engine llama.cpp --base BASE.gguf --adapter . -p PROMPT\n");
+        if is_lora && self.is_gguf() {
+            let template = if self.about.chat_template.is_some() {
+                format!(" --jinja --chat-template-file {CHAT_TEMPLATE_FILE}")
+            } else {
+                String::new()
+            };
+            let _ = writeln!(out, "llama-cli -m BASE.gguf --lora adapter.gguf{template} -p PROMPT");
+        }
+        out.push_str("```\n\n");
+        let (folder, place) = match self.is_gguf() {
+            true => {
+                let package = if is_lora { "" } else { ", with the Python package of ptplus" };
+                let _ = write!(
+                    out,
+                    "In PyTorch{package}, from safetensors that are made beside the bundle, not in it:\n\n```sh\nptplus convert . -o ../adapter-safetensors --to safetensors\n```\n\n"
+                );
+                ("../adapter-safetensors", "")
+            }
+            false => {
+                let package = if is_lora { "" } else { " and the Python package of ptplus" };
+                let _ = write!(out, "In PyTorch, with PEFT{package}: this folder is a PEFT model. ");
+                (
+                    ".",
+                    "And as one file for llama.cpp, beside the bundle, not in it:\n\n```sh\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n",
+                )
+            }
+        };
+        if !self.is_gguf() {
+            out.push_str("\n\n");
+        }
+        let import = if is_lora { "" } else { "import ptplus.peft\n" };
+        let base = self.about.base_model.as_deref().unwrap_or("BASE");
+        let _ = write!(
+            out,
+            "```python\n{import}from peft import PeftModel; from transformers import AutoModelForCausalLM\n\
+             model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({}), \"{folder}\")\n```\n\n",
+            Value::from(base)
+        );
+        out.push_str(place);
+        out.push_str(match self.about.chat_template {
+            Some(_) => "The adapter brings the chat template that it was trained with, which the commands above use; `--chat-template-file FILE` overrides it.\n\n",
+            None => {
+                "If the adapter was trained with another chat template than the base's, add `--chat-template-file FILE` with that template to\n\
+                 `ptplus run`; under a template that it does not know, an adapter can answer with nothing.\n\n"
+            }
+        });
+        let said: Vec<String> =
+            self.about.sampling.stated().map(|(flag, _, value)| format!("`{flag} {}`", value.to_json(None))).collect();
+        if !said.is_empty() {
+            let _ = write!(out, "Unless flags say otherwise, tokens are chosen with {}.\n\n", said.join(", "));
+        }
+        if let Some(system) = &self.about.system {
+            let _ = write!(out, "Unless `--system` says otherwise, the model is told first: {}\n\n", markdown(system));
+        }
+    }
+
+    fn verification(&self, out: &mut String) {
+        let m = &self.report.metrics;
+        let x = super::reports::two_digits;
+        let limit = self.report.limits.max_abs.map_or(String::new(), |l| format!(" (limit {:.1e})", x(l)));
+        let _ = write!(
+            out,
+            "## Verification\n\nBefore this bundle was made, the file in it was run on its base and compared with {}:\n\n\
+             | figure | value |\n|---|---|\n\
+             | largest difference of a logit | {:.1e}{limit} |\n\
+             | effect of the adapter on the logits | {:.1e} |\n\
+             | mean KL divergence, nats | {:.1e} |\n\
+             | same top token | {} % of {} positions |\n\n",
+            self.reference,
+            x(m.max_abs),
+            x(self.report.found_effect),
+            x(m.mean_kl),
+            x(m.top1_agreement * 100.0),
+            m.n_positions
+        );
+        for note in self.notes {
+            let _ = writeln!(out, "- {}", markdown(note));
+        }
+        if !self.notes.is_empty() {
+            out.push('\n');
+        }
     }
 
     fn lora_table(&self, lora: &Lora, out: &mut String) {
@@ -159,84 +296,52 @@ impl Card<'_> {
         out.push('\n');
     }
 
+    /// One row for tensors that differ in their layer alone.
     fn tensors(&self, out: &mut String) {
-        out.push_str("## Tensors\n\n| tensor | type | shape |\n|---|---|---|\n");
+        let mut rows: IndexMap<(String, String, String), usize> = IndexMap::new();
         for e in self.adapter.ledger.consumed() {
-            let _ = writeln!(out, "| `{}` | {} | `{:?}` |", e.name, e.dtype, e.shape);
+            *rows.entry((any_layer(&e.name), e.dtype.to_string(), format!("{:?}", e.shape))).or_default() += 1;
+        }
+        out.push_str("| tensors | how many | type | shape |\n|---|---|---|---|\n");
+        for ((name, dtype, shape), n) in rows {
+            let _ = writeln!(out, "| `{name}` | {n} | {dtype} | `{shape}` |");
         }
         out.push('\n');
     }
 
-    fn verification(&self, out: &mut String) {
-        let m = &self.report.metrics;
-        let x = super::reports::two_digits;
-        let limit = self.report.limits.max_abs.map_or(String::new(), |l| format!(" (limit {:.1e})", x(l)));
+    fn origin(&self, out: &mut String) {
         let _ = write!(
             out,
-            "## Verification\n\nBefore this bundle was made, the file in it was run on its base and compared with {}:\n\n\
-             | figure | value |\n|---|---|\n\
-             | largest difference of a logit | {:.1e}{limit} |\n\
-             | effect of the adapter on the logits | {:.1e} |\n\
-             | mean KL divergence, nats | {:.1e} |\n\
-             | same top token | {} % of {} positions |\n\n",
-            self.reference,
-            x(m.max_abs),
-            x(self.report.found_effect),
-            x(m.mean_kl),
-            x(m.top1_agreement * 100.0),
-            m.n_positions
+            "## Origin\n\nMade by ptplus {} with\n\n{fence}sh\n{}\n{fence}\n\n",
+            env!("CARGO_PKG_VERSION"),
+            crate::error::escape(self.command),
+            fence = fence(self.command)
         );
-        for note in self.notes {
-            let _ = writeln!(out, "- {}", markdown(note));
-        }
-        if !self.notes.is_empty() {
+        if let Some(record) = self.adapter.adapter().extra().get(crate::import::RECORD_KEY).and_then(Value::as_object) {
+            let _ = writeln!(out, "Conventions that the checkpoint did not state were settled by:\n");
+            for (key, by) in record {
+                let _ = writeln!(out, "- {}: {}", markdown(key), markdown(by.as_str().unwrap_or(&by.to_string())));
+            }
             out.push('\n');
         }
-    }
-
-    fn running(&self, out: &mut String) {
-        out.push_str("## Use\n\nCheck the bundle, and that a base is the one that it was made for:\n\n```sh\nptplus check . --base BASE");
-        if let Some(key) = self.public_key {
-            let _ = write!(out, " --trusted-key KEY   # the signer says it is {key}");
-        }
-        out.push_str("\n```\n\n");
-        if self.adapter.adapter().as_lora().is_some() {
-            return self.running_lora(out);
-        }
-        if self.weights_file.ends_with(".gguf") {
+        if self.adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true)) {
             out.push_str(
-                "With ptplus, on its own engine or on an unmodified llama.cpp (`docs/LLAMA_CPP.md` of ptplus has the C and preload libraries):\n\n\
-                 ```sh\nptplus run --base BASE --adapter adapter.gguf -p PROMPT\nptplus run --engine llama.cpp --base BASE.gguf --adapter adapter.gguf -p PROMPT\n```\n\n\
-                 In PyTorch: convert to safetensors, beside the bundle and not in it, then load the folder with `PeftModel.from_pretrained` after `import ptplus.peft`, or with `ptplus.load_adapter` (the Python package of ptplus):\n\n\
-                 ```sh\nptplus convert adapter.gguf -o ../adapter-safetensors --to safetensors\n```\n\n",
+                "**The base given was not the one that the adapter was made for; that was ignored on request.**\n\n",
             );
+        }
+        if let Some(digest) = self.converted.and_then(|c| c.source_sha256.as_deref()) {
+            let _ = writeln!(out, "Digest of the source: `{digest}`  ");
+        }
+        let _ = writeln!(out, "Digest of the adapter, independent of its file: `{}`", self.digest);
+        let weights = if self.is_gguf() {
+            format!("`{}`", self.weights_file)
         } else {
-            out.push_str(
-                "In PyTorch: load this folder with `PeftModel.from_pretrained` after `import ptplus.peft`, or with `ptplus.load_adapter` (the Python package of ptplus). With ptplus, and for llama.cpp (a file beside the bundle, not in it):\n\n\
-                 ```sh\nptplus run --base BASE --adapter . -p PROMPT\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n",
-            );
-        }
-        out.push_str(
-            "If the adapter was trained with another chat template than the base's, add `--chat-template-file FILE` with that template to\n\
-             `ptplus run`; under a template that it does not know, an adapter can answer with nothing.\n\n",
+            format!("`{WEIGHTS_FILE}`, `{CONFIG_FILE}`")
+        };
+        let _ = write!(
+            out,
+            "\nThis card, licences and images are text for people, and may be edited; {weights} and every other file are under `manifest.json`.\n"
         );
-    }
-}
-
-impl Card<'_> {
-    fn running_lora(&self, out: &mut String) {
-        out.push_str(match self.weights_file.ends_with(".gguf") {
-            true => {
-                "With any llama.cpp program, for a base in GGUF, and with ptplus:\n\n\
-                 ```sh\nllama-cli -m BASE.gguf --lora adapter.gguf -p PROMPT\nptplus run --base BASE --adapter adapter.gguf -p PROMPT\n```\n\n\
-                 In PyTorch, with PEFT: convert to safetensors, beside the bundle and not in it, then `PeftModel.from_pretrained`:\n\n\
-                 ```sh\nptplus convert adapter.gguf -o ../adapter-safetensors --to safetensors\n```\n\n"
-            }
-            false => {
-                "In PyTorch, with PEFT: `PeftModel.from_pretrained` of this folder. With ptplus, and for llama.cpp (a file beside the bundle, not in it):\n\n\
-                 ```sh\nptplus run --base BASE --adapter . -p PROMPT\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n"
-            }
-        });
     }
 }
 
@@ -250,22 +355,20 @@ fn learned(a: &Plus) -> &'static str {
     }
 }
 
+/// A tensor's name with `*` for each part that is a number.
+fn any_layer(name: &str) -> String {
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect::<Vec<_>>().join(".")
+}
+
 /// The base's name for people: what the adapter states, its last part where it is a path; else what the base states.
 pub fn base_name(adapter: &Adapter, base: &BaseModel) -> String {
     let stated = adapter.extra().get("base_model_name_or_path").and_then(Value::as_str).filter(|s| !s.is_empty());
     match stated {
-        Some(id) if is_hub_name(id) => id.to_owned(),
+        Some(id) if is_hub_id(id) => id.to_owned(),
         Some(path) => path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path).to_owned(),
         None => base.name.clone().unwrap_or_else(|| format!("a {} model", base.config.family)),
     }
-}
-
-/// `organization/name`.
-pub fn is_hub_name(text: &str) -> bool {
-    let is_part = |s: &str| {
-        !s.is_empty() && !s.starts_with(['.', '-']) && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    text.split_once('/').is_some_and(|(organization, name)| is_part(organization) && is_part(name))
 }
 
 /// Text from a file, without what Markdown or HTML would act on.
@@ -295,9 +398,16 @@ mod tests {
         assert_eq!(markdown("<b>[x](y)\n"), r"\<b\>\[x\](y)\\n");
         assert_eq!(fence("a ``` b"), "````");
         assert_eq!(fence("a"), "```");
-        assert!(is_hub_name("HuggingFaceTB/SmolLM2-135M-Instruct"));
+        assert!(is_hub_id("HuggingFaceTB/SmolLM2-135M-Instruct"));
         for other in ["a", "/a/b", "a/b/c", "../b", "a/", "a b/c", "./a"] {
-            assert!(!is_hub_name(other), "{other}");
+            assert!(!is_hub_id(other), "{other}");
         }
+    }
+
+    #[test]
+    fn layers_fold_into_one_name() {
+        assert_eq!(any_layer("blk.12.attn_prefix_memory.weight"), "blk.*.attn_prefix_memory.weight");
+        assert_eq!(any_layer("layers.0.experts.3.w1"), "layers.*.experts.*.w1");
+        assert_eq!(any_layer("q8_0..x"), "q8_0..x");
     }
 }

@@ -6,15 +6,18 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::digest::{AdapterDigest, of_tensors};
+use crate::about::About;
 use crate::adapter::Adapter;
 use crate::adapter::lora::{Lora, Module};
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
-use crate::format::bundle::manifest::{Manifest, is_sha256};
+use crate::format::bundle::manifest::{Manifest, canonical_text, is_sha256};
 use crate::format::bundle::path::check_path;
-use crate::format::bundle::{Bundle, MANIFEST_FILE, VERIFICATION_REPORT};
+use crate::format::bundle::{
+    ADAPTER_FILE, Bundle, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, VERIFICATION_REPORT,
+};
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::format::names::shorten;
@@ -112,6 +115,7 @@ pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec
             check.equal(&["source", "sha256"], &recorded.as_str().into());
         }
     }
+    check.about(bundle, adapter);
     check.fits(&["command"], "a text", |_| true);
     check.texts("notes");
     check.is_object("tool");
@@ -196,6 +200,43 @@ impl Claims<'_> {
         }
         let ignored = adapter.adapter().extra().get(BASE_MISMATCH_IGNORED) == Some(&Value::Bool(true));
         self.equal(&["base", "mismatch_ignored"], &ignored.into());
+    }
+
+    /// What the adapter says, the manifest and the files beside it say, too.
+    fn about(&mut self, bundle: &Bundle, adapter: &Validated) {
+        let about = match About::of(adapter.adapter()) {
+            Ok(about) => about,
+            Err(e) => {
+                return self.findings.push(Finding::new(
+                    e.code(),
+                    ADAPTER_FILE,
+                    "metadata of ggml's types",
+                    e.message(),
+                ));
+            }
+        };
+        if let Some(stated) = self.stated(&["about"]).cloned() {
+            let known = about.to_json();
+            let keys = |v: &Value| v.as_object().into_iter().flat_map(|o| o.keys().cloned()).collect::<BTreeSet<_>>();
+            if !stated.is_object() {
+                self.differ(&["about"], "an object".into(), short(&stated));
+            }
+            for key in &keys(&stated) | &keys(&known) {
+                let (stated, known) =
+                    (stated.get(&key).unwrap_or(&Value::Null), known.get(&key).unwrap_or(&Value::Null));
+                if stated != known {
+                    self.differ(&["about", &key], short(known), short(stated));
+                }
+            }
+        }
+        let config = about.sampling.generation_config().map(|c| canonical_text(&c));
+        for (file, said) in [(CHAT_TEMPLATE_FILE, &about.chat_template), (GENERATION_FILE, &config)] {
+            if bundle.files.get(file).is_some_and(|bytes| said.as_ref().is_none_or(|text| text.as_bytes() != &**bytes))
+            {
+                let expected = "what the adapter itself says (ptplus pack has flags for it)";
+                self.findings.push(Finding::new(Code::BundleChanged, file, expected, "another text"));
+            }
+        }
     }
 
     /// Reports are files of the bundle, and that of a verification says that it passed: `pack` makes no bundle otherwise.

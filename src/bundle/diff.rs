@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::digest::AdapterDigest;
 use crate::adapter::{Adapter, Slot};
 use crate::error::Result;
-use crate::import::RECORD_KEY;
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
+use crate::import::{RECORD_KEY, foreign};
 use crate::tensor::LazyTensor;
 use crate::transform::pairs::for_each_pair;
 use crate::validate::Validated;
@@ -159,7 +159,9 @@ fn extra_keys(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
 }
 
 fn is_provenance(key: &str) -> bool {
-    [BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM, RECORD_KEY].contains(&key)
+    // What it is called, and its base, decides no number: which base it is, fingerprints say.
+    let words = [foreign::KEY, "base_model_name_or_path", "revision"];
+    [BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM, RECORD_KEY].contains(&key) || words.contains(&key)
 }
 
 fn compare(name: String, a: Option<LazyTensor>, b: Option<LazyTensor>) -> Result<TensorDifference> {

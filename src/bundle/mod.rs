@@ -18,3 +18,5 @@ mod naming;
 pub mod pack;
 #[cfg(feature = "runner")]
 mod reports;
+#[cfg(feature = "runner")]
+mod yaml;

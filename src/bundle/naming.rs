@@ -5,15 +5,22 @@ use crate::adapter::Kind;
 use crate::tensor::DType;
 
 const FINE_TUNE: &str = "prefix-tuning-plus";
-/// The layout's version: an adapter has none of its own.
-const VERSION: &str = "v1";
+/// The layout's version, where the adapter has none of its own.
+const VERSION: &str = "1";
 
 /// Characters of the base's name that go into it: the whole is the name of a file.
 const MAX_BASE_NAME: usize = 96;
 
 /// The suggested name. `base` is the base's name, perhaps with an organization; `n_parameters` the base's, for the size
 /// label where the name has none.
-pub fn download_name(kind: Kind, base: Option<&str>, n_parameters: u64, encoding: DType) -> String {
+pub fn download_name(
+    kind: Kind,
+    base: Option<&str>,
+    n_parameters: u64,
+    version: Option<&str>,
+    encoding: DType,
+) -> String {
+    let version = version.map(|v| v.strip_prefix('v').unwrap_or(v)).filter(|v| is_version(v)).unwrap_or(VERSION);
     let base = base.unwrap_or("base").trim_end_matches('/');
     let name = base.rsplit('/').next().unwrap_or(base);
     let clean = name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' });
@@ -31,7 +38,12 @@ pub fn download_name(kind: Kind, base: Option<&str>, n_parameters: u64, encoding
         Kind::Lora => (Vec::new(), "-LoRA"),
     };
     let parts = [vec![plain(&base_name), size], after.iter().map(|w| plain(w)).collect(), fine_tune];
-    format!("{}-{VERSION}-{}{suffix}.gguf", parts.concat().join("-"), encoding.name())
+    format!("{}-v{version}-{}{suffix}.gguf", parts.concat().join("-"), encoding.name())
+}
+
+/// `1`, `1.2.3`.
+fn is_version(text: &str) -> bool {
+    text.len() <= 32 && text.split('.').all(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// `8B`, `1.5B`, `135M`, `8x7B`.
@@ -71,11 +83,15 @@ mod tests {
             (None, "base-1.2M-prefix-tuning-plus-v1-Q8_0.gguf"),
         ];
         for (base, expected) in cases {
-            let name = download_name(Kind::Plus, base, 1_234_567, DType::Q8_0);
-            let lora = download_name(Kind::Lora, base, 1_234_567, DType::Q8_0);
+            let name = download_name(Kind::Plus, base, 1_234_567, None, DType::Q8_0);
+            let lora = download_name(Kind::Lora, base, 1_234_567, None, DType::Q8_0);
             assert_eq!(lora.strip_suffix("-LoRA.gguf"), name.replace("-prefix-tuning-plus", "").strip_suffix(".gguf"));
             assert_eq!(name, expected);
             assert!(rule.is_match(&name), "{name}");
+        }
+        for (version, expected) in [("1.2", "v1.2"), ("v3", "v3"), ("nightly", "v1"), ("1.", "v1"), ("../x", "v1")] {
+            let name = download_name(Kind::Lora, None, 1_234_567, Some(version), DType::F16);
+            assert_eq!(name, format!("base-1.2M-{expected}-F16-LoRA.gguf"));
         }
         assert_eq!(size_label(8_030_000_000), "8B");
     }

@@ -12,6 +12,7 @@ use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::naming::download_name;
 use super::reports;
+use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
@@ -20,7 +21,8 @@ use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CARD_FILE, MANIFEST_FILE, SIGNATURE_FILE, VERIFICATION_REPORT, container, place, tar,
+    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, SIGNATURE_FILE,
+    VERIFICATION_REPORT, container, place, tar,
 };
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
@@ -33,7 +35,8 @@ use crate::verify::{self, Prompts, Reference, Report};
 
 const CONVERSION_REPORT: &str = "reports/conversion.json";
 
-/// What to pack and how.
+/// What to pack and how; [`Pack::new`] has the defaults.
+#[non_exhaustive]
 pub struct Pack<'a> {
     /// The conversion; its output is the bundle, its base is needed.
     pub convert: Convert<'a>,
@@ -45,10 +48,19 @@ pub struct Pack<'a> {
     pub prompts: Prompts,
     /// Who signs.
     pub signer: Option<&'a Signer>,
+    /// What the adapter is to say, instead of what it says of the same matters.
+    pub about: About,
     /// The command in its normal form.
     pub command: &'a str,
     /// The date of the bundle, where one is wanted: see [`source_date`].
     pub date: Option<String>,
+}
+
+impl<'a> Pack<'a> {
+    /// A folder without signature or date, whose adapter says what it says.
+    pub fn new(convert: Convert<'a>, options: verify::Options<'a>, prompts: Prompts, command: &'a str) -> Self {
+        Pack { convert, is_tar: false, options, prompts, signer: None, about: About::default(), command, date: None }
+    }
 }
 
 /// What was made.
@@ -74,6 +86,8 @@ pub struct Packed {
     pub verification: Report,
     /// What a reader should know.
     pub notes: Vec<String>,
+    /// Fields of the card that a hub wants and nothing says.
+    pub missing_for_a_hub: Vec<&'static str>,
 }
 
 /// Where a bundle grows.
@@ -119,14 +133,15 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         .chain(job.convert.prove.as_ref().map(|p| p.path))
         .collect();
     let place = Place::open(&job, &inputs)?;
-    let Pack { convert, options, prompts, signer, command, date, .. } = job;
+    let Pack { convert, options, prompts, signer, about, command, date, .. } = job;
 
-    let (source, conventions) =
+    let (mut source, conventions) =
         pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
     let identity = source.confirm_base(base, crate::base::fingerprint::Depth::Weights, convert.base_mismatch)?;
-    // A file that does not name this base is written anew, so that the bundle's own copy does.
+    source.say(&about)?;
+    // A file that does not name this base, or does not say what is asked for, is written anew, so that the bundle's own copy does.
     let names_base = matches!(identity, Some(Identity::Same | Identity::CannotTell(_)));
-    let made = make_adapter(convert, &source, conventions, place.work(), names_base)?;
+    let made = make_adapter(convert, &source, conventions, place.work(), names_base && about.is_empty())?;
     let adapter = pipeline::read_adapter(&place.work().join(made.weights_file), Some(base))?;
     let (report, reference) = match made.proof {
         Some(report) => (report, "what PyTorch computed"),
@@ -138,14 +153,18 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     if pipeline::ignores_window(base) && !notes.iter().any(|n| n == pipeline::WINDOW_NOTE) {
         notes.push(pipeline::WINDOW_NOTE.to_owned());
     }
+    let said = About::of(adapter.adapter())?;
     let digest = AdapterDigest::of(adapter.adapter());
     let encoding = main_type(&adapter);
     let base_name = card::base_name(adapter.adapter(), base);
     let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
-    let name = download_name(adapter.adapter().kind(), Some(&base_name), n_parameters, encoding);
+    let name =
+        download_name(adapter.adapter().kind(), Some(&base_name), n_parameters, said.version.as_deref(), encoding);
     let public_key = signer.map(Signer::public_base64);
     let card = Card {
         adapter: &adapter,
+        about: &said,
+        description: about.description.as_deref(),
         base,
         weights_file: made.weights_file,
         download_name: &name,
@@ -161,6 +180,8 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     texts.insert(CARD_FILE.into(), card.text().into_bytes());
     let text = |v: Value| manifest::canonical_text(&v).into_bytes();
     texts.insert(VERIFICATION_REPORT.into(), text(reports::verification(&report, reference)));
+    texts.extend(said.chat_template.iter().map(|t| (CHAT_TEMPLATE_FILE.to_owned(), t.clone().into_bytes())));
+    texts.extend(said.sampling.generation_config().map(|c| (GENERATION_FILE.to_owned(), text(c))));
     if let Some(converted) = &made.converted {
         texts.insert(CONVERSION_REPORT.into(), text(reports::conversion(converted)));
     }
@@ -170,6 +191,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let mut described = claims::of_adapter(&adapter, &digest);
     described.insert("download_name".into(), name.clone().into());
     more.insert("adapter".into(), described.into());
+    more.insert("about".into(), said.to_json());
     more.insert("base".into(), describe_base(&adapter, base, &base_name)?);
     more.insert("command".into(), command.into());
     more.insert("notes".into(), json!(notes));
@@ -201,6 +223,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         reference,
         verification: report,
         notes,
+        missing_for_a_hub: said.missing_for_a_hub(),
     })
 }
 

@@ -10,6 +10,7 @@ use super::reading::Reading;
 use super::scaled::path_and_scale;
 use super::ui::{Status, Ui};
 use super::usage;
+use crate::about::About;
 use crate::base::BaseModel;
 use crate::doctor::{self, Diagnosis, Verdict};
 use crate::error::{Code, Error, Result};
@@ -26,7 +27,7 @@ use crate::verify::probe::Probe;
 )]
 pub struct Arguments {
     /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on what it adds; may be given more than once. LoRAs are
-    /// given to programs of llama.cpp as --lora
+    /// given to programs of llama.cpp as --lora, and what an adapter says as --chat-template-file and flags of sampling
     #[arg(long, value_name = "ADAPTER[:SCALE]", required = true)]
     adapter: Vec<String>,
     /// The model that the program loads, where its arguments do not name one with -m or --model
@@ -110,7 +111,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             Environment::new(&library, &grafted, control.as_deref(), std::env::vars_os())?
         }
     };
-    let more = lora::arguments(&loras)?;
+    let abouts: Vec<&About> = grafted.iter().chain(&loras).map(|r| &r.about).collect();
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let path = program.as_ref().map(|p| p.path.as_path());
+    let said = exec::said(&abouts, path, started.map_or(&[], |(_, rest)| rest), &is_set, &store)?;
+    said.notes.iter().for_each(|note| ui.note(note));
+    let more = [lora::arguments(&loras)?, said.arguments].concat();
     match program {
         Some(program) if !a.print_env => Err(program.start(&more, &environment)),
         _ => {
@@ -221,7 +227,10 @@ fn print(
         .collect();
     let more: Vec<&str> = more.iter().filter_map(|m| m.to_str()).collect();
     if !more.is_empty() {
-        ui.note(&format!("LoRA is no matter of the environment; arguments to add: {}", more.join(" ")));
+        ui.note(&format!(
+            "LoRA, chat templates and sampling are no matter of the environment; arguments to add: {}",
+            more.join(" ")
+        ));
     }
     let document = json!({
         "environment": fields,

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::Kind`].
 
+mod about;
 mod adapters;
 mod base_check;
 mod batch;
@@ -34,6 +35,7 @@ mod run;
 mod scaled;
 mod suggested;
 mod table;
+mod text;
 mod types;
 mod ui;
 mod units;

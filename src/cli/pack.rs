@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde_json::json;
 
+use super::about::AboutFlags;
 use super::base_check::{self, BaseCheck};
 use super::command::Recorded;
 use super::password::PasswordArguments;
@@ -36,7 +37,7 @@ use crate::verify::{self, Prompts};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source. It is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of every file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar \\\n      --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle"
+    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source. It is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of every file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar \\\n      --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle\n  ptplus pack adapter/ --base model/ -o bundle --name Pirate --license mit \\\n      --language en --chat-template-file template.jinja --temp 0"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, bundle, or a checkpoint of another training code
@@ -82,6 +83,8 @@ pub struct Arguments {
     #[command(flatten)]
     types: TypeArguments,
     #[command(flatten)]
+    about: AboutFlags,
+    #[command(flatten)]
     reading: Reading,
 }
 
@@ -106,6 +109,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let max_error = a.types.bounds()?;
     let auto_kl = a.types.auto_kl()?;
     let reading = a.reading.options()?;
+    let about = a.about.read()?;
     a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let device = device.open()?;
@@ -117,13 +121,17 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         a.force,
         &super::report::Others {
             inputs: &[
-                Some(a.adapter.as_path()),
-                Some(a.base.as_path()),
-                a.probe.as_deref(),
-                reading.layout.as_deref(),
-                a.sign.as_deref(),
-                a.password.file(),
-            ],
+                &[
+                    Some(a.adapter.as_path()),
+                    Some(a.base.as_path()),
+                    a.probe.as_deref(),
+                    reading.layout.as_deref(),
+                    a.sign.as_deref(),
+                    a.password.file(),
+                ][..],
+                &a.about.inputs(),
+            ]
+            .concat(),
             bases: &[Some(&base)],
             output: Some(&a.output),
         },
@@ -137,36 +145,34 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         Some(probe) => Prompts::Tokens(probe.input_ids.clone()),
         None => Prompts::DEFAULT,
     };
-    let outcome = pack(Pack {
-        convert: Convert {
-            adapter: &a.adapter,
-            reading: &reading,
-            base: Some(&base),
-            architecture: None,
-            output: &a.output,
-            format: match a.to {
-                To::Gguf => Format::Gguf,
-                To::Safetensors => Format::Safetensors,
-            },
-            types: &types,
-            max_error: &max_error,
-            auto_kl,
-            measure: Some(Measure { prompts: prompts.clone(), device: &device, progress: &steps }),
-            overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
-            overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
-            base_mismatch: a.base_check.mismatch(),
-            command: Some(&command),
-            dry_run: false,
-            prove,
-            progress: &|done, total| ui.progress(done, total, Unit::Bytes),
+    let convert = Convert {
+        adapter: &a.adapter,
+        reading: &reading,
+        base: Some(&base),
+        architecture: None,
+        output: &a.output,
+        format: match a.to {
+            To::Gguf => Format::Gguf,
+            To::Safetensors => Format::Safetensors,
         },
-        is_tar: is_called_tar(&a.output),
-        options,
-        prompts: prompts.clone(),
-        signer: signer.as_ref(),
-        command: &command,
-        date,
-    });
+        types: &types,
+        max_error: &max_error,
+        auto_kl,
+        measure: Some(Measure { prompts: prompts.clone(), device: &device, progress: &steps }),
+        overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
+        overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
+        base_mismatch: a.base_check.mismatch(),
+        command: Some(&command),
+        dry_run: false,
+        prove,
+        progress: &|done, total| ui.progress(done, total, Unit::Bytes),
+    };
+    let mut job = Pack::new(convert, options, prompts.clone(), &command);
+    job.is_tar = is_called_tar(&a.output);
+    job.signer = signer.as_ref();
+    job.about = about;
+    job.date = date;
+    let outcome = pack(job);
     #[cfg(feature = "report")]
     let run = Run { base: &base, probe: probe.as_ref(), prompts: &prompts, device: &device };
     #[cfg(feature = "report")]
@@ -179,6 +185,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     base_check::note(ui, done.base_identity.as_ref());
     if a.probe.is_none() {
         ui.note(base_check::NOT_PROVED);
+    }
+    if !done.missing_for_a_hub.is_empty() {
+        let fields = done.missing_for_a_hub.join(", ");
+        ui.note(&format!("a hub would want what the card does not say: {fields} (ptplus pack has flags for it, and README.md may be edited)"));
     }
     #[cfg(feature = "report")]
     reported?;
@@ -210,6 +220,7 @@ fn recorded(
             report: _,
         base_check,
         types: _,
+        about,
         reading: _,
     } = a;
     let mut command = Recorded::new("pack", adapter);
@@ -223,6 +234,7 @@ fn recorded(
     command.flag("--allow-overflow", *allow_overflow);
     base_check.record(&mut command);
     command.types(Some("--outtype"), rules, max_error, auto_kl);
+    about.record(&mut command);
     command.reading(options);
     command
 }

@@ -1,22 +1,22 @@
 use std::fmt::Write as _;
 use std::hash::{BuildHasher as _, Hasher as _};
-use std::io::{IsTerminal as _, Read as _};
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::about::SamplingFlags;
 use super::base_check::{self, BaseCheck};
 use super::engine::EngineChoice;
 use super::progress::Unit;
 use super::scaled::path_and_scale;
+use super::text::{read_template, read_text};
 use super::ui::{Status, Ui};
 use super::usage;
+use crate::about::{self, About, agreed};
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
-use crate::format::limits::TEMPLATE_BYTES;
-use crate::format::mmap::open_regular;
-use crate::format::recognize::refuse_stand_in;
 use crate::generate::{
     Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, Stop, answer, effects,
 };
@@ -26,7 +26,7 @@ use crate::validate::Validated;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Flags of sampling have llama.cpp's names and defaults. Every prompt is answered on its own, by the same loaded model.\n\nExamples:\n  ptplus run --base model.gguf --adapter adapter.gguf -p 'Who are you?' \\\n      --temp 0\n  ptplus run --base model.gguf --adapter style.gguf:0.5 --adapter facts.gguf \\\n      -p 'Hello' -p 'Goodbye' --also-plain\n  ptplus run --base model.gguf --no-conversation -p 'Once upon a time' -n 64"
+    after_help = "Flags of sampling have llama.cpp's names. What no flag says, an adapter may (ptplus pack); else llama.cpp's defaults hold: --temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05 --repeat-penalty 1 --repeat-last-n 64. Every prompt is answered on its own, by the same loaded model.\n\nExamples:\n  ptplus run --base model.gguf --adapter adapter.gguf -p 'Who are you?' \\\n      --temp 0\n  ptplus run --base model.gguf --adapter style.gguf:0.5 --adapter facts.gguf \\\n      -p 'Hello' -p 'Goodbye' --also-plain\n  ptplus run --base model.gguf --no-conversation -p 'Once upon a time' -n 64"
 )]
 pub struct Arguments {
     /// Base model, whose tokenizer and chat template are used: a GGUF file or a Hugging Face folder
@@ -44,7 +44,7 @@ pub struct Arguments {
     /// What the model is told before each prompt
     #[arg(long, visible_alias = "system", value_name = "TEXT", conflicts_with = "no_conversation")]
     system_prompt: Option<String>,
-    /// A file with the chat template to use instead of the base's
+    /// A file with the chat template to use instead of the adapter's or the base's
     #[arg(long, value_name = "FILE", conflicts_with = "no_conversation")]
     chat_template_file: Option<PathBuf>,
     /// Go on with the prompt as it is, without the chat template; also where the base has none
@@ -72,31 +72,8 @@ pub struct Arguments {
     base_check: BaseCheck,
     #[command(flatten)]
     sampling: SamplingFlags,
-}
-
-#[derive(clap::Args)]
-#[command(next_help_heading = "Sampling")]
-struct SamplingFlags {
-    /// Temperature; 0 takes the most likely token always
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
-    temp: f32,
-    /// Only the K most likely tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40, allow_negative_numbers = true)]
-    top_k: i32,
-    /// Only the most likely tokens whose probabilities add up to P; 1 for all
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f32,
-    /// Only tokens at least P times as probable as the most likely one; 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
-    min_p: f32,
-    /// Makes tokens that occurred less likely; 1 for no change
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repeat_penalty: f32,
-    /// How many of the last tokens count for that; -1 for all
-    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
-    repeat_last_n: i32,
     /// Seed; -1 for another one every time
-    #[arg(long, short, default_value_t = -1, allow_negative_numbers = true)]
+    #[arg(long, short, default_value_t = -1, allow_negative_numbers = true, help_heading = "Sampling")]
     seed: i64,
 }
 
@@ -112,22 +89,27 @@ const DEFAULT_CONTEXT: usize = 4096;
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     leave_panics_of_templates_unprinted();
     let prompts = prompts(a)?;
-    let sampling = a.sampling.options()?;
+    a.sampling.stated()?;
     let adapters: Vec<(PathBuf, f32)> =
         a.adapter.iter().map(|text| path_and_scale("--adapter", text)).collect::<Result<_>>()?;
     let device = a.device.parse::<DeviceChoice>()?;
     super::set_threads(a.threads)?;
     let base = base_check::open(&a.base, ui)?;
-    let read_template = |path| {
-        let text = read_text(path, "the chat template", TEMPLATE_BYTES)?;
-        refuse_stand_in(text.as_bytes()).map_err(|e| e.file(path))?;
-        Ok(text)
-    };
     let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
-    let text = BaseText::of(&base, a.chat_template_file.as_deref().zip(template.as_deref()))?;
-    text.notes.iter().for_each(|n| ui.note(n));
     let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;
     loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
+    let said = loaded.iter().zip(&adapters).map(|(v, (path, _))| About::of(v.adapter()).map_err(|e| e.file(path)));
+    let said: Vec<About> = said.collect::<Result<_>>()?;
+    let sampling = sampling(a, &said)?;
+    let of_adapters = match template.is_some() || a.no_conversation {
+        true => None,
+        false => agreed("--chat-template-file", said.iter().map(|s| s.chat_template.as_deref()))?,
+    };
+    let says_so = || Some(adapters[said.iter().position(|s| s.chat_template.is_some())?].0.as_path());
+    let chosen = a.chat_template_file.as_deref().zip(template.as_deref());
+    let text = BaseText::of(&base, chosen.or_else(|| says_so().zip(of_adapters)))?;
+    text.notes.iter().for_each(|n| ui.note(n));
+    adapters.iter().zip(&said).for_each(|((path, _), said)| note_what_is_said(a, path, said, ui));
     let mut identities = Vec::new();
     for adapter in &loaded {
         let identity = adapter.confirm_base(&base, Depth::Weights, a.base_check.mismatch())?;
@@ -139,6 +121,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if !conversation && a.system_prompt.is_some() {
         return Err(usage("--system-prompt", "expected a base with a chat template, found one without"));
     }
+    let system = match &a.system_prompt {
+        None if conversation => agreed("--system-prompt", said.iter().map(|s| s.system.as_deref()))?,
+        given => given.as_deref(),
+    };
     let n_context = context_length(a, &text);
     let tokens = prompts
         .iter()
@@ -147,7 +133,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             if lost > 0 {
                 ui.note(&format!("{lost} bytes of the prompt are left out: no token of this base spells them"));
             }
-            let system = a.system_prompt.as_deref();
             text.tokens(if conversation { Prompt::Chat { system, user: p } } else { Prompt::Raw(p) }, n_context)
         })
         .collect::<Result<Vec<_>>>()?;
@@ -234,36 +219,38 @@ fn prompts(a: &Arguments) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// A text file of at most so many bytes.
-fn read_text(path: &Path, what: &str, max_bytes: usize) -> Result<String> {
-    let mut text = Vec::new();
-    let mut file = open_regular(path)?.take(max_bytes as u64 + 1);
-    file.read_to_end(&mut text).map_err(|e| Error::io(path, &format!("cannot read {what}"), e))?;
-    if text.len() > max_bytes {
-        let message = format!("expected at most {max_bytes} bytes, found more");
-        return Err(Error::new(Code::Usage, message).file(path));
-    }
-    String::from_utf8(text).map_err(|e| {
-        let at = e.utf8_error().valid_up_to() as u64;
-        Error::new(Code::Usage, "expected UTF-8, found an invalid byte").file(path).at(at)
+/// What the flags say, else what the adapters say, else llama.cpp's defaults.
+fn sampling(a: &Arguments, said: &[About]) -> Result<Sampling> {
+    let said: Vec<about::Sampling> = said.iter().map(|s| s.sampling).collect();
+    let found = about::Sampling::agreed(a.sampling.stated()?, &said)?;
+    let default = Sampling::default();
+    Ok(Sampling {
+        temp: found.temp.unwrap_or(default.temp),
+        top_k: found.top_k.map_or(default.top_k, |k| usize::try_from(k).unwrap_or(0)),
+        top_p: found.top_p.unwrap_or(default.top_p),
+        min_p: found.min_p.unwrap_or(default.min_p),
+        repeat_penalty: found.repeat_penalty.unwrap_or(default.repeat_penalty),
+        repeat_last_n: found.repeat_last_n.map_or(default.repeat_last_n, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        seed: u64::try_from(a.seed).unwrap_or_else(|_| random_seed()),
     })
 }
 
-impl SamplingFlags {
-    fn options(&self) -> Result<Sampling> {
-        let in_range = |flag: &str, x: f32, least: f32| {
-            let message = format!("expected a finite number of at least {least}, found {x}");
-            if x.is_finite() && x >= least { Ok(x) } else { Err(usage(flag, message)) }
-        };
-        Ok(Sampling {
-            temp: in_range("--temp", self.temp, f32::MIN)?,
-            top_k: usize::try_from(self.top_k).unwrap_or(0),
-            top_p: in_range("--top-p", self.top_p, 0.0)?,
-            min_p: in_range("--min-p", self.min_p, 0.0)?,
-            repeat_penalty: in_range("--repeat-penalty", self.repeat_penalty, f32::MIN_POSITIVE)?,
-            repeat_last_n: usize::try_from(self.repeat_last_n).unwrap_or(usize::MAX),
-            seed: u64::try_from(self.seed).unwrap_or_else(|_| random_seed()),
-        })
+/// Tells what an adapter decides that no flag does.
+fn note_what_is_said(a: &Arguments, path: &Path, said: &About, ui: &Ui) {
+    let given: Vec<&str> =
+        a.sampling.stated().iter().flat_map(|s| s.stated().map(|(flag, ..)| flag).collect::<Vec<_>>()).collect();
+    let is_chat = !a.no_conversation;
+    let mut parts: Vec<String> = Vec::new();
+    if is_chat && a.chat_template_file.is_none() && said.chat_template.is_some() {
+        parts.push("its chat template (--chat-template-file)".into());
+    }
+    if is_chat && a.system_prompt.is_none() && said.system.is_some() {
+        parts.push("its system message (--system-prompt)".into());
+    }
+    let stated = said.sampling.stated().filter(|(flag, ..)| !given.contains(flag));
+    parts.extend(stated.map(|(flag, _, value)| format!("{flag} {}", value.to_json(None))));
+    if !parts.is_empty() {
+        ui.note(&format!("as {} says: {}; flags override", path.display(), parts.join(", ")));
     }
 }
 

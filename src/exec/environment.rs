@@ -92,7 +92,9 @@ mod tests {
     use super::*;
 
     fn ready(file: &str, scale: f32) -> Ready {
-        Ready { source: file.into(), file: file.into(), scale, is_lora: false, base_identity: None, notes: Vec::new() }
+        let about = Default::default();
+        let (source, file) = (file.into(), file.into());
+        Ready { source, file, scale, is_lora: false, about, base_identity: None, notes: Vec::new() }
     }
 
     fn environment(adapters: &[Ready], inherited: &[(&str, &str)]) -> Environment {

@@ -1,12 +1,12 @@
 //! LoRA, which llama.cpp's programs add themselves: the arguments that name the files.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Ready;
+use super::flags::knows;
 use crate::error::{Code, Error, Result};
-use crate::format::gguf;
-use crate::format::mmap::map_file;
+use crate::format::gguf::Metadata;
 
 /// What a program that takes LoRAs has in it: the name of a flag of llama.cpp's `common/arg.cpp`.
 const FLAG: &str = "--lora-scaled";
@@ -16,8 +16,8 @@ const FLAG: &str = "--lora-scaled";
 /// # Errors
 ///
 /// Those of reading the file.
-pub fn is_lora(file: &Path) -> Result<bool> {
-    Ok(gguf::open(file)?.metadata.str("adapter.type").map_err(|e| e.file(file))? == Some("lora"))
+pub fn is_lora(metadata: &Metadata) -> Result<bool> {
+    Ok(metadata.str("adapter.type")? == Some("lora"))
 }
 
 /// `--lora FILE` for each, or `--lora-scaled FILE:SCALE`.
@@ -50,32 +50,11 @@ fn refused(file: &Path, expected: &str) -> Error {
 ///
 /// [`Code::ProgramUnfit`]; those of reading the program.
 pub fn check_program(program: &Path) -> Result<()> {
-    let real = program.canonicalize().unwrap_or_else(|_| program.to_owned());
-    let has_flag = |file: &Path| Ok::<_, Error>(memchr::memmem::find(&map_file(file)?, FLAG.as_bytes()).is_some());
-    if has_flag(&real)? {
+    if knows(program, FLAG)? {
         return Ok(());
-    }
-    // Shared builds have what their programs have in common in a library.
-    for library in common_libraries(&real) {
-        if has_flag(&library)? {
-            return Ok(());
-        }
     }
     let message = format!("expected a program of llama.cpp, which takes a LoRA by {FLAG}, found another");
     let hint =
         "ptplus convert ADAPTER -o OUT.gguf --base BASE writes the file, for what the program itself loads it with";
     Err(Error::new(Code::ProgramUnfit, message).file(program).hints([hint.to_owned()]))
-}
-
-fn common_libraries(program: &Path) -> Vec<PathBuf> {
-    let Some(folder) = program.parent() else { return Vec::new() };
-    let folders = [folder.to_owned(), folder.join("../lib")];
-    let entries = folders.iter().filter_map(|f| std::fs::read_dir(f).ok()).flatten().filter_map(Result::ok);
-    let is_common = |path: &PathBuf| {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        (name.starts_with("libllama-common") || name.starts_with("libcommon")) && path.is_file()
-    };
-    let mut found: Vec<PathBuf> = entries.map(|e| e.path()).filter(is_common).collect();
-    found.sort();
-    found
 }

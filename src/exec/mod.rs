@@ -8,16 +8,19 @@
 
 pub mod control;
 mod environment;
+mod flags;
 pub mod lora;
 mod model;
 mod store;
 
 pub use environment::{Environment, MAX_ADAPTERS};
+pub use flags::{Said, said};
 pub use model::model_in;
 pub use store::Store;
 
 use std::path::{Path, PathBuf};
 
+use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::doctor::{Diagnosis, Loading, Verdict};
@@ -46,6 +49,8 @@ pub struct Ready {
     pub scale: f32,
     /// Whether llama.cpp adds it itself, as its programs' arguments say.
     pub is_lora: bool,
+    /// What it says to whoever runs it.
+    pub about: About,
     /// Whether the base is the one that it was made for, where it says which.
     pub base_identity: Option<Identity>,
     /// What a reader should know.
@@ -75,7 +80,9 @@ pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>,
         if lora.is_none_or(|l| l.tensors().all(|(slot, _)| slot.layer.is_some())) {
             let base_identity = adapter.confirm_base(base, Depth::Weights, reading.base_mismatch)?;
             let (file, is_lora) = (absolute(source)?, lora.is_some());
-            return Ok(Ready { source: source.to_owned(), file, scale, is_lora, base_identity, notes: adapter.notes });
+            let about = About::of(adapter.adapter())?;
+            let (source, notes) = (source.to_owned(), adapter.notes);
+            return Ok(Ready { source, file, scale, is_lora, about, base_identity, notes });
         }
     }
     let (device, progress) = (Device::cpu(), |_: usize, _: usize| {});
@@ -93,8 +100,10 @@ pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>,
     let converted = convert(&job)?;
     let file = store.put("adapters", &format!("{}.gguf", stem(source)?), &map_file(&staged)?)?;
     let (base_identity, notes) = (converted.base_identity, converted.notes);
-    let is_lora = lora::is_lora(&file)?;
-    Ok(Ready { source: source.to_owned(), file, scale, is_lora, base_identity, notes })
+    let metadata = gguf::open(&file)?.metadata;
+    let is_lora = lora::is_lora(&metadata).map_err(|e| e.file(&file))?;
+    let about = About::of_metadata(&metadata).map_err(|e| e.file(&file))?;
+    Ok(Ready { source: source.to_owned(), file, scale, is_lora, about, base_identity, notes })
 }
 
 /// What people call an adapter: its file's or folder's name without the ending.

@@ -17,6 +17,14 @@ const SHOWN: usize = 5;
 /// Entries of a cache that are looked at.
 const MAX_ENTRIES: usize = 10_000;
 
+/// Whether a text is `organization/name`.
+pub(crate) fn is_hub_id(text: &str) -> bool {
+    let is_part = |s: &str| {
+        !s.is_empty() && !s.starts_with(['.', '-']) && s.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    text.split_once('/').is_some_and(|(organization, name)| is_part(organization) && is_part(name))
+}
+
 /// The folder of the blobs that the snapshot `folder` links to.
 pub(super) fn blobs(folder: &Path) -> Option<PathBuf> {
     let snapshots = folder.parent()?;

@@ -12,7 +12,7 @@ use crate::commands::{pack, text};
 use crate::common::{exit, json, model, ptplus, stderr};
 
 /// Writes the manifest of a folder anew, its hashes right, after `change`.
-fn reseal(folder: &Path, change: impl FnOnce(&mut Value)) {
+pub fn reseal(folder: &Path, change: impl FnOnce(&mut Value)) {
     let path = folder.join("manifest.json");
     let mut document: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     change(&mut document);

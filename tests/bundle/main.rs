@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod about;
 mod bases;
 mod claims;
 mod commands;

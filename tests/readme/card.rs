@@ -28,13 +28,16 @@ fn check(folder: &Path, base: &Path, template: Option<&Path>, to: &str, machine:
     must(&format!("{pack} bundle"));
     let text = std::fs::read_to_string(shell.folder().join("bundle/README.md")).unwrap();
     let card = Page::parse("the card", &text);
-    assert!(card.blocks().all(|b| b.language == "sh"), "commands, and all of them");
+    assert!(
+        card.blocks().all(|b| b.language == "sh" || b.language == "python"),
+        "commands and Python, and all of them"
+    );
     assert!(text.contains("--chat-template-file"), "{text}");
     let (_, origin) = text.split_once("## Origin").unwrap();
     let root = shell.folder().to_owned();
     let mut n_run = 0;
     let shell = shell.within("bundle");
-    for command in card.blocks().flat_map(|b| b.commands()) {
+    for command in card.blocks().filter(|b| b.language == "sh").flat_map(|b| b.commands()) {
         let place = format!("card, {to}: {command}");
         if origin.contains(&command) {
             // How it was made, with the last parts of paths and without -o: the same again gives the same bundle.

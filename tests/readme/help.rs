@@ -55,6 +55,7 @@ fn make_files(at: &Path) {
         copy(&m.join(from), &at.join(to));
     }
     std::fs::write(at.join("password"), "correct horse\n").unwrap();
+    std::fs::write(at.join("template.jinja"), "{{ messages }}").unwrap();
     must(&["convert", &path("adapter"), "-o", &path("adapter.gguf"), "--base", &path("model")]);
     must(&["quantize", &path("adapter"), "-o", &path("adapter-q8_0.gguf"), "q8_0", "--base", &path("model")]);
     must(&["keygen", &path("publisher.key"), "--password-file", &path("password")]);

@@ -19,6 +19,10 @@ pub use container::Bundle;
 
 /// The adapter inside a bundle, as GGUF.
 pub const ADAPTER_FILE: &str = "adapter.gguf";
+/// The chat template that the adapter says, for programs that want a file.
+pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
+/// How to sample, as the adapter says it and transformers reads it.
+pub const GENERATION_FILE: &str = "generation_config.json";
 /// The model card.
 pub const CARD_FILE: &str = "README.md";
 /// What lists and describes every other file.
