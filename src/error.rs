@@ -211,7 +211,7 @@ codes! {
     BundleTar "bundle-tar" Integrity "A tar archive is not byte for byte what `ptplus pack` writes.";
     SignatureMissing "signature-missing" Integrity "A signature is required, and there is none.";
     SignatureInvalid "signature-invalid" Integrity "A signature is damaged, or not one of that key over that manifest.";
-    KeyInvalid "key-invalid" Corrupt "A file is no key in minisign's format.";
+    KeyInvalid "key-invalid" Corrupt "A file is no key in minisign's format, and none in PEM of the curve P-256.";
     KeyPassword "key-password" Usage "The password of a secret key is missing or wrong.";
     BaseDiffers "base-differs" Mismatch "The base is not the one that the adapter was made for.";
 

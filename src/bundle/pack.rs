@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
 use super::card::{self, Card};
 use super::claims;
@@ -15,14 +16,15 @@ use super::reports;
 use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
+use crate::digest::hex;
 use crate::error::{Code, Error, Result};
 use crate::export::{self, types::OutType};
 use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, SIGNATURE_FILE,
-    VERIFICATION_REPORT, container, place, tar,
+    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, MODEL_SIGNATURE_FILE,
+    OWN_FILES, SIGNATURE_FILE, VERIFICATION_REPORT, container, is_for_people, model_signing, place, tar,
 };
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
@@ -46,8 +48,10 @@ pub struct Pack<'a> {
     pub options: verify::Options<'a>,
     /// What both are asked then.
     pub prompts: Prompts,
-    /// Who signs.
+    /// Who signs the manifest.
     pub signer: Option<&'a Signer>,
+    /// Who signs all files, for model signing.
+    pub model_signer: Option<&'a model_signing::Signer>,
     /// What the adapter is to say, instead of what it says of the same matters.
     pub about: About,
     /// The command in its normal form.
@@ -59,7 +63,17 @@ pub struct Pack<'a> {
 impl<'a> Pack<'a> {
     /// A folder without signature or date, whose adapter says what it says.
     pub fn new(convert: Convert<'a>, options: verify::Options<'a>, prompts: Prompts, command: &'a str) -> Self {
-        Pack { convert, is_tar: false, options, prompts, signer: None, about: About::default(), command, date: None }
+        Pack {
+            convert,
+            is_tar: false,
+            options,
+            prompts,
+            signer: None,
+            model_signer: None,
+            about: About::default(),
+            command,
+            date: None,
+        }
     }
 }
 
@@ -133,7 +147,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         .chain(job.convert.prove.as_ref().map(|p| p.path))
         .collect();
     let place = Place::open(&job, &inputs)?;
-    let Pack { convert, options, prompts, signer, about, command, date, .. } = job;
+    let Pack { convert, options, prompts, signer, model_signer, about, command, date, .. } = job;
 
     let (mut source, conventions) =
         pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
@@ -201,6 +215,9 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     if let Some(key) = &public_key {
         more.insert("signature".into(), json!({ "public_key": key }));
     }
+    if let Some(signer) = model_signer {
+        more.insert("model_signature".into(), json!({ "public_key": signer.public().to_pem()? }));
+    }
     if let Some(date) = date {
         more.insert("date".into(), date.into());
     }
@@ -209,6 +226,15 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         texts.insert(SIGNATURE_FILE.into(), signer.sign(&manifest)?.into_bytes());
     }
     texts.insert(MANIFEST_FILE.into(), manifest);
+    if let Some(signer) = model_signer {
+        let listed =
+            entries.iter().filter(|(path, _)| !is_for_people(path)).map(|(path, e)| (path.clone(), e.sha256.clone()));
+        let own =
+            OWN_FILES.iter().filter_map(|path| Some(((*path).to_owned(), hex(&Sha256::digest(texts.get(*path)?)))));
+        let files: BTreeMap<String, String> = listed.chain(own).collect();
+        let subject = name.strip_suffix(".gguf").unwrap_or(&name);
+        texts.insert(MODEL_SIGNATURE_FILE.into(), signer.sign(subject, &files)?.into_bytes());
+    }
 
     let output = put(place, &made.files, &texts)?;
     let mut files: BTreeMap<String, u64> = entries.into_iter().map(|(path, e)| (path, e.size)).collect();
@@ -355,7 +381,7 @@ fn put(place: Place, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Resul
         Place::Folder(folder) => {
             files.iter().for_each(|file| folder.adopt(file));
             // The manifest comes last: without it nothing is a bundle.
-            let last = |path: &str| path == MANIFEST_FILE || path == SIGNATURE_FILE;
+            let last = |path: &str| OWN_FILES.contains(&path);
             let (end, begin): (Vec<_>, Vec<_>) = texts.iter().partition(|(path, _)| last(path));
             for (path, text) in begin.into_iter().chain(end) {
                 folder.file(path)?.write_all_at(0, text)?;

@@ -10,8 +10,10 @@ use crate::base::fingerprint::{Depth, Identity};
 use crate::bundle::claims;
 use crate::error::{Kind, Result, escape};
 use crate::format::bundle::check::{Checked, Demands, Signature, check_reporting};
+use crate::format::bundle::signature::{self, PublicKey};
 use crate::format::bundle::tar::Strictness;
-use crate::format::bundle::{Bundle, MANIFEST_FILE, container, signature};
+use crate::format::bundle::{Bundle, MANIFEST_FILE, container, model_signing};
+use crate::format::mmap::map_file;
 use crate::inspect::{Content, content_of};
 use crate::pipeline::read_adapter;
 use crate::validate::BaseMismatch;
@@ -26,7 +28,7 @@ pub struct Arguments {
     /// Also check that this is the base that the adapter was made for
     #[arg(long)]
     base: Option<PathBuf>,
-    /// Require a signature by this public key: a file, or the key itself in base64
+    /// Require a signature by this public key: a file (minisign's, or PEM for model.sig), or minisign's key itself in base64
     #[arg(long, value_name = "KEY")]
     trusted_key: Option<String>,
     /// Also refuse texts for people that are not as packed (README.md, LICENSE, images), and whatever else was added (.git)
@@ -37,10 +39,10 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
+    let keys = Keys::read(a.trusted_key.as_deref())?;
     let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let bundle = Bundle::open(&a.bundle).map_err(|e| e.hints(not_a_bundle(&a.bundle)))?;
-    let demands = Demands { trusted: key.as_ref(), is_strict: a.strict };
+    let demands = Demands { is_strict: a.strict, ..keys.demands() };
     let mut checked = check_reporting(&bundle, demands, &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
     if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
@@ -69,6 +71,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         "findings": checked.findings,
         "n_files": bundle.files.len(),
         "signature": checked.signature,
+        "model_signature": checked.model_signature,
         "has_self_sha256": checked.manifest.as_ref().map(|m| m.has_self_digest),
         "base_identity": identity,
         "notes": checked.notes,
@@ -77,6 +80,34 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     checked.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
     Ok(if checked.pass() { 0 } else { Kind::Integrity.exit_code() })
+}
+
+/// A trusted key, of either kind.
+#[derive(Default)]
+pub struct Keys {
+    minisign: Option<PublicKey>,
+    model: Option<model_signing::PublicKey>,
+}
+
+impl Keys {
+    /// From the file that is named, or minisign's key itself.
+    pub fn read(text_or_path: Option<&str>) -> Result<Keys> {
+        let Some(text) = text_or_path else { return Ok(Keys::default()) };
+        let path = Path::new(text);
+        match map_file(path).ok().filter(|bytes| model_signing::is_pem(bytes)) {
+            Some(bytes) => {
+                let key =
+                    model_signing::PublicKey::from_pem(&String::from_utf8_lossy(&bytes)).map_err(|e| e.file(path))?;
+                Ok(Keys { model: Some(key), ..Keys::default() })
+            }
+            None => Ok(Keys { minisign: Some(signature::public_key(text)?), ..Keys::default() }),
+        }
+    }
+
+    /// The signature that is wanted.
+    pub fn demands(&self) -> Demands<'_> {
+        Demands { trusted: self.minisign.as_ref(), trusted_model: self.model.as_ref(), is_strict: false }
+    }
 }
 
 /// What helps where an adapter is given that nobody has packed.
@@ -107,12 +138,17 @@ fn text(a: &Arguments, bundle: &Bundle, checked: &Checked, identity: Option<&Ide
     for f in &checked.findings {
         let _ = writeln!(out, "failed: {}", f.line());
     }
-    let signed = match &checked.signature {
+    let words = |signature: &Signature| match signature {
         Signature::None => "not signed".to_owned(),
         Signature::Trusted { key_id } => format!("signed by the trusted key {key_id}"),
         Signature::Valid { key_id } => format!("signed by key {key_id}"),
         Signature::Unchecked => "signature not checked".into(),
         Signature::Invalid => "signature does not hold".into(),
+    };
+    let signed = match (&checked.signature, &checked.model_signature) {
+        (one, Signature::None) => words(one),
+        (Signature::None, one) => format!("{} (model.sig)", words(one)),
+        (one, other) => format!("{}, {} (model.sig)", words(one), words(other)),
     };
     let base = match identity {
         Some(Identity::Same) => ", made for this base",

@@ -5,12 +5,12 @@ use serde_json::json;
 use super::password::PasswordArguments;
 use super::ui::Ui;
 use crate::error::{Result, escape};
-use crate::format::bundle::{place, signature};
+use crate::format::bundle::{model_signing, place, signature};
 use crate::format::output::{OutputFile, Overwrite};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Keys are those of minisign: `minisign -V` verifies what `ptplus pack --sign` signs, and `ptplus check --trusted-key` what `minisign -S` signs. The secret key's file is for its owner alone (mode 600).\n\nExample:\n  ptplus keygen publisher.key --password-file password\n  ptplus pack adapter --base model -o bundle --sign publisher.key \\\n      --password-file password\n  ptplus check bundle --trusted-key publisher.pub"
+    after_help = "Keys are those of minisign: `minisign -V` verifies what `ptplus pack --sign` signs, and `ptplus check --trusted-key` what `minisign -S` signs. The secret key's file is for its owner alone (mode 600). With --oms it is one for OpenSSF's model signing, in the form of OpenSSL.\n\nExample:\n  ptplus keygen publisher.key --password-file password\n  ptplus pack adapter --base model -o bundle --sign publisher.key \\\n      --password-file password\n  ptplus check bundle --trusted-key publisher.pub"
 )]
 pub struct Arguments {
     /// Secret key to write; the public one gets the same name with the ending .pub
@@ -19,6 +19,9 @@ pub struct Arguments {
     /// Where to write the public key instead
     #[arg(long, value_name = "FILE")]
     public: Option<PathBuf>,
+    /// A key for `pack --sign-oms` instead: P-256, in PEM, not encrypted
+    #[arg(long, requires = "no_password")]
+    oms: bool,
     #[command(flatten)]
     password: PasswordArguments,
     /// Replace existing keys
@@ -38,14 +41,24 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     place::refuse_inside_bundle(&public_path)?;
     let secret_out = OutputFile::create_private(&a.key, overwrite, &inputs)?;
     let public_out = OutputFile::create(&public_path, overwrite, &inputs)?;
-    let keys = signature::generate(protection)?;
-    secret_out.write_all_at(0, keys.secret.as_bytes())?;
-    public_out.write_all_at(0, keys.public.as_bytes())?;
+    let (secret_text, public_text, shown) = match a.oms {
+        true => {
+            let signer = model_signing::Signer::generate()?;
+            (signer.to_pem()?, signer.public().to_pem()?, signer.public().hint()?)
+        }
+        false => {
+            let keys = signature::generate(protection)?;
+            (keys.secret, keys.public, keys.public_base64)
+        }
+    };
+    secret_out.write_all_at(0, secret_text.as_bytes())?;
+    public_out.write_all_at(0, public_text.as_bytes())?;
     secret_out.commit()?;
     public_out.commit()?;
     let (secret, public) = (escape(&a.key.to_string_lossy()), escape(&public_path.to_string_lossy()));
-    let document = json!({ "secret_key": secret, "public_key": public, "public_key_base64": keys.public_base64 });
-    let text = format!("{secret}: secret key, keep it to yourself\n{public}: public key {}\n", keys.public_base64);
+    let kind = if a.oms { "public_key_hint" } else { "public_key_base64" };
+    let document = json!({ "secret_key": secret, "public_key": public, kind: shown });
+    let text = format!("{secret}: secret key, keep it to yourself\n{public}: public key {shown}\n");
     ui.made(document, text);
     Ok(0)
 }

@@ -19,6 +19,7 @@ use crate::bundle::pack::{Pack, Packed, pack, source_date};
 use crate::error::{Result, escape};
 use crate::format::bundle::container::is_called_tar;
 use crate::format::bundle::signature::Signer;
+use crate::format::bundle::{MODEL_SIGNATURE_FILE, model_signing};
 use crate::format::output::Overwrite;
 use crate::import::Options;
 #[cfg(feature = "report")]
@@ -60,6 +61,9 @@ pub struct Arguments {
     /// Sign the manifest with this secret key
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
+    /// Sign all files with this secret key (P-256, PEM), as OpenSSF's model signing does: model.sig
+    #[arg(long, value_name = "KEY")]
+    sign_oms: Option<PathBuf>,
     #[command(flatten)]
     password: PasswordArguments,
     /// Device for the verification: cpu, cuda, cuda:N or auto
@@ -112,6 +116,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let about = a.about.read()?;
     a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
+    let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
     let device = device.open()?;
     let base = base_check::open(&a.base, ui)?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
@@ -127,6 +132,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
                     a.probe.as_deref(),
                     reading.layout.as_deref(),
                     a.sign.as_deref(),
+                    a.sign_oms.as_deref(),
                     a.password.file(),
                 ][..],
                 &a.about.inputs(),
@@ -170,6 +176,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let mut job = Pack::new(convert, options, prompts.clone(), &command);
     job.is_tar = is_called_tar(&a.output);
     job.signer = signer.as_ref();
+    job.model_signer = model_signer.as_ref();
     job.about = about;
     job.date = date;
     let outcome = pack(job);
@@ -211,6 +218,7 @@ fn recorded(
         to,
         outtype: _,
         sign: _,
+        sign_oms: _,
         password: _,
         device: _,
         tolerance: _,
@@ -320,7 +328,14 @@ fn text(a: &Arguments, p: &Packed) -> String {
         false => format!("verified against {}", p.reference),
     };
     let _ = writeln!(out, "{what}: {}", base_check::proof_text(&p.verification));
-    let signed = p.public_key.as_ref().map_or("not signed".into(), |key| format!("signed by {key}"));
+    let mut signed = p.public_key.as_ref().map_or("not signed".into(), |key| format!("signed by {key}"));
+    if p.files.contains_key(MODEL_SIGNATURE_FILE) {
+        signed = if p.public_key.is_some() {
+            format!("{signed} and in {MODEL_SIGNATURE_FILE}")
+        } else {
+            format!("signed in {MODEL_SIGNATURE_FILE}")
+        };
+    }
     let _ = writeln!(
         out,
         "packed {} -> {}: {} files, {signed}",

@@ -2,14 +2,14 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::check::not_a_bundle;
+use super::check::{Keys, not_a_bundle};
 use super::progress::Unit;
 use super::ui::Ui;
 use crate::bundle::claims;
 use crate::error::{Result, escape};
-use crate::format::bundle::check::{Demands, check_reporting};
+use crate::format::bundle::check::check_reporting;
 use crate::format::bundle::tar::Strictness;
-use crate::format::bundle::{Bundle, place, signature};
+use crate::format::bundle::{Bundle, place};
 use crate::format::output::{OutputFolder, Replace};
 use crate::import::read_bundle;
 use crate::validate;
@@ -24,7 +24,7 @@ pub struct Arguments {
     /// Folder to write
     #[arg(short, long, visible_alias = "outfile", value_name = "FOLDER")]
     output: PathBuf,
-    /// Require a signature by this public key: a file, or the key itself in base64
+    /// Require a signature by this public key: a file (minisign's, or PEM for model.sig), or minisign's key itself in base64
     #[arg(long, value_name = "KEY")]
     trusted_key: Option<String>,
     /// Replace an existing bundle: what its manifest lists, unless anything else lies there
@@ -33,11 +33,10 @@ pub struct Arguments {
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let key = a.trusted_key.as_deref().map(signature::public_key).transpose()?;
+    let keys = Keys::read(a.trusted_key.as_deref())?;
     let help = || not_a_bundle(&a.bundle);
     let bundle = Bundle::open_as(&a.bundle, Strictness::Unpack).map_err(|e| e.hints(help()))?;
-    let demands = Demands { trusted: key.as_ref(), is_strict: false };
-    let checked = check_reporting(&bundle, demands, &|done, total| ui.progress(done, total, Unit::Bytes));
+    let checked = check_reporting(&bundle, keys.demands(), &|done, total| ui.progress(done, total, Unit::Bytes));
     if let Some(e) = checked.to_error() {
         return Err(e.file(&a.bundle).hints(help()));
     }
@@ -61,6 +60,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         "output": a.output.to_string_lossy(),
         "files": bundle.files.keys().collect::<Vec<_>>(),
         "signature": checked.signature,
+        "model_signature": checked.model_signature,
     });
     let text = format!(
         "unpacked {} -> {}: {} files\n",

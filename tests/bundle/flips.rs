@@ -33,11 +33,20 @@ fn bundles(signed: bool) -> Bundles {
     let m = model("llama-pre-rope");
     let made = ptplus(["keygen".into(), path("k.key"), "--no-password".into()]);
     assert_eq!(exit(&made), 0, "{}", stderr(&made));
+    let made = ptplus([
+        "keygen".into(),
+        path("k.pem"),
+        "--public".into(),
+        path("pem.pub"),
+        "--oms".into(),
+        "--no-password".into(),
+    ]);
+    assert_eq!(exit(&made), 0, "{}", stderr(&made));
     for output in ["folder", "archive.tar"] {
         let mut args = vec!["pack".into(), m.join("adapter"), "--base".into(), m.join("base"), "--outtype".into()];
         args.extend(["f16".into(), "-o".into(), path(output)]);
         if signed {
-            args.extend(["--sign".into(), path("k.key")]);
+            args.extend(["--sign".into(), path("k.key"), "--sign-oms".into(), path("k.pem")]);
         }
         let out = ptplus(args);
         assert_eq!(exit(&out), 0, "{}", stderr(&out));
@@ -54,7 +63,7 @@ fn missed(checked: &Checked, file: &str, what: &str) -> Option<String> {
 
 /// Texts for people count where they are asked for, all else always.
 fn check_owner(bundle: &Bundle, trusted: Option<&PublicKey>, owner: &str) -> Checked {
-    check_reporting(bundle, Demands { trusted, is_strict: is_for_people(owner) }, &|_, _| {})
+    check_reporting(bundle, Demands { trusted, is_strict: is_for_people(owner), ..Demands::default() }, &|_, _| {})
 }
 
 /// Flips bits of each file of a folder, one at a time; the number of flips.

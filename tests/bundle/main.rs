@@ -11,4 +11,5 @@ mod damage;
 mod deaths;
 mod flips;
 mod minisign;
+mod model_signing;
 mod people;

@@ -59,6 +59,10 @@ pub fn rule(command: &str, machine: Machine) -> Result<Rule, String> {
         // It builds and installs the program and the Python package; .ci/run does.
         return Ok(Rule::Skip);
     }
+    if command.starts_with("pip install model-signing") || command.starts_with("model_signing ") {
+        // It is a program of PyPI; tests/bundle/model_signing.rs runs it.
+        return Ok(Rule::Skip);
+    }
     if command.starts_with("cargo install --path .") {
         // It builds and installs the program.
         return Ok(Rule::Skip);

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::manifest::{FileEntry, Manifest};
 use super::signature::{self, PublicKey};
-use super::{Bundle, MANIFEST_FILE, SIGNATURE_FILE, is_for_people};
+use super::{Bundle, MANIFEST_FILE, MODEL_SIGNATURE_FILE, OWN_FILES, SIGNATURE_FILE, is_for_people, model_signing};
 use crate::digest::hex;
 use crate::error::{Code, Error};
 use crate::finding::Finding;
@@ -48,8 +48,10 @@ pub struct Checked {
     pub findings: Vec<Finding>,
     /// The manifest, where it could be read.
     pub manifest: Option<Manifest>,
-    /// The signature's state.
+    /// The state of the manifest's signature.
     pub signature: Signature,
+    /// The state of the signature of all files.
+    pub model_signature: Signature,
     /// What a reader should know besides.
     pub notes: Vec<String>,
 }
@@ -78,21 +80,28 @@ impl Checked {
 /// What is asked of a bundle beyond what it promises.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Demands<'a> {
-    /// A signature by this key.
+    /// A signature of the manifest by this key.
     pub trusted: Option<&'a PublicKey>,
+    /// A signature of all files by this key.
+    pub trusted_model: Option<&'a model_signing::PublicKey>,
     /// That texts for people are as they were packed, and that nothing else is there, a repository's own included.
     pub is_strict: bool,
 }
 
 /// Checks a bundle; with `trusted`, a signature by that key is required.
 pub fn check(bundle: &Bundle, trusted: Option<&PublicKey>) -> Checked {
-    check_reporting(bundle, Demands { trusted, is_strict: false }, &|_, _| {})
+    check_reporting(bundle, Demands { trusted, ..Demands::default() }, &|_, _| {})
 }
 
 /// [`check`], calling `progress` with the bytes hashed and those of all files, from any thread.
 pub fn check_reporting(bundle: &Bundle, demands: Demands<'_>, progress: &(dyn Fn(u64, u64) + Sync)) -> Checked {
-    let mut out =
-        Checked { findings: bundle.findings.clone(), manifest: None, signature: Signature::None, notes: Vec::new() };
+    let mut out = Checked {
+        findings: bundle.findings.clone(),
+        manifest: None,
+        signature: Signature::None,
+        model_signature: Signature::None,
+        notes: Vec::new(),
+    };
     let Some(text) = bundle.files.get(MANIFEST_FILE) else {
         out.findings.push(Finding::new(Code::BundleMissing, MANIFEST_FILE, "this file", "none"));
         return out;
@@ -117,6 +126,7 @@ pub fn check_reporting(bundle: &Bundle, demands: Demands<'_>, progress: &(dyn Fn
         }
     }
     check_signature(bundle, text, demands.trusted, &mut out);
+    check_model_signature(bundle, demands.trusted_model, &mut out);
     out
 }
 
@@ -129,13 +139,12 @@ fn compare_files(
     let total = bundle.files.values().map(|bytes| bytes.len() as u64).sum();
     let done = AtomicU64::new(0);
     let step = |n: u64| progress(done.fetch_add(n, Ordering::Relaxed) + n, total);
-    let own = [MANIFEST_FILE, SIGNATURE_FILE];
     let listed: BTreeMap<&String, &FileEntry> = match is_strict {
         true => manifest.files.iter().chain(&manifest.texts).collect(),
         false => manifest.files.iter().collect(),
     };
     let paths: BTreeSet<&String> = bundle.files.keys().chain(listed.keys().copied()).collect();
-    let paths: Vec<&String> = paths.into_iter().filter(|p| !own.contains(&p.as_str())).collect();
+    let paths: Vec<&String> = paths.into_iter().filter(|p| !OWN_FILES.contains(&p.as_str())).collect();
     let extra = |path: &str| Finding::new(Code::BundleExtra, path, "only files of the manifest", "another file");
     let compare = |path: &&String| match (bundle.files.get(*path), listed.get(path)) {
         (Some(bytes), Some(entry)) => compare_file(path, bytes, entry, &step),
@@ -228,6 +237,85 @@ fn check_signature(bundle: &Bundle, text: &Bytes, trusted: Option<&PublicKey>, o
         Err(e) => {
             out.findings.push(fault(e.code(), e.message().to_owned()));
             Signature::Invalid
+        }
+    };
+}
+
+/// The signature of all files. A manifest that names its key is one of ours, and so is the signature then, byte for byte.
+fn check_model_signature(bundle: &Bundle, trusted: Option<&model_signing::PublicKey>, out: &mut Checked) {
+    let fault = |code, found: String| Finding::new(code, MODEL_SIGNATURE_FILE, "a valid signature of the files", found);
+    let stated =
+        out.manifest.as_ref().and_then(|m| m.document.get("model_signature")).filter(|s| !s.is_null()).cloned();
+    let named = stated.as_ref().map(|s| {
+        let text = s.get("public_key").and_then(Value::as_str).unwrap_or_default();
+        model_signing::PublicKey::from_pem(text)
+    });
+    let named = match named.transpose() {
+        Ok(named) => named,
+        Err(_) => {
+            out.findings.push(fault(Code::SignatureInvalid, "a manifest that names no valid key".into()));
+            None
+        }
+    };
+    let Some(text) = bundle.files.get(MODEL_SIGNATURE_FILE) else {
+        if trusted.is_some() {
+            out.findings.push(fault(Code::SignatureMissing, "none".into()));
+        } else if stated.is_some() {
+            out.findings.push(fault(Code::SignatureMissing, "none, though the manifest names a key".into()));
+        }
+        return;
+    };
+    let key = trusted.or(named.as_ref());
+    let signed = match model_signing::verify(key, text) {
+        Ok(signed) => signed,
+        Err(e) => {
+            out.findings.push(fault(e.code(), e.message().to_owned()));
+            out.model_signature = Signature::Invalid;
+            return;
+        }
+    };
+    let before = out.findings.len();
+    if named.is_some() && !signed.is_ours {
+        out.findings.push(fault(Code::SignatureInvalid, "another form than ptplus writes".into()));
+    }
+    let is_ignored = |path: &str| {
+        let is_below = |folder: &String| path.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'));
+        path == MODEL_SIGNATURE_FILE || is_for_people(path) || signed.ignored.iter().any(|i| i == path || is_below(i))
+    };
+    let unsigned = bundle.files.keys().filter(|path| !signed.files.contains_key(*path) && !is_ignored(path));
+    let mut differ: Vec<&String> = unsigned.collect();
+    let listed = out.manifest.as_ref().map(|m| &m.files);
+    differ.extend(
+        signed
+            .files
+            .iter()
+            .filter(|(path, digest)| {
+                // What the manifest lists was held against it already.
+                let found = match listed.and_then(|files| files.get(*path)) {
+                    Some(entry) => Some(entry.sha256.clone()),
+                    None => bundle.files.get(*path).map(file_sha256),
+                };
+                found.as_ref() != Some(digest)
+            })
+            .map(|(path, _)| path),
+    );
+    for path in differ {
+        let expected = "a file that model.sig signs, as it signs it";
+        out.findings.push(Finding::new(Code::SignatureInvalid, path, expected, "another"));
+    }
+    out.model_signature = match key.and_then(|key| key.hint().ok()) {
+        _ if out.findings.len() > before => Signature::Invalid,
+        None => {
+            out.notes.push("there is a model.sig, and no key to check it with: --trusted-key".into());
+            Signature::Unchecked
+        }
+        Some(hint) if trusted.is_some() => Signature::Trusted { key_id: hint[..16].to_owned() },
+        Some(hint) => {
+            let key_id = hint[..16].to_owned();
+            out.notes.push(format!(
+                "model.sig is by key {key_id}, which the bundle itself names: whose it is, only --trusted-key can tell"
+            ));
+            Signature::Valid { key_id }
         }
     };
 }

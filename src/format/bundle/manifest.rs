@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::path::{check_path, first_clash};
-use super::{MANIFEST_FILE, SIGNATURE_FILE, is_for_people};
+use super::{OWN_FILES, is_for_people};
 use crate::digest::{hex, sorted_json};
 use crate::error::{Code, Error, Result};
 use crate::format::json;
@@ -129,8 +129,7 @@ impl Manifest {
         if let Some(path) = texts.keys().find(|path| !is_for_people(path) || files.contains_key(*path)) {
             return Err(wrong(TEXTS, "texts for people that are not among the files", format!("{path:?}")));
         }
-        let own = [MANIFEST_FILE, SIGNATURE_FILE];
-        if let Some((a, b)) = first_clash(files.keys().chain(texts.keys()).map(String::as_str).chain(own)) {
+        if let Some((a, b)) = first_clash(files.keys().chain(texts.keys()).map(String::as_str).chain(OWN_FILES)) {
             return Err(wrong(FILES, "paths that differ in more than case", format!("{a:?} and {b:?}")));
         }
         let has_self_digest = check_self_digest(text, &document)?;
@@ -157,8 +156,8 @@ fn read_files(document: &Map<String, Value>, key: &str) -> Result<BTreeMap<Strin
         let path = entry.get("path").and_then(Value::as_str);
         let path = path.ok_or_else(|| wrong(&field("path"), "a text", "none"))?;
         check_path(path)?;
-        if path == MANIFEST_FILE || path == SIGNATURE_FILE {
-            return Err(wrong(&field("path"), "every file but the manifest and its signature", path));
+        if OWN_FILES.contains(&path) {
+            return Err(wrong(&field("path"), "every file but the manifest and its signatures", path));
         }
         if last.is_some_and(|l| l >= path) {
             return Err(wrong(&field("path"), "paths in order, each once", format!("{path:?}")));

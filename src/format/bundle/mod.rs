@@ -10,6 +10,7 @@
 pub mod check;
 pub mod container;
 pub mod manifest;
+pub mod model_signing;
 pub(crate) mod path;
 pub mod place;
 pub mod signature;
@@ -31,6 +32,11 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 pub const VERIFICATION_REPORT: &str = "reports/verification.json";
 /// The signature of the manifest, in minisign's format.
 pub const SIGNATURE_FILE: &str = "manifest.json.minisig";
+
+/// The signature of all files, as OpenSSF's model signing has it.
+pub const MODEL_SIGNATURE_FILE: &str = "model.sig";
+/// What no manifest lists: itself, and what signs it.
+pub const OWN_FILES: [&str; 3] = [MANIFEST_FILE, SIGNATURE_FILE, MODEL_SIGNATURE_FILE];
 
 /// Whether a file is text or an image for people: the owner's to edit, whenever they like, and under no promise of the
 /// manifest. Nothing here reads it.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::check::file_sha256;
 use super::manifest::{self, Manifest};
-use super::{MANIFEST_FILE, SIGNATURE_FILE};
+use super::{MANIFEST_FILE, OWN_FILES};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf;
 use crate::format::mmap::map_file;
@@ -31,7 +31,7 @@ pub fn files_of_bundle(folder: &Path) -> BTreeSet<String> {
         .into_iter()
         .chain(manifest.texts)
         .filter(|(relative, e)| is_unchanged(relative, e.size, &e.sha256));
-    listed.map(|(relative, _)| relative).chain([MANIFEST_FILE, SIGNATURE_FILE].map(str::to_owned)).collect()
+    listed.map(|(relative, _)| relative).chain(OWN_FILES.map(str::to_owned)).collect()
 }
 
 /// Refuses an output inside a bundle, at any depth: the bundle would hold what its manifest does not list, or a listed file
