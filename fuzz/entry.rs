@@ -6,21 +6,25 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use ptplus::adapter::lora::{MAX_RANK, Rules};
+use ptplus::adapter::prefix::{VirtualTokens, to_prompt_embeddings};
 use ptplus::base::BaseConfig;
 use ptplus::error::{Error, Result};
 use ptplus::format::bundle::manifest::{self, Manifest};
 use ptplus::format::bundle::tar::{self, Strictness};
 use ptplus::format::gguf::{self, Value};
 use ptplus::format::{FilePlan, StoredTensor, TensorSpec, json, pickle, safetensors};
+use ptplus::import;
 use ptplus::import::mapping::Mapping;
+use ptplus::import::source::Source;
 use ptplus::import::stated::Stated;
 use ptplus::tensor::{Bytes, shape};
+use ptplus::validate;
 
 /// A reader and its checks; says whether the data was accepted.
 pub type Target = fn(&[u8]) -> bool;
 
 /// Every format by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("gguf", gguf),
     ("safetensors", safetensors),
     ("zip", zip),
@@ -30,6 +34,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("layout", layout),
     ("lora", lora),
     ("manifest", manifest),
+    ("prefix", prefix),
     ("tar", archive),
 ];
 
@@ -147,6 +152,27 @@ pub fn lora(data: &[u8]) -> bool {
         let rank = rules.rank(module);
         assert!((1..=MAX_RANK).contains(&rank));
         assert!(rules.scale(module, rank).factor.is_finite());
+    }
+    true
+}
+
+/// Virtual tokens in GGUF. What is accepted has one shape in every layer.
+pub fn prefix(data: &[u8]) -> bool {
+    let path = Path::new("x.gguf");
+    let Some(file) = accepted(gguf::parse(path, &data.to_vec().into())) else { return false };
+    let Some(imported) = accepted(import::read_source(path, Source::Gguf(file))) else { return false };
+    let Ok(valid) = validate::check(imported, None).map_err(|r| check_line(&r.into_error().to_string())) else {
+        return false;
+    };
+    let Some(prefix) = valid.adapter().as_prefix() else { return false };
+    assert!(prefix.n_tokens() > 0);
+    let shapes: Vec<_> = prefix.tensors().map(|(_, t)| t.shape()).collect();
+    assert!(shapes.windows(2).all(|two| two[0] == two[1]));
+    if let VirtualTokens::KeysValues(layers) = &prefix.tokens {
+        assert_eq!(
+            to_prompt_embeddings(layers).unwrap().n_elements(),
+            prefix.tensors().map(|(_, t)| t.n_elements()).sum::<usize>()
+        );
     }
     true
 }

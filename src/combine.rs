@@ -56,6 +56,11 @@ pub fn combine(parts: &[(&Adapter, f64)]) -> Result<Adapter> {
             let parts: Vec<(&Lora, f64)> = parts.iter().filter_map(|(a, s)| Some((a.as_lora()?, *s))).collect();
             Adapter::Lora(lora(&parts)?)
         }
+        Adapter::Prefix(_) => {
+            let message = "expected adapters whose effects add up, found virtual tokens: attention is not linear in its keys, and a sum of \
+                           embeddings is another token; no file of this kind computes what two of them do";
+            return Err(Error::new(Code::ConfigUnsupported, message));
+        }
     };
     let fingerprints: BTreeSet<String> =
         parts.iter().map(|(a, _)| a.extra().get(BASE_FINGERPRINT).map_or(String::new(), ToString::to_string)).collect();

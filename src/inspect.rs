@@ -8,9 +8,9 @@ use indexmap::{IndexMap, IndexSet};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use crate::adapter::Adapter;
 use crate::adapter::field::report_key;
 use crate::adapter::lora::{Lora, module_name};
+use crate::adapter::{self, Adapter};
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Kind, Result};
 use crate::finding::Finding;
@@ -67,6 +67,9 @@ pub struct Inspection {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct AdapterSummary {
+    /// Which kind it is.
+    #[serde(skip)]
+    pub kind: adapter::Kind,
     /// For people: `canonical safetensors`, `GGUF`.
     pub layout: String,
     /// Its kind's fields, by the keys of `adapter_config.json`, and with them the adapted layers.
@@ -220,7 +223,7 @@ fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Insp
         }
         // No part of an adapter by its name, and nobody says otherwise.
         Source::Tensors(tensors)
-            if options.layout.is_none() && !import::has_parts(&tensors.tensors) && !import::is_lora(&tensors) =>
+            if options.layout.is_none() && !import::has_parts(&tensors.tensors) && !import::is_of_peft(&tensors) =>
         {
             plain_tensors(path, tensors)
         }
@@ -376,11 +379,11 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
         }
     }
     let (layout, row_order) = (imported.origin.layout.clone(), imported.origin.row_order.to_string());
-    out.adapter = Some(AdapterSummary { layout, fields, row_order });
+    out.adapter = Some(AdapterSummary { kind: adapter.kind(), layout, fields, row_order });
     out.metadata = adapter.extra().clone();
     out.tensors = ledger_lines(&imported.ledger);
     out.findings = imported.findings;
-    out.notes = object_notes(&imported.ledger.objects);
+    out.notes = [imported.notes, object_notes(&imported.ledger.objects)].concat();
     finish(&mut out, imported.origin.files);
     out
 }

@@ -4,6 +4,7 @@
 //! validation does not compile.
 
 mod lora;
+mod prefix;
 mod values;
 
 use serde_json::{Map, Value};
@@ -201,15 +202,24 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
             against_itself(plus, &mut findings);
             uneven(plus, &mut findings);
             if let Some(base) = base {
-                against_base(plus, &origin, base, &mut findings);
+                against_base(plus, base, &mut findings);
             }
         }
         Adapter::Lora(lora) => {
             lora::against_itself(lora, &mut findings);
             if let Some(base) = base {
-                lora::against_base(lora, &origin, base, &mut findings);
+                lora::against_base(lora, base, &mut findings);
             }
         }
+        Adapter::Prefix(prefix) => {
+            prefix::against_itself(prefix, &mut findings);
+            if let Some(base) = base {
+                prefix::against_base(prefix, base, &mut findings);
+            }
+        }
+    }
+    if let Some(base) = base {
+        family_against_base(&adapter, &origin, base, &mut findings);
     }
     own_fields(adapter.extra(), &mut findings);
     findings.extend(values::check(&adapter));
@@ -461,9 +471,8 @@ fn name_in(path: &str) -> Option<&str> {
     (!last.is_empty() && !last.starts_with("checkpoint") && !SAY_NOTHING.contains(&last)).then_some(last)
 }
 
-fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
-    let c = &adapter.config;
-    let Geometry { n_layers, head_dim, .. } = c.geometry;
+fn against_base(adapter: &Plus, base: &BaseModel, findings: &mut Findings) {
+    let Geometry { n_layers, head_dim, .. } = adapter.config.geometry;
     for (field, has) in adapter.fields() {
         let SettledBy::Base(of_base) = field.settled_by else { continue };
         let base_has = of_base(&base.config);
@@ -480,6 +489,14 @@ fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mu
             format!("layer {i}"),
         ));
     }
+    let order = RowOrder::of_gguf_architecture(base.gguf_architecture());
+    if order == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
+        findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));
+    }
+}
+
+/// What an adapter says of the family of its base.
+fn family_against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
     let architecture = base.gguf_architecture();
     if let Some(stated) = &origin.gguf_architecture
         && stated != architecture
@@ -491,7 +508,7 @@ fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mu
             format!("{stated:?}"),
         ));
     }
-    match (&c.base_model_type, &base.config.model_type) {
+    match (adapter.base_model_type(), &base.config.model_type) {
         (Some(stated), Some(has)) if stated != has => {
             findings.push(Finding::new(
                 Code::AdapterMismatch,
@@ -510,9 +527,6 @@ fn against_base(adapter: &Plus, origin: &Origin, base: &BaseModel, findings: &mu
             ));
         }
         _ => {}
-    }
-    if RowOrder::of_gguf_architecture(architecture) == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
-        findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));
     }
 }
 

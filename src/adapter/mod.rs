@@ -14,9 +14,11 @@ pub mod field;
 pub mod gguf_names;
 pub mod lora;
 pub mod plus;
+pub mod prefix;
 mod slot;
 pub use lora::Lora;
 pub use plus::Plus;
+pub use prefix::Prefix;
 pub use slot::{Part, Site, Slot};
 
 named_enum! {
@@ -26,6 +28,8 @@ named_enum! {
         Plus = "prefix_tuning_plus",
         /// [`Lora`]
         Lora = "lora",
+        /// [`Prefix`]
+        Prefix = "virtual_tokens",
     }
 }
 
@@ -36,6 +40,8 @@ pub enum Adapter {
     Plus(Plus),
     /// LoRA: low-rank additions to weights.
     Lora(Lora),
+    /// Virtual tokens: what stands in front of a sequence.
+    Prefix(Prefix),
 }
 
 impl From<Plus> for Adapter {
@@ -50,12 +56,19 @@ impl From<Lora> for Adapter {
     }
 }
 
+impl From<Prefix> for Adapter {
+    fn from(prefix: Prefix) -> Self {
+        Adapter::Prefix(prefix)
+    }
+}
+
 impl Adapter {
     /// Which kind it is.
     pub fn kind(&self) -> Kind {
         match self {
             Adapter::Plus(_) => Kind::Plus,
             Adapter::Lora(_) => Kind::Lora,
+            Adapter::Prefix(_) => Kind::Prefix,
         }
     }
 
@@ -63,15 +76,23 @@ impl Adapter {
     pub fn as_plus(&self) -> Option<&Plus> {
         match self {
             Adapter::Plus(plus) => Some(plus),
-            Adapter::Lora(_) => None,
+            Adapter::Lora(_) | Adapter::Prefix(_) => None,
         }
     }
 
     /// The LoRA, if it is one.
     pub fn as_lora(&self) -> Option<&Lora> {
         match self {
-            Adapter::Plus(_) => None,
+            Adapter::Plus(_) | Adapter::Prefix(_) => None,
             Adapter::Lora(lora) => Some(lora),
+        }
+    }
+
+    /// The virtual tokens, if it is some.
+    pub fn as_prefix(&self) -> Option<&Prefix> {
+        match self {
+            Adapter::Plus(_) | Adapter::Lora(_) => None,
+            Adapter::Prefix(prefix) => Some(prefix),
         }
     }
 
@@ -80,6 +101,7 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => Box::new(plus.tensors()),
             Adapter::Lora(lora) => Box::new(lora.tensors()),
+            Adapter::Prefix(prefix) => prefix.tensors(),
         }
     }
 
@@ -88,6 +110,7 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => plus.get(slot),
             Adapter::Lora(lora) => lora.get(slot),
+            Adapter::Prefix(prefix) => prefix.get(slot),
         }
     }
 
@@ -96,6 +119,11 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => Touched::Queries(plus.layers.keys().copied().collect()),
             Adapter::Lora(lora) => Touched::Weights(lora.modules.keys().copied().collect()),
+            // What meets the virtual tokens; embeddings go through the whole base, so every layer it has.
+            Adapter::Prefix(prefix) => match &prefix.tokens {
+                prefix::VirtualTokens::KeysValues(layers) => Touched::Queries(layers.keys().copied().collect()),
+                prefix::VirtualTokens::Embeddings(_) => Touched::AllQueries,
+            },
         }
     }
 
@@ -103,7 +131,7 @@ impl Adapter {
     pub fn layer_numbers(&self) -> std::collections::btree_set::IntoIter<usize> {
         let layers: std::collections::BTreeSet<usize> = match self {
             Adapter::Plus(plus) => plus.layers.keys().copied().collect(),
-            Adapter::Lora(lora) => lora.tensors().filter_map(|(slot, _)| slot.layer).collect(),
+            Adapter::Lora(_) | Adapter::Prefix(_) => self.tensors().filter_map(|(slot, _)| slot.layer).collect(),
         };
         layers.into_iter()
     }
@@ -112,7 +140,10 @@ impl Adapter {
     pub fn in_form_of(&self, other: &Adapter) -> Adapter {
         match (self, other) {
             (Adapter::Lora(own), Adapter::Lora(other)) => own.folded_like(other).into(),
-            (Adapter::Plus(_) | Adapter::Lora(_), Adapter::Plus(_) | Adapter::Lora(_)) => self.clone(),
+            (
+                Adapter::Plus(_) | Adapter::Lora(_) | Adapter::Prefix(_),
+                Adapter::Plus(_) | Adapter::Lora(_) | Adapter::Prefix(_),
+            ) => self.clone(),
         }
     }
 
@@ -120,7 +151,7 @@ impl Adapter {
     pub fn base_model_type(&self) -> Option<&str> {
         match self {
             Adapter::Plus(plus) => plus.config.base_model_type.as_deref(),
-            Adapter::Lora(lora) => lora.config.get("base_model_type").and_then(Value::as_str),
+            Adapter::Lora(_) | Adapter::Prefix(_) => self.extra().get("base_model_type").and_then(Value::as_str),
         }
     }
 
@@ -129,6 +160,7 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => &plus.config.extra,
             Adapter::Lora(lora) => &lora.config,
+            Adapter::Prefix(prefix) => &prefix.config,
         }
     }
 
@@ -137,6 +169,7 @@ impl Adapter {
         match self {
             Adapter::Plus(plus) => &mut plus.config.extra,
             Adapter::Lora(lora) => &mut lora.config,
+            Adapter::Prefix(prefix) => &mut prefix.config,
         }
     }
 
@@ -146,6 +179,7 @@ impl Adapter {
             Adapter::Plus(plus) => plus.fields().map(|(field, value)| (field.key, value)).collect(),
             // Factors are those of modules, and no list of fields.
             Adapter::Lora(_) => Vec::new(),
+            Adapter::Prefix(prefix) => prefix.fields(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Where a tensor of an adapter belongs: the key by which import, export and comparison know it.
 
-use super::{lora, plus};
+use super::{lora, plus, prefix};
 use crate::base::{BlockWeight, Weight};
 use crate::named::named_enum;
 
@@ -28,6 +28,8 @@ pub enum Site {
     Head,
     /// The norm before the output head.
     OutputNorm,
+    /// The sequence that goes into the first block.
+    Input,
 }
 
 named_enum! {
@@ -52,6 +54,12 @@ named_enum! {
         Bias = "lora_bias",
         /// A weight that stands in the place of the base's.
         Whole = "weight",
+        /// Keys of virtual tokens.
+        PrefixKeys = "prefix_keys",
+        /// Values of virtual tokens.
+        PrefixValues = "prefix_values",
+        /// Embeddings of virtual tokens.
+        VirtualTokens = "virtual_tokens",
     }
 }
 
@@ -60,6 +68,7 @@ impl Part {
     pub fn is_main(self) -> bool {
         match self {
             Part::Memory | Part::A | Part::B => true,
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => true,
             Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => false,
             Part::Magnitude | Part::Bias | Part::Whole => false,
         }
@@ -71,6 +80,7 @@ impl Part {
             Part::FeatureBias | Part::Normalizer => true,
             Part::Memory | Part::FeatureWeight => false,
             Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => false,
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => false,
         }
     }
 }
@@ -79,6 +89,11 @@ impl Slot {
     /// A part beside the attention of block `layer`.
     pub fn attention(layer: usize, part: Part) -> Slot {
         Slot { layer: Some(layer), site: Site::Attention, part }
+    }
+
+    /// The embeddings of virtual tokens.
+    pub fn virtual_tokens() -> Slot {
+        Slot { layer: None, site: Site::Input, part: Part::VirtualTokens }
     }
 
     /// A part of what is added to a weight of the base.
@@ -100,7 +115,9 @@ impl Slot {
             (Site::Embedding, None) => Some(Weight::TokenEmbedding),
             (Site::Head, None) => Some(Weight::Output),
             (Site::OutputNorm, None) => Some(Weight::OutputNorm),
-            (Site::Attention | Site::Linear(_) | Site::Embedding | Site::Head | Site::OutputNorm, _) => None,
+            (Site::Attention | Site::Linear(_) | Site::Embedding | Site::Head | Site::OutputNorm | Site::Input, _) => {
+                None
+            }
         }
     }
 
@@ -109,12 +126,14 @@ impl Slot {
         match self.part {
             Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => plus::canonical_name(self),
             Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => lora::canonical_name(self),
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => prefix::canonical_name(self),
         }
     }
 
     /// The slot whose [`canonical_name`](Self::canonical_name) this is.
     pub fn parse_canonical_name(name: &str) -> Option<Slot> {
-        plus::parse_canonical_name(name).or_else(|| lora::parse_canonical_name(name))
+        let others = || lora::parse_canonical_name(name).or_else(|| prefix::parse_canonical_name(name));
+        plus::parse_canonical_name(name).or_else(others)
     }
 
     /// The tensor's name in GGUF.
@@ -124,6 +143,7 @@ impl Slot {
                 plus::gguf_names::tensor_name(self)
             }
             Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => lora::gguf_tensor_name(self),
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => prefix::gguf_name(self),
         }
     }
 

@@ -66,6 +66,8 @@ const OTHER_CONFIG: &str = "its architecture, sizes or constants are others";
 pub enum Touched {
     /// The queries of these layers.
     Queries(Vec<usize>),
+    /// The queries of every layer.
+    AllQueries,
     /// These matrices.
     Weights(BTreeSet<Weight>),
 }
@@ -119,6 +121,9 @@ impl Fingerprint {
             Touched::Queries(layers) => {
                 let layers = layers.iter().filter(|i| **i < base.config.n_layers);
                 (Scheme::Queries, layers.map(|&i| (i.to_string(), Key::Query(i))).collect())
+            }
+            Touched::AllQueries => {
+                (Scheme::Queries, (0..base.config.n_layers).map(|i| (i.to_string(), Key::Query(i))).collect())
             }
             Touched::Weights(weights) => {
                 let named = |&weight: &Weight| {

@@ -12,6 +12,7 @@ use crate::about::{About, OTHER, is_of_hub};
 use crate::adapter::Adapter;
 use crate::adapter::lora::{Lora, Module};
 use crate::adapter::plus::{self, Plus};
+use crate::adapter::prefix::{Prefix, VirtualTokens};
 use crate::base::BaseModel;
 use crate::format::bundle::CHAT_TEMPLATE_FILE;
 use crate::format::hub::is_hub_id;
@@ -71,6 +72,21 @@ impl Card<'_> {
                  A [LoRA](https://arxiv.org/abs/2106.09685) for {base}: to each adapted weight W of its base model `scale * B A` is added.\n\n",
                 name.unwrap_or_else(|| format!("LoRA for {base}"))
             ),
+            Adapter::Prefix(prefix) => {
+                let (method, n) = (prefix.method, prefix.n_tokens());
+                let what = match prefix.tokens {
+                    VirtualTokens::KeysValues(_) => "keys and values of every layer, as attention finds them",
+                    VirtualTokens::Embeddings(_) => "input embeddings",
+                };
+                write!(
+                    out,
+                    "# {}\n\n\
+                     {} ([paper]({})) for {base}: {n} virtual tokens in front of every sequence, {what}; the text follows at position {n}.\n\n",
+                    name.unwrap_or_else(|| format!("{} for {base}", method.title())),
+                    method.title(),
+                    method.paper()
+                )
+            }
         };
         self.description(&mut out);
         self.running(&mut out);
@@ -79,6 +95,7 @@ impl Card<'_> {
         match self.adapter.adapter() {
             Adapter::Plus(plus) => self.table(plus, &mut out),
             Adapter::Lora(lora) => self.lora_table(lora, &mut out),
+            Adapter::Prefix(prefix) => self.prefix_table(prefix, &mut out),
         }
         self.tensors(&mut out);
         self.origin(&mut out);
@@ -113,6 +130,7 @@ impl Card<'_> {
             Adapter::Plus(_) if self.is_gguf() => ("ptplus", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
             Adapter::Plus(_) => ("peft", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
             Adapter::Lora(_) => ("peft", &["lora", "adapter"]),
+            Adapter::Prefix(_) => ("peft", &["virtual-tokens", "adapter"]),
         };
         put("library_name", library);
         put("pipeline_tag", "text-generation");
@@ -157,6 +175,7 @@ impl Card<'_> {
 
     fn running(&self, out: &mut String) {
         let is_lora = self.adapter.adapter().as_lora().is_some();
+        let is_of_peft = self.adapter.adapter().as_plus().is_none();
         out.push_str("## Use\n\nWith ptplus, which checks every file first:\n\n```sh\nptplus check . --base BASE");
         if let Some(key) = self.public_key {
             let _ = write!(out, " --trusted-key KEY   # the signer says it is {key}");
@@ -174,7 +193,7 @@ impl Card<'_> {
         out.push_str("```\n\n");
         let (folder, place) = match self.is_gguf() {
             true => {
-                let package = if is_lora { "" } else { ", with the Python package of ptplus" };
+                let package = if is_of_peft { "" } else { ", with the Python package of ptplus" };
                 let _ = write!(
                     out,
                     "In PyTorch{package}, from safetensors that are made beside the bundle, not in it:\n\n```sh\nptplus convert . -o ../adapter-safetensors --to safetensors\n```\n\n"
@@ -182,7 +201,7 @@ impl Card<'_> {
                 ("../adapter-safetensors", "")
             }
             false => {
-                let package = if is_lora { "" } else { " and the Python package of ptplus" };
+                let package = if is_of_peft { "" } else { " and the Python package of ptplus" };
                 let _ = write!(out, "In PyTorch, with PEFT{package}: this folder is a PEFT model. ");
                 (
                     ".",
@@ -193,7 +212,7 @@ impl Card<'_> {
         if !self.is_gguf() {
             out.push_str("\n\n");
         }
-        let import = if is_lora { "" } else { "import ptplus.peft\n" };
+        let import = if is_of_peft { "" } else { "import ptplus.peft\n" };
         let base = self.about.base_model.as_deref().unwrap_or("BASE");
         let _ = write!(
             out,
@@ -244,6 +263,15 @@ impl Card<'_> {
         if !self.notes.is_empty() {
             out.push('\n');
         }
+    }
+
+    fn prefix_table(&self, prefix: &Prefix, out: &mut String) {
+        out.push_str("| | |\n|---|---|\n");
+        let fields = prefix.fields().into_iter().map(|(key, value)| (key, value.text()));
+        for (what, value) in fields.chain([("suggested file name", format!("`{}`", self.download_name))]) {
+            let _ = writeln!(out, "| {what} | {value} |");
+        }
+        out.push('\n');
     }
 
     fn lora_table(&self, lora: &Lora, out: &mut String) {

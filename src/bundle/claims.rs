@@ -30,6 +30,7 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
     let a = match adapter.adapter() {
         Adapter::Plus(plus) => plus,
         Adapter::Lora(lora) => return of_lora(adapter, lora, digest),
+        Adapter::Prefix(_) => return of_prefix(adapter, digest),
     };
     let fields = a.fields().filter(|(field, _)| field.is_in_config).map(|(field, value)| (field.key, value.json()));
     let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
@@ -59,6 +60,17 @@ fn of_lora(adapter: &Validated, lora: &Lora, digest: &AdapterDigest) -> Map<Stri
         Value::Object(map) => map,
         _ => Map::new(),
     }
+}
+
+/// [`of_adapter`], of virtual tokens: the method and the sizes.
+fn of_prefix(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
+    let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
+    let fields = adapter.adapter().fields().into_iter().map(|(key, value)| (key, value.json()));
+    let others = [
+        ("gguf_architecture", adapter.origin.gguf_architecture.as_deref().into()),
+        ("row_order", adapter.origin.row_order.name().into()),
+    ];
+    first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,

@@ -105,9 +105,10 @@ impl TensorDifference {
 pub fn diff(a: &Validated, b: &Validated) -> Result<Difference> {
     let (x, y) = (&a.adapter().in_form_of(b.adapter()), &b.adapter().in_form_of(a.adapter()));
     let mut metadata = conventions_of(x, y);
-    // What PEFT's configuration says of a LoRA, ranks and scales say too, and of another program's file that is all there is.
-    let are_loras = x.as_lora().is_some() && y.as_lora().is_some();
-    let counts = |d: &MetadataDifference| !are_loras && !is_provenance(&d.key);
+    // What PEFT's configuration says of a LoRA or of virtual tokens, scales and sizes say too, and of another program's file that is
+    // all there is.
+    let are_of_peft = x.as_plus().is_none() && y.as_plus().is_none();
+    let counts = |d: &MetadataDifference| !are_of_peft && !is_provenance(&d.key);
     let (counted, provenance) = extra_keys(x, y).into_iter().partition::<Vec<_>, _>(counts);
     metadata.extend(counted);
     let slots: BTreeSet<Slot> = x.tensors().chain(y.tensors()).map(|(slot, _)| slot).collect();
@@ -129,7 +130,7 @@ fn conventions_of(a: &Adapter, b: &Adapter) -> Vec<MetadataDifference> {
     }
     a.conventions()
         .zip(b.conventions())
-        .filter(|((_, va), (_, vb))| va != vb)
+        .filter(|((ka, va), (kb, vb))| ka == kb && va != vb)
         .map(|((key, va), (_, vb))| MetadataDifference { key: key.into(), a: va.into(), b: vb.into() })
         .collect()
 }

@@ -104,7 +104,8 @@ fn hash(part: Part, t: &LazyTensor, done: &(dyn Fn(u64) + Sync)) -> Hashed {
 /// What defines the computation besides the tensors; scales as GGUF keeps them, in F32.
 fn config_text(adapter: &Adapter) -> String {
     let fields = match adapter {
-        Adapter::Plus(_) => {
+        // Sizes are shapes of the tensors, but digests name them.
+        Adapter::Plus(_) | Adapter::Prefix(_) => {
             adapter.fields().into_iter().map(|(key, value)| (report_key(key), value.digest_json())).collect()
         }
         // Ranks are shapes of the tensors.
@@ -153,7 +154,7 @@ pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> R
     let source = source::open(path)?;
     let (adapter, note) = match &source {
         // Not worth reading again.
-        Source::Tensors(s) if !import::has_parts(&s.tensors) && !import::is_lora(s) => {
+        Source::Tensors(s) if !import::has_parts(&s.tensors) && !import::is_of_peft(s) => {
             (None, Some("no digest of an adapter: no tensor has the name of a part of one".to_owned()))
         }
         _ => match adapter_of(path) {

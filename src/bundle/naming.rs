@@ -36,6 +36,7 @@ pub fn download_name(
     let (fine_tune, suffix) = match kind {
         Kind::Plus => (vec![FINE_TUNE.to_owned()], ""),
         Kind::Lora => (Vec::new(), "-LoRA"),
+        Kind::Prefix => (vec!["virtual-tokens".to_owned()], ""),
     };
     let parts = [vec![plain(&base_name), size], after.iter().map(|w| plain(w)).collect(), fine_tune];
     format!("{}-v{version}-{}{suffix}.gguf", parts.concat().join("-"), encoding.name())

@@ -6,6 +6,7 @@ use super::reading::Reading;
 use super::table;
 use super::ui::{Status, Ui};
 use super::units::bytes;
+use crate::adapter::Kind;
 use crate::adapter::plus::FIELDS;
 use crate::error::{Result, escape};
 use crate::import::suggest_layout;
@@ -60,7 +61,14 @@ impl Display for Text<'_> {
             i.n_parameters,
             i.tensors.len()
         )?;
-        if let Some(a) = &i.adapter {
+        if let Some(a) = i.adapter.as_ref().filter(|a| a.kind == Kind::Prefix) {
+            writeln!(out, "\nVirtual tokens, {}", a.layout)?;
+            let fields = a.fields.iter().filter(|(key, _)| *key != "adapted_layers");
+            let fields = fields.map(|(key, value)| {
+                format!("{key} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+            });
+            writeln!(out, "  {}, row order {}", fields.collect::<Vec<_>>().join(", "), a.row_order)?;
+        } else if let Some(a) = &i.adapter {
             writeln!(out, "\nPrefix-Tuning+ adapter, {}", a.layout)?;
             let text = |key: &str| match a.fields.get(key).unwrap_or(&Value::Null) {
                 Value::String(text) => text.clone(),

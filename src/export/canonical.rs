@@ -20,8 +20,10 @@ use crate::validate::Validated;
 ///
 /// Those of the rules; [`Code::Usage`] for block types.
 pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
-    if let Adapter::Lora(lora) = source.adapter() {
-        return super::lora::plan_peft(source, lora, rules);
+    match source.adapter() {
+        Adapter::Plus(_) => {}
+        Adapter::Lora(lora) => return super::lora::plan_peft(source, lora, rules),
+        Adapter::Prefix(prefix) => return super::prefix::plan_peft(source, prefix, rules),
     }
     let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let tensors: Vec<OutputTensor> = source
@@ -51,6 +53,7 @@ pub fn config_json(source: &Validated, plan: &Plan, base_model_type: Option<&str
     let adapter = match source.adapter() {
         Adapter::Plus(plus) => plus,
         Adapter::Lora(lora) => return text_of(super::lora::config(source, lora)),
+        Adapter::Prefix(prefix) => return text_of(super::prefix::config(prefix)),
     };
     let c = &adapter.config;
     let mut extra = c.extra.clone();

@@ -33,6 +33,7 @@ pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, ru
     let adapter = match source.adapter() {
         Adapter::Plus(plus) => plus,
         Adapter::Lora(lora) => return super::lora::plan_gguf(source, lora, architecture, base, rules),
+        Adapter::Prefix(prefix) => return super::prefix::plan_gguf(source, prefix, architecture, rules),
     };
     let base_model_type = base.and_then(|b| b.config.model_type.as_deref());
     let mut reordered = adapter.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
-use super::recorded::{gguf_metadata, widened_from};
+use super::recorded::{gguf_metadata, own_metadata};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Value};
 use crate::format::{TensorSpec, safetensors};
 use crate::import::foreign;
-use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, WIDENED_FROM};
+use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::{cast, row_order};
 use crate::validate::Validated;
@@ -182,7 +182,7 @@ pub(super) fn plan_peft(source: &Validated, lora: &Lora, rules: &TypeRules) -> R
         .iter()
         .map(|t| TensorSpec { name: t.label.clone(), dtype: t.dtype, shape: t.source.shape().to_vec() })
         .collect();
-    let metadata = own_metadata(source, lora, &tensors);
+    let metadata = own_metadata(source, &tensors);
     Ok(Plan { file: safetensors::plan(&metadata, &specs)?, tensors })
 }
 
@@ -197,19 +197,6 @@ pub(super) fn config(source: &Validated, lora: &Lora) -> Map<String, Json> {
     let mut config = lora.stated_config();
     config.retain(|key, _| !key.starts_with(OWN_KEYS));
     config
-}
-
-/// What ptplus itself has to say, as metadata of the safetensors file: older versions of PEFT refuse a configuration with keys
-/// that they do not know.
-fn own_metadata(source: &Validated, lora: &Lora, tensors: &[OutputTensor]) -> BTreeMap<String, String> {
-    let text = |v: &Json| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let own = lora.config.iter().filter(|(key, _)| key.starts_with(OWN_KEYS));
-    let mut out: BTreeMap<String, String> = own.map(|(key, v)| (key.clone(), text(v))).collect();
-    if let Some(coarsest) = widened_from(source, tensors) {
-        out.insert(WIDENED_FROM.to_owned(), coarsest.name().to_owned());
-    }
-    out.insert("format".to_owned(), "pt".to_owned());
-    out
 }
 
 /// What was folded and can be taken out exactly, with the type that the first source had: where rounding the quotients to that

@@ -9,6 +9,7 @@ mod file_type;
 pub mod gguf;
 mod lora;
 mod mix;
+mod prefix;
 mod recorded;
 #[cfg(feature = "runner")]
 pub(crate) use recorded::main_type;
@@ -127,6 +128,8 @@ pub fn write_tensors(
     out.set_len(plan.file.len_bytes)?;
     out.write_all_at(0, &plan.file.header)?;
     let entries = match values {
+        // Where there is one output, it has all of them: PEFT keeps virtual tokens of every layer in one tensor.
+        Values::Validated(source) if plan.tensors.len() == 1 => vec![source.ledger.consumed().collect()],
         Values::Validated(source) => consumed_by_tensor(source),
         Values::Unchecked => vec![Vec::new(); plan.tensors.len()],
     };

@@ -10,6 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{json, limits};
 use crate::import::foreign;
+use crate::import::stated::{OWN_KEYS, WIDENED_FROM};
 use crate::tensor::DType;
 use crate::validate::Validated;
 
@@ -94,4 +95,17 @@ fn source_dtypes(source: &Validated) -> String {
 pub(super) fn widened_from(source: &Validated, tensors: &[OutputTensor]) -> Option<DType> {
     let coarsest = source.coarsest_dtype();
     tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()).then_some(coarsest)
+}
+
+/// What ptplus itself has to say, as metadata of a safetensors file of PEFT's: older versions of PEFT refuse a configuration with keys
+/// that they do not know.
+pub(super) fn own_metadata(source: &Validated, tensors: &[OutputTensor]) -> BTreeMap<String, String> {
+    let text = |v: &Json| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let own = source.adapter().extra().iter().filter(|(key, _)| key.starts_with(OWN_KEYS));
+    let mut out: BTreeMap<String, String> = own.map(|(key, v)| (key.clone(), text(v))).collect();
+    if let Some(coarsest) = widened_from(source, tensors) {
+        out.insert(WIDENED_FROM.to_owned(), coarsest.name().to_owned());
+    }
+    out.insert("format".to_owned(), "pt".to_owned());
+    out
 }

@@ -299,7 +299,7 @@ impl<'a> Chooser<'a> {
     pub fn finish(self) -> Result<()> {
         match self.source.adapter() {
             Adapter::Plus(_) => self.overrides.finish("a memory or feature map", "biases and normalisers stay F32"),
-            Adapter::Lora(_) => self.overrides.finish("a tensor", "names are the output's"),
+            Adapter::Lora(_) | Adapter::Prefix(_) => self.overrides.finish("a tensor", "names are the output's"),
         }
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::adapter::plus::FIELDS;
 use crate::adapter::plus::gguf_names::key as own_key;
-use crate::adapter::{gguf_names as names, lora};
+use crate::adapter::{gguf_names as names, lora, prefix};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::names::{check_name, shorten};
@@ -44,7 +44,9 @@ const OWN: [&str; 18] = [
 
 fn is_own(key: &str) -> bool {
     let fields = FIELDS.iter().map(|field| field.gguf).chain(["version", "layers", "query_order"]);
-    OWN.contains(&key) || fields.into_iter().any(|field| own_key(field) == key)
+    OWN.contains(&key)
+        || fields.into_iter().any(|field| own_key(field) == key)
+        || prefix::gguf_keys::FIELDS.into_iter().any(|field| prefix::gguf_keys::key(field) == key)
 }
 
 /// What of a file's metadata is to be carried, for [`KEY`]; `None` if nothing. `config` is what the file records of its
@@ -160,7 +162,11 @@ struct BaseName {
 impl BaseName {
     fn of(config: &Map<String, Json>) -> BaseName {
         let kind = config.get("peft_type").and_then(Json::as_str);
-        let method = if kind == Some(lora::PEFT_TYPE) { "LoRA" } else { "Prefix-Tuning+" };
+        let method = match kind {
+            Some(lora::PEFT_TYPE) => "LoRA",
+            Some(kind) => prefix::Method::parse(kind).map_or("Prefix-Tuning+", prefix::Method::title),
+            None => "Prefix-Tuning+",
+        };
         let text = config.get("base_model_name_or_path").and_then(Json::as_str).unwrap_or_default();
         // `organization/name` is a hub name. Anything else is a path of the trainer's machine: keep its last part.
         let is_part = |s: &str| {

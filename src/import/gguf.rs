@@ -18,7 +18,7 @@ use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
 pub(super) mod keys;
-use keys::{missing, required, stated_layers};
+use keys::{required, stated_layers};
 
 pub(super) fn import(path: &Path, file: &Gguf, options: &Options, base: Option<&BaseModel>) -> Result<Imported> {
     let mut imported = read(path, file, base).map_err(|e| in_gguf_terms(e).file(path))?;
@@ -85,7 +85,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         return Err(Error::new(Code::ConfigUnsupported, format!("expected version {}, found {version}", VERSION))
             .field(key("version")));
     }
-    let order = row_order(meta, &architecture)?;
+    let order = keys::architecture_order(meta, &architecture, &key("query_order"))?;
     let (stated, value_length) = keys::stated(meta)?;
 
     let mut findings = Findings::default();
@@ -156,24 +156,6 @@ fn canonical_axes(part: Part, t: LazyTensor) -> LazyTensor {
     // Writers drop a trailing dimension of 1: what all heads share may come without its head axis.
     let t = if t.shape().len() + 1 == spec.axes().len() { t.unsqueeze0() } else { t };
     if t.shape().len() == spec.axes().len() { spec.in_gguf(t) } else { t }
-}
-
-fn row_order(meta: &Metadata, architecture: &str) -> Result<RowOrder> {
-    let field = key("query_order");
-    let by_architecture = RowOrder::of_gguf_architecture(architecture).ok_or_else(|| unlisted(architecture))?;
-    let text = meta.str(&field)?.ok_or_else(|| missing(&field))?;
-    let order = RowOrder::parse(text).ok_or_else(|| {
-        Error::new(Code::ConfigUnsupported, format!("expected norm or neox, found {text:?}")).field(&field)
-    })?;
-    if order != by_architecture {
-        // A runtime keeps q in its architecture's order; a file in the other order would give wrong numbers there.
-        return Err(Error::new(
-            Code::AdapterMismatch,
-            format!("expected {by_architecture}, the row order of architecture {architecture:?}, found {order}"),
-        )
-        .field(&field));
-    }
-    Ok(order)
 }
 
 /// The refusal of an architecture whose row order nobody has established.

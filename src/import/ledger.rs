@@ -68,7 +68,14 @@ impl Entry {
                         _ => format!("{part} of {name}"),
                     };
                 }
-                match slots.iter().filter_map(|slot| slot.layer).collect::<Vec<_>>()[..] {
+                let part = match slots.first().map(|slot| slot.part) {
+                    Some(Part::VirtualTokens) => return "embeddings of virtual tokens".into(),
+                    Some(Part::PrefixKeys) if slots.len() > 1 => "prefix keys and values",
+                    _ => part,
+                };
+                let mut layers: Vec<usize> = slots.iter().filter_map(|slot| slot.layer).collect();
+                layers.dedup();
+                match layers[..] {
                     [layer] => format!("{part} of layer {layer}"),
                     ref layers => format!("{part} of layers {}", ranges(layers)),
                 }

@@ -13,6 +13,7 @@ mod lora;
 pub mod mapping;
 mod model_config;
 mod patterns;
+mod prefix;
 mod rules;
 pub mod source;
 pub mod stated;
@@ -23,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use crate::adapter::Adapter;
 use crate::base::{BaseModel, RowOrder};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::bundle::Bundle;
 use crate::format::gguf::Metadata;
@@ -118,13 +119,21 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
     match source {
         Source::Gguf(file) if lora::is_gguf_lora(&file.metadata) => {
-            lora::refuse_options(options)?;
+            refuse_options(options, "a LoRA")?;
             lora::import_gguf(path, &file, base).map(|i| Opened::Adapter(Box::new(i)))
+        }
+        Source::Gguf(file) if prefix::is_gguf_prefix(&file.metadata) => {
+            refuse_options(options, "virtual tokens")?;
+            prefix::import_gguf(path, &file).map(|i| Opened::Adapter(Box::new(i)))
         }
         Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
         Source::Tensors(tensors) if options.layout.is_none() && is_lora(&tensors) => {
-            lora::refuse_options(options)?;
+            refuse_options(options, "a LoRA")?;
             lora::read(path, tensors, base).map(|i| Opened::Adapter(Box::new(i)))
+        }
+        Source::Tensors(tensors) if options.layout.is_none() && is_prefix(&tensors) => {
+            refuse_options(options, "virtual tokens")?;
+            prefix::read(path, tensors, base).map(|i| Opened::Adapter(Box::new(i)))
         }
         Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),
     }
@@ -132,11 +141,31 @@ pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: 
 
 /// Whether a GGUF file says that it is an adapter of a kind that is read here.
 pub(crate) fn is_gguf_adapter(metadata: &Metadata) -> Result<bool> {
-    Ok(gguf::is_adapter(metadata)? || lora::is_gguf_lora(metadata))
+    Ok(gguf::is_adapter(metadata)? || lora::is_gguf_lora(metadata) || prefix::is_gguf_prefix(metadata))
+}
+
+/// Conventions and layouts are those of Prefix-Tuning+.
+fn refuse_options(options: &Options, what: &str) -> Result<()> {
+    if options.is_empty() {
+        return Ok(());
+    }
+    let message = format!("expected no conventions of Prefix-Tuning+ and no layout, since the adapter is {what}");
+    let flag = options.stated.keys().next().map_or("--layout", |key| flag_of(key).unwrap_or(key));
+    Err(Error::new(Code::Usage, message).field(flag))
+}
+
+/// Whether tensors are those of an adapter that PEFT itself has.
+pub(crate) fn is_of_peft(source: &TensorSource) -> bool {
+    is_lora(source) || is_prefix(source)
+}
+
+/// Whether tensors are virtual tokens, and no part of a Prefix-Tuning+ adapter is among them.
+fn is_prefix(source: &TensorSource) -> bool {
+    !draft::has_parts(&source.tensors) && prefix::is_prefix(source)
 }
 
 /// Whether tensors are a LoRA's: by PEFT's names, and no part of a Prefix-Tuning+ adapter is among them.
-pub(crate) fn is_lora(source: &TensorSource) -> bool {
+fn is_lora(source: &TensorSource) -> bool {
     !draft::has_parts(&source.tensors) && lora::is_lora(source)
 }
 
@@ -173,13 +202,22 @@ pub fn read(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
     settled(open(path, options, base)?, base)
 }
 
+/// [`read`], of a source that is open.
+///
+/// # Errors
+///
+/// As there.
+pub fn read_source(path: &Path, source: Source) -> Result<Imported> {
+    settled(open_source(path, source, &Options::default(), None)?, None)
+}
+
 /// The adapter in a bundle that was checked.
 ///
 /// # Errors
 ///
 /// As [`read`].
 pub fn read_bundle(bundle: &Bundle) -> Result<Imported> {
-    settled(open_source(&bundle.path, source::of_bundle(bundle)?, &Options::default(), None)?, None)
+    read_source(&bundle.path, source::of_bundle(bundle)?)
 }
 
 fn settled(opened: Opened, base: Option<&BaseModel>) -> Result<Imported> {

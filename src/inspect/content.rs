@@ -56,7 +56,7 @@ pub fn content_of(path: &Path) -> Option<Content> {
                 false => says_model(&file).unwrap_or(false).then_some(Content::Base),
             };
         }
-        Source::Tensors(source) if import::is_lora(&source) => return Some(Content::Adapter),
+        Source::Tensors(source) if import::is_of_peft(&source) => return Some(Content::Adapter),
         Source::Tensors(source) => source.tensors,
     };
     match is_probe(tensors.iter().map(|t| t.name.as_str())) {

@@ -77,7 +77,7 @@ pub fn readable_adapter(adapter: &Validated, base: &BaseModel) -> Result<Readabl
     // llama.cpp rounds activations to the type of a LoRA's halves, and ends the program where a base has one tensor for
     // embedding and head: writing it anew decodes the former and refuses the latter.
     let is_exact = match adapter.adapter() {
-        adapter::Adapter::Plus(_) => true,
+        adapter::Adapter::Plus(_) | adapter::Adapter::Prefix(_) => true,
         adapter::Adapter::Lora(lora) => {
             lora.tensors().all(|(slot, t)| t.stored_dtype() == DType::F32 && slot.layer.is_some())
         }

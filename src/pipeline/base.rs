@@ -163,11 +163,16 @@ fn merge(base: &BaseModel, adapters: &[(Validated, f64)]) -> Result<Option<Merge
 ///
 /// [`Code::ConfigUnsupported`] for a kind that computes what no weight can.
 fn mergeable(adapter: &Adapter) -> Result<&Lora> {
-    if let Adapter::Lora(lora) = adapter {
-        return Ok(lora);
-    }
-    let message = "expected a LoRA, found Prefix-Tuning+, which cannot be merged: its term is phi(q) M, a function of the query \
-                   after RoPE that is not linear in it, so no weight can hold it; run it beside the base";
+    let message = match adapter {
+        Adapter::Lora(lora) => return Ok(lora),
+        Adapter::Plus(_) => {
+            "expected a LoRA, found Prefix-Tuning+, which cannot be merged: its term is phi(q) M, a function of the query after RoPE \
+             that is not linear in it, so no weight can hold it; run it beside the base"
+        }
+        Adapter::Prefix(_) => {
+            "expected a LoRA, found virtual tokens, which cannot be merged: they are part of every sequence, and no weight"
+        }
+    };
     Err(Error::new(Code::ConfigUnsupported, message))
 }
 

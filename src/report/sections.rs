@@ -133,7 +133,9 @@ pub(super) fn conventions(adapter: &Validated, settlement: Option<&Settlement>) 
             let conventions = plus.fields().filter(|(field, _)| field.is_convention());
             conventions.map(|(field, value)| row(field.key, value.to_string())).collect()
         }
-        Adapter::Lora(_) => adapter.adapter().conventions().map(|(key, value)| row(key, value)).collect::<Vec<_>>(),
+        Adapter::Lora(_) | Adapter::Prefix(_) => {
+            adapter.adapter().conventions().map(|(key, value)| row(key, value)).collect::<Vec<_>>()
+        }
     };
     let order_by = match &adapter.origin.gguf_architecture {
         Some(architecture) => format!("the file's architecture, {architecture}"),

@@ -23,6 +23,18 @@ impl LayerCache {
         LayerCache { kv: None, len: 0 }
     }
 
+    /// One that has seen `len` positions, whose keys and values `[B * H_kv, len, D]` these are. Nothing is written into them: the
+    /// next position has no room there.
+    pub fn holding(k: Tensor, v: Tensor, len: usize) -> Self {
+        LayerCache { kv: Some((k, v)), len }
+    }
+
+    /// Keys and values of the positions seen, `[B * H_kv, len, D]` each.
+    pub fn contents(&self) -> Result<(Tensor, Tensor)> {
+        let Some((k, v)) = &self.kv else { candle_core::bail!("the cache is empty") };
+        Ok((k.narrow(1, 0, self.len)?.contiguous()?, v.narrow(1, 0, self.len)?.contiguous()?))
+    }
+
     /// Appends `k` and `v` `[B * H_kv, T, D]` and gives all positions.
     fn append(&mut self, k: &Tensor, v: &Tensor) -> Result<(Tensor, Tensor)> {
         let (rows, t, d) = k.dims3()?;

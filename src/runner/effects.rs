@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::adapter::Adapter;
 use crate::adapter::lora::{self, Lora};
 use crate::adapter::plus::{self, Plus};
+use crate::adapter::prefix::{KeysValues, Prefix, VirtualTokens};
 use crate::base::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Error, Result};
 use crate::tensor::LazyTensor;
@@ -18,6 +19,46 @@ pub struct Effects<'a> {
     pub terms: BTreeMap<usize, AttentionTerm<'a>>,
     /// Weights that stand in the place of the base's. The runner refuses them: they have to be merged.
     pub replaced: Vec<Weight>,
+    /// What stands in front of the sequence, at positions from 0 on; its own tokens follow.
+    pub front: Option<Front<'a>>,
+}
+
+/// What stands in front of a sequence, as an adapter states it.
+#[derive(Debug, Clone, Copy)]
+pub enum Front<'a> {
+    /// Keys and values of every layer.
+    KeysValues(&'a BTreeMap<usize, KeysValues>),
+    /// Embeddings `[P, hidden]`, which go through the base.
+    Embeddings(&'a LazyTensor),
+}
+
+impl Front<'_> {
+    /// P.
+    pub fn n_tokens(&self) -> usize {
+        let shape = match self {
+            Front::KeysValues(layers) => layers.values().next().map(|l| &l.keys.shape()[1..]),
+            Front::Embeddings(t) => Some(t.shape()),
+        };
+        shape.and_then(|s| s.first().copied()).unwrap_or(0)
+    }
+
+    pub(super) fn check_fits(&self, base: &BaseModel) -> Result<()> {
+        let c = &base.config;
+        let is_it = match self {
+            Front::KeysValues(layers) => {
+                let shape = [c.n_kv_heads, self.n_tokens(), c.head_dim];
+                layers.keys().copied().eq(0..c.n_layers)
+                    && layers.values().all(|l| l.keys.shape() == shape && l.values.shape() == shape)
+                    && c.value_head_dim == c.head_dim
+            }
+            Front::Embeddings(t) => t.shape() == [self.n_tokens(), c.hidden_size],
+        };
+        if is_it && self.n_tokens() > 0 {
+            return Ok(());
+        }
+        let message = "expected virtual tokens of the base's layers, heads and sizes, found others";
+        Err(Error::new(Code::AdapterMismatch, message))
+    }
 }
 
 /// `W + scale * B A` in the place of a matrix W `[rows, columns]`.
@@ -49,6 +90,7 @@ impl<'a> From<&'a Adapter> for Effects<'a> {
         match adapter {
             Adapter::Plus(plus) => plus.into(),
             Adapter::Lora(lora) => lora.into(),
+            Adapter::Prefix(prefix) => prefix.into(),
         }
     }
 }
@@ -80,6 +122,36 @@ impl<'a> From<&'a Lora> for Effects<'a> {
     }
 }
 
+impl<'a> From<&'a Prefix> for Effects<'a> {
+    fn from(prefix: &'a Prefix) -> Self {
+        let front = match &prefix.tokens {
+            VirtualTokens::KeysValues(layers) => Front::KeysValues(layers),
+            VirtualTokens::Embeddings(t) => Front::Embeddings(t),
+        };
+        Effects { front: Some(front), ..Effects::default() }
+    }
+}
+
+/// What stands in front of sequences with all of these adapters, each with its strength.
+///
+/// # Errors
+///
+/// [`Code::Usage`] for virtual tokens with another strength than 1, or beside another adapter.
+pub(super) fn front_of<'a, 'b>(adapters: &'b [(Effects<'a>, f64)]) -> Result<Option<&'b Front<'a>>> {
+    let Some((front, strength)) = adapters.iter().find_map(|(e, s)| Some((e.front.as_ref()?, *s))) else {
+        return Ok(None);
+    };
+    if strength != 1.0 {
+        let message = format!("expected a scale of 1, since virtual tokens are there or not, found {strength}");
+        return Err(Error::new(Code::Usage, message));
+    }
+    if adapters.len() > 1 {
+        let message = "expected virtual tokens alone, since each adapter was trained without the other, found another beside them";
+        return Err(Error::new(Code::Usage, message));
+    }
+    Ok(Some(front))
+}
+
 impl Effects<'_> {
     /// That the sizes are those of `base`, so that nothing in a forward pass can go out of step.
     ///
@@ -94,6 +166,9 @@ impl Effects<'_> {
         }
         for term in self.terms.values() {
             term.check_fits(base)?;
+        }
+        if let Some(front) = &self.front {
+            front.check_fits(base)?;
         }
         if let Some(last) = self.terms.keys().next_back().filter(|last| **last >= base.config.n_layers) {
             return Err(mismatch("number of layers", base.config.n_layers, last + 1));

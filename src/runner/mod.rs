@@ -6,6 +6,7 @@
 //! ```text
 //!   BaseModel          -> block::Block (one per layer) -+-> stream()  one layer at a time, no cache: for `verify`
 //!   Adapter -> Effects -> BlockEffects (one per layer) -+-> Model     all layers, key/value cache: for generation
+//!                      -> VirtualCache (in front)      -+
 //! ```
 
 use crate::error::{Code, Error};
@@ -15,6 +16,7 @@ mod attention;
 mod block;
 mod device;
 mod effects;
+mod front;
 mod kernels;
 mod linear;
 mod model;
@@ -23,7 +25,8 @@ mod rope;
 mod stream;
 
 pub use device::{Device, DeviceChoice};
-pub use effects::{AttentionTerm, Effects, MatrixEffect};
+pub use effects::{AttentionTerm, Effects, Front, MatrixEffect};
+pub use front::VirtualCache;
 pub use model::{Cache, Logits, Model};
 pub use rope::before_rope;
 pub use stream::{Lane, Sink, StreamOptions, stream};

@@ -7,7 +7,8 @@ use super::attention::LayerCache;
 use super::block::{Block, BlockEffects, Head};
 use super::candle;
 use super::device::Device;
-use super::effects::Effects;
+use super::effects::{Effects, front_of};
+use super::front::VirtualCache;
 use super::linear::Workspace;
 use super::rope::{Rotation, inverse_frequencies};
 use crate::base::{BaseModel, Weight};
@@ -31,12 +32,14 @@ struct Adapters {
     /// By layer.
     blocks: Vec<BlockEffects>,
     head: Vec<Addition>,
+    /// What stands in front of every sequence.
+    front: Option<VirtualCache>,
 }
 
 impl Adapters {
     fn none(n_layers: usize) -> Self {
         let blocks = (0..n_layers).map(|_| BlockEffects::default()).collect();
-        Adapters { embedding: Vec::new(), blocks, head: Vec::new() }
+        Adapters { embedding: Vec::new(), blocks, head: Vec::new(), front: None }
     }
 }
 
@@ -49,7 +52,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Number of positions seen.
+    /// Number of positions seen, virtual tokens among them.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -99,10 +102,13 @@ impl Model {
     /// # Errors
     ///
     /// [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base; [`Code::ConfigUnsupported`] for
-    /// one that has to be merged.
+    /// one that has to be merged; [`Code::Usage`] for virtual tokens that are not alone, or of another strength than 1.
     pub fn set_adapters(&mut self, adapters: &[(Effects<'_>, f64)]) -> Result<()> {
         let (base, device) = (&self.base, &self.device);
         let mut on = Adapters::none(self.blocks.len());
+        if let Some(front) = front_of(adapters)? {
+            on.front = Some(VirtualCache::new(base, front, device)?);
+        }
         for (effects, strength) in adapters {
             effects.check_fits(base)?;
             for (i, block) in on.blocks.iter_mut().enumerate() {
@@ -119,13 +125,13 @@ impl Model {
         Ok(())
     }
 
-    /// An empty cache.
+    /// A cache of sequences that have not begun, for the adapters that are on.
     pub fn new_cache(&self) -> Cache {
         Cache {
             layers: self.blocks.iter().map(|_| LayerCache::new()).collect(),
             workspace: Workspace::default(),
             n_batches: None,
-            len: 0,
+            len: self.adapters.front.as_ref().map_or(0, |front| front.n_tokens),
         }
     }
 
@@ -144,6 +150,11 @@ impl Model {
             let expected = cache.n_batches.map_or("rows".into(), |n| format!("{n} rows"));
             let message = format!("expected {expected} of the same length of at least 1, found lengths {lens:?}");
             return Err(Error::new(Code::Usage, message).field("input_ids"));
+        }
+        if let Some(front) = self.adapters.front.as_ref().filter(|_| cache.n_batches.is_none()) {
+            for (i, layer) in cache.layers.iter_mut().enumerate() {
+                *layer = front.begin(i, n_batches)?;
+            }
         }
         cache.n_batches = Some(n_batches);
         // On a thread of the pool: every parallel loop that is started elsewhere waits for one to wake up.

@@ -1,12 +1,15 @@
 //! Evaluation layer by layer, for verification: one layer is held at a time, for several adapters side by side.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 
 use super::additions::{Addition, EmbeddingAddition, embed};
 use super::block::{Block, BlockEffects, Head, Observed};
 use super::candle;
 use super::device::Device;
-use super::effects::Effects;
+use super::effects::{Effects, front_of};
+use super::front::VirtualCache;
 use super::linear::Workspace;
 use super::rope::{Rotation, inverse_frequencies};
 use crate::base::{BaseModel, Weight};
@@ -75,7 +78,7 @@ pub trait Sink {
 /// Logits held at a time, in values: 64 MiB.
 const LOGITS_VALUES: usize = 1 << 24;
 
-/// Evaluates all `lanes` on `input_ids`, rows of equal length whose positions count from 0.
+/// Evaluates all `lanes` on `input_ids`, rows of equal length whose positions count from 0, or from behind virtual tokens.
 ///
 /// The lanes are rows of one batch, so a weight is decoded once for all of them. Beside the memory map, this holds the
 /// hidden states of all lanes, what one layer makes of them, and a few MiB of decoded weights.
@@ -84,7 +87,7 @@ const LOGITS_VALUES: usize = 1 << 24;
 ///
 /// [`Code::ProbeInvalid`] for no or unequal rows; [`Code::ProbeMismatch`] for token ids or positions that are
 /// not there; [`Code::AdapterMismatch`], [`Code::AdapterShape`] for adapters that do not fit the base;
-/// [`Code::DenominatorZero`]; whatever `sink` returns.
+/// [`Code::DenominatorZero`]; [`Code::Usage`] for virtual tokens beside another adapter; whatever `sink` returns.
 pub fn stream(
     base: &BaseModel,
     input_ids: &[Vec<u32>],
@@ -100,27 +103,71 @@ pub fn stream(
     if lanes.is_empty() {
         return Ok(());
     }
-    let (n_batches, hidden) = (input_ids.len(), base.config.hidden_size);
+    let n_batches = input_ids.len();
     let device = &options.device;
-    let n_sequences = lanes.len() * n_batches;
-    let ids = input_ids.concat().repeat(lanes.len());
-    let embeddings = embed(base, &ids, &embedding_additions(lanes, n_batches)?, n_positions)?;
-    let mut x = Tensor::from_vec(embeddings, (n_sequences, n_positions, hidden), &device.0).map_err(candle)?;
-    let rotation = Rotation::new(&inverse_frequencies(base)?, 0..n_positions, device)?;
+    let mut groups = groups(base, lanes, input_ids, device)?;
     let mut workspace = Workspace::default();
     let total = base.config.n_layers + 1;
     for layer in 0..base.config.n_layers {
-        let effects = effects_on_layer(base, lanes, layer, n_batches, device)?;
         let block = Block::load(base, layer, device)?;
-        let (y, observed) = block.forward(&x, &rotation, None, &effects, &mut workspace)?;
-        x = y;
-        if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
-            report_layer(lanes, layer, n_batches, &observed, sink)?;
+        for group in &mut groups {
+            let own = &lanes[group.lanes.clone()];
+            let effects = effects_on_layer(base, own, layer, n_batches, device)?;
+            let mut cache = match &group.front {
+                Some(front) => Some(front.begin(layer, own.len() * n_batches)?),
+                None => None,
+            };
+            let (y, observed) = block.forward(&group.x, &group.rotation, cache.as_mut(), &effects, &mut workspace)?;
+            group.x = y;
+            if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
+                report_layer(own, group.lanes.start, layer, n_batches, &observed, sink)?;
+            }
         }
         sink.progress(layer + 1, total)?;
     }
+    let x = Tensor::cat(&groups.into_iter().map(|g| g.x).collect::<Vec<_>>(), 0).map_err(candle)?;
     report_logits(base, &x, lanes, n_batches, &wanted, device, sink)?;
     sink.progress(total, total)
+}
+
+/// Lanes whose sequences begin alike, and so have the same positions: all without virtual tokens that follow each other, or one with.
+struct Group {
+    lanes: Range<usize>,
+    front: Option<VirtualCache>,
+    rotation: Rotation,
+    /// Hidden states `[lanes * B, T, hidden]`.
+    x: Tensor,
+}
+
+fn groups(base: &BaseModel, lanes: &[Lane], input_ids: &[Vec<u32>], device: &Device) -> Result<Vec<Group>> {
+    let (n_batches, n_positions) = (input_ids.len(), input_ids[0].len());
+    let inverse_frequencies = inverse_frequencies(base)?;
+    let mut out = Vec::new();
+    let mut first = 0;
+    while first < lanes.len() {
+        let front = front_of(&lanes[first].adapters)?;
+        let end = match front {
+            Some(_) => first + 1,
+            None => {
+                let is_plain = |lane: &&Lane| lane.adapters.iter().all(|(effects, _)| effects.front.is_none());
+                first + lanes[first..].iter().take_while(is_plain).count()
+            }
+        };
+        let front = front.map(|front| VirtualCache::new(base, front, device)).transpose()?;
+        let start = front.as_ref().map_or(0, |front| front.n_tokens);
+        let n_sequences = (end - first) * n_batches;
+        let ids = input_ids.concat().repeat(end - first);
+        let embeddings = embed(base, &ids, &embedding_additions(&lanes[first..end], n_batches)?, n_positions)?;
+        let shape = (n_sequences, n_positions, base.config.hidden_size);
+        out.push(Group {
+            lanes: first..end,
+            front,
+            rotation: Rotation::new(&inverse_frequencies, start..start + n_positions, device)?,
+            x: Tensor::from_vec(embeddings, shape, &device.0).map_err(candle)?,
+        });
+        first = end;
+    }
+    Ok(out)
 }
 
 fn check_input(input_ids: &[Vec<u32>]) -> Result<usize> {
@@ -187,6 +234,7 @@ fn head_additions(base: &BaseModel, lanes: &[Lane], device: &Device) -> Result<V
 
 fn report_layer(
     lanes: &[Lane],
+    first_lane: usize,
     layer: usize,
     n_batches: usize,
     observed: &Observed,
@@ -197,7 +245,7 @@ fn report_layer(
             let values = |t: &Tensor| -> Result<Vec<f32>> {
                 t.narrow(0, i * n_batches, n_batches).and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle)
             };
-            sink.layer(i, layer, &values(&observed.q)?, &values(&observed.term)?)?;
+            sink.layer(first_lane + i, layer, &values(&observed.q)?, &values(&observed.term)?)?;
         }
     }
     Ok(())

@@ -20,10 +20,7 @@ fn map_layer(layer: &mut plus::Layer, regroup: impl Fn(LazyTensor, usize) -> Laz
 pub fn apply(layer: &mut plus::Layer, order: RowOrder) {
     match order {
         RowOrder::Neox => {}
-        RowOrder::Norm => map_layer(layer, |t, axis| {
-            let half = t.shape()[axis] / 2;
-            t.regroup(axis, half)
-        }),
+        RowOrder::Norm => map_layer(layer, components_to_norm),
     }
 }
 
@@ -31,7 +28,7 @@ pub fn apply(layer: &mut plus::Layer, order: RowOrder) {
 pub fn undo(layer: &mut plus::Layer, order: RowOrder) {
     match order {
         RowOrder::Neox => {}
-        RowOrder::Norm => map_layer(layer, |t, axis| t.regroup(axis, 2)),
+        RowOrder::Norm => map_layer(layer, components_to_hugging_face),
     }
 }
 
@@ -49,6 +46,17 @@ pub fn fits(layer: &plus::Layer, order: RowOrder) -> bool {
 /// [`apply`] on every layer.
 pub fn apply_all(adapter: &mut Plus, order: RowOrder) {
     adapter.layers.values_mut().for_each(|l| apply(l, order));
+}
+
+/// The components of a head along `axis`, of an even length, in Hugging Face order to [`RowOrder::Norm`].
+pub fn components_to_norm(t: LazyTensor, axis: usize) -> LazyTensor {
+    let half = t.shape()[axis] / 2;
+    t.regroup(axis, half)
+}
+
+/// [`components_to_norm`] undone.
+pub fn components_to_hugging_face(t: LazyTensor, axis: usize) -> LazyTensor {
+    t.regroup(axis, 2)
 }
 
 /// Rows `[H*D, ..]` of heads in Hugging Face order to [`RowOrder::Norm`]. Asserts whole heads of an even length.

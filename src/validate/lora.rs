@@ -3,10 +3,9 @@
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::lora::{Lora, module_name};
 use crate::adapter::{Part, Slot};
-use crate::base::{BaseModel, Weight, gguf_architecture_of};
+use crate::base::{BaseModel, Weight};
 use crate::error::Code;
 use crate::finding::{Finding, Findings};
-use crate::import::Origin;
 use crate::quant;
 use crate::tensor::LazyTensor;
 
@@ -33,7 +32,7 @@ pub(super) fn against_itself(lora: &Lora, findings: &mut Findings) {
     }
 }
 
-pub(super) fn against_base(lora: &Lora, origin: &Origin, base: &BaseModel, findings: &mut Findings) {
+pub(super) fn against_base(lora: &Lora, base: &BaseModel, findings: &mut Findings) {
     let c = &base.config;
     for (slot, t) in lora.tensors() {
         let name = slot.canonical_name();
@@ -68,23 +67,6 @@ pub(super) fn against_base(lora: &Lora, origin: &Origin, base: &BaseModel, findi
             let expected = format!("{expected}, as the base's weight has");
             findings.push(Finding::new(Code::AdapterShape, name, expected, format!("{:?}", t.shape())));
         }
-    }
-    let architecture = base.gguf_architecture();
-    if let Some(stated) = origin.gguf_architecture.as_deref().filter(|stated| *stated != architecture) {
-        let expected = format!("{architecture:?}, as the base has");
-        findings.push(Finding::new(Code::AdapterMismatch, "general.architecture", expected, format!("{stated:?}")));
-    }
-    let stated = lora.config.get("base_model_type").and_then(|v| v.as_str());
-    match (stated, &c.model_type) {
-        (Some(stated), Some(has)) if stated != has => {
-            let expected = format!("{has:?}, as the base has");
-            findings.push(Finding::new(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}")));
-        }
-        (Some(stated), None) if gguf_architecture_of(stated) != Some(architecture) => {
-            let expected = format!("a model type of architecture {architecture:?}");
-            findings.push(Finding::new(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}")));
-        }
-        _ => {}
     }
     if let Some(stated) = lora.config.get(CONFIG_HEAD_DIM)
         && stated.as_u64() != Some(c.head_dim as u64)

@@ -36,7 +36,7 @@ pub fn write_folder(dir: &Path, config: &[u8], weights: &[u8]) {
     std::fs::write(dir.join("adapter_model.safetensors"), weights).expect("a file");
 }
 
-fn read_path(path: &Path) -> Result<()> {
+pub fn read_path(path: &Path) -> Result<()> {
     let imported = import::read(path, &Options::default(), None)?;
     validate::check(imported, None).map(drop).map_err(|rejected| rejected.into_error().file(path))
 }
@@ -45,7 +45,7 @@ fn read_path(path: &Path) -> Result<()> {
 type List = Vec<(String, Vec<usize>)>;
 
 /// F32 tensors of these shapes.
-fn tensors(list: &[(String, Vec<usize>)]) -> Vec<u8> {
+pub fn tensors(list: &[(String, Vec<usize>)]) -> Vec<u8> {
     let mut header = Vec::new();
     let mut end = 0;
     for (name, shape) in list {

@@ -40,6 +40,7 @@ mod lora;
 mod manifest;
 mod names;
 mod pickle;
+mod prefix;
 #[cfg(feature = "runner")]
 mod probe;
 mod safetensors;
@@ -75,6 +76,9 @@ fn tables() -> Vec<(&'static str, Vec<Case>, Read)> {
         ("lora, adapter_config.json", lora::config_cases(), lora::read_config),
         ("lora, tensors", lora::weight_cases(), lora::read_weights),
         ("lora, gguf", lora::gguf_cases(), lora::read_gguf),
+        ("prefix, adapter_config.json", prefix::config_cases(), prefix::read_config),
+        ("prefix, tensors", prefix::weight_cases(), prefix::read_weights),
+        ("prefix, gguf", prefix::gguf_cases(), prefix::read_gguf),
         ("manifest", manifest::cases(), manifest::read),
         #[cfg(feature = "generate")]
         ("gguf vocabulary", gguf_vocabulary::cases(), gguf_vocabulary::read),

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::pickle::assembler::{self, Pickle, dict_of, good_pickle};
-use crate::{archive, base_gguf, gguf_adapter, gguf_file, layout, lora, manifest, safetensors};
+use crate::{archive, base_gguf, gguf_adapter, gguf_file, layout, lora, manifest, prefix, safetensors};
 
 /// The seeds of a target of [`crate::damage::entry::TARGETS`].
 pub fn of(target: &str) -> Vec<Vec<u8>> {
@@ -38,6 +38,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             let files = folders.map(|f| std::fs::read(f.join("adapter/adapter_config.json")).expect("a fixture"));
             files.chain([lora::with("", None).into()]).collect()
         }
+        "prefix" => prefix::right_files(),
         "manifest" => manifest::right_files(),
         "tar" => archive::right_files(),
         other => panic!("no seeds for {other}"),

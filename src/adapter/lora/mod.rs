@@ -98,6 +98,7 @@ impl Lora {
             Part::Bias => module()?.bias.as_ref(),
             Part::Whole => self.saved.get(&weight),
             Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => None,
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => None,
         }
     }
 

@@ -54,6 +54,7 @@ pub(in super::super) fn canonical_name(slot: Slot) -> String {
         Part::Whole => format!("base_model.model.{}", weight.name(Dialect::HuggingFace)),
         Part::A => peft_name(weight, Half::A),
         Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
+        Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => no_part_of_a_lora(slot),
     }
 }
 
@@ -84,6 +85,7 @@ pub(in super::super) fn gguf_tensor_name(slot: Slot) -> String {
         Part::B => gguf_name(weight, Half::B),
         Part::Magnitude | Part::Bias | Part::Whole => weight.name(Dialect::Gguf),
         Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
+        Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => no_part_of_a_lora(slot),
     }
 }
 

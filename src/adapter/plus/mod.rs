@@ -113,6 +113,7 @@ impl Layer {
             Part::FeatureBias => self.feature_bias.as_ref(),
             Part::Normalizer => self.normalizer.as_ref(),
             Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => None,
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => None,
         }
     }
 
@@ -129,6 +130,7 @@ impl Layer {
             Part::FeatureBias => self.feature_bias.as_mut(),
             Part::Normalizer => self.normalizer.as_mut(),
             Part::A | Part::B | Part::Magnitude | Part::Bias | Part::Whole => None,
+            Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => None,
         }
     }
 }

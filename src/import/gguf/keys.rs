@@ -54,6 +54,27 @@ pub(in crate::import) fn check_file(file: &Gguf) -> Result<String> {
     Ok(file.metadata.str("general.architecture")?.ok_or_else(|| missing("general.architecture"))?.to_owned())
 }
 
+/// The row order that the key `field` states, which must be that of the architecture: a runtime keeps q in that, and a file in the
+/// other order would give wrong numbers there.
+///
+/// # Errors
+///
+/// [`Code::BaseArchitecture`] for an architecture that is not listed; [`Code::GgufKey`], [`Code::ConfigUnsupported`],
+/// [`Code::AdapterMismatch`].
+pub(in crate::import) fn architecture_order(meta: &Metadata, architecture: &str, field: &str) -> Result<RowOrder> {
+    let by_architecture = RowOrder::of_gguf_architecture(architecture).ok_or_else(|| super::unlisted(architecture))?;
+    let text = meta.str(field)?.ok_or_else(|| missing(field))?;
+    let order = RowOrder::parse(text).ok_or_else(|| {
+        Error::new(Code::ConfigUnsupported, format!("expected norm or neox, found {text:?}")).field(field)
+    })?;
+    if order != by_architecture {
+        let message =
+            format!("expected {by_architecture}, the row order of architecture {architecture:?}, found {order}");
+        return Err(Error::new(Code::AdapterMismatch, message).field(field));
+    }
+    Ok(order)
+}
+
 /// Where an adapter came from, with what its file records of an earlier source.
 ///
 /// # Errors

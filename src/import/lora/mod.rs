@@ -10,23 +10,12 @@ pub(super) use peft::{is_lora, read};
 
 use std::collections::BTreeMap;
 
-use super::Options;
 use crate::adapter::lora::{Half, MAX_RANK, Module, Scale};
 use crate::adapter::{Part, Slot};
 use crate::base::Weight;
-use crate::error::{Code, Error, Result};
+use crate::error::Code;
 use crate::finding::{Finding, Findings};
 use crate::tensor::LazyTensor;
-
-/// Conventions and layouts are those of Prefix-Tuning+.
-pub(super) fn refuse_options(options: &Options) -> Result<()> {
-    if options.is_empty() {
-        return Ok(());
-    }
-    let message = "expected no conventions of Prefix-Tuning+ and no layout, since the adapter is a LoRA";
-    let flag = options.stated.keys().next().map_or("--layout", |key| super::flag_of(key).unwrap_or(key));
-    Err(Error::new(Code::Usage, message).field(flag))
-}
 
 /// What was found of each addition, in the axes of the weight, with the file's name for it.
 type Pieces = BTreeMap<Weight, BTreeMap<Part, (String, LazyTensor)>>;

@@ -1,0 +1,8 @@
+//! Virtual tokens as PEFT saves them, and as ptplus writes them to GGUF.
+
+mod config;
+mod gguf;
+mod peft;
+
+pub(super) use gguf::{import as import_gguf, is_prefix as is_gguf_prefix};
+pub(super) use peft::{is_prefix, read};
