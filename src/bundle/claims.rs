@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::digest::{AdapterDigest, of_tensors};
+use super::provenance;
 use crate::about::About;
 use crate::adapter::Adapter;
 use crate::adapter::lora::{Lora, Module};
@@ -16,7 +17,7 @@ use crate::finding::Finding;
 use crate::format::bundle::manifest::{Manifest, canonical_text, is_sha256};
 use crate::format::bundle::path::check_path;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, VERIFICATION_REPORT,
+    ADAPTER_FILE, Bundle, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, PROVENANCE_FILE, VERIFICATION_REPORT,
 };
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
@@ -128,6 +129,7 @@ pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec
         }
     }
     check.about(bundle, adapter);
+    check.provenance(bundle);
     check.fits(&["command"], "a text", |_| true);
     check.texts("notes");
     check.is_object("tool");
@@ -251,6 +253,17 @@ impl Claims<'_> {
         }
     }
 
+    fn provenance(&mut self, bundle: &Bundle) {
+        let Some(text) = bundle.files.get(PROVENANCE_FILE) else { return };
+        let found = match read_small(text) {
+            Ok(statement) => provenance::untrue(&statement, &self.manifest.files),
+            Err(e) => Some(e.message().to_owned()),
+        };
+        let finding =
+            |found| Finding::new(Code::BundleChanged, PROVENANCE_FILE, "provenance of the files as they are", found);
+        self.findings.extend(found.map(finding));
+    }
+
     /// Reports are files of the bundle, and that of a verification says that it passed: `pack` makes no bundle otherwise.
     fn reports(&mut self, bundle: &Bundle) {
         let names = self.texts("reports");
@@ -262,11 +275,7 @@ impl Claims<'_> {
         else {
             return;
         };
-        let read = match report.len() {
-            0..=MANIFEST_BYTES => json::parse_of(report, MANIFEST_VALUES),
-            len => Err(Error::new(Code::JsonTooLarge, format!("{len} bytes"))),
-        };
-        let found = match read {
+        let found = match read_small(report) {
             Ok(report) => match report.get("pass") {
                 Some(Value::Bool(true)) => return,
                 other => format!("pass: {}", short(other.unwrap_or(&Value::Null))),
@@ -279,6 +288,14 @@ impl Claims<'_> {
             "the report of a verification that passed",
             found,
         ));
+    }
+}
+
+/// A document no larger than a manifest.
+fn read_small(text: &[u8]) -> Result<Value> {
+    match text.len() {
+        0..=MANIFEST_BYTES => json::parse_of(text, MANIFEST_VALUES),
+        len => Err(Error::new(Code::JsonTooLarge, format!("{len} bytes"))),
     }
 }
 

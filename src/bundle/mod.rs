@@ -1,7 +1,7 @@
 //! Bundles: an adapter with what proves that it is whole. Their files as such are in [`crate::format::bundle`].
 //!
 //! ```text
-//!   adapter -> pack -> adapter.gguf, README.md, reports/*.json -> manifest.json (sizes, SHA-256) -> signature
+//!   adapter -> pack -> adapter.gguf, README.md, reports/*.json -> manifest.json (sizes, SHA-256) -> signatures
 //! ```
 //!
 //! `docs/BUNDLE.md` has every rule and the reason for it.
@@ -16,7 +16,10 @@ pub mod digest;
 mod naming;
 #[cfg(feature = "runner")]
 pub mod pack;
+#[cfg_attr(not(feature = "runner"), allow(dead_code))] // only `pack` writes
+mod provenance;
 #[cfg(feature = "runner")]
 mod reports;
+pub mod seal;
 #[cfg(feature = "runner")]
 mod yaml;

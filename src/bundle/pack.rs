@@ -6,25 +6,25 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use super::card::{self, Card};
 use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::naming::download_name;
+use super::provenance::{self, Materials};
 use super::reports;
+use super::seal::{self, Signers};
 use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
-use crate::digest::hex;
 use crate::error::{Code, Error, Result};
 use crate::export::{self, types::OutType};
 use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, MODEL_SIGNATURE_FILE,
-    OWN_FILES, SIGNATURE_FILE, VERIFICATION_REPORT, container, is_for_people, model_signing, place, tar,
+    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, OWN_FILES, PROVENANCE_FILE,
+    VERIFICATION_REPORT, container, model_signing, place,
 };
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
@@ -147,6 +147,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         .chain(job.convert.prove.as_ref().map(|p| p.path))
         .collect();
     let place = Place::open(&job, &inputs)?;
+    let probe = job.convert.prove.as_ref().map(|p| p.path);
     let Pack { convert, options, prompts, signer, model_signer, about, command, date, .. } = job;
 
     let (mut source, conventions) =
@@ -200,41 +201,39 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         texts.insert(CONVERSION_REPORT.into(), text(reports::conversion(converted)));
     }
 
-    let entries = entries(place.work(), &made.files, &texts)?;
+    let of_base = describe_base(&adapter, base, &base_name)?;
+    let mut entries = entries(place.work(), &made.files, &texts)?;
+    let materials = Materials {
+        files: (source.origin.files.iter().map(PathBuf::as_path)).chain(probe).collect(),
+        base_name: &base_name,
+        base_id: said.base_model.as_deref(),
+        base_fingerprint: of_base["fingerprint"].as_str().unwrap_or_default(),
+        command,
+    };
+    let subjects = made.files.iter().filter_map(|file| Some((*file, entries.get(*file)?))).collect();
+    let statement = text(provenance::statement(&subjects, &materials)?);
+    entries.insert(PROVENANCE_FILE.into(), entry(&Bytes::from(statement.clone())));
+    texts.insert(PROVENANCE_FILE.into(), statement);
     let mut more = Map::new();
     let mut described = claims::of_adapter(&adapter, &digest);
     described.insert("download_name".into(), name.clone().into());
     more.insert("adapter".into(), described.into());
     more.insert("about".into(), said.to_json());
-    more.insert("base".into(), describe_base(&adapter, base, &base_name)?);
+    more.insert("base".into(), of_base);
     more.insert("command".into(), command.into());
     more.insert("notes".into(), json!(notes));
     more.insert("reports".into(), texts.keys().filter(|k| k.starts_with("reports/")).map(String::as_str).collect());
     more.insert("source".into(), describe_source(&source, made.converted.as_ref()));
     more.insert("tensors".into(), json!(of_tensors(&adapter)));
-    if let Some(key) = &public_key {
-        more.insert("signature".into(), json!({ "public_key": key }));
-    }
-    if let Some(signer) = model_signer {
-        more.insert("model_signature".into(), json!({ "public_key": signer.public().to_pem()? }));
-    }
     if let Some(date) = date {
         more.insert("date".into(), date.into());
     }
-    let manifest = manifest::write(&entries, more);
-    if let Some(signer) = signer {
-        texts.insert(SIGNATURE_FILE.into(), signer.sign(&manifest)?.into_bytes());
-    }
-    texts.insert(MANIFEST_FILE.into(), manifest);
-    if let Some(signer) = model_signer {
-        let listed =
-            entries.iter().filter(|(path, _)| !is_for_people(path)).map(|(path, e)| (path.clone(), e.sha256.clone()));
-        let own =
-            OWN_FILES.iter().filter_map(|path| Some(((*path).to_owned(), hex(&Sha256::digest(texts.get(*path)?)))));
-        let files: BTreeMap<String, String> = listed.chain(own).collect();
-        let subject = name.strip_suffix(".gguf").unwrap_or(&name);
-        texts.insert(MODEL_SIGNATURE_FILE.into(), signer.sign(subject, &files)?.into_bytes());
-    }
+    texts.extend(seal::own_files(
+        &entries,
+        more,
+        Signers { manifest: signer, model: model_signer },
+        seal::subject(&name),
+    )?);
 
     let output = put(place, &made.files, &texts)?;
     let mut files: BTreeMap<String, u64> = entries.into_iter().map(|(path, e)| (path, e.size)).collect();
@@ -275,7 +274,7 @@ fn make_adapter(
     if let Some(file) = as_it_is(&convert, source).filter(|_| names_base) {
         let bytes = gguf_bytes(convert.adapter, file)?;
         let out = OutputFile::create(&work.join(ADAPTER_FILE), Overwrite::Never, &[])?;
-        write_in_steps(&out, 0, &bytes)?;
+        seal::write_in_steps(&out, 0, &bytes)?;
         out.commit()?;
         let proof = match &convert.prove {
             Some(proof) => Some(pipeline::prove_file(&work.join(ADAPTER_FILE), convert.base, source, proof)?),
@@ -346,11 +345,12 @@ fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Re
     for file in files {
         all.push(((*file).to_owned(), map_file(&work.join(file))?));
     }
-    let entry = |(path, bytes): (String, Bytes)| {
-        let entry = FileEntry { size: bytes.len() as u64, sha256: file_sha256(&bytes) };
-        (path, entry)
-    };
-    Ok(all.into_par_iter().map(entry).collect::<Vec<_>>().into_iter().collect())
+    let hashed = |(path, bytes): (String, Bytes)| (path, entry(&bytes));
+    Ok(all.into_par_iter().map(hashed).collect::<Vec<_>>().into_iter().collect())
+}
+
+fn entry(bytes: &Bytes) -> FileEntry {
+    FileEntry { size: bytes.len() as u64, sha256: file_sha256(bytes) }
 }
 
 fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {
@@ -396,31 +396,12 @@ fn put(place: Place, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Resul
             for file in files {
                 all.insert(file, map_file(&scratch.path().join(file))?);
             }
-            let sizes: Vec<(&str, u64)> = all.iter().map(|(path, bytes)| (*path, bytes.len() as u64)).collect();
-            let (placed, len) = tar::plan(&sizes)?;
-            out.set_len(len)?;
-            for (entry, bytes) in placed.iter().zip(all.values()) {
-                out.write_all_at(entry.header_offset, &entry.header)?;
-                write_in_steps(&out, entry.header_offset + entry.header.len() as u64, bytes)?;
-            }
+            seal::write_archive(&out, &all)?;
             let target = out.target().to_owned();
             out.commit()?;
             Ok(target)
         }
     }
-}
-
-/// Copies without filling the memory with pages of the source.
-fn write_in_steps(out: &OutputFile, offset: u64, bytes: &Bytes) -> Result<()> {
-    const STEP: usize = 16 << 20;
-    for start in (0..bytes.len()).step_by(STEP) {
-        let part = bytes.slice(start..bytes.len().min(start + STEP)).expect("a range within the bytes");
-        out.write_all_at(offset + start as u64, &part)?;
-        if bytes.len() > STEP {
-            part.release();
-        }
-    }
-    Ok(())
 }
 
 /// The date that `SOURCE_DATE_EPOCH` asks for, as `2026-01-31`; without it a bundle has none.

@@ -33,6 +33,7 @@ mod report;
 #[cfg(feature = "generate")]
 mod run;
 mod scaled;
+mod seal;
 mod suggested;
 mod table;
 mod text;
@@ -99,6 +100,8 @@ enum Command {
     Pack(pack::Arguments),
     /// Check that a bundle is whole, who signed it, and that a base is the one it was made for
     Check(check::Arguments),
+    /// Write a bundle's manifest anew after files beside its adapter have changed, or sign it
+    Seal(seal::Arguments),
     /// Extract a bundle after checking it
     Unpack(unpack::Arguments),
     /// Print digests of an adapter and of its tensors
@@ -150,6 +153,7 @@ impl Command {
             Command::Run(_) => "run",
             Command::Pack(_) => "pack",
             Command::Check(_) => "check",
+            Command::Seal(_) => "seal",
             Command::Unpack(_) => "unpack",
             Command::Hash(_) => "hash",
             Command::Diff(_) => "diff",
@@ -230,6 +234,7 @@ fn dispatch(cli: Cli, ui: &Ui) -> Result<u8> {
         Command::Run(a) => run::run(&a, ui),
         Command::Pack(a) => pack::run(&a, ui),
         Command::Check(a) => check::run(&a, ui),
+        Command::Seal(a) => seal::run(&a, ui),
         Command::Unpack(a) => unpack::run(&a, ui),
         Command::Hash(a) => hash::run(&a, ui),
         Command::Diff(a) => diff::run(&a, ui),

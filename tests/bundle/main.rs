@@ -13,3 +13,4 @@ mod flips;
 mod minisign;
 mod model_signing;
 mod people;
+mod seal;

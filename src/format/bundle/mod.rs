@@ -28,6 +28,8 @@ pub const GENERATION_FILE: &str = "generation_config.json";
 pub const CARD_FILE: &str = "README.md";
 /// What lists and describes every other file.
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// How the adapter came about: SLSA provenance.
+pub const PROVENANCE_FILE: &str = "provenance.json";
 /// What a verification found when the bundle was made.
 pub const VERIFICATION_REPORT: &str = "reports/verification.json";
 /// The signature of the manifest, in minisign's format.
