@@ -115,8 +115,8 @@ pub fn config(data: &[u8]) -> bool {
     let Some(value) = accepted(json::parse(data)) else { return false };
     let base = accepted(BaseConfig::from_json(Path::new("config.json"), &value));
     if let Some(c) = &base {
-        assert!(c.n_heads % c.n_kv_heads == 0 && c.sliding_windows.len() == c.n_layers);
-        assert!(c.rms_eps.is_finite() && c.rope.theta.is_finite() && c.rope.theta > 0.0);
+        assert!(c.n_heads % c.n_kv_heads == 0 && c.layers.len() == c.n_layers);
+        assert!(c.rms_eps.is_finite() && c.ropes.iter().all(|r| r.theta.is_finite() && r.theta > 0.0));
     }
     let adapter = accepted(Stated::from_json(value));
     if let Some(s) = &adapter {

@@ -30,7 +30,7 @@ pub use base::{ConvertBase, Tokenizer, convert_base};
 pub use combine::{Combine, Combined, combine_adapters};
 use converted::unfit_notes;
 pub use converted::{Converted, ConvertedTensor, OutputError};
-pub(crate) use converted::{NOTHING_CHECKED, WINDOW_NOTE, ignores_window};
+pub(crate) use converted::{NOTHING_CHECKED, window_note};
 pub(crate) use proof::prove_file;
 pub use proof::{Measure, Proof};
 use proof::{hold_to_bounds, prove};
@@ -348,8 +348,8 @@ fn target_architecture(job: &Convert<'_>, source: &Validated) -> Result<Option<S
 fn describe(job: &Convert<'_>, source: &Validated, plan: &Plan, architecture: Option<&str>) -> Converted {
     let mut notes = source.notes.clone();
     notes.extend(unfit_notes(plan));
-    if job.format == Format::Gguf && job.base.is_some_and(ignores_window) {
-        notes.push(WINDOW_NOTE.into());
+    if job.format == Format::Gguf {
+        notes.extend(job.base.and_then(window_note));
     }
     if job.base.is_none() && job.architecture.is_some() {
         notes.push(NOTHING_CHECKED.into());

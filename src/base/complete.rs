@@ -13,7 +13,7 @@ impl BaseModel {
     pub(super) fn check_tensors(&self) -> Result<()> {
         let mut known = HashSet::new();
         for weight in Weight::all(self.config.n_layers) {
-            let name = weight.name(self.dialect);
+            let name = self.name_of(weight);
             match (weight.expected_shape(&self.config), self.tensors.get(&name)) {
                 (Some(shape), Some(t)) => check(t, &shape)?,
                 (Some(shape), None) => {
@@ -51,14 +51,14 @@ impl BaseModel {
 
     /// RoPE's frequencies are divided by these, whoever computes.
     pub(super) fn check_rope_factors(&self) -> Result<()> {
-        if self.config.rope.scaling != RopeScaling::Factors {
+        if self.config.ropes.iter().all(|r| r.scaling != RopeScaling::Factors) {
             return Ok(());
         }
         let divisors = self.vector(Weight::RopeFactors)?;
         match divisors.iter().position(|x| !x.is_normal() || *x < 0.0) {
             Some(i) => {
                 let message = format!("expected finite divisors above 0, found {} at index {i}", divisors[i]);
-                let name = Weight::RopeFactors.name(self.dialect);
+                let name = self.name_of(Weight::RopeFactors);
                 Err(Error::new(Code::BaseTensor, message).file(&self.path).field(name))
             }
             None => Ok(()),

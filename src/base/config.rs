@@ -2,60 +2,14 @@
 
 use std::fmt;
 
-/// The model families whose forward pass is known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Family {
-    /// Llama 1, 2 and 3.x, and what calls itself so (SmolLM2).
-    Llama,
-    /// Llama with a sliding window.
-    Mistral,
-    /// Llama with biases on query, key and value.
-    Qwen2,
-    /// Llama with RMS norms on the query and key heads.
-    Qwen3,
-}
+use super::names::BlockWeight;
 
-impl Family {
-    /// Every family.
-    pub const ALL: &'static [Family] = &[Family::Llama, Family::Mistral, Family::Qwen2, Family::Qwen3];
+mod row;
 
-    /// The name in Hugging Face's `model_type`.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Family::Llama => "llama",
-            Family::Mistral => "mistral",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
+pub(super) use row::{BiasRule, BiasRules, Defaults, Row};
+pub use row::{Family, LlamaCpp};
 
-    /// The name in GGUF's `general.architecture`. Mistral is `llama` there.
-    pub fn gguf_architecture(self) -> &'static str {
-        match self {
-            Family::Llama | Family::Mistral => "llama",
-            Family::Qwen2 => "qwen2",
-            Family::Qwen3 => "qwen3",
-        }
-    }
-
-    /// The family with this `model_type`.
-    pub fn from_model_type(name: &str) -> Option<Family> {
-        Family::ALL.iter().copied().find(|f| f.model_type() == name)
-    }
-
-    /// The family with this `general.architecture`; a Mistral in GGUF is a Llama with a window.
-    pub fn from_gguf_architecture(name: &str) -> Option<Family> {
-        Family::ALL.iter().copied().find(|f| f.gguf_architecture() == name)
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.model_type())
-    }
-}
-
-/// Rotary position embedding over the whole head.
+/// Rotary position embedding of the first [`rotary_dim`](BaseConfig::rotary_dim) components of a head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
     /// Base of the geometric row of frequencies.
@@ -116,6 +70,114 @@ pub struct Biases {
     pub feed_forward: bool,
 }
 
+/// Which weight is the RMS norm at which place of a block; no weight, no norm there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Norms {
+    /// Of what query, key and value are projected from.
+    pub before_attention: Option<BlockWeight>,
+    /// Of what the output projection gives, before it is added to the residual.
+    pub after_attention: Option<BlockWeight>,
+    /// Of what gate and up are projected from.
+    pub before_feed_forward: Option<BlockWeight>,
+    /// Of what the down projection gives, before it is added to the residual.
+    pub after_feed_forward: Option<BlockWeight>,
+    /// Whether Hugging Face's files hold every norm's weight less 1. GGUF files and [`BaseModel::vector`](super::BaseModel::vector)
+    /// have the weight that multiplies.
+    pub stored_less_one: bool,
+}
+
+impl Norms {
+    /// As in Llama.
+    pub const BEFORE: Norms = Norms {
+        before_attention: Some(BlockWeight::InputNorm),
+        after_attention: None,
+        before_feed_forward: Some(BlockWeight::PostAttentionNorm),
+        after_feed_forward: None,
+        stored_less_one: false,
+    };
+
+    /// All places.
+    pub fn all(&self) -> [Option<BlockWeight>; 4] {
+        [self.before_attention, self.after_attention, self.before_feed_forward, self.after_feed_forward]
+    }
+}
+
+/// What an RMS norm of queries and keys, which comes before RoPE, takes for one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// Each head: weights `[D]`.
+    PerHead,
+    /// All heads of a position: weights `[H*D]` and `[H_kv*D]`.
+    PerRow,
+}
+
+/// The function on the gate of a feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x sigmoid(x)`
+    Silu,
+    /// GELU by its approximation with tanh.
+    GeluTanh,
+    /// GELU by erf.
+    Gelu,
+}
+
+impl Activation {
+    /// The names that transformers has for it.
+    pub fn names(self) -> &'static [&'static str] {
+        match self {
+            Activation::Silu => &["silu", "swish"],
+            Activation::GeluTanh => &["gelu_pytorch_tanh"],
+            Activation::Gelu => &["gelu"],
+        }
+    }
+}
+
+/// What is computed after attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FeedForward {
+    /// One network.
+    Dense,
+    /// The mixture that [`BaseConfig::experts`] describes.
+    Experts,
+}
+
+/// A mixture of experts: a router chooses a few networks for each position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Number of networks.
+    pub n_experts: usize,
+    /// How many a position gets.
+    pub n_per_token: usize,
+    /// Whether the weights of those that a position gets are divided by their sum.
+    pub renormalise: bool,
+    /// Length of an expert's inner state.
+    pub intermediate_size: usize,
+    /// Length of the inner state of the expert that every position gets, with a gate of its own.
+    pub shared_intermediate_size: Option<usize>,
+}
+
+/// What is odd about one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layer {
+    /// How many positions, its own included, a query sees; `None` sees all.
+    pub window: Option<usize>,
+    /// Index into [`BaseConfig::ropes`]; `None` for a layer that does not rotate.
+    pub rope: Option<usize>,
+    /// What is computed after attention.
+    pub feed_forward: FeedForward,
+}
+
+impl Layer {
+    /// One that sees everything.
+    pub const FULL: Layer = Layer { window: None, rope: Some(0), feed_forward: FeedForward::Dense };
+
+    /// One with this window.
+    pub fn with_window(window: Option<usize>) -> Layer {
+        Layer { window, ..Layer::FULL }
+    }
+}
+
 /// The configuration of a base model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BaseConfig {
@@ -143,16 +205,77 @@ pub struct BaseConfig {
     pub context_length: Option<usize>,
     /// Added to the mean square inside every RMS norm.
     pub rms_eps: f64,
-    /// Rotary position embedding.
-    pub rope: Rope,
-    /// Per layer how many positions, its own included, a query sees; `None` sees all.
-    pub sliding_windows: Vec<Option<usize>>,
+    /// Which norms stand where.
+    pub norms: Norms,
+    /// The norm of query and key heads before RoPE.
+    pub query_key_norm: Option<QueryKeyNorm>,
+    /// What scores are multiplied with: `1/sqrt(D)` in most families.
+    pub attention_scale: f64,
+    /// `c` where scores, scaled, become `c tanh(score / c)`.
+    pub attention_softcap: Option<f64>,
+    /// How many components of a query and key head are rotated, from the first on; even.
+    pub rotary_dim: usize,
+    /// The rotary position embeddings that layers choose from, at least one.
+    pub ropes: Vec<Rope>,
+    /// Each layer's own, one for each block.
+    pub layers: Vec<Layer>,
+    /// The function on the gate.
+    pub activation: Activation,
+    /// The mixture of those layers that have one.
+    pub experts: Option<Experts>,
+    /// What token embeddings are multiplied with.
+    pub embedding_multiplier: f64,
+    /// What the outputs of attention and of the feed-forward network are multiplied with before they are added to the residual.
+    pub residual_multiplier: f64,
+    /// What logits are divided by.
+    pub logits_scaling: f64,
+    /// `c` where logits, scaled, become `c tanh(logit / c)`.
+    pub final_softcap: Option<f64>,
     /// Whether the output head is the token embedding.
     pub tied_embeddings: bool,
     /// Which projections have a bias.
     pub biases: Biases,
-    /// Whether query and key heads pass through an RMS norm before RoPE.
-    pub query_key_norm: bool,
+}
+
+impl BaseConfig {
+    /// One of these sizes, with what its row says of the family and the neutral values of what only some models have.
+    pub(super) fn plain(family: Family, sizes: &Sizes) -> BaseConfig {
+        let row = family.0;
+        BaseConfig {
+            family,
+            model_type: None,
+            n_layers: sizes.n_layers,
+            n_heads: sizes.n_heads,
+            n_kv_heads: sizes.n_kv_heads,
+            head_dim: sizes.head_dim,
+            value_head_dim: sizes.head_dim,
+            hidden_size: sizes.hidden_size,
+            intermediate_size: sizes.intermediate_size,
+            vocab_size: sizes.vocab_size,
+            context_length: None,
+            rms_eps: row.defaults.rms_eps,
+            norms: row.norms,
+            query_key_norm: row.query_key_norm,
+            attention_scale: 1.0 / (sizes.head_dim as f64).sqrt(),
+            attention_softcap: None,
+            rotary_dim: sizes.head_dim,
+            ropes: vec![Rope { theta: row.defaults.rope_theta, scaling: RopeScaling::None }],
+            layers: vec![Layer::FULL; sizes.n_layers],
+            activation: row.activation.1,
+            experts: None,
+            embedding_multiplier: 1.0,
+            residual_multiplier: 1.0,
+            logits_scaling: 1.0,
+            final_softcap: None,
+            tied_embeddings: row.defaults.tied_embeddings,
+            biases: Biases::default(),
+        }
+    }
+
+    /// The window of each layer that has one.
+    pub fn windows(&self) -> impl Iterator<Item = usize> {
+        self.layers.iter().filter_map(|l| l.window)
+    }
 }
 
 /// The sizes of a [`BaseConfig`] with their names in the file and their limits.
@@ -210,21 +333,5 @@ pub(super) fn derived_head_dim(hidden_size: usize, n_heads: usize) -> Result<usi
         Some(0) => Ok(hidden_size / n_heads),
         Some(_) => Err(format!("expected a multiple of the {n_heads} heads, found {hidden_size}")),
         None => Err("expected at least one head, found 0".into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::RowOrder;
-
-    #[test]
-    fn every_family_has_a_row_order_and_is_found_by_both_names() {
-        for &f in Family::ALL {
-            assert!(RowOrder::of_gguf_architecture(f.gguf_architecture()).is_some(), "{f}");
-            assert_eq!(Family::from_model_type(f.model_type()), Some(f));
-            let by_architecture = Family::from_gguf_architecture(f.gguf_architecture());
-            assert_eq!(by_architecture.map(Family::gguf_architecture), Some(f.gguf_architecture()));
-        }
     }
 }

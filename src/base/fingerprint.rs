@@ -235,9 +235,9 @@ fn config_digest(base: &BaseModel) -> String {
         c.intermediate_size,
         // GGUF keeps both in F32.
         (c.rms_eps as f32).to_bits(),
-        (c.rope.theta as f32).to_bits(),
+        (c.ropes[0].theta as f32).to_bits(),
         c.biases.query_key_value,
-        c.query_key_norm,
+        c.query_key_norm.is_some(),
     ]);
     hex(&Sha256::digest(text.to_string()))
 }
@@ -405,9 +405,9 @@ mod tests {
             |c| c.hidden_size += 1,
             |c| c.intermediate_size += 1,
             |c| c.rms_eps *= 2.0,
-            |c| c.rope.theta *= 2.0,
+            |c| c.ropes[0].theta *= 2.0,
             |c| c.biases.query_key_value ^= true,
-            |c| c.query_key_norm ^= true,
+            |c| c.query_key_norm = Some(crate::base::QueryKeyNorm::PerHead),
         ];
         let mut digests: BTreeSet<String> = [config_digest(&base)].into();
         for change in changes {

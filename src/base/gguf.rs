@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use super::config::{BaseConfig, Biases, Family, Rope, RopeScaling, SizeNames, Sizes, derived_head_dim};
+use super::config::{
+    BaseConfig, BiasRule, Biases, Family, Layer, Rope, RopeScaling, Row, SizeNames, Sizes, derived_head_dim,
+};
+use super::keys::Keys;
 use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
-use crate::format::gguf::{Array, FILE_TYPE, Metadata, Value};
+use crate::format::gguf::{Array, FILE_TYPE, Metadata};
 use crate::format::names::shorten;
 use crate::vocab::to_gguf;
 
@@ -22,85 +25,6 @@ const NAMES: SizeNames = [
     "feed_forward_length",
     "vocab_size",
 ];
-
-/// Typed access to the keys of one architecture.
-struct Keys<'a> {
-    file: &'a Path,
-    architecture: &'a str,
-    metadata: &'a Metadata,
-}
-
-impl Keys<'_> {
-    fn key(&self, name: &str) -> String {
-        format!("{}.{name}", self.architecture)
-    }
-
-    fn invalid(&self, name: &str, message: impl Into<String>) -> Error {
-        Error::new(Code::ConfigField, message).file(self.file).field(self.key(name))
-    }
-
-    fn unsupported(&self, name: &str, message: impl Into<String>) -> Error {
-        Error::new(Code::ConfigUnsupported, message).file(self.file).field(self.key(name))
-    }
-
-    fn missing(&self, name: &str) -> Error {
-        self.metadata.missing(&self.key(name)).file(self.file)
-    }
-
-    fn count(&self, name: &str) -> Result<Option<usize>> {
-        let stated = self.metadata.u32(&self.key(name)).map_err(|e| e.file(self.file))?;
-        Ok(stated.map(|n| n as usize))
-    }
-
-    fn required_count(&self, name: &str) -> Result<usize> {
-        self.count(name)?.ok_or_else(|| self.missing(name))
-    }
-
-    /// A count that llama.cpp also takes per layer; only one value for all layers is computed here.
-    fn count_of_every_layer(&self, name: &str, n_layers: usize) -> Result<Option<usize>> {
-        let key = self.key(name);
-        if !matches!(self.metadata.get(&key), Some(Value::Array(_))) {
-            return self.count(name);
-        }
-        let per_layer = self.metadata.u32_array(&key).map_err(|e| e.file(self.file))?.unwrap_or_default();
-        if per_layer.len() != n_layers {
-            return Err(self.invalid(name, format!("expected {n_layers} entries, found {}", per_layer.len())));
-        }
-        let Some(&first) = per_layer.first() else {
-            return Err(self.invalid(name, "expected at least one entry, found none"));
-        };
-        match per_layer.iter().find(|n| **n != first) {
-            Some(other) => {
-                let message = format!("expected the same value in all layers, found {first} and {other}");
-                Err(self.unsupported(name, message))
-            }
-            None => Ok(Some(first as usize)),
-        }
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>> {
-        let stated = self.metadata.f32(&self.key(name)).map_err(|e| e.file(self.file))?;
-        match stated {
-            Some(x) if !x.is_finite() => Err(self.invalid(name, format!("expected a finite number, found {x}"))),
-            _ => Ok(stated.map(f64::from)),
-        }
-    }
-
-    fn positive(&self, name: &str) -> Result<Option<f64>> {
-        match self.number(name)? {
-            Some(x) if x <= 0.0 => Err(self.invalid(name, format!("expected a number above 0, found {x}"))),
-            // What is divided by a subnormal number is infinite.
-            Some(x) if !(x as f32).is_normal() => {
-                Err(self.invalid(name, format!("expected a number within the range of F32, found {x}")))
-            }
-            stated => Ok(stated),
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&str>> {
-        self.metadata.str(key).map_err(|e| e.file(self.file))
-    }
-}
 
 /// Reads the configuration; `tensor` finds a tensor of the file by name.
 ///
@@ -123,7 +47,7 @@ pub(super) fn parse<'t>(
     }
     // A hint for people: its number decides nothing here, but text is no number.
     metadata.u32(FILE_TYPE).map_err(|e| e.file(file))?;
-    refuse_what_changes_the_computation(&keys)?;
+    refuse_what_changes_the_computation(&keys, family.0)?;
 
     let n_layers = keys.required_count("block_count")?;
     let hidden_size = keys.required_count("embedding_length")?;
@@ -163,48 +87,43 @@ pub(super) fn parse<'t>(
         window => window,
     };
     let has = |weight: BlockWeight| tensor(&Weight::Block(0, weight).gguf_name()).is_some();
-    Ok(BaseConfig {
-        family,
-        model_type: None,
-        n_layers,
-        n_heads,
-        n_kv_heads: sizes.n_kv_heads,
-        head_dim,
-        value_head_dim: head_dim,
-        hidden_size,
-        intermediate_size: sizes.intermediate_size,
-        vocab_size: sizes.vocab_size,
+    let mut config = BaseConfig {
         context_length: context_length(&keys)?,
         rms_eps,
-        rope: rope(&keys, tensor(&Weight::RopeFactors.gguf_name()).is_some())?,
-        sliding_windows: vec![window; n_layers],
+        ropes: vec![rope(&keys, family, tensor(&Weight::RopeFactors.gguf_name()).is_some())?],
+        layers: vec![Layer::with_window(window); n_layers],
         tied_embeddings: tensor(&Weight::Output.gguf_name()).is_none(),
         // No key says so: llama.cpp looks whether the tensors are there. Every layer is then held to what the first has.
         biases: Biases {
-            query_key_value: family == Family::Qwen2 || has(BlockWeight::QueryBias),
+            query_key_value: matches!(family.0.biases.query_key_value, BiasRule::Always) || has(BlockWeight::QueryBias),
             attention_output: has(BlockWeight::AttentionOutputBias),
             feed_forward: has(BlockWeight::GateBias),
         },
-        query_key_norm: family == Family::Qwen3,
-    })
+        ..BaseConfig::plain(family, &sizes)
+    };
+    (family.0.read_gguf)(&keys, &mut config)?;
+    Ok(config)
 }
 
 fn family(file: &Path, architecture: Option<&str>) -> Result<Family> {
     architecture.and_then(Family::from_gguf_architecture).ok_or_else(|| {
         let found = architecture.map_or("no such key".to_owned(), |a| format!("{:?}", shorten(a)));
-        Error::new(Code::BaseArchitecture, format!("expected one of llama, qwen2, qwen3, found {found}"))
+        let mut known: Vec<&str> = Family::ALL.iter().map(|f| f.gguf_architecture()).collect();
+        known.dedup();
+        Error::new(Code::BaseArchitecture, format!("expected one of {}, found {found}", known.join(", ")))
             .file(file)
             .field("general.architecture")
     })
 }
 
-fn refuse_what_changes_the_computation(keys: &Keys) -> Result<()> {
-    if let Some(n) = keys.count("expert_count")?.filter(|&n| n > 0) {
+fn refuse_what_changes_the_computation(keys: &Keys, row: &Row) -> Result<()> {
+    let is_own = |name: &str| row.own_keys.contains(&name);
+    if let Some(n) = keys.count("expert_count")?.filter(|&n| n > 0 && !is_own("expert_count")) {
         return Err(keys.unsupported("expert_count", format!("expected no mixture of experts, found {n}")));
     }
     // llama.cpp ends the program, or takes blocks away.
     for name in ["expert_used_count", "expert_group_count", "nextn_predict_layers"] {
-        if let Some(n) = keys.count(name)?.filter(|&n| n > 0) {
+        if let Some(n) = keys.count(name)?.filter(|&n| n > 0 && !is_own(name)) {
             return Err(keys.unsupported(name, format!("expected 0, found {n}")));
         }
     }
@@ -222,7 +141,7 @@ fn refuse_what_changes_the_computation(keys: &Keys) -> Result<()> {
         ("embedding_scale", 1.0),
         ("residual_scale", 1.0),
     ] {
-        if let Some(x) = keys.number(name)?.filter(|&x| x != neutral && x != 0.0) {
+        if let Some(x) = keys.number(name)?.filter(|&x| x != neutral && x != 0.0 && !is_own(name)) {
             return Err(keys.unsupported(name, format!("expected {neutral}, found {x}")));
         }
     }
@@ -230,7 +149,7 @@ fn refuse_what_changes_the_computation(keys: &Keys) -> Result<()> {
         return Err(keys.unsupported("attention.causal", "expected causal attention, found false"));
     }
     for name in ["attention.sliding_window_pattern", "rope.dimension_sections"] {
-        if keys.metadata.get(&keys.key(name)).is_some() {
+        if keys.metadata.get(&keys.key(name)).is_some() && !is_own(name) {
             return Err(keys.unsupported(name, "expected no such key: this is not computed here"));
         }
     }
@@ -267,7 +186,7 @@ fn vocab_size<'t>(keys: &Keys, tensor: &impl Fn(&str) -> Option<&'t StoredTensor
     }
 }
 
-fn rope(keys: &Keys, has_factors: bool) -> Result<Rope> {
+fn rope(keys: &Keys, family: Family, has_factors: bool) -> Result<Rope> {
     let theta = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
     let key = keys.key("rope.scaling.type");
     let kind = keys.text(&key)?.unwrap_or("linear");
@@ -282,8 +201,8 @@ fn rope(keys: &Keys, has_factors: bool) -> Result<Rope> {
     let scaling = match (linear, has_factors) {
         (None, false) => RopeScaling::None,
         (Some(factor), false) => RopeScaling::Linear { factor },
-        // llama.cpp reads the tensor for `llama` only
-        (None, true) if keys.architecture == "llama" => RopeScaling::Factors,
+        // Others leave the tensor unread.
+        (None, true) if family.llama_cpp().divides_frequencies => RopeScaling::Factors,
         _ => {
             let name = Weight::RopeFactors.gguf_name();
             return Err(Error::new(

@@ -1,13 +1,13 @@
 //! `config.json` of a Hugging Face folder, in the dialects of transformers 4 and 5.
 //!
 //! Defaults of absent keys and the meaning of null are those of the configuration classes in transformers 4.57.1 and
-//! 5.23.0 (`configuration_{llama,mistral,qwen2,qwen3}.py`, `modeling_rope_utils.py`).
+//! 5.23.0 (`configuration_*.py` of the family, `modeling_rope_utils.py`).
 
 use std::path::Path;
 
 use serde_json::Value;
 
-use super::config::{BaseConfig, Biases, Family, SizeNames, Sizes, derived_head_dim};
+use super::config::{BaseConfig, BiasRule, Biases, Family, Row, SizeNames, Sizes, derived_head_dim};
 use super::fields::{Fields, Stated, describe};
 use crate::error::{Code, Error, Result};
 
@@ -26,52 +26,6 @@ const NAMES: SizeNames = [
     "vocab_size",
 ];
 
-/// What a configuration class assumes for keys that a file leaves out.
-struct Defaults {
-    vocab_size: usize,
-    intermediate_size: usize,
-    /// `None`: as many as heads.
-    n_kv_heads: Option<usize>,
-    /// `None`: hidden size over heads.
-    head_dim: Option<usize>,
-    context_length: usize,
-}
-
-impl Defaults {
-    fn of(family: Family) -> Self {
-        match family {
-            Family::Llama => Defaults {
-                vocab_size: 32_000,
-                intermediate_size: 11_008,
-                n_kv_heads: None,
-                head_dim: None,
-                context_length: 2_048,
-            },
-            Family::Mistral => Defaults {
-                vocab_size: 32_000,
-                intermediate_size: 14_336,
-                n_kv_heads: Some(8),
-                head_dim: None,
-                context_length: 131_072,
-            },
-            Family::Qwen2 => Defaults {
-                vocab_size: 151_936,
-                intermediate_size: 22_016,
-                n_kv_heads: Some(32),
-                head_dim: None,
-                context_length: 32_768,
-            },
-            Family::Qwen3 => Defaults {
-                vocab_size: 151_936,
-                intermediate_size: 22_016,
-                n_kv_heads: Some(32),
-                head_dim: Some(128),
-                context_length: 32_768,
-            },
-        }
-    }
-}
-
 /// Reads the configuration that `json` states. `file` is for messages.
 ///
 /// # Errors
@@ -82,14 +36,14 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     let fields = Fields::new(file, json)?;
     let family = family(file, &fields)?;
     classes::check(&fields, family)?;
-    refuse_what_changes_the_computation(&fields)?;
+    refuse_what_changes_the_computation(&fields, family.0)?;
     check_unused(&fields)?;
 
-    let defaults = Defaults::of(family);
-    let hidden_size = fields.count_or("hidden_size", 4_096)?;
-    let n_heads = fields.count_or("num_attention_heads", 32)?;
+    let Row { defaults, biases, .. } = family.0;
+    let hidden_size = fields.count_or("hidden_size", defaults.hidden_size)?;
+    let n_heads = fields.count_or("num_attention_heads", defaults.n_heads)?;
     let sizes = Sizes {
-        n_layers: fields.count_or("num_hidden_layers", 32)?,
+        n_layers: fields.count_or("num_hidden_layers", defaults.n_layers)?,
         n_heads,
         n_kv_heads: match fields.count("num_key_value_heads")? {
             Stated::Is(n) => n,
@@ -103,35 +57,33 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     };
     sizes.check(&NAMES).map_err(|(name, message)| fields.invalid(name, message))?;
     let rms_eps = match fields.number("rms_norm_eps")? {
-        Stated::Absent => 1e-6,
+        Stated::Absent => defaults.rms_eps,
         // GGUF keeps F32, where what is almost 1 is 1.
         Stated::Is(eps) if (0.0..1.0).contains(&eps) && (eps as f32) < 1.0 => eps,
         _ => return Err(fields.invalid("rms_norm_eps", "expected a number of at least 0 and below 1")),
     };
-    let attention_bias = matches!(family, Family::Llama | Family::Qwen3) && fields.flag("attention_bias", false)?;
-    Ok(BaseConfig {
+    let biased = |rule: &BiasRule| match rule {
+        BiasRule::Never => Ok(false),
+        BiasRule::Always => Ok(true),
+        BiasRule::Stated(name) => fields.flag(name, false),
+    };
+    let mut config = BaseConfig {
         family,
         model_type: Some(family.model_type().to_owned()),
-        n_layers: sizes.n_layers,
-        n_heads,
-        n_kv_heads: sizes.n_kv_heads,
-        head_dim: sizes.head_dim,
-        value_head_dim: sizes.head_dim,
-        hidden_size,
-        intermediate_size: sizes.intermediate_size,
-        vocab_size: sizes.vocab_size,
         context_length: positions(&fields, "max_position_embeddings")?.or_absent(defaults.context_length),
         rms_eps,
-        rope: rope::parse(&fields)?,
-        sliding_windows: sliding_windows(&fields, family, sizes.n_layers)?,
-        tied_embeddings: fields.flag("tie_word_embeddings", false)?,
+        tied_embeddings: fields.flag("tie_word_embeddings", defaults.tied_embeddings)?,
         biases: Biases {
-            query_key_value: attention_bias || family == Family::Qwen2,
-            attention_output: attention_bias,
-            feed_forward: family == Family::Llama && fields.flag("mlp_bias", false)?,
+            query_key_value: biased(&biases.query_key_value)?,
+            attention_output: biased(&biases.attention_output)?,
+            feed_forward: biased(&biases.feed_forward)?,
         },
-        query_key_norm: family == Family::Qwen3,
-    })
+        ropes: vec![rope::parse(&fields, defaults.rope_theta)?],
+        layers: (family.0.layers)(&fields, family, sizes.n_layers)?,
+        ..BaseConfig::plain(family, &sizes)
+    };
+    (family.0.read_folder)(&fields, &mut config)?;
+    Ok(config)
 }
 
 fn family(file: &Path, fields: &Fields) -> Result<Family> {
@@ -148,7 +100,7 @@ fn family(file: &Path, fields: &Fields) -> Result<Family> {
     }
 }
 
-fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
+fn refuse_what_changes_the_computation(fields: &Fields, row: &Row) -> Result<()> {
     // Names of Python classes in the model's repository. Those of configuration and tokenizer compute nothing that is
     // read here; a model's own class may compute anything, whatever `model_type` says.
     if let Some(class) = fields.object("auto_map")?.value().and_then(|map| map.first_key("AutoModel")) {
@@ -156,11 +108,12 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
             fields.unsupported("auto_map", format!("expected no code for {class}: only known families are computed"))
         );
     }
-    match fields.text("hidden_act")?.or_absent("silu") {
-        // transformers knows the same function under both names
-        Some("silu" | "swish") => {}
-        Some(other) => return Err(fields.unsupported("hidden_act", format!("expected silu, found {other:?}"))),
-        None => return Err(fields.invalid("hidden_act", "expected silu, found null")),
+    let (name, activation) = row.activation;
+    let expected = activation.names()[0];
+    match fields.text(name)?.or_absent(expected) {
+        Some(found) if activation.names().contains(&found) => {}
+        Some(other) => return Err(fields.unsupported(name, format!("expected {expected}, found {other:?}"))),
+        None => return Err(fields.invalid(name, format!("expected {expected}, found null"))),
     }
     // The second is compressed-tensors' older name.
     for name in ["quantization_config", "compression_config"] {
@@ -176,7 +129,7 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
         }
     }
     for name in ["num_experts", "num_local_experts", "n_routed_experts"] {
-        if let Some(n) = fields.count(name)?.value().filter(|&n| n > 0) {
+        if let Some(n) = fields.count(name)?.value().filter(|&n| n > 0 && !row.has_experts) {
             return Err(fields.unsupported(name, format!("expected no mixture of experts, found {n}")));
         }
     }
@@ -188,7 +141,7 @@ fn refuse_what_changes_the_computation(fields: &Fields) -> Result<()> {
     if !fields.flag("is_causal", true)? {
         return Err(fields.unsupported("is_causal", "expected causal attention, found false"));
     }
-    rope::refuse_layers_without(fields)
+    Ok(())
 }
 
 /// What helps with weights in 8-bit floats.
@@ -248,63 +201,4 @@ fn head_dim(
             derived_head_dim(hidden_size, n_heads).map_err(|message| fields.invalid("hidden_size", message))
         }
     }
-}
-
-/// Llama attends to everything. Mistral has one window for all layers. The Qwens have one for the layers that
-/// `layer_types` names, or else for those from `max_window_layers` on, and only if `use_sliding_window` says so.
-fn sliding_windows(fields: &Fields, family: Family, n_layers: usize) -> Result<Vec<Option<usize>>> {
-    let stated = || match fields.count("sliding_window")?.or_absent(4_096) {
-        Some(0) => Err(fields.invalid("sliding_window", "expected at least 1 or null, found 0")),
-        window => Ok(window),
-    };
-    let uniform = match family {
-        Family::Llama => Some(None),
-        Family::Mistral => Some(stated()?),
-        Family::Qwen2 | Family::Qwen3 => None,
-    };
-    let types = layer_types(fields, n_layers)?;
-    if let Some(window) = uniform {
-        // These classes do not read layer_types; where it says something else, the file means another model.
-        let fits = |sliding: &bool| *sliding == window.is_some();
-        if types.is_some_and(|t| !t.iter().all(fits)) {
-            return Err(
-                fields.unsupported("layer_types", format!("expected the same attention in all {family} layers"))
-            );
-        }
-        return Ok(vec![window; n_layers]);
-    }
-    let window = if fields.flag("use_sliding_window", false)? { stated()? } else { None };
-    match types {
-        Some(types) => types
-            .into_iter()
-            .map(|sliding| match (sliding, window) {
-                (false, _) => Ok(None),
-                (true, Some(w)) => Ok(Some(w)),
-                (true, None) => Err(fields.invalid("layer_types", "found sliding_attention, but no sliding window")),
-            })
-            .collect(),
-        None => {
-            let first = fields.count_or("max_window_layers", 28)?;
-            Ok((0..n_layers).map(|i| window.filter(|_| i >= first)).collect())
-        }
-    }
-}
-
-/// Per layer whether it has a window; `None` where the file does not say.
-fn layer_types(fields: &Fields, n_layers: usize) -> Result<Option<Vec<bool>>> {
-    let Some(items) = fields.list("layer_types")?.value() else { return Ok(None) };
-    if items.len() != n_layers {
-        let message = format!("expected one entry for each of {n_layers} layers, found {}", items.len());
-        return Err(fields.invalid("layer_types", message));
-    }
-    let parse = |v: &Value| match v.as_str() {
-        Some("full_attention") => Ok(false),
-        Some("sliding_attention") => Ok(true),
-        Some(other) => {
-            let message = format!("expected full_attention or sliding_attention, found {other:?}");
-            Err(fields.unsupported("layer_types", message))
-        }
-        None => Err(fields.invalid("layer_types", format!("expected strings, found {}", describe(v)))),
-    };
-    items.iter().map(parse).collect::<Result<_>>().map(Some)
 }

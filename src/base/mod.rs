@@ -15,17 +15,23 @@ use indexmap::IndexMap;
 mod checks;
 pub(crate) mod complete;
 mod config;
+mod family;
 mod fields;
 pub mod fingerprint;
 mod gguf;
 mod hf;
+mod keys;
 mod names;
 mod replace;
 mod row_order;
+mod shapes;
 mod weights;
 
 pub use checks::gguf_architecture_of;
-pub use config::{BaseConfig, Biases, Family, Rope, RopeScaling};
+pub use config::{
+    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Layer, LlamaCpp, Norms, QueryKeyNorm, Rope,
+    RopeScaling,
+};
 pub(crate) use fields::describe;
 pub use names::{BlockWeight, Dialect, Weight};
 pub use row_order::RowOrder;
@@ -142,7 +148,12 @@ impl BaseModel {
 
     /// The tensor that holds `weight`, if the model has it.
     pub fn tensor(&self, weight: Weight) -> Option<&StoredTensor> {
-        self.tensors.get(&weight.name(self.dialect))
+        self.tensors.get(&self.name_of(weight))
+    }
+
+    /// What the files of this model call `weight`, wrappers' words left out.
+    pub fn name_of(&self, weight: Weight) -> String {
+        weight.name_in(self.dialect, &self.config)
     }
 
     /// The tensor of this name in the files.
@@ -153,7 +164,7 @@ impl BaseModel {
     /// The tensors of the files that no weight of the family is, with the names that the table would have for them.
     pub(crate) fn unused_tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
         let known: std::collections::HashSet<String> =
-            Weight::all(self.config.n_layers).map(|w| w.name(self.dialect)).collect();
+            Weight::all(self.config.n_layers).map(|w| self.name_of(w)).collect();
         self.tensors.iter().filter(move |(name, _)| !known.contains(*name)).map(|(name, t)| (name.as_str(), t))
     }
 
@@ -176,7 +187,7 @@ impl BaseModel {
 
     /// The order of query components in a GGUF file of this architecture.
     pub fn row_order(&self) -> RowOrder {
-        RowOrder::of_gguf_architecture(self.gguf_architecture()).expect("every family's architecture is on the list")
+        self.config.family.row_order()
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use super::config::BaseConfig;
-
 /// The dialect of the files that hold a base model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -45,7 +43,7 @@ macro_rules! block_weights {
 
 block_weights! {
     /// `[hidden]`: RMS norm before attention.
-    AttentionNorm = "input_layernorm.weight", "attn_norm.weight";
+    InputNorm = "input_layernorm.weight", "attn_norm.weight";
     /// `[H*D, hidden]`
     Query = "self_attn.q_proj.weight", "attn_q.weight";
     /// `[H*D]`
@@ -58,16 +56,21 @@ block_weights! {
     Value = "self_attn.v_proj.weight", "attn_v.weight";
     /// `[H_kv*D_v]`
     ValueBias = "self_attn.v_proj.bias", "attn_v.bias";
-    /// `[D]`: RMS norm of each query head, before RoPE.
+    /// `[D]` or `[H*D]`: RMS norm of queries, before RoPE.
     QueryNorm = "self_attn.q_norm.weight", "attn_q_norm.weight";
-    /// `[D]`: RMS norm of each key head, before RoPE.
+    /// `[D]` or `[H_kv*D]`: RMS norm of keys, before RoPE.
     KeyNorm = "self_attn.k_norm.weight", "attn_k_norm.weight";
     /// `[hidden, H*D_v]`
     AttentionOutput = "self_attn.o_proj.weight", "attn_output.weight";
     /// `[hidden]`
     AttentionOutputBias = "self_attn.o_proj.bias", "attn_output.bias";
-    /// `[hidden]`: RMS norm before the feed-forward network.
-    FeedForwardNorm = "post_attention_layernorm.weight", "ffn_norm.weight";
+    /// `[hidden]`: RMS norm before the feed-forward network, or, in families with norms behind, of what attention gives.
+    PostAttentionNorm = "post_attention_layernorm.weight", "ffn_norm.weight";
+    /// `[hidden]`: RMS norm before the feed-forward network in families where the one above is another. `ffn_norm` in their GGUF
+    /// files, see [`Weight::name_in`].
+    PreFeedForwardNorm = "pre_feedforward_layernorm.weight", "pre_ffw_norm.weight";
+    /// `[hidden]`: RMS norm of what the feed-forward network gives.
+    PostFeedForwardNorm = "post_feedforward_layernorm.weight", "post_ffw_norm.weight";
     /// `[intermediate, hidden]`
     Gate = "mlp.gate_proj.weight", "ffn_gate.weight";
     /// `[intermediate]`
@@ -145,7 +148,8 @@ impl Weight {
         }
     }
 
-    /// The tensor's name in `dialect`.
+    /// The tensor's name in `dialect`, in GGUF for a family with norms where Llama has them; see
+    /// [`name_in`](Self::name_in).
     pub fn name(self, dialect: Dialect) -> String {
         match dialect {
             Dialect::HuggingFace => self.hf_name(),
@@ -171,37 +175,6 @@ impl Weight {
             Weight::Output => "output.weight".into(),
             Weight::RopeFactors => "rope_freqs.weight".into(),
             Weight::Block(i, w) => format!("blk.{i}.{}", w.gguf_name()),
-        }
-    }
-
-    /// The shape that a model of this configuration needs, outermost first; `None` for a weight that it has not.
-    pub fn expected_shape(self, c: &BaseConfig) -> Option<Vec<usize>> {
-        let (query, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        let (value, attended) = (c.n_kv_heads * c.value_head_dim, c.n_heads * c.value_head_dim);
-        let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let with = |present: bool, shape: Vec<usize>| present.then_some(shape);
-        use BlockWeight as W;
-        match self {
-            Weight::TokenEmbedding => Some(vec![c.vocab_size, hidden]),
-            Weight::OutputNorm => Some(vec![hidden]),
-            Weight::Output => with(!c.tied_embeddings, vec![c.vocab_size, hidden]),
-            Weight::RopeFactors => with(matches!(c.rope.scaling, super::RopeScaling::Factors), vec![c.head_dim / 2]),
-            Weight::Block(_, w) => match w {
-                W::AttentionNorm | W::FeedForwardNorm => Some(vec![hidden]),
-                W::Query => Some(vec![query, hidden]),
-                W::Key => Some(vec![kv, hidden]),
-                W::Value => Some(vec![value, hidden]),
-                W::QueryBias => with(c.biases.query_key_value, vec![query]),
-                W::KeyBias => with(c.biases.query_key_value, vec![kv]),
-                W::ValueBias => with(c.biases.query_key_value, vec![value]),
-                W::QueryNorm | W::KeyNorm => with(c.query_key_norm, vec![c.head_dim]),
-                W::AttentionOutput => Some(vec![hidden, attended]),
-                W::AttentionOutputBias => with(c.biases.attention_output, vec![hidden]),
-                W::Gate | W::Up => Some(vec![inner, hidden]),
-                W::Down => Some(vec![hidden, inner]),
-                W::GateBias | W::UpBias => with(c.biases.feed_forward, vec![inner]),
-                W::DownBias => with(c.biases.feed_forward, vec![hidden]),
-            },
         }
     }
 }

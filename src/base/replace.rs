@@ -27,7 +27,7 @@ impl BaseModel {
                 Some(bytes) => (t.stored_dtype(), bytes),
                 None => (t.dtype(), t.to_bytes().into()),
             };
-            let name = weight.name(self.dialect);
+            let name = self.name_of(weight);
             let beside = self.tensor(weight).or_else(|| self.tensor(Weight::TokenEmbedding));
             let file = beside.map_or_else(|| self.path.as_path().into(), |t| t.file.clone());
             let shape = t.shape().to_vec();

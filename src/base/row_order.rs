@@ -16,28 +16,3 @@ named_enum! {
         Neox = "neox",
     }
 }
-
-/// GGUF architectures whose row order is known, one by one: the RoPE type alone does not decide it (cohere and glm4
-/// are NORM natively, so nothing is reordered).
-const GGUF_ARCHITECTURES: &[(&str, RowOrder)] = &[
-    ("llama", RowOrder::Norm),
-    ("qwen2", RowOrder::Neox),
-    ("qwen3", RowOrder::Neox),
-    ("gemma", RowOrder::Neox),
-    ("gemma2", RowOrder::Neox),
-    ("gemma3", RowOrder::Neox),
-    ("phi3", RowOrder::Neox),
-];
-
-impl RowOrder {
-    /// The order that GGUF files of this architecture keep q in; `None` for an architecture that is not listed,
-    /// which callers refuse.
-    pub fn of_gguf_architecture(architecture: &str) -> Option<RowOrder> {
-        GGUF_ARCHITECTURES.iter().find(|(a, _)| *a == architecture).map(|(_, order)| *order)
-    }
-
-    /// The listed architectures, for messages.
-    pub fn known_architectures() -> impl Iterator<Item = &'static str> {
-        GGUF_ARCHITECTURES.iter().map(|(a, _)| *a)
-    }
-}

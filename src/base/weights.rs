@@ -170,7 +170,7 @@ impl BaseModel {
 
     fn decodable(&self, weight: Weight) -> Result<&StoredTensor> {
         let t = self.tensor(weight).ok_or_else(|| {
-            let name = weight.name(self.dialect);
+            let name = self.name_of(weight);
             Error::new(Code::BaseTensor, "expected a tensor, found none").file(&self.path).field(name)
         })?;
         if quant::can_decode(t.dtype) {

@@ -165,9 +165,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
 
     let mut notes = made.converted.as_ref().map_or_else(|| source.notes.clone(), |c| c.notes.clone());
     // Whoever runs the bundle in llama.cpp should know.
-    if pipeline::ignores_window(base) && !notes.iter().any(|n| n == pipeline::WINDOW_NOTE) {
-        notes.push(pipeline::WINDOW_NOTE.to_owned());
-    }
+    notes.extend(pipeline::window_note(base).filter(|note| !notes.contains(note)));
     let said = About::of(adapter.adapter())?;
     let digest = AdapterDigest::of(adapter.adapter());
     let encoding = main_type(&adapter);

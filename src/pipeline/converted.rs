@@ -92,12 +92,15 @@ pub struct ConvertedTensor {
 /// What `--arch` alone leaves open.
 pub(crate) const NOTHING_CHECKED: &str = "no --base: nothing was checked against the model that the adapter was made for, neither sizes nor layers nor numbers; --arch gives the row order alone";
 
-/// What whoever runs a base with a sliding window on llama.cpp should know.
-pub(crate) const WINDOW_NOTE: &str = "the base has a sliding window, which llama.cpp ignores for architecture llama: beyond the window llama.cpp computes something else than PyTorch";
-
-/// Whether llama.cpp ignores this base's sliding window.
-pub(crate) fn ignores_window(base: &BaseModel) -> bool {
-    base.config.sliding_windows.iter().any(Option::is_some) && base.gguf_architecture() == "llama"
+/// What whoever runs a base with a sliding window on llama.cpp should know; `None` where llama.cpp applies it.
+pub(crate) fn window_note(base: &BaseModel) -> Option<String> {
+    let is_ignored = base.config.windows().next().is_some() && !base.config.family.llama_cpp().applies_windows;
+    is_ignored.then(|| {
+        format!(
+            "the base has a sliding window, which llama.cpp ignores for architecture {}: beyond the window llama.cpp computes something else than PyTorch",
+            base.gguf_architecture()
+        )
+    })
 }
 
 impl Converted {

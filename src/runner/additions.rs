@@ -158,10 +158,19 @@ pub(super) fn embed(
     n_positions: usize,
 ) -> Result<Vec<f32>> {
     let mut x = base.embed(ids)?;
-    if additions.is_empty() {
-        return Ok(x);
+    add_rows(base, ids, additions, n_positions, &mut x);
+    let multiplier = base.config.embedding_multiplier as f32;
+    if multiplier != 1.0 {
+        x.iter_mut().for_each(|v| *v *= multiplier);
     }
-    let plain = x.clone();
+    Ok(x)
+}
+
+fn add_rows(base: &BaseModel, ids: &[u32], additions: &[EmbeddingAddition], n_positions: usize, x: &mut [f32]) {
+    if additions.is_empty() {
+        return;
+    }
+    let plain = x.to_vec();
     let hidden = base.config.hidden_size;
     let mut room = vec![0.0; hidden];
     for addition in additions {
@@ -171,5 +180,4 @@ pub(super) fn embed(
             addition.low_rank.add_to_row(ids[i] as usize, &plain[at.clone()], &mut room, &mut x[at]);
         }
     }
-    Ok(x)
 }

@@ -63,13 +63,24 @@ impl LayerCache {
     }
 }
 
+/// How queries and keys make weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scoring {
+    /// What scores are multiplied with.
+    pub scale: f32,
+    /// `c` where they then become `c tanh(score / c)`.
+    pub softcap: Option<f32>,
+    /// How many positions, its own included, a query sees.
+    pub window: Option<usize>,
+}
+
 /// `q` `[B, H, T, D]` at positions from `start` on, `k` and `v` `[B, H_kv, T, D]`: `[B, H, T, D]`.
 pub(super) fn attend(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     start: usize,
-    window: Option<usize>,
+    scoring: Scoring,
     cache: Option<&mut LayerCache>,
 ) -> Result<Tensor> {
     let (b, h, t, d) = q.dims4()?;
@@ -81,7 +92,7 @@ pub(super) fn attend(
         Some(cache) => cache.append(&k, &v)?,
         None => (k, v),
     };
-    let scale = (1.0 / (d as f64).sqrt()) as f32;
+    let Scoring { scale, softcap, window } = scoring;
     let q = q.reshape((b * h_kv, group, t, d))?;
     let mut outputs = Vec::new();
     for first in (0..t).step_by(QUERIES) {
@@ -97,9 +108,9 @@ pub(super) fn attend(
         // The queries of a group share their keys: one product for all of them.
         let q = q.narrow(2, first, n)?.contiguous()?.reshape((b * h_kv, group * n, d))?;
         let out = if t <= FEW_QUERIES && q.device().is_cpu() {
-            q.apply_op3_no_bwd(&k, &v, &AttendFew { scale, mask })?
+            q.apply_op3_no_bwd(&k, &v, &AttendFew { scale, softcap, mask })?
         } else {
-            masked_softmax(q.matmul(&k.transpose(1, 2)?)?, scale, mask)?.matmul(&v)?
+            masked_softmax(q.matmul(&k.transpose(1, 2)?)?, scale, softcap, mask)?.matmul(&v)?
         };
         outputs.push(out.reshape((b * h_kv, group, n, d))?);
     }

@@ -5,17 +5,17 @@ use candle_core::{Result as CandleResult, Tensor};
 use std::ops::Range;
 
 use super::additions::Addition;
-use super::attention::{LayerCache, attend};
+use super::attention::{LayerCache, Scoring, attend};
 use super::candle;
 use super::device::Device;
 use super::effects::Effects;
 use super::kernels::rms_norm::rms_norm;
-use super::kernels::swiglu::swiglu;
+use super::kernels::swiglu::gated;
 use super::linear::{Linear, Workspace};
 use super::phi::{Term, Terms};
-use super::rope::Rotation;
+use super::rope::Rotations;
 use crate::adapter::plus::QueryTap;
-use crate::base::{BaseConfig, BaseModel, BlockWeight as W, Weight};
+use crate::base::{Activation, BaseConfig, BaseModel, BlockWeight as W, QueryKeyNorm, Weight};
 use crate::error::Result;
 
 /// The weights of one block.
@@ -24,15 +24,25 @@ pub(super) struct Block {
     n_kv_heads: usize,
     head_dim: usize,
     rms_eps: f64,
-    window: Option<usize>,
-    attention_norm: Tensor,
+    norms: Norms,
+    scoring: Scoring,
+    rope: Option<usize>,
     query_key_value: Linear,
-    /// Of the query and of the key heads, `[D]` each.
-    head_norms: Option<(Tensor, Tensor)>,
+    /// Of query and key.
+    query_key_norms: Option<(QueryKeyNorm, Tensor, Tensor)>,
     attention_output: Linear,
-    feed_forward_norm: Tensor,
     gate_up: Linear,
+    activation: Activation,
     down: Linear,
+    residual_multiplier: f64,
+}
+
+/// The RMS norms of a block where the family has one, `[hidden]` each.
+struct Norms {
+    before_attention: Option<Tensor>,
+    after_attention: Option<Tensor>,
+    before_feed_forward: Option<Tensor>,
+    after_feed_forward: Option<Tensor>,
 }
 
 /// What a block gives beside its output, where somebody wants it.
@@ -93,7 +103,9 @@ impl Block {
     /// Loads block `index`.
     pub fn load(base: &BaseModel, index: usize, device: &Device) -> Result<Self> {
         let c = &base.config;
+        let layer = c.layers[index];
         let vector = |w| vector(base, Weight::Block(index, w), device);
+        let norm = |w: Option<W>| w.map(vector).transpose();
         let linear = |weights: &[W], biases: &[W], biased: bool| {
             let named = |ws: &[W]| ws.iter().map(|w| Weight::Block(index, *w)).collect::<Vec<_>>();
             Linear::load(base, &named(weights), &if biased { named(biases) } else { vec![] }, device)
@@ -103,18 +115,32 @@ impl Block {
             n_kv_heads: c.n_kv_heads,
             head_dim: c.head_dim,
             rms_eps: c.rms_eps,
-            window: c.sliding_windows[index],
-            attention_norm: vector(W::AttentionNorm)?,
+            norms: Norms {
+                before_attention: norm(c.norms.before_attention)?,
+                after_attention: norm(c.norms.after_attention)?,
+                before_feed_forward: norm(c.norms.before_feed_forward)?,
+                after_feed_forward: norm(c.norms.after_feed_forward)?,
+            },
+            scoring: Scoring {
+                scale: c.attention_scale as f32,
+                softcap: c.attention_softcap.map(|c| c as f32),
+                window: layer.window,
+            },
+            rope: layer.rope,
             query_key_value: linear(
                 &[W::Query, W::Key, W::Value],
                 &[W::QueryBias, W::KeyBias, W::ValueBias],
                 c.biases.query_key_value,
             )?,
-            head_norms: if c.query_key_norm { Some((vector(W::QueryNorm)?, vector(W::KeyNorm)?)) } else { None },
+            query_key_norms: match c.query_key_norm {
+                Some(norm) => Some((norm, vector(W::QueryNorm)?, vector(W::KeyNorm)?)),
+                None => None,
+            },
             attention_output: linear(&[W::AttentionOutput], &[W::AttentionOutputBias], c.biases.attention_output)?,
-            feed_forward_norm: vector(W::FeedForwardNorm)?,
             gate_up: linear(&[W::Gate, W::Up], &[W::GateBias, W::UpBias], c.biases.feed_forward)?,
+            activation: c.activation,
             down: linear(&[W::Down], &[W::DownBias], c.biases.feed_forward)?,
+            residual_multiplier: c.residual_multiplier,
         })
     }
 
@@ -126,16 +152,16 @@ impl Block {
     pub fn forward(
         &self,
         x: &Tensor,
-        rotation: &Rotation,
+        rotations: &Rotations,
         cache: Option<&mut LayerCache>,
         effects: &BlockEffects,
         workspace: &mut Workspace,
     ) -> Result<(Tensor, Option<Observed>)> {
         let (q, k, v) = self.heads(x, &effects.query_key_value, workspace).map_err(candle)?;
-        let rotated = rotation.apply(&q).map_err(candle)?;
-        let k = rotation.apply(&k).map_err(candle)?;
-        let attended = attend(&rotated, &k, &v, rotation.start, self.window, cache).map_err(candle)?;
-        let term = sum_of_terms(&effects.terms, &q, &rotated, rotation.start)?;
+        let rotated = rotations.apply(self.rope, &q).map_err(candle)?;
+        let k = rotations.apply(self.rope, &k).map_err(candle)?;
+        let attended = attend(&rotated, &k, &v, rotations.start, self.scoring, cache).map_err(candle)?;
+        let term = sum_of_terms(&effects.terms, &q, &rotated, rotations.start)?;
         let attended = match &term {
             Some(term) => (attended + term).map_err(candle)?,
             None => attended,
@@ -152,19 +178,36 @@ impl Block {
         workspace: &mut Workspace,
     ) -> CandleResult<(Tensor, Tensor, Tensor)> {
         let (b, t, hidden) = x.dims3()?;
-        let normed = rms_norm(&x.reshape((b * t, hidden))?, &self.attention_norm, self.rms_eps)?;
+        let normed = self.norm(x.reshape((b * t, hidden))?, self.norms.before_attention.as_ref())?;
         let qkv = self.query_key_value.forward(&normed, additions, t, workspace)?;
         let (d, h, h_kv) = (self.head_dim, self.n_heads, self.n_kv_heads);
-        let part = |first: usize, heads: usize, norm: Option<&Tensor>| {
-            let x = qkv.narrow(1, first * d, heads * d)?.reshape((b, t, heads, d))?;
+        let part = |first: usize, heads: usize, norm: Option<(QueryKeyNorm, &Tensor)>| {
+            let x = qkv.narrow(1, first * d, heads * d)?;
             let x = match norm {
-                Some(w) => rms_norm(&x, w, self.rms_eps)?,
-                None => x,
+                Some((QueryKeyNorm::PerHead, w)) => rms_norm(&x.reshape((b, t, heads, d))?, w, self.rms_eps)?,
+                Some((QueryKeyNorm::PerRow, w)) => rms_norm(&x, w, self.rms_eps)?.reshape((b, t, heads, d))?,
+                None => x.reshape((b, t, heads, d))?,
             };
             x.transpose(1, 2)
         };
-        let norms = self.head_norms.as_ref();
-        Ok((part(0, h, norms.map(|n| &n.0))?, part(h, h_kv, norms.map(|n| &n.1))?, part(h + h_kv, h_kv, None)?))
+        let (query_norm, key_norm) = match &self.query_key_norms {
+            Some((norm, query, key)) => (Some((*norm, query)), Some((*norm, key))),
+            None => (None, None),
+        };
+        Ok((part(0, h, query_norm)?, part(h, h_kv, key_norm)?, part(h + h_kv, h_kv, None)?))
+    }
+
+    fn norm(&self, x: Tensor, weight: Option<&Tensor>) -> CandleResult<Tensor> {
+        match weight {
+            Some(w) => rms_norm(&x, w, self.rms_eps),
+            None => Ok(x),
+        }
+    }
+
+    /// What a part of the block gives, added to what went in.
+    fn residual(&self, x: Tensor, y: Tensor, norm: Option<&Tensor>) -> CandleResult<Tensor> {
+        let y = self.norm(y, norm)?;
+        if self.residual_multiplier == 1.0 { x + y } else { x + (y * self.residual_multiplier)? }
     }
 
     /// Output projection, feed-forward network and both residuals.
@@ -178,25 +221,29 @@ impl Block {
         let (b, t, hidden) = x.dims3()?;
         let attended = attended.transpose(1, 2)?.reshape((b * t, self.n_heads * self.head_dim))?;
         let projected = self.attention_output.forward(&attended, &effects.attention_output, t, workspace)?;
-        let x = (x.reshape((b * t, hidden))? + projected)?;
-        let normed = rms_norm(&x, &self.feed_forward_norm, self.rms_eps)?;
-        let inner = swiglu(&self.gate_up.forward(&normed, &effects.gate_up, t, workspace)?)?;
-        (x + self.down.forward(&inner, &effects.down, t, workspace)?)?.reshape((b, t, hidden))
+        let x = self.residual(x.reshape((b * t, hidden))?, projected, self.norms.after_attention.as_ref())?;
+        let normed = self.norm(x.clone(), self.norms.before_feed_forward.as_ref())?;
+        let inner = gated(&self.gate_up.forward(&normed, &effects.gate_up, t, workspace)?, self.activation)?;
+        let y = self.down.forward(&inner, &effects.down, t, workspace)?;
+        self.residual(x, y, self.norms.after_feed_forward.as_ref())?.reshape((b, t, hidden))
     }
 }
 
-/// The final norm and the output head.
+/// The final norm, the output head, and what is done to logits.
 pub(super) struct Head {
     norm: Tensor,
     rms_eps: f64,
     output: Linear,
+    scaling: f64,
+    softcap: Option<f64>,
 }
 
 impl Head {
     pub fn load(base: &BaseModel, device: &Device) -> Result<Self> {
-        let BaseConfig { rms_eps, .. } = base.config;
+        let BaseConfig { rms_eps, logits_scaling: scaling, final_softcap: softcap, .. } = base.config;
         let norm = vector(base, Weight::OutputNorm, device)?;
-        Ok(Head { norm, rms_eps, output: Linear::load(base, &[base.output_weight()?], &[], device)? })
+        let output = Linear::load(base, &[base.output_weight()?], &[], device)?;
+        Ok(Head { norm, rms_eps, output, scaling, softcap })
     }
 
     /// `[N, hidden]` to logits `[N, V]`; `n_rows` rows belong to each sequence.
@@ -209,6 +256,11 @@ impl Head {
     ) -> Result<Tensor> {
         rms_norm(x, &self.norm, self.rms_eps)
             .and_then(|x| self.output.forward(&x, additions, n_rows, workspace))
+            .and_then(|logits| if self.scaling == 1.0 { Ok(logits) } else { logits / self.scaling })
+            .and_then(|logits| match self.softcap {
+                Some(c) => (logits / c)?.tanh()? * c,
+                None => Ok(logits),
+            })
             .map_err(candle)
     }
 }

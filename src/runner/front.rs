@@ -8,7 +8,7 @@ use super::candle;
 use super::device::Device;
 use super::effects::Front;
 use super::linear::Workspace;
-use super::rope::{Rotation, inverse_frequencies};
+use super::rope::Ropes;
 use crate::base::BaseModel;
 use crate::error::Result;
 use crate::tensor::LazyTensor;
@@ -63,13 +63,13 @@ impl VirtualCache {
 fn through_base(base: &BaseModel, embeddings: &LazyTensor, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
     let &[n_tokens, hidden] = embeddings.shape() else { unreachable!("the shape was checked") };
     let mut x = Tensor::from_vec(decoded(embeddings)?, (1, n_tokens, hidden), &device.0).map_err(candle)?;
-    let rotation = Rotation::new(&inverse_frequencies(base)?, 0..n_tokens, device)?;
+    let rotations = Ropes::of(base)?.at(0..n_tokens, device)?;
     let mut workspace = Workspace::default();
     let mut layers = Vec::with_capacity(base.config.n_layers);
     for i in 0..base.config.n_layers {
         let mut cache = LayerCache::new();
         let block = Block::load(base, i, device)?;
-        x = block.forward(&x, &rotation, Some(&mut cache), &BlockEffects::default(), &mut workspace)?.0;
+        x = block.forward(&x, &rotations, Some(&mut cache), &BlockEffects::default(), &mut workspace)?.0;
         layers.push(cache.contents().map_err(candle)?);
     }
     Ok(layers)

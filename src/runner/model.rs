@@ -10,7 +10,7 @@ use super::device::Device;
 use super::effects::{Effects, front_of};
 use super::front::VirtualCache;
 use super::linear::Workspace;
-use super::rope::{Rotation, inverse_frequencies};
+use super::rope::Ropes;
 use crate::base::{BaseModel, Weight};
 use crate::error::{Code, Error, Result};
 
@@ -20,7 +20,7 @@ use crate::error::{Code, Error, Result};
 pub struct Model {
     base: BaseModel,
     device: Device,
-    inverse_frequencies: Vec<f32>,
+    ropes: Ropes,
     blocks: Vec<Block>,
     head: Head,
     adapters: Adapters,
@@ -84,7 +84,7 @@ impl Model {
         Ok(Model {
             base: base.clone(),
             device: device.clone(),
-            inverse_frequencies: inverse_frequencies(base)?,
+            ropes: Ropes::of(base)?,
             blocks: (0..n_layers).map(|i| Block::load(base, i, device)).collect::<Result<_>>()?,
             head: Head::load(base, device)?,
             adapters: Adapters::none(n_layers),
@@ -166,9 +166,9 @@ impl Model {
         let hidden = self.base.config.hidden_size;
         let embeddings = embed(&self.base, &input_ids.concat(), &self.adapters.embedding, t)?;
         let mut x = Tensor::from_vec(embeddings, (n_batches, t, hidden), &self.device.0).map_err(candle)?;
-        let rotation = Rotation::new(&self.inverse_frequencies, cache.len..cache.len + t, &self.device)?;
+        let rotations = self.ropes.at(cache.len..cache.len + t, &self.device)?;
         for ((block, layer), effects) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters.blocks) {
-            x = block.forward(&x, &rotation, Some(layer), effects, &mut cache.workspace)?.0;
+            x = block.forward(&x, &rotations, Some(layer), effects, &mut cache.workspace)?.0;
         }
         cache.len += t;
         let x = match logits {

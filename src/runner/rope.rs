@@ -3,15 +3,15 @@
 use std::f64::consts::PI;
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 
 use super::candle;
 use super::device::Device;
 use super::kernels::rope::rotate_halves;
-use crate::base::{BaseModel, RopeScaling, Weight};
+use crate::base::{BaseModel, Rope, RopeScaling, Weight};
 use crate::error::Result;
 
-/// The inverse frequencies `[D/2]` of a model, F32.
+/// The inverse frequencies `[rotary_dim/2]` of a rotation of the model's, F32.
 ///
 /// Source: `compute_default_rope_parameters`, `_compute_linear_scaling_rope_parameters` and
 /// `_compute_llama3_parameters` of transformers 5.23.0, which compute in F32; `ggml_rope_ext` for divisors.
@@ -19,11 +19,10 @@ use crate::error::Result;
 /// # Errors
 ///
 /// Those of [`BaseModel::vector`].
-pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
-    let rope = base.config.rope;
-    let d = base.config.head_dim as f32;
+fn inverse_frequencies(base: &BaseModel, rope: &Rope) -> Result<Vec<f32>> {
+    let d = base.config.rotary_dim as f32;
     let power = |i: usize| f64::from(rope.theta as f32).powf(f64::from((2 * i) as f32 / d)) as f32;
-    let plain: Vec<f32> = (0..base.config.head_dim / 2).map(|i| 1.0 / power(i)).collect();
+    let plain: Vec<f32> = (0..base.config.rotary_dim / 2).map(|i| 1.0 / power(i)).collect();
     Ok(match rope.scaling {
         RopeScaling::None => plain,
         RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor as f32).collect(),
@@ -53,16 +52,49 @@ pub(super) fn inverse_frequencies(base: &BaseModel) -> Result<Vec<f32>> {
     })
 }
 
-/// Cosines and sines of some positions, `[T, D/2]` each.
-pub(super) struct Rotation {
-    cos: Tensor,
-    sin: Tensor,
+/// The rotations of a model, ready for any positions: inverse frequencies of each.
+pub(super) struct Ropes(Vec<Vec<f32>>);
+
+impl Ropes {
+    /// # Errors
+    ///
+    /// Those of [`BaseModel::vector`].
+    pub fn of(base: &BaseModel) -> Result<Self> {
+        base.config.ropes.iter().map(|r| inverse_frequencies(base, r)).collect::<Result<_>>().map(Ropes)
+    }
+
+    /// Those of `positions`.
+    pub fn at(&self, positions: Range<usize>, device: &Device) -> Result<Rotations> {
+        let all = self.0.iter().map(|f| Rotation::new(f, positions.clone(), device)).collect::<Result<_>>()?;
+        Ok(Rotations { all, start: positions.start })
+    }
+}
+
+/// Every rotation of a model at some positions.
+pub(super) struct Rotations {
+    all: Vec<Rotation>,
     /// The first position.
     pub start: usize,
 }
 
+impl Rotations {
+    /// Turns `x` `[B, H, T, D]` as `rope` says: an index into the model's, or none.
+    pub fn apply(&self, rope: Option<usize>, x: &Tensor) -> candle_core::Result<Tensor> {
+        match rope {
+            Some(i) => self.all[i].apply(x),
+            None => x.contiguous(),
+        }
+    }
+}
+
+/// Cosines and sines of some positions, `[T, rotary_dim/2]` each.
+struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
 impl Rotation {
-    pub fn new(inverse_frequencies: &[f32], positions: Range<usize>, device: &Device) -> Result<Self> {
+    fn new(inverse_frequencies: &[f32], positions: Range<usize>, device: &Device) -> Result<Self> {
         let angles: Vec<f32> =
             positions.clone().flat_map(|p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
         let shape = (positions.len(), inverse_frequencies.len());
@@ -71,24 +103,32 @@ impl Rotation {
             let values = angles.iter().map(|a| f(f64::from(*a)) as f32).collect();
             Tensor::from_vec(values, shape, &device.0).map_err(candle)
         };
-        Ok(Rotation { cos: table(f64::cos)?, sin: table(f64::sin)?, start: positions.start })
+        Ok(Rotation { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Turns `x` `[B, H, T, D]`: component `j` together with `D/2 + j`.
-    pub fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        rotate_halves(x, &self.cos, &self.sin)
+    /// Turns `x` `[B, H, T, D]`: component `j` together with `rotary_dim/2 + j`. What is beyond these stays.
+    fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (d, turned) = (x.dim(D::Minus1)?, 2 * self.cos.dim(1)?);
+        if turned == d {
+            return rotate_halves(x, &self.cos, &self.sin);
+        }
+        let first = x.narrow(D::Minus1, 0, turned)?;
+        let first = rotate_halves(&first, &self.cos, &self.sin)?;
+        Tensor::cat(&[first, x.narrow(D::Minus1, turned, d - turned)?], D::Minus1)
     }
 }
 
-/// Queries `[B, H, T, D]` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
+/// Queries `[B, H, T, D]` of `layer` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
 ///
 /// # Errors
 ///
 /// Those of the base's RoPE. Asserts that `q` has `shape`.
-pub fn before_rope(base: &BaseModel, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
+pub fn before_rope(base: &BaseModel, layer: usize, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
     assert_eq!(q.len(), shape.iter().product::<usize>());
+    let Some(rope) = base.config.layers[layer].rope else { return Ok(q.to_vec()) };
     let device = Device::cpu();
-    let mut rotation = Rotation::new(&inverse_frequencies(base)?, 0..shape[2], &device)?;
+    let frequencies = inverse_frequencies(base, &base.config.ropes[rope])?;
+    let mut rotation = Rotation::new(&frequencies, 0..shape[2], &device)?;
     rotation.sin = rotation.sin.neg().map_err(candle)?;
     let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
     rotation.apply(&q).and_then(|x| x.flatten_all()?.to_vec1()).map_err(candle)
@@ -105,21 +145,25 @@ mod tests {
         BaseModel::open(&folder.join(file)).unwrap()
     }
 
+    fn frequencies(base: &BaseModel) -> Vec<f32> {
+        inverse_frequencies(base, &base.config.ropes[0]).unwrap()
+    }
+
     #[test]
     fn linear_scaling_divides_every_frequency() {
         let mut base = base("base");
-        base.config.rope.scaling = RopeScaling::None;
-        let plain = inverse_frequencies(&base).unwrap();
-        base.config.rope.scaling = RopeScaling::Linear { factor: 4.0 };
-        let scaled = inverse_frequencies(&base).unwrap();
+        base.config.ropes[0].scaling = RopeScaling::None;
+        let plain = frequencies(&base);
+        base.config.ropes[0].scaling = RopeScaling::Linear { factor: 4.0 };
+        let scaled = frequencies(&base);
         assert_eq!(plain[0], 1.0);
         assert_eq!(scaled, plain.iter().map(|f| f / 4.0).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_formula_of_llama3_gives_the_divisors_that_ggufs_conversion_stored() {
-        let (formula, divisors) = (inverse_frequencies(&base("base")), inverse_frequencies(&base("base.gguf")));
-        for (a, b) in formula.unwrap().iter().zip(divisors.unwrap()) {
+        let (formula, divisors) = (frequencies(&base("base")), frequencies(&base("base.gguf")));
+        for (a, b) in formula.iter().zip(divisors) {
             assert!((a - b).abs() <= 1e-6 * a, "{a} {b}");
         }
     }

@@ -11,7 +11,7 @@ use super::device::Device;
 use super::effects::{Effects, front_of};
 use super::front::VirtualCache;
 use super::linear::Workspace;
-use super::rope::{Rotation, inverse_frequencies};
+use super::rope::{Ropes, Rotations};
 use crate::base::{BaseModel, Weight};
 use crate::error::{Code, Error, Result};
 
@@ -117,7 +117,7 @@ pub fn stream(
                 Some(front) => Some(front.begin(layer, own.len() * n_batches)?),
                 None => None,
             };
-            let (y, observed) = block.forward(&group.x, &group.rotation, cache.as_mut(), &effects, &mut workspace)?;
+            let (y, observed) = block.forward(&group.x, &group.rotations, cache.as_mut(), &effects, &mut workspace)?;
             group.x = y;
             if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
                 report_layer(own, group.lanes.start, layer, n_batches, &observed, sink)?;
@@ -134,14 +134,14 @@ pub fn stream(
 struct Group {
     lanes: Range<usize>,
     front: Option<VirtualCache>,
-    rotation: Rotation,
+    rotations: Rotations,
     /// Hidden states `[lanes * B, T, hidden]`.
     x: Tensor,
 }
 
 fn groups(base: &BaseModel, lanes: &[Lane], input_ids: &[Vec<u32>], device: &Device) -> Result<Vec<Group>> {
     let (n_batches, n_positions) = (input_ids.len(), input_ids[0].len());
-    let inverse_frequencies = inverse_frequencies(base)?;
+    let ropes = Ropes::of(base)?;
     let mut out = Vec::new();
     let mut first = 0;
     while first < lanes.len() {
@@ -162,7 +162,7 @@ fn groups(base: &BaseModel, lanes: &[Lane], input_ids: &[Vec<u32>], device: &Dev
         out.push(Group {
             lanes: first..end,
             front,
-            rotation: Rotation::new(&inverse_frequencies, start..start + n_positions, device)?,
+            rotations: ropes.at(start..start + n_positions, device)?,
             x: Tensor::from_vec(embeddings, shape, &device.0).map_err(candle)?,
         });
         first = end;

@@ -44,7 +44,7 @@ impl<'a> Terms<'a> {
             let c = &search.base.config;
             let (batch, t) = (search.probe.input_ids.len(), search.probe.input_ids[0].len());
             let shape = [batch, c.n_heads, t, c.head_dim];
-            let before = runner::before_rope(search.base, &q, shape)?;
+            let before = runner::before_rope(search.base, layer, &q, shape)?;
             let size = term.iter().fold(0.0, |m, v| f64::max(m, f64::from(v.abs())));
             let limit = size * term_share(tolerance);
             // Terms that are 0 everywhere tell nothing.

@@ -141,7 +141,7 @@ fn engines(candle: &Comparison, report: &Report, beside: &Comparison, notes: Vec
 
 /// The positions at which llama.cpp computes what PyTorch does, and a note where those are not all.
 fn comparable(base: &BaseModel, positions: impl Iterator<Item = usize>) -> Result<(Vec<usize>, Vec<String>)> {
-    let window = base.config.sliding_windows.iter().flatten().min().copied();
+    let window = base.config.windows().min().filter(|_| !base.config.family.llama_cpp().applies_windows);
     let all: Vec<usize> = positions.collect();
     let kept: Vec<usize> = all.iter().copied().filter(|p| window.is_none_or(|w| *p < w)).collect();
     if kept.is_empty() {

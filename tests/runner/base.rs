@@ -18,8 +18,8 @@ fn both_dialects_state_the_same_model_and_hold_the_same_weights() {
         assert_eq!(hf.gguf_architecture(), gguf.gguf_architecture());
         let (a, mut b) = (hf.config.clone(), gguf.config.clone());
         // GGUF knows neither Mistral's name nor the formula behind RoPE's divisors, and has F32 only.
-        assert!((a.rms_eps - b.rms_eps).abs() < 1e-9 && a.rope.theta == b.rope.theta);
-        (b.family, b.model_type, b.rope, b.rms_eps) = (a.family, a.model_type.clone(), a.rope, a.rms_eps);
+        assert!((a.rms_eps - b.rms_eps).abs() < 1e-9 && a.ropes[0].theta == b.ropes[0].theta);
+        (b.family, b.model_type, b.ropes, b.rms_eps) = (a.family, a.model_type.clone(), a.ropes.clone(), a.rms_eps);
         assert_eq!(a, b, "{name}");
         for weight in Weight::all(a.n_layers) {
             match weight.expected_shape(&a).as_deref() {

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::format::gguf::Array;
+use crate::format::gguf::{Array, Value};
 use crate::tensor::DType;
 
 fn keys(architecture: &str) -> Metadata {
@@ -53,8 +53,8 @@ fn changed(changes: &[(&str, Option<Value>)], names: &[&str]) -> Result<BaseConf
 fn absent_keys_take_llama_cpps_defaults() {
     let c = changed(&[("llama.attention.head_count_kv", None)], &[]).unwrap();
     assert_eq!((c.head_dim, c.n_kv_heads, c.vocab_size), (16, 4, 50));
-    assert_eq!(c.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
-    assert_eq!((c.tied_embeddings, c.sliding_windows), (true, vec![None, None]));
+    assert_eq!(c.ropes[0], Rope { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!((c.tied_embeddings, c.windows().count()), (true, 0));
     assert!(!changed(&[], &["output.weight"]).unwrap().tied_embeddings);
     assert_eq!(changed(&[("llama.attention.key_length", Some(Value::U32(32)))], &[]).unwrap().head_dim, 32);
 }
@@ -74,7 +74,7 @@ fn rope_scaling_is_read_as_llama_cpp_reads_it() {
         (vec![("llama.rope.scaling.factor", f(0.0))], vec![], RopeScaling::None),
         (vec![], vec!["rope_freqs.weight"], RopeScaling::Factors),
     ] {
-        assert_eq!(changed(&changes, &names).unwrap().rope.scaling, expected, "{changes:?}");
+        assert_eq!(changed(&changes, &names).unwrap().ropes[0].scaling, expected, "{changes:?}");
     }
 }
 

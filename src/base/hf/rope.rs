@@ -2,11 +2,8 @@
 
 use super::positions;
 use crate::base::config::{Rope, RopeScaling};
-use crate::base::fields::{Fields, Stated, describe};
+use crate::base::fields::{Fields, Stated};
 use crate::error::Result;
-
-/// The base of the frequencies where nothing states one.
-const THETA: f64 = 10_000.0;
 
 /// What only a scaled RoPE has.
 const OF_SCALING: [&str; 9] = [
@@ -23,19 +20,20 @@ const OF_SCALING: [&str; 9] = [
 
 /// transformers 4 has `rope_theta` beside `rope_scaling`, transformers 5 both in `rope_parameters`. A file may have all of
 /// them; 4 knows nothing of the latter and 5 prefers the former, so they must say the same.
-pub(super) fn parse(fields: &Fields) -> Result<Rope> {
+/// `default` is the base of the frequencies where nothing states one.
+pub(in crate::base) fn parse(fields: &Fields, default: f64) -> Result<Rope> {
     let outer_theta = theta(fields)?;
     refuse_partial_rotation(fields)?;
     let stated = |name| -> Result<Option<Rope>> {
         let parameters = fields.object(name)?.value().filter(|f| !f.is_empty());
-        parameters.map(|p| of_parameters(fields, &p, outer_theta)).transpose()
+        parameters.map(|p| of_parameters(fields, &p, outer_theta, default)).transpose()
     };
     match (stated("rope_scaling")?, stated("rope_parameters")?) {
         (Some(a), Some(b)) if a != b => {
             Err(fields.invalid("rope_parameters", format!("expected {a}, as rope_scaling says, found {b}")))
         }
         (Some(rope), _) | (None, Some(rope)) => Ok(rope),
-        (None, None) => Ok(Rope { theta: outer_theta.unwrap_or(THETA), scaling: RopeScaling::None }),
+        (None, None) => Ok(Rope { theta: outer_theta.unwrap_or(default), scaling: RopeScaling::None }),
     }
 }
 
@@ -46,7 +44,7 @@ fn theta(fields: &Fields) -> Result<Option<f64>> {
     }
 }
 
-fn of_parameters(fields: &Fields, p: &Fields, outer_theta: Option<f64>) -> Result<Rope> {
+fn of_parameters(fields: &Fields, p: &Fields, outer_theta: Option<f64>, default: f64) -> Result<Rope> {
     if let Some(name) = p.nested() {
         return Err(p.unsupported(name, "expected one set of RoPE parameters for all layers, found one per kind"));
     }
@@ -56,7 +54,7 @@ fn of_parameters(fields: &Fields, p: &Fields, outer_theta: Option<f64>) -> Resul
             return Err(p.invalid("rope_theta", format!("found {a} here and {b} at the top level")));
         }
         (Some(theta), _) | (None, Some(theta)) => theta,
-        (None, None) => THETA,
+        (None, None) => default,
     };
     let kind = kind(p)?;
     let scaling = match kind {
@@ -108,16 +106,6 @@ fn llama3(fields: &Fields, p: &Fields) -> Result<RopeScaling> {
         })?,
     };
     Ok(RopeScaling::Llama3 { factor: p.positive("factor")?, low_freq_factor, high_freq_factor, original_max_positions })
-}
-
-/// `no_rope_layers` of SmolLM3 and Llama 4 has, against its name, a 0 for each layer whose queries are not rotated.
-pub(super) fn refuse_layers_without(fields: &Fields) -> Result<()> {
-    let name = "no_rope_layers";
-    let layers = fields.list(name)?.value().unwrap_or_default();
-    match layers.iter().find(|v| v.as_u64() != Some(1)) {
-        Some(v) => Err(fields.unsupported(name, format!("expected 1 for every layer, found {}", describe(v)))),
-        None => Ok(()),
-    }
 }
 
 fn refuse_partial_rotation(fields: &Fields) -> Result<()> {

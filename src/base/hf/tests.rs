@@ -25,6 +25,10 @@ fn changed(model_type: &str, changes: Value) -> Result<BaseConfig> {
     parsed(config)
 }
 
+fn windows(c: &BaseConfig) -> Vec<Option<usize>> {
+    c.layers.iter().map(|l| l.window).collect()
+}
+
 #[test]
 fn absent_keys_take_the_class_defaults() {
     // (layers, heads, kv heads, head length, hidden, intermediate, vocabulary), read off transformers' classes
@@ -37,8 +41,8 @@ fn absent_keys_take_the_class_defaults() {
         let c = parsed(json!({ "model_type": name })).unwrap();
         let found = (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_size, c.intermediate_size, c.vocab_size);
         assert_eq!(found, expected, "{name}");
-        assert_eq!((c.rms_eps, c.rope.theta, c.rope.scaling), (1e-6, 10_000.0, RopeScaling::None), "{name}");
-        assert_eq!(c.sliding_windows, vec![window; 32], "{name}");
+        assert_eq!((c.rms_eps, c.ropes[0].theta, c.ropes[0].scaling), (1e-6, 10_000.0, RopeScaling::None), "{name}");
+        assert_eq!(windows(&c), vec![window; 32], "{name}");
         assert!(!c.tied_embeddings, "{name}");
     }
 }
@@ -48,7 +52,7 @@ fn null_is_not_absent() {
     let kv = |name, value: Value| changed(name, json!({ "num_key_value_heads": value })).map(|c| c.n_kv_heads);
     assert_eq!(kv("mistral", Value::Null).unwrap(), 4, "null is as many as heads");
     assert_eq!(kv("qwen2", json!(1)).unwrap(), 1);
-    let window = |value: Value| changed("mistral", json!({ "sliding_window": value })).map(|c| c.sliding_windows[0]);
+    let window = |value: Value| changed("mistral", json!({ "sliding_window": value })).map(|c| c.layers[0].window);
     assert_eq!(window(Value::Null).unwrap(), None);
     assert_eq!(window(json!("absent")).unwrap(), Some(4096));
     assert_eq!(window(json!(8)).unwrap(), Some(8));
@@ -93,7 +97,7 @@ fn both_dialects_state_the_same_rope() {
             RopeScaling::Linear { factor: 4.0 },
         ),
     ] {
-        let rope = changed("llama", changes.clone()).unwrap().rope;
+        let rope = changed("llama", changes.clone()).unwrap().ropes[0];
         assert_eq!(rope, Rope { theta, scaling }, "{changes}");
     }
 }
@@ -129,7 +133,7 @@ fn windows_apply_to_the_layers_that_the_configuration_names() {
             [Some(4), Some(4), Some(4)],
         ),
     ] {
-        assert_eq!(changed(name, changes.clone()).unwrap().sliding_windows, expected, "{name} {changes}");
+        assert_eq!(windows(&changed(name, changes.clone()).unwrap()), expected, "{name} {changes}");
     }
 }
 
@@ -140,7 +144,7 @@ fn biases_and_norms_are_those_of_the_family() {
     let qwen2 = changed("qwen2", json!({"attention_bias": false})).unwrap();
     assert_eq!(qwen2.biases, Biases { query_key_value: true, ..Biases::default() });
     assert_eq!(changed("mistral", json!({"attention_bias": true})).unwrap().biases, Biases::default());
-    assert!(changed("qwen3", json!({})).unwrap().query_key_norm && !llama.query_key_norm);
+    assert!(changed("qwen3", json!({})).unwrap().query_key_norm.is_some() && llama.query_key_norm.is_none());
 }
 
 #[test]

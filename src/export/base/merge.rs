@@ -170,11 +170,12 @@ fn add_biases(
     ] {
         *is_there |= has(weights, group);
     }
-    let biases = [
-        biases.attention_output && !base.config.biases.attention_output,
-        biases.feed_forward && !base.config.biases.feed_forward,
+    let loaded = &base.config.family.llama_cpp().biases;
+    let unread = [
+        biases.attention_output && !base.config.biases.attention_output && !loaded.attention_output,
+        biases.feed_forward && !base.config.biases.feed_forward && !loaded.feed_forward,
     ];
-    if biases.contains(&true) && base.gguf_architecture() != "llama" {
+    if unread.contains(&true) {
         let message = format!(
             "expected no learned bias but those of q_proj, k_proj and v_proj: llama.cpp loads no others for {}, and refuses a file that has one",
             base.gguf_architecture()
@@ -216,7 +217,7 @@ impl Merged {
     pub fn plan(&self, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<super::BasePlan> {
         let mut planned = super::plan(&self.base, vocabulary, rules)?;
         let names: BTreeMap<String, &Vec<MatrixAddition>> =
-            self.additions.iter().map(|(weight, a)| (weight.name(Dialect::Gguf), a)).collect();
+            self.additions.iter().map(|(weight, a)| (weight.name_in(Dialect::Gguf, &self.base.config), a)).collect();
         let tensors = planned.plan.tensors.iter_mut().zip(&planned.plan.file.tensors);
         for (tensor, file) in tensors {
             let Some(additions) = names.get(&file.name) else { continue };

@@ -43,19 +43,19 @@ pub(super) fn of_folder(
         ("attention.head_count_kv", c.n_kv_heads),
         ("attention.key_length", c.head_dim),
         ("attention.value_length", c.value_head_dim),
-        ("rope.dimension_count", c.head_dim),
+        ("rope.dimension_count", c.rotary_dim),
         ("vocab_size", c.vocab_size),
     ] {
         m.insert(key(field), Value::U32(to_u32(base, field, n)?));
     }
     m.insert(key("attention.layer_norm_rms_epsilon"), Value::F32(c.rms_eps as f32));
-    m.insert(key("rope.freq_base"), Value::F32(c.rope.theta as f32));
-    match c.rope.scaling {
+    m.insert(key("rope.freq_base"), Value::F32(c.ropes[0].theta as f32));
+    match c.ropes[0].scaling {
         RopeScaling::Linear { factor } => {
             m.insert(key("rope.scaling.type"), "linear");
             m.insert(key("rope.scaling.factor"), Value::F32(factor as f32));
         }
-        RopeScaling::Llama3 { .. } if architecture != "llama" => {
+        RopeScaling::Llama3 { .. } if !c.family.llama_cpp().divides_frequencies => {
             let message = format!(
                 "expected a llama or mistral, since llama.cpp reads the divisors of llama3 scaling there alone, found {architecture}"
             );
@@ -65,10 +65,13 @@ pub(super) fn of_folder(
     }
     if let Some(window) = sliding_window(base)? {
         m.insert(key("attention.sliding_window"), Value::U32(to_u32(base, "sliding_window", window)?));
+    }
+    if let Some(window) = c.windows().next().filter(|_| !c.family.llama_cpp().applies_windows) {
         notes.push(format!(
             "the model has a sliding window of {window}, which llama.cpp ignores for architecture {architecture}: beyond the window llama.cpp computes something else than PyTorch"
         ));
     }
+    c.family.own_gguf_keys(c, &mut |field, value| m.insert(key(field), value)).map_err(|e| e.file(&base.path))?;
     match vocabulary {
         Some(v) => {
             to_gguf::put(v, &mut m);
@@ -87,10 +90,13 @@ fn to_u32(base: &BaseModel, field: &str, n: usize) -> Result<u32> {
 
 /// GGUF states one window for all layers.
 fn sliding_window(base: &BaseModel) -> Result<Option<usize>> {
-    let windows = &base.config.sliding_windows;
-    let first = windows.first().copied().flatten();
-    if windows.iter().all(|w| *w == first) {
+    let layers = &base.config.layers;
+    let first = layers.first().and_then(|l| l.window);
+    if layers.iter().all(|l| l.window == first) {
         return Ok(first);
+    }
+    if base.config.family.llama_cpp().applies_windows {
+        return Ok(base.config.windows().next());
     }
     let message = "expected the same attention in all layers, since GGUF has no key for the layers of this family that have a sliding window";
     Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("sliding_window"))

@@ -12,7 +12,7 @@ use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
-use crate::base::{BaseModel, Dialect, Family, RopeScaling, Weight};
+use crate::base::{BaseModel, Dialect, RopeScaling, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -54,7 +54,7 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
                 (lazy.clone(), "rope_parameters".to_owned(), lazy)
             }
         };
-        let name = weight.name(Dialect::Gguf);
+        let name = weight.name_in(Dialect::Gguf, &base.config);
         let choice = types.choose(base, weight, &name, &source)?;
         let stored = source.stored_dtype();
         if stored != choice.dtype && !quant::can_decode(stored) {
@@ -102,7 +102,7 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
         Dialect::Gguf => {
             let places: std::collections::HashMap<&str, usize> =
                 base.tensors_in_file_order().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-            weights.sort_by_key(|w| places.get(w.name(Dialect::Gguf).as_str()).copied());
+            weights.sort_by_key(|w| places.get(base.name_of(*w).as_str()).copied());
         }
         Dialect::HuggingFace => {
             if base.config.tied_embeddings {
@@ -110,7 +110,7 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
                 base.output_weight()?;
                 weights.retain(|w| *w != Weight::Output);
             }
-            if matches!(base.config.rope.scaling, RopeScaling::Llama3 { .. }) {
+            if base.config.ropes.iter().any(|r| matches!(r.scaling, RopeScaling::Llama3 { .. })) {
                 weights.insert(0, Weight::RopeFactors);
             }
         }
@@ -119,7 +119,7 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
 }
 
 /// What llama.cpp's loaders want of a family beyond what its class in transformers does. Sources: `load_arch_tensors` in
-/// llama.cpp's models/{llama,qwen2,qwen3}.cpp: every tensor of the file has to be asked for, with its shape.
+/// llama.cpp's models/*.cpp: every tensor of the file has to be asked for, with its shape.
 ///
 /// # Errors
 ///
@@ -132,17 +132,21 @@ fn check_loadable(base: &BaseModel) -> Result<()> {
     if base.dialect == Dialect::Gguf {
         return Ok(());
     }
-    if c.biases.attention_output && base.gguf_architecture() != "llama" {
+    let llama_cpp = c.family.llama_cpp();
+    if c.biases.attention_output && !llama_cpp.biases.attention_output {
         let message = format!(
             "expected false: llama.cpp loads no bias of o_proj for {}, and refuses a file that has one, found true",
             base.gguf_architecture()
         );
         return refuse("attention_bias", message);
     }
-    if c.family == Family::Qwen2 && c.n_heads * c.head_dim != c.hidden_size {
+    if llama_cpp.derives_head_dim && c.n_heads * c.head_dim != c.hidden_size {
         let message = format!(
-            "expected the hidden size over the heads, {} / {}, which llama.cpp takes for granted for qwen2, found {}",
-            c.hidden_size, c.n_heads, c.head_dim
+            "expected the hidden size over the heads, {} / {}, which llama.cpp takes for granted for {}, found {}",
+            c.hidden_size,
+            c.n_heads,
+            base.gguf_architecture(),
+            c.head_dim
         );
         return refuse("head_dim", message);
     }

@@ -1,7 +1,7 @@
 //! Which type each matrix of a base model gets: the rules of llama.cpp's `llama_tensor_get_type` (llama-quant.cpp in
 //! llama-cpp-sys-2 0.1.161) for the supported families, without an importance matrix.
 
-use crate::base::{BaseModel, BlockWeight, Family, Weight};
+use crate::base::{BaseModel, BlockWeight, Weight};
 use crate::export::types::{Mix, OutType};
 use crate::tensor::DType;
 
@@ -31,12 +31,7 @@ impl Recipe {
             mix,
             n_layers: c.n_layers,
             n_group: c.n_heads / c.n_kv_heads,
-            is_70b: c.n_layers == 80
-                && match c.family {
-                    Family::Llama | Family::Mistral => c.n_heads != c.n_kv_heads,
-                    Family::Qwen2 => true,
-                    Family::Qwen3 => false,
-                },
+            is_70b: (c.family.llama_cpp().is_70b)(c),
             tied_embeddings: c.tied_embeddings,
         })
     }

@@ -9,13 +9,13 @@ use crate::base::{BaseConfig, RopeScaling};
 ///
 /// Asserts that the configuration has this scaling.
 pub(super) fn llama3_factors(c: &BaseConfig) -> Vec<f32> {
-    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = c.rope.scaling
+    let RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } = c.ropes[0].scaling
     else {
         panic!("only llama3 scaling has divisors");
     };
     let context = original_max_positions as f64;
     let divisor = |i: usize| {
-        let frequency = 1.0 / c.rope.theta.powf((2 * i) as f64 / c.head_dim as f64);
+        let frequency = 1.0 / c.ropes[0].theta.powf((2 * i) as f64 / c.rotary_dim as f64);
         let wavelength = 2.0 * PI / frequency;
         if wavelength < context / high_freq_factor {
             1.0
@@ -26,5 +26,5 @@ pub(super) fn llama3_factors(c: &BaseConfig) -> Vec<f32> {
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     };
-    (0..c.head_dim / 2).map(|i| divisor(i) as f32).collect()
+    (0..c.rotary_dim / 2).map(|i| divisor(i) as f32).collect()
 }

@@ -121,7 +121,7 @@ pub fn apply(map: FeatureMap, values: &mut [f32]) {
         // Not `max`, which turns NaN into 0.
         FeatureMap::Relu => each!(values, x => if x < 0.0 { 0.0 } else { x }),
         FeatureMap::Silu => each!(values, x => x * sigmoid(x)),
-        FeatureMap::Gelu => each!(values, x => x * 0.5 * libm::erfcf(x * -std::f32::consts::FRAC_1_SQRT_2)),
+        FeatureMap::Gelu => each!(values, x => gelu(x)),
         FeatureMap::GeluTanh => each!(values, x => gelu_tanh(x)),
         FeatureMap::Softplus => each!(values, x => x.max(0.0) + exp(-x.abs()).ln_1p()),
         FeatureMap::Sigmoid => each!(values, x => sigmoid(x)),
@@ -143,7 +143,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn tanh(x: f32) -> f32 {
+pub(super) fn tanh(x: f32) -> f32 {
     // Beyond 10 the result is 1 in F32. `clamp` keeps NaN.
     let e = exp_m1(2.0 * x.clamp(-10.0, 10.0));
     e / (e + 2.0)
@@ -151,9 +151,14 @@ fn tanh(x: f32) -> f32 {
 
 const SQRT_2_OVER_PI: f64 = 0.797_884_560_802_865_4;
 
+#[inline(always)]
+pub(super) fn gelu(x: f32) -> f32 {
+    x * 0.5 * libm::erfcf(x * -std::f32::consts::FRAC_1_SQRT_2)
+}
+
 /// `x/2 (1 + tanh u) = x sigmoid(2u)`
 #[inline(always)]
-fn gelu_tanh(x: f32) -> f32 {
+pub(super) fn gelu_tanh(x: f32) -> f32 {
     x * sigmoid(2.0 * SQRT_2_OVER_PI as f32 * (x * (1.0 + 0.044_715 * x * x)))
 }
 

@@ -12,6 +12,7 @@ use super::values;
 /// `q` `[N, n_rows, D]`, `k` and `v` `[N, n_keys, D]`, the latter two contiguous within each of the N: `[N, n_rows, D]`.
 pub struct AttendFew {
     pub scale: f32,
+    pub softcap: Option<f32>,
     pub mask: Mask,
 }
 
@@ -95,7 +96,7 @@ impl WithSimd for AttendRow<'_> {
         for (score, k) in self.scores[visible.clone()].iter_mut().zip(self.k[seen.clone()].chunks_exact(d)) {
             *score = dot(simd, self.q, k);
         }
-        softmax_row(self.scores, visible.clone(), self.op.scale);
+        softmax_row(self.scores, visible.clone(), self.op.scale, self.op.softcap);
         for (weight, v) in self.scores[visible].iter().zip(self.v[seen].chunks_exact(d)) {
             for (out, v) in self.out.iter_mut().zip(v) {
                 *out = weight.mul_add(*v, *out);

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, D, InplaceOp1, Layout, Result, Tensor};
 use rayon::prelude::*;
 
+use super::activation::tanh;
 use super::exp::exp;
 use super::{RUN, vectorized};
 
@@ -28,29 +29,35 @@ impl Mask {
     }
 }
 
-/// Scores `[N, n_rows, n_keys]` times `scale`, softmax over the visible keys, 0 elsewhere.
-pub fn masked_softmax(scores: Tensor, scale: f32, mask: Mask) -> Result<Tensor> {
+/// Scores `[N, n_rows, n_keys]` times `scale`, capped where `softcap` says at what, softmax over the visible keys, 0 elsewhere.
+pub fn masked_softmax(scores: Tensor, scale: f32, softcap: Option<f32>, mask: Mask) -> Result<Tensor> {
     if scores.device().is_cpu() {
-        scores.inplace_op1(&MaskedSoftmax { scale, mask })?;
+        scores.inplace_op1(&MaskedSoftmax { scale, softcap, mask })?;
         return Ok(scores);
     }
-    on_gpu(&scores, scale, mask)
+    on_gpu(&scores, scale, softcap, mask)
 }
 
-fn on_gpu(scores: &Tensor, scale: f32, mask: Mask) -> Result<Tensor> {
+fn on_gpu(scores: &Tensor, scale: f32, softcap: Option<f32>, mask: Mask) -> Result<Tensor> {
     let (_, n_rows, n_keys) = scores.dims3()?;
     let hidden = (0..n_rows).flat_map(|r| {
         let visible = mask.visible(r);
         (0..n_keys).map(move |k| if visible.contains(&k) { 0f32 } else { f32::NEG_INFINITY })
     });
     let hidden = Tensor::from_iter(hidden, scores.device())?.reshape((1, n_rows, n_keys))?;
-    let scaled = (scores * f64::from(scale))?.broadcast_add(&hidden)?;
-    let shifted = scaled.broadcast_sub(&scaled.max_keepdim(D::Minus1)?)?.exp()?;
+    let scaled = (scores * f64::from(scale))?;
+    let capped = match softcap.map(f64::from) {
+        Some(c) => ((scaled / c)?.tanh()? * c)?,
+        None => scaled,
+    };
+    let masked = capped.broadcast_add(&hidden)?;
+    let shifted = masked.broadcast_sub(&masked.max_keepdim(D::Minus1)?)?.exp()?;
     shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)
 }
 
 struct MaskedSoftmax {
     scale: f32,
+    softcap: Option<f32>,
     mask: Mask,
 }
 
@@ -71,7 +78,7 @@ impl InplaceOp1 for MaskedSoftmax {
                 || {
                     for (k, row) in rows.chunks_exact_mut(n_keys).enumerate() {
                         let visible = self.mask.visible((i * run + k) % n_rows);
-                        softmax_row(row, visible, self.scale);
+                        softmax_row(row, visible, self.scale, self.softcap);
                     }
                 },
             );
@@ -80,9 +87,14 @@ impl InplaceOp1 for MaskedSoftmax {
     }
 }
 
-/// Softmax of `row * scale` over its `visible` part, 0 elsewhere.
+/// Softmax of `row * scale`, or of `c tanh(row * scale / c)` with a softcap `c`, over its `visible` part, 0 elsewhere.
 #[inline(always)]
-pub fn softmax_row(row: &mut [f32], visible: std::ops::Range<usize>, scale: f32) {
+pub fn softmax_row(row: &mut [f32], visible: std::ops::Range<usize>, mut scale: f32, softcap: Option<f32>) {
+    if let Some(c) = softcap {
+        let scaled = scale / c;
+        row[visible.clone()].iter_mut().for_each(|x| *x = tanh(*x * scaled));
+        scale = c;
+    }
     let (before, rest) = row.split_at_mut(visible.start);
     let (seen, after) = rest.split_at_mut(visible.len());
     before.fill(0.0);
@@ -148,7 +160,18 @@ mod tests {
         let mask = Mask { first_query: 33, n_queries: 4, first_key: 0, window: Some(20) };
         let scores: Vec<f32> = (0..2 * n_rows * n_keys).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.3).collect();
         let t = Tensor::from_vec(scores.clone(), (2, n_rows, n_keys), &Device::Cpu).unwrap();
-        let p: Vec<f32> = masked_softmax(t, 0.5, mask).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let p: Vec<f32> = masked_softmax(t, 0.5, None, mask).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let t = Tensor::from_vec(scores.clone(), (2, n_rows, n_keys), &Device::Cpu).unwrap();
+        let capped: Vec<f32> =
+            masked_softmax(t, 0.5, Some(6.0), mask).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        for (r, (p, s)) in capped.chunks(n_keys).zip(scores.chunks(n_keys)).enumerate() {
+            let visible = mask.visible(r % n_rows);
+            let score = |k: usize| 6.0 * (f64::from(s[k]) * 0.5 / 6.0).tanh();
+            let total: f64 = visible.clone().map(|k| score(k).exp()).sum();
+            for k in visible {
+                assert!((f64::from(p[k]) - score(k).exp() / total).abs() < 1e-6, "row {r} key {k}");
+            }
+        }
         for (r, (p, s)) in p.chunks(n_keys).zip(scores.chunks(n_keys)).enumerate() {
             let visible = mask.visible(r % n_rows);
             let total: f64 = visible.clone().map(|k| (f64::from(s[k]) * 0.5).exp()).sum();
@@ -165,9 +188,12 @@ mod tests {
         let scores: Vec<f32> = (0..8 * 37).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.3).collect();
         let t = || Tensor::from_vec(scores.clone(), (2, 4, 37), &Device::Cpu).unwrap();
         let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let (cpu, gpu) = (masked_softmax(t(), 0.5, mask).unwrap(), on_gpu(&t(), 0.5, mask).unwrap());
-        for (a, b) in values(cpu).into_iter().zip(values(gpu)) {
-            assert!((a - b).abs() < 1e-6, "{a} {b}");
+        for softcap in [None, Some(5.0)] {
+            let (cpu, gpu) =
+                (masked_softmax(t(), 0.5, softcap, mask).unwrap(), on_gpu(&t(), 0.5, softcap, mask).unwrap());
+            for (a, b) in values(cpu).into_iter().zip(values(gpu)) {
+                assert!((a - b).abs() < 1e-6, "{softcap:?} {a} {b}");
+            }
         }
     }
 
@@ -177,7 +203,7 @@ mod tests {
         let mut scores = vec![1f32; 80];
         scores[17] = f32::NAN;
         let t = Tensor::from_vec(scores, (2, 1, 40), &Device::Cpu).unwrap();
-        let p: Vec<f32> = masked_softmax(t, 1.0, mask).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let p: Vec<f32> = masked_softmax(t, 1.0, None, mask).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         assert!(p[..40].iter().all(|x| x.is_nan()) && p[40..].iter().all(|x| x.is_finite()));
     }
 }

@@ -1,0 +1,46 @@
+//! Llama 1, 2 and 3.x, and what calls itself so (SmolLM2).
+
+use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
+use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, Row};
+use crate::base::row_order::RowOrder;
+
+pub(super) const ROW: Row = Row {
+    model_types: &["llama"],
+    gguf_architecture: "llama",
+    class_stems: &["Llama", "LLaMA"],
+    row_order: RowOrder::Norm,
+    defaults: Defaults {
+        n_layers: 32,
+        n_heads: 32,
+        n_kv_heads: None,
+        head_dim: None,
+        hidden_size: 4_096,
+        intermediate_size: 11_008,
+        vocab_size: 32_000,
+        context_length: 2_048,
+        rms_eps: 1e-6,
+        rope_theta: 10_000.0,
+        tied_embeddings: false,
+    },
+    norms: Norms::BEFORE,
+    query_key_norm: None,
+    biases: BiasRules {
+        query_key_value: BiasRule::Stated("attention_bias"),
+        attention_output: BiasRule::Stated("attention_bias"),
+        feed_forward: BiasRule::Stated("mlp_bias"),
+    },
+    activation: ("hidden_act", Activation::Silu),
+    has_experts: false,
+    layers: layers::full,
+    read_folder: no_more_fields,
+    own_keys: &[],
+    read_gguf: no_more_keys,
+    write_gguf: nothing_to_write,
+    llama_cpp: LlamaCpp {
+        biases: Biases { query_key_value: true, attention_output: true, feed_forward: true },
+        derives_head_dim: false,
+        applies_windows: false,
+        divides_frequencies: true,
+        is_70b: |c| c.n_layers == 80 && c.n_heads != c.n_kv_heads,
+    },
+};

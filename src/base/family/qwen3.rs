@@ -1,0 +1,46 @@
+//! Llama with RMS norms on the query and key heads.
+
+use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
+use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, QueryKeyNorm, Row};
+use crate::base::row_order::RowOrder;
+
+pub(super) const ROW: Row = Row {
+    model_types: &["qwen3"],
+    gguf_architecture: "qwen3",
+    class_stems: &["Qwen3"],
+    row_order: RowOrder::Neox,
+    defaults: Defaults {
+        n_layers: 32,
+        n_heads: 32,
+        n_kv_heads: Some(32),
+        head_dim: Some(128),
+        hidden_size: 4_096,
+        intermediate_size: 22_016,
+        vocab_size: 151_936,
+        context_length: 32_768,
+        rms_eps: 1e-6,
+        rope_theta: 10_000.0,
+        tied_embeddings: false,
+    },
+    norms: Norms::BEFORE,
+    query_key_norm: Some(QueryKeyNorm::PerHead),
+    biases: BiasRules {
+        query_key_value: BiasRule::Stated("attention_bias"),
+        attention_output: BiasRule::Stated("attention_bias"),
+        feed_forward: BiasRule::Never,
+    },
+    activation: ("hidden_act", Activation::Silu),
+    has_experts: false,
+    layers: layers::later_ones_with_window,
+    read_folder: no_more_fields,
+    own_keys: &[],
+    read_gguf: no_more_keys,
+    write_gguf: nothing_to_write,
+    llama_cpp: LlamaCpp {
+        biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
+        derives_head_dim: false,
+        applies_windows: false,
+        divides_frequencies: false,
+        is_70b: |_| false,
+    },
+};
