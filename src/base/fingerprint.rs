@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   ptplus-base/1 config=SHA-256 query=SHA-256 type=BF16        memories beside attention
-//!   ptplus-base/2 config=SHA-256 weights=SHA-256 type=BF16      additions to weights
+//!   ptplus-base/3 config=SHA-256 weights=SHA-256 type=BF16      additions to weights
 //! ```
 //!
 //! `config` covers the sizes and constants that both dialects state, `query` the query projections (weight, bias, norm)
 //! of the adapted layers, by value and in Hugging Face row order: they are what the adapter's memories were trained
-//! against. `weights` covers every matrix that something is added to: small ones whole, of large ones rows at even distances,
-//! since a model that was trained further differs in all of them. Another element type may have rounded the same weights, so
+//! against. `weights` covers every matrix that something is added to: small ones whole, of large ones rows at even distances
+//! ([`Sample`]), since a model that was trained further differs in all of them. Another element type may have rounded the same weights, so
 //! unequal digests prove nothing then, and the answer has three values.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ impl Scheme {
     fn name(self) -> &'static str {
         match self {
             Scheme::Queries => "ptplus-base/1",
-            Scheme::Weights => "ptplus-base/2",
+            Scheme::Weights => "ptplus-base/3",
         }
     }
 
@@ -72,11 +72,35 @@ pub enum Touched {
     Weights(BTreeSet<Weight>),
 }
 
-/// A weight of more values than this is not read whole, but [`SAMPLED_ROWS`] rows of it: a LoRA on all projections of a 7B
-/// model would otherwise take a conversion from 0.1 s to half a minute.
-const WHOLE_VALUES: usize = 1 << 20;
-/// Rows at even distances, the first and the last among them.
-const SAMPLED_ROWS: usize = 64;
+/// How many values of each weight are read: of many weights fewer of each, so that they stay 16 MB of BF16 in all. A LoRA on all
+/// projections of a 7B model would otherwise take a conversion from 0.1 s to half a minute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Sample {
+    /// A weight of so many values is read whole; of a larger one as many rows as have so many, within [`Self::ROWS`].
+    n_values: usize,
+}
+
+impl Sample {
+    const ALL_VALUES: usize = 1 << 23;
+    const MOST_VALUES: usize = 1 << 20;
+    /// At least 8 rows, which are less than the A of a LoRA with 8 ranks.
+    const ROWS: [usize; 2] = [8, 64];
+
+    /// Of each of so many weights.
+    fn of_each(n_weights: usize) -> Sample {
+        Sample { n_values: (Self::ALL_VALUES / n_weights.max(1)).min(Self::MOST_VALUES) }
+    }
+
+    /// The rows to read of a matrix: all, or some at even distances, the first and the last among them.
+    fn rows(self, n_rows: usize, row_len: usize) -> impl Iterator<Item = usize> {
+        let [least, most] = Self::ROWS;
+        let n = match n_rows * row_len <= self.n_values {
+            true => n_rows,
+            false => (self.n_values / row_len).clamp(least, most).min(n_rows),
+        };
+        (0..n).map(move |i| if n == n_rows { i } else { i * (n_rows - 1) / (n - 1) })
+    }
+}
 
 /// How much of a base is read for a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,10 +150,11 @@ impl Fingerprint {
                 (Scheme::Queries, (0..base.config.n_layers).map(|i| (i.to_string(), Key::Query(i))).collect())
             }
             Touched::Weights(weights) => {
+                let sample = Sample::of_each(weights.len());
                 let named = |&weight: &Weight| {
                     // A head that is tied is the embedding.
                     let stored = base.stored_weight(weight).ok().filter(|w| base.tensor(*w).is_some())?;
-                    Some((weight.name(Dialect::HuggingFace), Key::Weight(stored)))
+                    Some((weight.name(Dialect::HuggingFace), Key::Weight(stored, sample)))
                 };
                 (Scheme::Weights, weights.iter().filter_map(named).collect())
             }
@@ -247,8 +272,8 @@ fn config_digest(base: &BaseModel) -> String {
 pub(super) enum Key {
     /// What makes a layer's queries.
     Query(usize),
-    /// A matrix.
-    Weight(Weight),
+    /// So much of a matrix.
+    Weight(Weight, Sample),
 }
 
 /// Digests that were asked for, shared by the clones of a base.
@@ -261,7 +286,7 @@ fn known_digest(base: &BaseModel, key: Key) -> Result<(DType, String)> {
     }
     let found = match key {
         Key::Query(layer) => read_query(base, layer)?,
-        Key::Weight(weight) => read_weight(base, weight)?,
+        Key::Weight(weight, sample) => read_weight(base, weight, sample)?,
     };
     known().insert(key, found.clone());
     Ok(found)
@@ -287,14 +312,9 @@ fn read_query(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
 }
 
 /// Type and digest of a matrix, or of some of its rows.
-fn read_weight(base: &BaseModel, weight: Weight) -> Result<(DType, String)> {
+fn read_weight(base: &BaseModel, weight: Weight, sample: Sample) -> Result<(DType, String)> {
     let rows = base.rows(weight)?;
-    let n = rows.n_rows();
-    let digest = if n * rows.row_len() <= WHOLE_VALUES || n <= SAMPLED_ROWS {
-        weight_digest(&rows, 0..n)
-    } else {
-        weight_digest(&rows, (0..SAMPLED_ROWS).map(|i| i * (n - 1) / (SAMPLED_ROWS - 1)))
-    };
+    let digest = weight_digest(&rows, sample.rows(rows.n_rows(), rows.row_len()));
     if let Some(t) = base.tensor(weight) {
         t.bytes.release();
     }
@@ -481,7 +501,7 @@ mod tests {
     fn of_large_weights_some_rows_count() {
         let base = BaseModel::open(&model("llama-mha").join("base")).unwrap();
         let mut config = base.config.clone();
-        config.vocab_size = WHOLE_VALUES / config.hidden_size + 100;
+        config.vocab_size = Sample::MOST_VALUES / config.hidden_size + 100;
         let shape = [config.vocab_size, config.hidden_size];
         let print = |row: usize| {
             let mut values = vec![1f32; shape[0] * shape[1]];
@@ -495,12 +515,44 @@ mod tests {
     }
 
     #[test]
+    fn of_many_weights_less_of_each_counts_and_a_model_that_was_trained_further_differs() {
+        let rows = |n_weights, n_rows, row_len| Sample::of_each(n_weights).rows(n_rows, row_len).collect::<Vec<_>>();
+        // q_proj of the 32 layers of a 7B model, then all of its 224 projections.
+        assert_eq!(rows(32, 4096, 4096).len(), 64);
+        assert_eq!(rows(224, 4096, 4096), [0, 511, 1023, 1535, 2047, 2559, 3071, 3583, 4095]);
+        assert_eq!(rows(224, 4096, 11008).len(), 8);
+        assert_eq!((rows(224, 128, 64), rows(9000, 5, 4096)), ((0..128).collect(), (0..5).collect()));
+        for (n_rows, row_len) in [(1, 0), (0, 1), (0, 0), (1, 1 << 30)] {
+            assert_eq!(rows(1 << 40, n_rows, row_len), (0..n_rows).collect::<Vec<_>>());
+        }
+
+        let base = BaseModel::open(&model("llama-mha").join("base")).unwrap();
+        let weight = Weight::Block(0, BlockWeight::Gate);
+        let values = base.rows(weight).unwrap().to_f32();
+        let shape = base.tensor(weight).unwrap().shape.clone();
+        let sample = Sample { n_values: shape[1] };
+        let digest = |change: &dyn Fn(usize) -> f32| {
+            let values: Vec<f32> = values.iter().enumerate().map(|(i, v)| v + change(i)).collect();
+            let changed = [(weight, LazyTensor::from_f32(&values, &shape))];
+            read_weight(&base.with_weights(base.config.clone(), changed).unwrap(), weight, sample).unwrap()
+        };
+        let same = digest(&|_| 0.0);
+        let sampled: Vec<usize> = sample.rows(shape[0], shape[1]).collect();
+        assert!(sampled.len() < shape[0]);
+        assert_ne!(same, digest(&|i| i as f32 * 1e-6), "all elements");
+        for row in 0..shape[0] {
+            let found = digest(&|i| if i == row * shape[1] + row % shape[1] { 1e-3 } else { 0.0 });
+            assert_eq!(found != same, sampled.contains(&row), "one element of row {row}");
+        }
+    }
+
+    #[test]
     fn other_texts_are_no_fingerprint() {
         let good = of(model("llama-mha").join("base"), &[0]).to_string();
         for bad in [
             "",
-            "ptplus-base/3 config=",
-            &good.replace("base/1", "base/2"),
+            "ptplus-base/2 config=",
+            &good.replace("base/1", "base/3"),
             &good.replace("query", "weights"),
             &good[1..],
             &good[..good.len() - 1],

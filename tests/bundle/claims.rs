@@ -42,7 +42,7 @@ fn a_resealed_manifest_must_still_be_true_of_the_adapter() {
     assert_eq!(checked(&folder), (0, vec![]));
     let original = std::fs::read(folder.join("manifest.json")).unwrap();
     for (field, value) in [
-        ("/base/fingerprint", object!("ptplus-base/2 another")),
+        ("/base/fingerprint", object!("ptplus-base/3 another")),
         ("/adapter/digest/canonical", object!("0")),
         ("/tensors", object!([])),
     ] {
