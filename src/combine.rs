@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   sum of s phi(q) M   = phi(q) (sum of s M)          Prefix-Tuning+, with one phi
-//!   sum of s c B A      = [s1 c1 B1, s2 c2 B2] [A1; A2]  LoRA: ranks add up, factors go into B
+//!   sum of s c B A      = [s1 c1 B1, s2 c2 B2] [A1; A2]  LoRA: ranks add up, factors go into B; of parts with one A, B adds up
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,8 @@ use crate::transform::low_rank::decoded;
 /// # Errors
 ///
 /// [`Code::AdapterMismatch`] for adapters of other sizes or bases; [`Code::ConfigUnsupported`] for kinds or functions whose sum
-/// is no function of that kind; [`Code::Usage`] for none, and for a weight that is not finite; those of decoding.
+/// is no function of that kind; [`Code::NoEffect`] for a sum of zeros; [`Code::Usage`] for none, and for a weight that is not finite;
+/// those of decoding.
 pub fn combine(parts: &[(&Adapter, f64)]) -> Result<Adapter> {
     if let Some((_, weight)) = parts.iter().find(|(_, s)| !s.is_finite()) {
         return Err(Error::new(Code::Usage, format!("expected finite weights, found {weight}")));
@@ -121,6 +122,7 @@ fn plus(parts: &[(&Plus, f64)]) -> Result<Plus> {
         let memory = sum(&memories, &Slot::attention(i, Part::Memory).canonical_name())?;
         layers.insert(i, Layer { memory, ..layer.clone() });
     }
+    refuse_zero(layers.values().map(|l: &Layer| &l.memory))?;
     let mut config = first.config.clone();
     config.conventions.memory_scale = if is_common { scale } else { 1.0 };
     config.layers_to_transform = None;
@@ -143,7 +145,8 @@ fn lora(parts: &[(&Lora, f64)]) -> Result<Lora> {
                 parts.iter().filter_map(|(l, s)| Some((l.modules.get(&weight)?, *s))).collect();
             Ok((weight, module(&of_weight).map_err(|e| e.field(module_name(weight)))?))
         })
-        .collect::<Result<_>>()?;
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    refuse_zero(modules.values().filter(|m| m.scale.factor != 0.0).map(|m| &m.b))?;
     Ok(Lora { config: parts[0].0.config.clone(), modules, saved: BTreeMap::new(), folded: BTreeMap::new() })
 }
 
@@ -159,13 +162,12 @@ fn module(parts: &[(&Module, f64)]) -> Result<Module> {
         return Ok(Module { scale, ..(*only).clone() });
     }
     let (first, _) = parts[0];
-    let rank: usize = parts.iter().map(|(m, _)| m.rank()).sum();
     let (&[_, columns], &[rows, _]) = (first.a.shape(), first.b.shape()) else {
         return Err(Error::new(Code::AdapterShape, "expected matrices A and B"));
     };
-    let mut a = Vec::with_capacity(rank * columns);
-    let mut b = vec![0f32; rows * rank];
-    let mut first_column = 0;
+    // Each A once, with what it is multiplied with.
+    type Summands<'a> = Vec<(&'a LazyTensor, f64)>;
+    let mut additions: Vec<(Vec<f32>, Summands<'_>)> = Vec::new();
     for (m, s) in parts {
         let r = m.rank();
         if m.a.shape() != [r, columns] || m.b.shape() != [rows, r] {
@@ -176,15 +178,24 @@ fn module(parts: &[(&Module, f64)]) -> Result<Module> {
             );
             return Err(Error::new(Code::AdapterMismatch, message));
         }
-        a.extend(decoded(&m.a)?);
-        let factor = m.scale.factor * s;
-        for (out, values) in b.chunks_exact_mut(rank).zip(decoded(&m.b)?.chunks_exact(r.max(1))) {
-            for (out, v) in out[first_column..].iter_mut().zip(values) {
-                *out = (f64::from(*v) * factor) as f32;
-            }
+        let (a, b) = (decoded(&m.a)?, (&m.b, m.scale.factor * s));
+        match additions.iter_mut().find(|(known, _)| *known == a) {
+            Some((_, summands)) => summands.push(b),
+            None => additions.push((a, vec![b])),
+        }
+    }
+    let rank: usize = additions.iter().map(|(_, summands)| summands[0].0.shape()[1]).sum();
+    let mut b = vec![0f32; rows * rank];
+    let mut first_column = 0;
+    for (_, summands) in &additions {
+        let sum = sum(summands, "lora_B")?;
+        let r = sum.shape()[1];
+        for (out, values) in b.chunks_exact_mut(rank).zip(decoded(&sum)?.chunks_exact(r.max(1))) {
+            out[first_column..first_column + r].copy_from_slice(values);
         }
         first_column += r;
     }
+    let a: Vec<f32> = additions.into_iter().flat_map(|(a, _)| a).collect();
     let biases: Vec<(&LazyTensor, f64)> =
         parts.iter().filter_map(|(m, s)| Some((m.bias.as_ref()?, m.scale.factor * s))).collect();
     Ok(Module {
@@ -194,6 +205,15 @@ fn module(parts: &[(&Module, f64)]) -> Result<Module> {
         magnitude: None,
         bias: if biases.is_empty() { None } else { Some(sum(&biases, "bias")?) },
     })
+}
+
+/// Refuses a sum of which nothing is left.
+fn refuse_zero<'a>(mut tensors: impl Iterator<Item = &'a LazyTensor>) -> Result<()> {
+    let has_effect = |t: &LazyTensor| decoded(t).map(|values| values.iter().any(|v| *v != 0.0));
+    match tensors.find_map(|t| has_effect(t).map(|has| has.then_some(())).transpose()) {
+        Some(found) => found,
+        None => Err(Error::new(Code::NoEffect, "expected a sum that changes the base, found zeros alone")),
+    }
 }
 
 /// The weighted sum of tensors of one shape.

@@ -173,6 +173,40 @@ fn two_halves_of_a_lora_are_what_pytorch_computed_of_the_whole() {
     assert_eq!(code, 0, "{report}");
 }
 
+/// An adapter without effect is a failure, with a base and without.
+#[test]
+fn a_sum_of_nothing_is_refused_and_one_a_counts_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let lora = fixtures().join("lora/llama-rslora-patterns");
+    let output = temp.path().join("sum.gguf");
+    for (case, is_lora) in [(model("llama-gqa"), false), (lora.clone(), true)] {
+        let weighted = |weight: &str| format!("{}:{weight}", case.join("adapter").display());
+        for parts in [vec![weighted("1"), weighted("-1")], vec![weighted("0")], vec![weighted("0"), weighted("0")]] {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            let out = combine(&parts, &output, &case.join("base"));
+            assert_eq!(exit(&out), 5, "{parts:?}: {}", stderr(&out));
+            let args = ["combine"].into_iter().chain(parts).chain(["--arch", "llama"]).map(std::ffi::OsStr::new);
+            let out = ptplus(args.chain(["-o".as_ref(), output.as_os_str()]));
+            // Without a base llama.cpp's order of a LoRA's rows is not known.
+            assert!(exit(&out) == 5 || is_lora && exit(&out) == 7, "{}", stderr(&out));
+            assert!(!output.exists());
+        }
+    }
+    // The second and third part are one.
+    let other = other_lora(&lora, &temp.path().join("other"));
+    let (one, two) = (lora.join("adapter").display().to_string(), other.display().to_string());
+    let parts = [format!("{one}:0.5"), format!("{two}:2"), format!("{one}:0.25")];
+    let out = combine(&[&parts[0], &parts[1], &parts[2]], &output, &lora.join("base"));
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let (d, effect) = differences(&lora.join("base"), &[(&lora.join("adapter"), 0.75), (&other, 2.0)], &output);
+    assert!(d < 1e-4 && effect > 0.05, "{d:.1e} of {effect:.1e}");
+    let sum = read_adapter(&output, None).unwrap();
+    let ranks = |a: &ptplus::adapter::Adapter| a.as_lora().unwrap().modules.values().map(|m| m.rank()).sum::<usize>();
+    let of =
+        |path: &Path| ranks(read_adapter(path, Some(&BaseModel::open(&lora.join("base")).unwrap())).unwrap().adapter());
+    assert_eq!(ranks(sum.adapter()), of(&lora.join("adapter")) + of(&other));
+}
+
 #[test]
 fn what_no_sum_of_additions_says_is_refused() {
     let temp = tempfile::tempdir().unwrap();

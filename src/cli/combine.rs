@@ -86,9 +86,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             r.found_effect,
             m.n_positions
         );
-        if !r.pass {
-            ui.note("the sum changes nothing, as its parts side by side do not");
-        }
     } else {
         ui.note("not run beside its parts: --base BASE does that");
     }
