@@ -501,6 +501,14 @@ fn a_file_of_another_converter_is_read_with_its_base() {
     let (code, said) = document(&[&"validate", &theirs]);
     assert_eq!((code, codes(&said)), (7, vec!["row-order-unknown".to_owned()]));
     assert_eq!(document(&[&"validate", &theirs, &"--base", &base]).0, 0);
+    let (code, said) = document(&[&"diff", &ours, &theirs]);
+    assert_eq!(code, 7, "{said}");
+    assert!(said["error"]["message"].as_str().unwrap_or_default().contains("--base"), "{said}");
+    assert_eq!(document(&[&"diff", &ours, &theirs, &"--base", &base]).0, 0);
+    let hash = document(&[&"hash", &ours, &theirs, &"--base", &base]).1;
+    assert_eq!(hash["digests"][0]["adapter"], hash["digests"][1]["adapter"]);
+    let without = &document(&[&"hash", &theirs]).1["digests"][0];
+    assert!(without["adapter"].is_null() && without["note"].as_str().unwrap().contains("--base"), "{without}");
     let out = run(&[&"convert", &theirs, &"-o", &back, &"--base", &base]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
     let (before, after) = (RawAdapter::read(&adapter("llama-plain")), RawAdapter::read(&back));

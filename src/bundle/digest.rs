@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::adapter::field::report_key;
 use crate::adapter::lora::{Module, module_name};
 use crate::adapter::{Adapter, Part};
-use crate::base::Weight;
+use crate::base::{BaseModel, Weight};
 use crate::digest::{TensorDigest, hex, sorted_compact_json};
 use crate::error::{Code, Result};
 use crate::import::source::{self, Source, SourceTensor};
@@ -142,22 +142,26 @@ pub struct PathDigests {
 ///
 /// Those of the formats; of an adapter, the deciding finding of its validation.
 pub fn of_path(path: &Path) -> Result<PathDigests> {
-    of_path_reporting(path, &|_, _| {})
+    of_path_reporting(path, None, &|_, _| {})
 }
 
-/// [`of_path`], calling `progress` with the bytes hashed and those to hash in all, from any thread.
+/// [`of_path`] of what may be an adapter for `base`, calling `progress` with the bytes hashed and those to hash in all, from any thread.
 ///
 /// # Errors
 ///
 /// As there.
-pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<PathDigests> {
+pub fn of_path_reporting(
+    path: &Path,
+    base: Option<&BaseModel>,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<PathDigests> {
     let source = source::open(path)?;
     let (adapter, note) = match &source {
         // Not worth reading again.
         Source::Tensors(s) if !import::has_parts(&s.tensors) && !import::is_of_peft(s) => {
             (None, Some("no digest of an adapter: no tensor has the name of a part of one".to_owned()))
         }
-        _ => match adapter_of(path) {
+        _ => match adapter_of(path, base) {
             Ok(adapter) => (Some(adapter), None),
             Err(e)
                 if matches!(
@@ -192,9 +196,9 @@ pub fn of_path_reporting(path: &Path, progress: &(dyn Fn(u64, u64) + Sync)) -> R
     Ok(PathDigests { path: path.to_owned(), tensors, sha256, adapter, note })
 }
 
-fn adapter_of(path: &Path) -> Result<Validated> {
-    let imported = import::read(path, &Options::default(), None)?;
-    validate::check(imported, None).map_err(|r| r.into_error().file(path))
+fn adapter_of(path: &Path, base: Option<&BaseModel>) -> Result<Validated> {
+    let imported = import::read(path, &Options::default(), base)?;
+    validate::check(imported, base).map_err(|r| r.into_error().file(path))
 }
 
 /// Of each tensor of an adapter, as its file has it.

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
+use super::base_check;
 use super::table;
 use super::ui::{Status, Ui};
 use crate::bundle::diff::{Difference, MetadataDifference, TensorDifference, diff};
@@ -18,10 +19,14 @@ pub struct Arguments {
     a: PathBuf,
     /// Adapter or bundle
     b: PathBuf,
+    /// Base model of both: for a LoRA in GGUF whose file does not say in which order its rows are
+    #[arg(long)]
+    base: Option<PathBuf>,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    let (left, right) = (read_adapter(&a.a, None)?, read_adapter(&a.b, None)?);
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
+    let (left, right) = (read_adapter(&a.a, base.as_ref())?, read_adapter(&a.b, base.as_ref())?);
     let d = diff(&left, &right)?;
     let status = if d.same { Status::Ok } else { Status::Failed };
     ui.result(status, json!(d), text(a, &d, ui.is_verbose()))?;

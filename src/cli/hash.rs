@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::base_check;
 use super::progress::Unit;
 use super::ui::{Status, Ui};
 use crate::bundle::digest::{PathDigests, of_path_reporting};
@@ -19,13 +20,17 @@ pub struct Arguments {
     /// A line for each tensor too
     #[arg(long)]
     tensors: bool,
+    /// Base model of the adapters: for a LoRA in GGUF whose file does not say in which order its rows are
+    #[arg(long)]
+    base: Option<PathBuf>,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
+    let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let digests = a
         .paths
         .iter()
-        .map(|p| of_path_reporting(p, &|done, total| ui.progress(done, total, Unit::Bytes)))
+        .map(|p| of_path_reporting(p, base.as_ref(), &|done, total| ui.progress(done, total, Unit::Bytes)))
         .collect::<Result<Vec<_>>>()?;
     ui.result(Status::Ok, Document { digests: &digests }, Lines { of: &digests, tensors: a.tensors })?;
     digests.iter().filter_map(|d| d.note.as_ref()).for_each(|n| ui.note(n));
