@@ -68,6 +68,19 @@ fn every_case_computes_the_same_merged_into_a_folder_or_a_gguf_file() {
             assert_eq!(code, 0, "{name}: {done}");
             let found = done["verification"]["metrics"]["max_abs"].as_f64().unwrap();
             assert!(found <= MAX_ABS, "{name}, {}: {found}", base.display());
+            // Anybody can ask again, with the base and without; the base by itself is not the merged model.
+            let model = |model: &Path, base: Option<&Path>| {
+                let beside = base.iter().flat_map(|base| ["--base".as_ref(), base.as_os_str()]);
+                let args = ["verify".as_ref(), model.as_os_str(), "--probe".as_ref(), probe.as_os_str()];
+                json(args.into_iter().chain(beside))
+            };
+            for (base, has_figures) in [(Some(base.as_path()), true), (None, false)] {
+                let (code, report) = model(&output, base);
+                assert_eq!((code, report["metrics"]["max_abs"].as_f64()), (0, Some(found)), "{name}: {report}");
+                assert_eq!(report["base_metrics"].is_object(), has_figures, "{report}");
+            }
+            let (code, report) = model(base, None);
+            assert_eq!(code, 5, "{name}: {report}");
         }
     }
 }

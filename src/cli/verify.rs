@@ -13,26 +13,27 @@ use super::usage;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Kind, Result, escape};
+use crate::inspect::{Content, content_of};
 use crate::pipeline::{Proof, read_adapter, read_adapter_settling, read_adapter_with};
 use crate::runner::{Device, DeviceChoice};
 use crate::validate::Validated;
 use crate::verify::probe::Probe;
 use crate::verify::tensors::{self, TensorReport};
 use crate::verify::tolerance::Tolerance;
-use crate::verify::{Options, Prompts, Reference, Report, verify};
+use crate::verify::{Options, Prompts, Reference, Report, verify, verify_merged};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared. What flags state about conventions holds for the adapter, and for the other one where it does not say so itself.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared. What flags state about conventions holds for the adapter, and for the other one where it does not say so itself.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify merged.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
 )]
 pub struct Arguments {
-    /// Adapter: canonical folder, GGUF, or a checkpoint of another training code
+    /// Adapter: canonical folder, GGUF, or a checkpoint of another training code; or, with --probe, a model that adapters were merged into
     adapter: PathBuf,
     /// Base model: Hugging Face folder or GGUF
     #[arg(long)]
     base: Option<PathBuf>,
     /// PyTorch's answer
-    #[arg(long, conflicts_with = "against", requires = "base")]
+    #[arg(long, conflicts_with = "against")]
     probe: Option<PathBuf>,
     /// The adapter to compare with
     #[arg(long, value_name = "ADAPTER")]
@@ -96,6 +97,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if a.engine == EngineChoice::LlamaCpp && a.base.is_none() {
         return Err(usage("--engine", "expected --base beside it, found none: without a base no model runs"));
     }
+    let is_merged = a.probe.is_some() && content_of(&a.adapter) == Some(Content::Base);
+    if a.probe.is_some() && a.base.is_none() && !is_merged {
+        return Err(usage("--probe", "expected --base beside it, found none: the probe is of the adapter on its base"));
+    }
     let other_choice = a.against_device.as_deref().map(str::parse::<DeviceChoice>).transpose()?;
     let other_device = other_choice.map(DeviceChoice::open).transpose()?;
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
@@ -113,6 +118,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let against_base = a.against_base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    if let Some(probe) = probe.as_ref().filter(|_| is_merged) {
+        return verify_model(a, base.as_ref(), probe, Options { device: &device, tolerance, progress: &|_, _| {} }, ui);
+    }
     let reading = a.reading.options()?;
     #[cfg(feature = "report")]
     let report_file = super::report::create(
@@ -164,15 +172,10 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     base_check::note(ui, identity.as_ref());
     let (report, engines) = compute(a.engine, &adapter, base, reference, &options, ui)?;
-    let status = if report.pass { Status::Ok } else { Status::Failed };
     let mut document = json!(report);
     document["conventions"] = json!(conventions);
     document["base_identity"] = json!(identity);
     document["engines"] = engines;
-    if !ui.is_verbose() {
-        document.as_object_mut().map(|d| d.remove("positions"));
-    }
-    let shown = text(&report, &document["engines"], a, ui.is_verbose());
     #[cfg(feature = "report")]
     let write_report = || -> Result<()> {
         let Some(file) = report_file else { return Ok(()) };
@@ -209,9 +212,41 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     };
     #[cfg(feature = "report")]
     let reported = write_report();
-    ui.result(status, document, shown)?;
+    let code = show(&report, document, a, ui)?;
     #[cfg(feature = "report")]
     reported?;
+    Ok(code)
+}
+
+/// A model that adapters were merged into, against PyTorch's answer.
+fn verify_model(a: &Arguments, base: Option<&BaseModel>, probe: &Probe, options: Options<'_>, ui: &Ui) -> Result<u8> {
+    let unfit = [
+        ("--engine", a.engine != EngineChoice::Candle),
+        #[cfg(feature = "report")]
+        ("--report", a.report.is_some()),
+        ("ADAPTER", !a.reading.options()?.is_empty()),
+    ];
+    if let Some((flag, _)) = unfit.into_iter().find(|(_, is_given)| *is_given) {
+        let message = format!(
+            "expected an adapter, found the model {}: beside --probe it takes no more than --base",
+            a.adapter.display()
+        );
+        return Err(usage(flag, message));
+    }
+    let model = base_check::open(&a.adapter, ui)?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+    let report = verify_merged(&model, base, probe, &Options { progress: &steps, ..options })?;
+    show(&report, json!(report), a, ui)
+}
+
+/// Prints a report with what else is known in `document`.
+fn show(report: &Report, mut document: Value, a: &Arguments, ui: &Ui) -> Result<u8> {
+    let status = if report.pass { Status::Ok } else { Status::Failed };
+    if !ui.is_verbose() {
+        document.as_object_mut().map(|d| d.remove("positions"));
+    }
+    let text = text(report, &document["engines"], a, ui.is_verbose());
+    ui.result(status, document, text)?;
     Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
 }
 

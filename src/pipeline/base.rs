@@ -14,7 +14,6 @@ use crate::export::types::TypeRules;
 use crate::export::{self, Values};
 use crate::format::bundle::place;
 use crate::format::output::{OutputFile, Overwrite};
-use crate::tensor::dtype::coarsest;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::validate::{BaseMismatch, Validated};
@@ -116,7 +115,7 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     report.add_losses(&written, job.max_error)?;
     report.add_saturated(&written);
     if merged.is_some() {
-        report.verification = prove(job, &base, &plan, out.staged_path())?;
+        report.verification = prove(job, &base, out.staged_path())?;
     }
     out.commit()?;
     Ok(report)
@@ -177,12 +176,10 @@ fn mergeable(adapter: &Adapter) -> Result<&Lora> {
 }
 
 /// Reads the staged file as anybody would, and holds it against the probe if there is one.
-fn prove(job: &ConvertBase<'_>, base: &BaseModel, plan: &export::Plan, staged: &Path) -> Result<Option<Report>> {
+fn prove(job: &ConvertBase<'_>, base: &BaseModel, staged: &Path) -> Result<Option<Report>> {
     let merged = BaseModel::from_gguf(staged)?;
     let Some(proof) = &job.prove else { return Ok(None) };
-    let matrices = plan.tensors.iter().zip(&plan.file.tensors).filter(|(_, file)| file.shape.len() > 1);
-    let dtype = coarsest(matrices.map(|(t, _)| t.dtype));
-    verify_merged(&merged, base, proof.probe, dtype, &proof.options)?.passed("nothing was written", job.base).map(Some)
+    verify_merged(&merged, Some(base), proof.probe, &proof.options)?.passed("nothing was written", job.base).map(Some)
 }
 
 /// A GGUF file's tokenizer is in its metadata, which is carried over.

@@ -8,35 +8,42 @@ use super::{BaseFigures, Options, Report, report, stream_options};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Lane, Sink};
-use crate::tensor::DType;
+use crate::tensor::dtype::coarsest;
+use crate::verify::stats::Comparison;
 use crate::verify::tolerance::Tolerance;
 
-/// Runs `merged` and the base that it was made from, and compares both with the probe. `dtype` is the coarsest type of the
-/// merged file's matrices, whose limits hold where the options state none.
+/// Runs `merged` and the base that it was made from, if that is at hand, and compares both with the probe. Limits that no option
+/// states are those of the coarsest type among the merged model's matrices.
 ///
 /// # Errors
 ///
-/// As [`verify`](super::verify()). Where the adapters changed the number of embeddings the plain base has other logits, and
-/// the effect is that of the probe: [`Code::NothingCompared`] for one without `base_logits`.
+/// As [`verify`](super::verify()). Without a base, and where the adapters changed the number of embeddings so that the plain base
+/// has other logits, the effect is that of the probe: [`Code::NothingCompared`] for one without `base_logits`.
 pub fn verify_merged(
     merged: &BaseModel,
-    base: &BaseModel,
+    base: Option<&BaseModel>,
     probe: &Probe,
-    dtype: DType,
     options: &Options<'_>,
 ) -> Result<Report> {
     probe.check_fits(merged)?;
-    let tolerance = options.tolerance.clone().map_or_else(|| Tolerance::for_dtype(dtype), Ok)?;
+    let matrices = || merged.tensors().filter(|t| t.shape.len() > 1).map(|t| t.dtype);
+    let tolerance = options.tolerance.clone().map_or_else(|| Tolerance::for_dtype(coarsest(matrices())), Ok)?;
     let stream = stream_options(options, Some(&probe.positions));
-    let is_comparable = merged.config.vocab_size == base.config.vocab_size;
     let mut plain = OneLane { rows: BTreeMap::new(), progress: options.progress };
-    if is_comparable {
+    let comparable = base.filter(|base| merged.config.vocab_size == base.config.vocab_size);
+    if let Some(base) = comparable {
         runner::stream(base, &probe.input_ids, &[Lane::default()], &stream, &mut plain)?;
     } else {
         for batch in 0..probe.input_ids.len() {
             for (p, position) in probe.positions.iter().enumerate() {
                 let row = probe.base_logits(batch, p).ok_or_else(|| {
-                    let message = "expected base_logits, since the base has another number of tokens than the merged one, found none";
+                    let reason = match base {
+                        Some(_) => "since the base has another number of tokens than the merged one",
+                        None => {
+                            "or beside it --base, the model without the adapters, since what they change is to be seen"
+                        }
+                    };
+                    let message = format!("expected base_logits, {reason}, found none");
                     Error::new(Code::NothingCompared, message).file(&probe.path)
                 })?;
                 plain.rows.insert((batch, *position), row);
@@ -48,7 +55,9 @@ pub fn verify_merged(
     let sink = sink.inner;
     let of_base = BaseFigures { size: sink.base_size, half_precision: probe.half_precision() };
     let reference_effect = sink.reference_effect.unwrap_or(sink.found_effect);
-    report(sink.adapter, sink.base, of_base, Vec::new(), reference_effect, sink.found_effect, tolerance)
+    // The probe's own rows say nothing about a base.
+    let of_plain = if comparable.is_some() { sink.base } else { Comparison::default() };
+    report(sink.adapter, of_plain, of_base, Vec::new(), reference_effect, sink.found_effect, tolerance)
 }
 
 /// Keeps the logits of the only lane.
