@@ -314,10 +314,17 @@ fn read_query(base: &BaseModel, layer: usize) -> Result<(DType, String)> {
 /// Type and digest of a matrix, or of some of its rows.
 fn read_weight(base: &BaseModel, weight: Weight, sample: Sample) -> Result<(DType, String)> {
     let rows = base.rows(weight)?;
-    let digest = weight_digest(&rows, sample.rows(rows.n_rows(), rows.row_len()));
-    if let Some(t) = base.tensor(weight) {
-        t.bytes.release();
-    }
+    let release = || base.tensor(weight).into_iter().for_each(|t| t.bytes.release());
+    let which: Vec<usize> = sample.rows(rows.n_rows(), rows.row_len()).collect();
+    let is_whole = which.len() == rows.n_rows();
+    // With a row come pages around it, up to megabytes, which count as this process' memory.
+    let each = which.into_iter().inspect(|_| {
+        if !is_whole {
+            release();
+        }
+    });
+    let digest = weight_digest(&rows, each);
+    release();
     Ok((rows.dtype(), hex(&Sha256::digest(digest))))
 }
 
