@@ -97,7 +97,7 @@ enum Command {
     #[cfg(feature = "generate")]
     Run(run::Arguments),
     /// Make a bundle: a verified adapter with manifest, reports, model card and, if wanted, a signature
-    Pack(pack::Arguments),
+    Pack(Box<pack::Arguments>),
     /// Check that a bundle is whole, who signed it, and that a base is the one it was made for
     Check(check::Arguments),
     /// Write a bundle's manifest anew after files beside its adapter have changed, or sign it
