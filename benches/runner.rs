@@ -36,8 +36,10 @@ fn measure(what: &str, model: &Model) {
     let ids: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|i| (i * 7919 + 13) % 40_000).collect();
     let (mut last, mut all, mut decode) = (f64::INFINITY, f64::INFINITY, f64::INFINITY);
     for _ in 0..RUNS {
-        all = all.min(seconds(|| model.forward(&mut model.new_cache(), std::slice::from_ref(&ids), Logits::All)));
-        let mut cache = model.new_cache();
+        all = all.min(seconds(|| {
+            model.forward(&mut model.new_cache(PROMPT_TOKENS), std::slice::from_ref(&ids), Logits::All)
+        }));
+        let mut cache = model.new_cache(PROMPT_TOKENS + DECODED_TOKENS);
         last = last.min(seconds(|| model.forward(&mut cache, std::slice::from_ref(&ids), Logits::Last)));
         let steps = seconds(|| {
             for i in 0..DECODED_TOKENS as u32 {

@@ -103,7 +103,7 @@ impl Slot {
             Weight::TokenEmbedding => (None, Site::Embedding),
             Weight::Output => (None, Site::Head),
             Weight::OutputNorm => (None, Site::OutputNorm),
-            Weight::RopeFactors => unreachable!("RoPE's divisors are no weights that an adapter changes"),
+            Weight::Rope(_) => unreachable!("RoPE's divisors are no weights that an adapter changes"),
         };
         Slot { layer, site, part }
     }

@@ -1,63 +1,12 @@
 //! What a base model states about itself, whichever dialect states it: plain values and their invariants.
 
-use std::fmt;
-
 use super::names::BlockWeight;
+use super::rope::Rope;
 
 mod row;
 
 pub(super) use row::{BiasRule, BiasRules, Defaults, Row};
-pub use row::{Family, LlamaCpp};
-
-/// Rotary position embedding of the first [`rotary_dim`](BaseConfig::rotary_dim) components of a head.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rope {
-    /// Base of the geometric row of frequencies.
-    pub theta: f64,
-    /// What is done to the frequencies.
-    pub scaling: RopeScaling,
-}
-
-impl fmt::Display for Rope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "rope_theta {} and ", self.theta)?;
-        match self.scaling {
-            RopeScaling::None => f.write_str("no scaling"),
-            RopeScaling::Linear { factor } => write!(f, "linear scaling by {factor}"),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => write!(
-                f,
-                "llama3 scaling by {factor} ({low_freq_factor}, {high_freq_factor}, {original_max_positions} positions)"
-            ),
-            RopeScaling::Factors => f.write_str("scaling by a tensor"),
-        }
-    }
-}
-
-/// How the frequencies of [`Rope`] are changed. Sources: transformers' `modeling_rope_utils.py`, ggml's
-/// `rope_freqs.weight`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Every frequency is divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Low frequencies are divided by `factor`, high ones kept, those between interpolated (Llama 3.1).
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// `original_max_positions / low_freq_factor` is the wavelength from which on a frequency is low.
-        low_freq_factor: f64,
-        /// `original_max_positions / high_freq_factor` is the wavelength up to which a frequency is high.
-        high_freq_factor: f64,
-        /// Context length before scaling.
-        original_max_positions: usize,
-    },
-    /// Each frequency is divided by its entry of the GGUF tensor `rope_freqs.weight`.
-    Factors,
-}
+pub use row::{Family, LlamaCpp, RopeTensors};
 
 /// Which projections have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -259,7 +208,7 @@ impl BaseConfig {
             attention_scale: 1.0 / (sizes.head_dim as f64).sqrt(),
             attention_softcap: None,
             rotary_dim: sizes.head_dim,
-            ropes: vec![Rope { theta: row.defaults.rope_theta, scaling: RopeScaling::None }],
+            ropes: vec![Rope::plain(row.defaults.rope_theta)],
             layers: vec![Layer::FULL; sizes.n_layers],
             activation: row.activation.1,
             experts: None,

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::config::{
-    BaseConfig, BiasRule, Biases, Family, Layer, Rope, RopeScaling, Row, SizeNames, Sizes, derived_head_dim,
-};
+use super::config::{BaseConfig, BiasRule, Biases, Family, Layer, Row, SizeNames, Sizes, derived_head_dim};
 use super::keys::Keys;
 use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
@@ -13,6 +11,7 @@ use crate::format::gguf::{Array, FILE_TYPE, Metadata};
 use crate::format::names::shorten;
 use crate::vocab::to_gguf;
 
+mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -90,7 +89,7 @@ pub(super) fn parse<'t>(
     let mut config = BaseConfig {
         context_length: context_length(&keys)?,
         rms_eps,
-        ropes: vec![rope(&keys, family, tensor(&Weight::RopeFactors.gguf_name()).is_some())?],
+        ropes: vec![rope::parse(&keys, family, &tensor, sizes.head_dim)?],
         layers: vec![Layer::with_window(window); n_layers],
         tied_embeddings: tensor(&Weight::Output.gguf_name()).is_none(),
         // No key says so: llama.cpp looks whether the tensors are there. Every layer is then held to what the first has.
@@ -127,11 +126,7 @@ fn refuse_what_changes_the_computation(keys: &Keys, row: &Row) -> Result<()> {
             return Err(keys.unsupported(name, format!("expected 0, found {n}")));
         }
     }
-    // A factor on the rotated query and key; 0 is one too.
-    if let Some(x) = keys.number("rope.scaling.attn_factor")?.filter(|&x| x != 1.0) {
-        return Err(keys.unsupported("rope.scaling.attn_factor", format!("expected 1, found {x}")));
-    }
-    // llama.cpp takes 0 for "not stated" in the others.
+    // llama.cpp takes 0 for "not stated".
     for (name, neutral) in [
         ("attention.clamp_kqv", 0.0),
         ("attention.max_alibi_bias", 0.0),
@@ -184,49 +179,4 @@ fn vocab_size<'t>(keys: &Keys, tensor: &impl Fn(&str) -> Option<&'t StoredTensor
         }
         _ => Ok(rows),
     }
-}
-
-fn rope(keys: &Keys, family: Family, has_factors: bool) -> Result<Rope> {
-    let theta = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
-    let key = keys.key("rope.scaling.type");
-    let kind = keys.text(&key)?.unwrap_or("linear");
-    let linear = match kind {
-        "none" => None,
-        "linear" => linear_factor(keys)?,
-        other => {
-            let message = format!("expected none or linear, found {:?}", shorten(other));
-            return Err(keys.unsupported("rope.scaling.type", message));
-        }
-    };
-    let scaling = match (linear, has_factors) {
-        (None, false) => RopeScaling::None,
-        (Some(factor), false) => RopeScaling::Linear { factor },
-        // Others leave the tensor unread.
-        (None, true) if family.llama_cpp().divides_frequencies => RopeScaling::Factors,
-        _ => {
-            let name = Weight::RopeFactors.gguf_name();
-            return Err(Error::new(
-                Code::ConfigUnsupported,
-                "expected either this tensor on a llama, or linear scaling",
-            )
-            .file(keys.file)
-            .field(name));
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-/// The factor of linear scaling, under its name or the older one; 0 is llama.cpp's way to say "no scaling".
-fn linear_factor(keys: &Keys) -> Result<Option<f64>> {
-    let stated = |name| match keys.number(name)? {
-        Some(0.0) => Ok(Some(0.0)),
-        _ => keys.positive(name),
-    };
-    let (factor, older) = (stated("rope.scaling.factor")?, stated("rope.scale_linear")?);
-    if let (Some(a), Some(b)) = (factor, older)
-        && a != b
-    {
-        return Err(keys.invalid("rope.scale_linear", format!("expected {a}, as rope.scaling.factor says, found {b}")));
-    }
-    Ok(factor.or(older).filter(|&f| f != 0.0 && f != 1.0))
 }

@@ -78,7 +78,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
             attention_output: biased(&biases.attention_output)?,
             feed_forward: biased(&biases.feed_forward)?,
         },
-        ropes: vec![rope::parse(&fields, defaults.rope_theta)?],
+        ropes: vec![rope::parse(&fields, defaults.rope_theta, sizes.head_dim)?],
         layers: (family.0.layers)(&fields, family, sizes.n_layers)?,
         ..BaseConfig::plain(family, &sizes)
     };

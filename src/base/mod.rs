@@ -23,17 +23,18 @@ mod hf;
 mod keys;
 mod names;
 mod replace;
+mod rope;
 mod row_order;
 mod shapes;
 mod weights;
 
 pub use checks::gguf_architecture_of;
 pub use config::{
-    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Layer, LlamaCpp, Norms, QueryKeyNorm, Rope,
-    RopeScaling,
+    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Layer, LlamaCpp, Norms, QueryKeyNorm, RopeTensors,
 };
 pub(crate) use fields::describe;
-pub use names::{BlockWeight, Dialect, Weight};
+pub use names::{BlockWeight, Dialect, RopeFactors, Weight};
+pub use rope::{Rope, RopeScaling, Yarn};
 pub use row_order::RowOrder;
 pub use weights::Rows;
 
@@ -142,7 +143,6 @@ impl BaseModel {
         let digests = Default::default();
         let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, digests };
         base.check_tensors()?;
-        base.check_rope_factors()?;
         Ok(base)
     }
 

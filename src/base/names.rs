@@ -21,9 +21,34 @@ pub enum Weight {
     /// `[V, hidden]`: the output head; absent when tied to the token embedding.
     Output,
     /// `[D/2]`: divisors of RoPE's frequencies; GGUF only.
-    RopeFactors,
+    Rope(RopeFactors),
     /// A weight of the block with this index.
     Block(usize, BlockWeight),
+}
+
+/// For which sequences divisors of RoPE's frequencies are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RopeFactors {
+    /// For all.
+    All,
+    /// For those longer than the original context.
+    Long,
+    /// For those up to the original context.
+    Short,
+}
+
+impl RopeFactors {
+    /// Every kind.
+    pub const ALL: [RopeFactors; 3] = [RopeFactors::All, RopeFactors::Long, RopeFactors::Short];
+
+    /// Not a tensor of a folder: there the configuration says it.
+    fn gguf_name(self) -> &'static str {
+        match self {
+            RopeFactors::All => "rope_freqs.weight",
+            RopeFactors::Long => "rope_factors_long.weight",
+            RopeFactors::Short => "rope_factors_short.weight",
+        }
+    }
 }
 
 macro_rules! block_weights {
@@ -119,13 +144,17 @@ impl Weight {
     /// Every weight that a model of `n_layers` blocks can have.
     pub fn all(n_layers: usize) -> impl Iterator<Item = Weight> {
         let blocks = (0..n_layers).flat_map(|i| BlockWeight::ALL.iter().map(move |&w| Weight::Block(i, w)));
-        [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output, Weight::RopeFactors].into_iter().chain(blocks)
+        Weight::outside_of_blocks().chain(blocks)
+    }
+
+    fn outside_of_blocks() -> impl Iterator<Item = Weight> {
+        let own = [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output];
+        own.into_iter().chain(RopeFactors::ALL.map(Weight::Rope))
     }
 
     /// The weight that [`name`](Self::name) calls so.
     pub fn parse(name: &str, dialect: Dialect) -> Option<Weight> {
-        let own = [Weight::TokenEmbedding, Weight::OutputNorm, Weight::Output, Weight::RopeFactors];
-        if let Some(weight) = own.into_iter().find(|w| w.name(dialect) == name) {
+        if let Some(weight) = Weight::outside_of_blocks().find(|w| w.name(dialect) == name) {
             return Some(weight);
         }
         let (blocks, suffix_of): (&str, fn(BlockWeight) -> &'static str) = match dialect {
@@ -143,7 +172,7 @@ impl Weight {
         use BlockWeight::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
         match self {
             Weight::TokenEmbedding | Weight::Output => true,
-            Weight::OutputNorm | Weight::RopeFactors => false,
+            Weight::OutputNorm | Weight::Rope(_) => false,
             Weight::Block(_, w) => matches!(w, Query | Key | Value | AttentionOutput | Gate | Up | Down),
         }
     }
@@ -162,8 +191,7 @@ impl Weight {
             Weight::TokenEmbedding => "model.embed_tokens.weight".into(),
             Weight::OutputNorm => "model.norm.weight".into(),
             Weight::Output => "lm_head.weight".into(),
-            // Not a tensor of this dialect: config.json says it.
-            Weight::RopeFactors => "rope_freqs.weight".into(),
+            Weight::Rope(factors) => factors.gguf_name().into(),
             Weight::Block(i, w) => format!("model.layers.{i}.{}", w.hf_name()),
         }
     }
@@ -173,7 +201,7 @@ impl Weight {
             Weight::TokenEmbedding => "token_embd.weight".into(),
             Weight::OutputNorm => "output_norm.weight".into(),
             Weight::Output => "output.weight".into(),
-            Weight::RopeFactors => "rope_freqs.weight".into(),
+            Weight::Rope(factors) => factors.gguf_name().into(),
             Weight::Block(i, w) => format!("blk.{i}.{}", w.gguf_name()),
         }
     }

@@ -1,7 +1,8 @@
 //! The table of weights that depends on the model: what a tensor's shape is, and its name where families differ.
 
-use super::config::{BaseConfig, Norms, QueryKeyNorm, RopeScaling};
-use super::names::{BlockWeight, Dialect, Weight};
+use super::config::{BaseConfig, Norms, QueryKeyNorm};
+use super::names::{BlockWeight, Dialect, RopeFactors, Weight};
+use super::rope::RopeScaling;
 
 impl Norms {
     /// What GGUF calls the norm `weight`: it names places, Hugging Face's classes do not agree on them.
@@ -34,8 +35,12 @@ impl Weight {
             Weight::TokenEmbedding => Some(vec![c.vocab_size, hidden]),
             Weight::OutputNorm => Some(vec![hidden]),
             Weight::Output => with(!c.tied_embeddings, vec![c.vocab_size, hidden]),
-            Weight::RopeFactors => {
-                with(c.ropes.iter().any(|r| r.scaling == RopeScaling::Factors), vec![c.rotary_dim / 2])
+            Weight::Rope(factors) => {
+                let has = c.ropes.iter().any(|r| match factors {
+                    RopeFactors::All => matches!(r.scaling, RopeScaling::Divisors(_)),
+                    RopeFactors::Long | RopeFactors::Short => matches!(r.scaling, RopeScaling::LongRope { .. }),
+                });
+                with(has, vec![c.rotary_dim / 2])
             }
             Weight::Block(_, w) => match w {
                 W::InputNorm | W::PostAttentionNorm | W::PreFeedForwardNorm | W::PostFeedForwardNorm => {

@@ -25,7 +25,7 @@ impl Candle {
     /// Those of [`Model::load`].
     pub fn new(base: &BaseModel, adapters: Vec<Validated>, device: &Device, n_context: usize) -> Result<Self> {
         let model = Model::load(base, device)?;
-        let cache = model.new_cache();
+        let cache = model.new_cache(n_context);
         Ok(Candle { model, cache, adapters, n_context })
     }
 }
@@ -49,7 +49,7 @@ impl Engine for Candle {
     }
 
     fn clear(&mut self) -> Result<()> {
-        self.cache = self.model.new_cache();
+        self.cache = self.model.new_cache(self.n_context);
         Ok(())
     }
 

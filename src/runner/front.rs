@@ -10,7 +10,7 @@ use super::effects::Front;
 use super::linear::Workspace;
 use super::rope::Ropes;
 use crate::base::BaseModel;
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::tensor::LazyTensor;
 use crate::transform::low_rank::decoded;
 
@@ -27,7 +27,8 @@ impl VirtualCache {
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterMismatch`](crate::error::Code::AdapterMismatch) where it does not fit; those of reading weights.
+    /// [`Code::AdapterMismatch`](crate::error::Code::AdapterMismatch) where it does not fit;
+    /// [`Code::ConfigUnsupported`] for embeddings where RoPE depends on the text's length; those of reading weights.
     pub fn new(base: &BaseModel, front: &Front<'_>, device: &Device) -> Result<Self> {
         front.check_fits(base)?;
         let layers = match front {
@@ -63,7 +64,11 @@ impl VirtualCache {
 fn through_base(base: &BaseModel, embeddings: &LazyTensor, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
     let &[n_tokens, hidden] = embeddings.shape() else { unreachable!("the shape was checked") };
     let mut x = Tensor::from_vec(decoded(embeddings)?, (1, n_tokens, hidden), &device.0).map_err(candle)?;
-    let rotations = Ropes::of(base)?.at(0..n_tokens, device)?;
+    if base.config.ropes.iter().any(|r| r.changes_beyond().is_some()) {
+        let message = "expected a RoPE that is the same for texts of every length, since virtual tokens go through the base before the text is known";
+        return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("rope_parameters"));
+    }
+    let rotations = Ropes::new(&base.config, n_tokens).at(0..n_tokens, device)?;
     let mut workspace = Workspace::default();
     let mut layers = Vec::with_capacity(base.config.n_layers);
     for i in 0..base.config.n_layers {

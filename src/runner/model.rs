@@ -20,7 +20,6 @@ use crate::error::{Code, Error, Result};
 pub struct Model {
     base: BaseModel,
     device: Device,
-    ropes: Ropes,
     blocks: Vec<Block>,
     head: Head,
     adapters: Adapters,
@@ -47,6 +46,8 @@ impl Adapters {
 pub struct Cache {
     layers: Vec<LayerCache>,
     workspace: Workspace,
+    ropes: Ropes,
+    n_positions: usize,
     n_batches: Option<usize>,
     len: usize,
 }
@@ -84,7 +85,6 @@ impl Model {
         Ok(Model {
             base: base.clone(),
             device: device.clone(),
-            ropes: Ropes::of(base)?,
             blocks: (0..n_layers).map(|i| Block::load(base, i, device)).collect::<Result<_>>()?,
             head: Head::load(base, device)?,
             adapters: Adapters::none(n_layers),
@@ -125,11 +125,14 @@ impl Model {
         Ok(())
     }
 
-    /// A cache of sequences that have not begun, for the adapters that are on.
-    pub fn new_cache(&self) -> Cache {
+    /// A cache of sequences that have not begun, of up to `n_positions`, for the adapters that are on. Where RoPE depends on a
+    /// sequence's length, it is that of this one: keys that are kept never meet queries that are turned by other frequencies.
+    pub fn new_cache(&self, n_positions: usize) -> Cache {
         Cache {
             layers: self.blocks.iter().map(|_| LayerCache::new()).collect(),
             workspace: Workspace::default(),
+            ropes: Ropes::new(&self.base.config, n_positions),
+            n_positions,
             n_batches: None,
             len: self.adapters.front.as_ref().map_or(0, |front| front.n_tokens),
         }
@@ -141,7 +144,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Code::ProbeMismatch`] for token ids outside the vocabulary; [`Code::Usage`] for rows of unequal
-    /// length or of another number than the cache holds; [`Code::DenominatorZero`] from an adapter. After an error
+    /// length or of another number than the cache holds, and beyond the positions that it is for; [`Code::DenominatorZero`] from an adapter. After an error
     /// the cache is spoilt.
     pub fn forward(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {
         let (n_batches, t) = (input_ids.len(), input_ids.first().map_or(0, Vec::len));
@@ -149,6 +152,10 @@ impl Model {
             let lens: Vec<_> = input_ids.iter().map(Vec::len).collect();
             let expected = cache.n_batches.map_or("rows".into(), |n| format!("{n} rows"));
             let message = format!("expected {expected} of the same length of at least 1, found lengths {lens:?}");
+            return Err(Error::new(Code::Usage, message).field("input_ids"));
+        }
+        if t > cache.n_positions.saturating_sub(cache.len) {
+            let message = format!("expected at most {} positions, found {}", cache.n_positions, cache.len + t);
             return Err(Error::new(Code::Usage, message).field("input_ids"));
         }
         if let Some(front) = self.adapters.front.as_ref().filter(|_| cache.n_batches.is_none()) {
@@ -166,7 +173,7 @@ impl Model {
         let hidden = self.base.config.hidden_size;
         let embeddings = embed(&self.base, &input_ids.concat(), &self.adapters.embedding, t)?;
         let mut x = Tensor::from_vec(embeddings, (n_batches, t, hidden), &self.device.0).map_err(candle)?;
-        let rotations = self.ropes.at(cache.len..cache.len + t, &self.device)?;
+        let rotations = cache.ropes.at(cache.len..cache.len + t, &self.device)?;
         for ((block, layer), effects) in self.blocks.iter().zip(&mut cache.layers).zip(&self.adapters.blocks) {
             x = block.forward(&x, &rotations, Some(layer), effects, &mut cache.workspace)?.0;
         }

@@ -1,6 +1,5 @@
 //! Rotary position embedding: angles in the arithmetic that PyTorch uses, so that long prompts agree too.
 
-use std::f64::consts::PI;
 use std::ops::Range;
 
 use candle_core::{D, Tensor};
@@ -8,64 +7,39 @@ use candle_core::{D, Tensor};
 use super::candle;
 use super::device::Device;
 use super::kernels::rope::rotate_halves;
-use crate::base::{BaseModel, Rope, RopeScaling, Weight};
+use crate::base::{BaseConfig, BaseModel, Rope};
 use crate::error::Result;
 
-/// The inverse frequencies `[rotary_dim/2]` of a rotation of the model's, F32.
-///
-/// Source: `compute_default_rope_parameters`, `_compute_linear_scaling_rope_parameters` and
-/// `_compute_llama3_parameters` of transformers 5.23.0, which compute in F32; `ggml_rope_ext` for divisors.
-///
-/// # Errors
-///
-/// Those of [`BaseModel::vector`].
-fn inverse_frequencies(base: &BaseModel, rope: &Rope) -> Result<Vec<f32>> {
-    let d = base.config.rotary_dim as f32;
-    let power = |i: usize| f64::from(rope.theta as f32).powf(f64::from((2 * i) as f32 / d)) as f32;
-    let plain: Vec<f32> = (0..base.config.rotary_dim / 2).map(|i| 1.0 / power(i)).collect();
-    Ok(match rope.scaling {
-        RopeScaling::None => plain,
-        RopeScaling::Linear { factor } => plain.iter().map(|f| f / factor as f32).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
-            let context = original_max_positions as f64;
-            let longest_kept = (context / high_freq_factor) as f32;
-            let shortest_divided = (context / low_freq_factor) as f32;
-            let (factor, low) = (factor as f32, low_freq_factor as f32);
-            let span = (high_freq_factor - low_freq_factor) as f32;
-            let scale = |f: &f32| {
-                let wavelength = (2.0 * PI) as f32 / f;
-                if wavelength > shortest_divided {
-                    f / factor
-                } else if wavelength < longest_kept {
-                    *f
-                } else {
-                    let smooth = (context as f32 / wavelength - low) / span;
-                    (1.0 - smooth) * f / factor + smooth * f
-                }
-            };
-            plain.iter().map(scale).collect()
-        }
-        RopeScaling::Factors => {
-            let divisors = base.vector(Weight::RopeFactors)?;
-            plain.iter().zip(divisors).map(|(f, x)| f / x).collect()
-        }
-    })
+/// How a model turns the queries and keys of sequences up to one length: every rotation of it, ready for any positions.
+pub(super) struct Ropes(Vec<Frequencies>);
+
+/// One of them.
+struct Frequencies {
+    /// `[rotary_dim/2]`
+    values: Vec<f32>,
+    attention_factor: f32,
 }
 
-/// The rotations of a model, ready for any positions: inverse frequencies of each.
-pub(super) struct Ropes(Vec<Vec<f32>>);
+impl Frequencies {
+    fn new(config: &BaseConfig, rope: &Rope, n_positions: usize) -> Self {
+        let values = rope.frequencies(config.rotary_dim, n_positions);
+        Frequencies { values, attention_factor: rope.attention_factor as f32 }
+    }
+}
 
 impl Ropes {
-    /// # Errors
-    ///
-    /// Those of [`BaseModel::vector`].
-    pub fn of(base: &BaseModel) -> Result<Self> {
-        base.config.ropes.iter().map(|r| inverse_frequencies(base, r)).collect::<Result<_>>().map(Ropes)
+    /// Those of sequences that have, or may reach, `n_positions`: transformers takes the length of the text that it sees,
+    /// llama.cpp that of the context.
+    pub fn new(config: &BaseConfig, n_positions: usize) -> Self {
+        Ropes(config.ropes.iter().map(|r| Frequencies::new(config, r, n_positions)).collect())
     }
 
     /// Those of `positions`.
     pub fn at(&self, positions: Range<usize>, device: &Device) -> Result<Rotations> {
-        let all = self.0.iter().map(|f| Rotation::new(f, positions.clone(), device)).collect::<Result<_>>()?;
+        let rotation = |f: &Frequencies| {
+            Rotation::new(&f.values, (f.attention_factor, f.attention_factor), positions.clone(), device)
+        };
+        let all = self.0.iter().map(rotation).collect::<Result<_>>()?;
         Ok(Rotations { all, start: positions.start })
     }
 }
@@ -94,16 +68,21 @@ struct Rotation {
 }
 
 impl Rotation {
-    fn new(inverse_frequencies: &[f32], positions: Range<usize>, device: &Device) -> Result<Self> {
-        let angles: Vec<f32> =
-            positions.clone().flat_map(|p| inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let shape = (positions.len(), inverse_frequencies.len());
+    /// With a factor on cosines and one on sines.
+    fn new(
+        frequencies: &[f32],
+        (of_cos, of_sin): (f32, f32),
+        positions: Range<usize>,
+        device: &Device,
+    ) -> Result<Self> {
+        let angles: Vec<f32> = positions.clone().flat_map(|p| frequencies.iter().map(move |f| p as f32 * f)).collect();
+        let shape = (positions.len(), frequencies.len());
         // In F64 and rounded once: F32 functions differ between libraries by more than the last bit.
-        let table = |f: fn(f64) -> f64| {
-            let values = angles.iter().map(|a| f(f64::from(*a)) as f32).collect();
+        let table = |f: fn(f64) -> f64, factor: f32| {
+            let values = angles.iter().map(|a| f(f64::from(*a)) as f32 * factor).collect();
             Tensor::from_vec(values, shape, &device.0).map_err(candle)
         };
-        Ok(Rotation { cos: table(f64::cos)?, sin: table(f64::sin)? })
+        Ok(Rotation { cos: table(f64::cos, of_cos)?, sin: table(f64::sin, of_sin)? })
     }
 
     /// Turns `x` `[B, H, T, D]`: component `j` together with `rotary_dim/2 + j`. What is beyond these stays.
@@ -118,18 +97,18 @@ impl Rotation {
     }
 }
 
-/// Queries `[B, H, T, D]` of `layer` as they were before RoPE, given those after it, at positions 0 to T-1: a rotation undone.
+/// Queries `[B, H, T, D]` of `layer` as they were before RoPE, given those after it, at positions 0 to T-1: rotation
+/// and attention factor undone.
 ///
 /// # Errors
 ///
-/// Those of the base's RoPE. Asserts that `q` has `shape`.
+/// Those of the device. Asserts that `q` has `shape`.
 pub fn before_rope(base: &BaseModel, layer: usize, q: &[f32], shape: [usize; 4]) -> Result<Vec<f32>> {
     assert_eq!(q.len(), shape.iter().product::<usize>());
     let Some(rope) = base.config.layers[layer].rope else { return Ok(q.to_vec()) };
-    let device = Device::cpu();
-    let frequencies = inverse_frequencies(base, &base.config.ropes[rope])?;
-    let mut rotation = Rotation::new(&frequencies, 0..shape[2], &device)?;
-    rotation.sin = rotation.sin.neg().map_err(candle)?;
+    let (device, t) = (Device::cpu(), shape[2]);
+    let Frequencies { values, attention_factor } = Frequencies::new(&base.config, &base.config.ropes[rope], t);
+    let rotation = Rotation::new(&values, (1.0 / attention_factor, -1.0 / attention_factor), 0..t, &device)?;
     let q = Tensor::from_slice(q, &shape[..], &device.0).map_err(candle)?;
     rotation.apply(&q).and_then(|x| x.flatten_all()?.to_vec1()).map_err(candle)
 }
@@ -139,32 +118,53 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::base::{RopeScaling, Yarn};
 
     fn base(file: &str) -> BaseModel {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
         BaseModel::open(&folder.join(file)).unwrap()
     }
 
-    fn frequencies(base: &BaseModel) -> Vec<f32> {
-        inverse_frequencies(base, &base.config.ropes[0]).unwrap()
-    }
-
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        let mut base = base("base");
-        base.config.ropes[0].scaling = RopeScaling::None;
-        let plain = frequencies(&base);
-        base.config.ropes[0].scaling = RopeScaling::Linear { factor: 4.0 };
-        let scaled = frequencies(&base);
+        let mut config = base("base").config;
+        config.ropes[0].scaling = RopeScaling::None;
+        let plain = Frequencies::new(&config, &config.ropes[0], 1).values;
+        config.ropes[0].scaling = RopeScaling::Linear { factor: 4.0 };
+        let scaled = Frequencies::new(&config, &config.ropes[0], 1).values;
         assert_eq!(plain[0], 1.0);
         assert_eq!(scaled, plain.iter().map(|f| f / 4.0).collect::<Vec<_>>());
     }
 
     #[test]
     fn the_formula_of_llama3_gives_the_divisors_that_ggufs_conversion_stored() {
-        let (formula, divisors) = (frequencies(&base("base")), frequencies(&base("base.gguf")));
-        for (a, b) in formula.iter().zip(divisors) {
+        let frequencies = |file| base(file).config.ropes[0].frequencies(64, 1);
+        for (a, b) in frequencies("base").iter().zip(frequencies("base.gguf")) {
             assert!((a - b).abs() <= 1e-6 * a, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_rotation_with_an_attention_factor_is_undone() {
+        let mut base = base("base");
+        base.config.ropes[0].attention_factor = 1.25;
+        base.config.ropes[0].scaling = RopeScaling::Yarn(Yarn {
+            factor: 4.0,
+            original_max_positions: 64,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+        });
+        let shape = [1, base.config.n_heads, 3, base.config.head_dim];
+        let q: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i as f32 * 0.37).sin()).collect();
+        let device = Device::cpu();
+        let rotations = Ropes::new(&base.config, 3).at(0..3, &device).unwrap();
+        let turned = rotations.apply(Some(0), &Tensor::from_slice(&q, &shape[..], &device.0).unwrap()).unwrap();
+        let turned: Vec<f32> = turned.flatten_all().unwrap().to_vec1().unwrap();
+        let length = |x: &[f32]| x[..shape[3]].iter().map(|v| v * v).sum::<f32>().sqrt();
+        assert!((length(&turned) / length(&q) - 1.25).abs() < 1e-5);
+        for (a, b) in before_rope(&base, 0, &turned, shape).unwrap().iter().zip(&q) {
+            assert!((a - b).abs() < 1e-5, "{a} {b}");
         }
     }
 }

@@ -141,7 +141,6 @@ struct Group {
 
 fn groups(base: &BaseModel, lanes: &[Lane], input_ids: &[Vec<u32>], device: &Device) -> Result<Vec<Group>> {
     let (n_batches, n_positions) = (input_ids.len(), input_ids[0].len());
-    let ropes = Ropes::of(base)?;
     let mut out = Vec::new();
     let mut first = 0;
     while first < lanes.len() {
@@ -162,7 +161,7 @@ fn groups(base: &BaseModel, lanes: &[Lane], input_ids: &[Vec<u32>], device: &Dev
         out.push(Group {
             lanes: first..end,
             front,
-            rotations: ropes.at(start..start + n_positions, device)?,
+            rotations: Ropes::new(&base.config, start + n_positions).at(start..start + n_positions, device)?,
             x: Tensor::from_vec(embeddings, shape, &device.0).map_err(candle)?,
         });
         first = end;

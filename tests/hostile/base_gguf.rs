@@ -167,7 +167,8 @@ pub fn cases() -> Vec<Case> {
         refused("an odd head length", with("llama.attention.key_length", u32(3)), ConfigField),
         refused("a value length of its own", with("llama.attention.value_length", u32(4)), ConfigUnsupported),
         refused("partial rotation", with("llama.rope.dimension_count", u32(1)), ConfigUnsupported),
-        refused("rope scaling yarn", with("llama.rope.scaling.type", text("yarn")), ConfigUnsupported),
+        refused("an unknown rope scaling", with("llama.rope.scaling.type", text("su")), ConfigUnsupported),
+        refused("yarn without an original context", with("llama.rope.scaling.type", text("yarn")), GgufKey),
         refused("rope scaling as number", with("llama.rope.scaling.type", u32(1)), GgufKey),
         refused("a mixture of experts", with("llama.expert_count", u32(8)), ConfigUnsupported),
         refused("experts used of none", with("llama.expert_used_count", u32(2)), ConfigUnsupported),
@@ -263,8 +264,9 @@ fn positions() -> Vec<Case> {
     let attention = |v| with("llama.rope.scaling.attn_factor", f32(v));
     vec![
         accepted("a factor on rotated queries of 1", attention(1.0)),
-        refused("a factor on rotated queries of 0", attention(0.0), ConfigUnsupported),
-        refused("a factor on rotated queries of 2", attention(2.0), ConfigUnsupported),
+        refused("a factor on rotated queries of 0", attention(0.0), ConfigField),
+        refused("a negative factor on rotated queries", attention(-2.0), ConfigField),
+        accepted("a factor on rotated queries of 2", attention(2.0)),
         accepted("a scaling factor of 0", factor(0.0)),
         accepted("a scaling factor of 2", factor(2.0)),
         refused("a subnormal scaling factor", factor(1e-44), ConfigField),

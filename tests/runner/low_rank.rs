@@ -160,7 +160,7 @@ fn additions_beside_the_base_are_the_base_with_the_additions_in_it() {
 
             let mut model = Model::load(&base, &Device::cpu()).unwrap();
             model.set_adapters(&[(effects(&additions), 1.0)]).unwrap();
-            let cached: Vec<f32> = model.forward(&mut model.new_cache(), &ids, Logits::All).unwrap();
+            let cached: Vec<f32> = model.forward(&mut model.new_cache(ids[0].len()), &ids, Logits::All).unwrap();
             let mut check = |how: &str, found: &[f32], expected: &[f32]| {
                 let difference = max_difference(found, expected);
                 if difference.is_nan() || difference > 1e-4 {

@@ -79,7 +79,7 @@ fn the_cache_gives_the_logits_of_the_whole_prompt_however_it_is_split() {
         {
             model.set_adapters(&adapters).unwrap();
             for step in [1, 5, n_positions] {
-                let mut cache = model.new_cache();
+                let mut cache = model.new_cache(n_positions);
                 for first in (0..n_positions).step_by(step) {
                     let last = (first + step).min(n_positions);
                     let part: Vec<_> = ids.iter().map(|row| row[first..last].to_vec()).collect();
@@ -102,8 +102,8 @@ fn the_last_position_is_the_last_of_all() {
     let folder = model("llama-gqa");
     let model = Model::load(&BaseModel::open(&folder.join("base")).unwrap(), &Device::cpu()).unwrap();
     let ids = vec![vec![3, 1, 4, 1, 5], vec![9, 2, 6, 5, 3]];
-    let all = model.forward(&mut model.new_cache(), &ids, Logits::All).unwrap();
-    let last = model.forward(&mut model.new_cache(), &ids, Logits::Last).unwrap();
+    let all = model.forward(&mut model.new_cache(5), &ids, Logits::All).unwrap();
+    let last = model.forward(&mut model.new_cache(5), &ids, Logits::Last).unwrap();
     let v = model.base().config.vocab_size;
     for b in 0..2 {
         assert!(max_difference(&last[b * v..(b + 1) * v], &all[(b * 5 + 4) * v..(b * 5 + 5) * v]) < 1e-5);
@@ -247,4 +247,14 @@ fn a_shared_memory_is_the_same_memory_for_every_head() {
     assert!(max_difference(&per_head, &term(MemorySharing::PerHead, &[0, 1, 0, 1])) > 0.1);
     let all_the_same = term(MemorySharing::PerHead, &[1, 1, 1, 1]);
     assert!(max_difference(&all_the_same, &term(MemorySharing::Shared, &[1])) < 1e-5);
+}
+
+#[test]
+fn a_cache_holds_no_more_than_the_positions_that_it_is_for() {
+    let model = Model::load(&BaseModel::open(&model("llama-gqa").join("base")).unwrap(), &Device::cpu()).unwrap();
+    let mut cache = model.new_cache(3);
+    model.forward(&mut cache, &[vec![3, 1]], Logits::Last).unwrap();
+    let e = model.forward(&mut cache, &[vec![4, 1]], Logits::Last).unwrap_err();
+    assert_eq!(e.code(), Code::Usage, "{e}");
+    model.forward(&mut model.new_cache(3), &[vec![4, 1, 5]], Logits::Last).unwrap();
 }

@@ -83,6 +83,17 @@ pub(in crate::base) struct BiasRules {
     pub feed_forward: BiasRule,
 }
 
+/// The tensors of divisors of RoPE's frequencies that llama.cpp reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RopeTensors {
+    /// None: its graph passes none to RoPE.
+    None,
+    /// Those of long and of short sequences where `rope.scaling.type` is `longrope`, else one for all.
+    ByType,
+    /// Those of long and of short sequences, whatever the type.
+    LongAndShort,
+}
+
 /// What llama.cpp, of the release that this build has, does with a family. Sources: `src/models/*.cpp`, `llama-quant.cpp`.
 pub struct LlamaCpp {
     /// The biases that it loads; a file with another is refused.
@@ -91,8 +102,8 @@ pub struct LlamaCpp {
     pub derives_head_dim: bool,
     /// Whether it applies a sliding window that the file states.
     pub applies_windows: bool,
-    /// Whether it divides RoPE's frequencies by `rope_freqs.weight`.
-    pub divides_frequencies: bool,
+    /// Which divisors of RoPE's frequencies it reads.
+    pub rope_tensors: RopeTensors,
     /// Whether its recipe of K-quants takes the model for a "70B", whose value projections are small.
     pub is_70b: fn(&BaseConfig) -> bool,
 }

@@ -1,7 +1,7 @@
 //! Llama 1, 2 and 3.x, and what calls itself so (SmolLM2).
 
 use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, Row};
+use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, RopeTensors, Row};
 use crate::base::row_order::RowOrder;
 
 pub(super) const ROW: Row = Row {
@@ -40,7 +40,7 @@ pub(super) const ROW: Row = Row {
         biases: Biases { query_key_value: true, attention_output: true, feed_forward: true },
         derives_head_dim: false,
         applies_windows: false,
-        divides_frequencies: true,
+        rope_tensors: RopeTensors::ByType,
         is_70b: |c| c.n_layers == 80 && c.n_heads != c.n_kv_heads,
     },
 };

@@ -1,7 +1,9 @@
 //! Llama with RMS norms on the query and key heads.
 
 use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, QueryKeyNorm, Row};
+use crate::base::config::{
+    Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, QueryKeyNorm, RopeTensors, Row,
+};
 use crate::base::row_order::RowOrder;
 
 pub(super) const ROW: Row = Row {
@@ -40,7 +42,7 @@ pub(super) const ROW: Row = Row {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
         derives_head_dim: false,
         applies_windows: false,
-        divides_frequencies: false,
+        rope_tensors: RopeTensors::None,
         is_70b: |_| false,
     },
 };

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::base::{Rope, RopeScaling};
+use crate::base::{Rope, RopeScaling, Yarn};
 
 fn parsed(json: Value) -> Result<BaseConfig> {
     parse(Path::new("config.json"), &json)
@@ -41,7 +41,7 @@ fn absent_keys_take_the_class_defaults() {
         let c = parsed(json!({ "model_type": name })).unwrap();
         let found = (c.n_layers, c.n_heads, c.n_kv_heads, c.head_dim, c.hidden_size, c.intermediate_size, c.vocab_size);
         assert_eq!(found, expected, "{name}");
-        assert_eq!((c.rms_eps, c.ropes[0].theta, c.ropes[0].scaling), (1e-6, 10_000.0, RopeScaling::None), "{name}");
+        assert_eq!((c.rms_eps, &c.ropes), (1e-6, &vec![Rope::plain(10_000.0)]), "{name}");
         assert_eq!(windows(&c), vec![window; 32], "{name}");
         assert!(!c.tied_embeddings, "{name}");
     }
@@ -79,7 +79,7 @@ fn both_dialects_state_the_same_rope() {
         (json!({"rope_theta": "absent"}), 10_000.0, RopeScaling::None),
         (json!({"rope_scaling": null, "rope_parameters": null}), 5000.0, RopeScaling::None),
         (json!({"rope_scaling": {"type": "linear", "factor": 2}}), 5000.0, RopeScaling::Linear { factor: 2.0 }),
-        (json!({"rope_scaling": with(json!({"rope_type": "llama3"}))}), 5000.0, llama3),
+        (json!({"rope_scaling": with(json!({"rope_type": "llama3"}))}), 5000.0, llama3.clone()),
         (
             json!({"rope_theta": "absent", "rope_parameters": {"rope_type": "default", "rope_theta": 7}}),
             7.0,
@@ -97,8 +97,8 @@ fn both_dialects_state_the_same_rope() {
             RopeScaling::Linear { factor: 4.0 },
         ),
     ] {
-        let rope = changed("llama", changes.clone()).unwrap().ropes[0];
-        assert_eq!(rope, Rope { theta, scaling }, "{changes}");
+        let rope = changed("llama", changes.clone()).unwrap().ropes.remove(0);
+        assert_eq!(rope, Rope { theta, scaling, attention_factor: 1.0 }, "{changes}");
     }
 }
 
@@ -166,8 +166,62 @@ fn what_is_wrong_or_not_computed_is_refused_with_its_field() {
         ),
         ("llama", json!({"quantization_config": {"quant_method": "gptq"}}), U, "quantization_config"),
         ("llama", json!({"num_local_experts": 8}), U, "num_local_experts"),
-        ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 2}}), U, "rope_scaling.rope_type"),
-        ("llama", json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}), U, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"type": "su", "factor": 2}}), U, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"rope_type": "proportional"}}), U, "rope_scaling.rope_type"),
+        ("llama", json!({"rope_scaling": {"type": "yarn"}}), F, "rope_scaling.factor"),
+        ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 1e9}}), F, "rope_scaling.factor"),
+        (
+            "llama",
+            json!({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}}),
+            F,
+            "rope_scaling.rope_theta",
+        ),
+        ("llama", json!({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": -1}}), F, "rope_scaling.beta_fast"),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "yarn", "factor": 2, "attention_factor": 0}}),
+            F,
+            "rope_scaling.attention_factor",
+        ),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 1, "mscale_all_dim": -8}}),
+            F,
+            "rope_scaling.attention_factor",
+        ),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "yarn", "factor": null}, "max_position_embeddings": null}),
+            F,
+            "rope_scaling.original_max_position_embeddings",
+        ),
+        ("llama", json!({"rope_scaling": {"type": "dynamic"}}), F, "rope_scaling.factor"),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "dynamic", "factor": 2}, "max_position_embeddings": null}),
+            F,
+            "max_position_embeddings",
+        ),
+        ("llama", json!({"rope_scaling": {"type": "longrope"}}), F, "rope_scaling.short_factor"),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 2], "long_factor": [1, 2]}}),
+            F,
+            "rope_scaling.short_factor",
+        ),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]}}),
+            F,
+            "rope_scaling.long_factor",
+        ),
+        (
+            "llama",
+            json!({"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
+            "original_max_position_embeddings": 1}}),
+            F,
+            "rope_scaling.attention_factor",
+        ),
         ("llama", json!({"rope_scaling": {"rope_type": null}}), F, "rope_scaling.rope_type"),
         ("llama", json!({"rope_scaling": {"type": "linear"}}), F, "rope_scaling.factor"),
         ("llama", json!({"rope_scaling": {"type": "linear", "factor": 0}}), F, "rope_scaling.factor"),
@@ -227,4 +281,54 @@ fn positions_that_llama3_was_scaled_from_are_stated_once() {
     stated(json!("absent")).unwrap();
     // Releases of transformers differ in which of two they take.
     assert!(stated(json!(128)).unwrap_err().to_string().contains("original_max_position_embeddings"));
+}
+
+#[test]
+fn yarn_and_longrope_take_what_follows_where_nothing_is_stated() {
+    let rope = |parameters: Value| changed("llama", json!({"rope_parameters": parameters})).unwrap().ropes.remove(0);
+    let yarn = |more: Value| {
+        let mut all = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let rope = rope(all);
+        let RopeScaling::Yarn(yarn) = rope.scaling else { panic!("{rope}") };
+        (yarn, rope.attention_factor)
+    };
+    let plain = Yarn { factor: 4.0, original_max_positions: 64, beta_fast: 32.0, beta_slow: 1.0, truncate: true };
+    let by_factor = 0.1 * 4f64.ln() + 1.0;
+    for (more, expected, attention_factor) in [
+        (json!({}), plain, by_factor),
+        (json!({"type": "yarn", "beta_fast": null, "beta_slow": 0}), plain, by_factor),
+        (json!({"factor": null}), Yarn { factor: 8.0, ..plain }, 0.1 * 8f64.ln() + 1.0),
+        (json!({"factor": 1}), Yarn { factor: 1.0, ..plain }, 1.0),
+        (json!({"attention_factor": 0.75}), plain, 0.75),
+        (json!({"attention_factor": 2, "mscale": 3, "mscale_all_dim": 1}), plain, 2.0),
+        (json!({"mscale": 2.0}), plain, by_factor),
+        (json!({"mscale": 2.0, "mscale_all_dim": 0}), plain, by_factor),
+        (json!({"mscale": 2.0, "mscale_all_dim": 0.5}), plain, (0.2 * 4f64.ln() + 1.0) / (0.05 * 4f64.ln() + 1.0)),
+        (json!({"beta_fast": 16, "beta_slow": 2}), Yarn { beta_fast: 16.0, beta_slow: 2.0, ..plain }, by_factor),
+        (json!({"truncate": false}), Yarn { truncate: false, ..plain }, by_factor),
+        (json!({"original_max_position_embeddings": null}), Yarn { original_max_positions: 512, ..plain }, by_factor),
+    ] {
+        assert_eq!(yarn(more.clone()), (expected, attention_factor), "{more}");
+    }
+
+    let divisors = |x: f32| vec![x; 12];
+    let longrope = |more: Value| {
+        let mut all = json!({"type": "longrope", "short_factor": divisors(1.5), "long_factor": divisors(4.0),
+            "original_max_position_embeddings": 64});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rope(all)
+    };
+    let scaling = RopeScaling::LongRope { short: divisors(1.5), long: divisors(4.0), original_max_positions: 64 };
+    for (more, attention_factor) in [
+        (json!({}), (1.0 + 8f64.ln() / 64f64.ln()).sqrt()),
+        (json!({"factor": 2}), (1.0 + 2f64.ln() / 64f64.ln()).sqrt()),
+        (json!({"factor": 0.5}), 1.0),
+        (json!({"attention_factor": 1.25, "factor": null}), 1.25),
+    ] {
+        let expected = Rope { theta: 5000.0, scaling: scaling.clone(), attention_factor };
+        assert_eq!(longrope(more.clone()), expected, "{more}");
+    }
+    let dynamic = rope(json!({"rope_type": "dynamic", "factor": 2.0}));
+    assert_eq!(dynamic.scaling, RopeScaling::Dynamic { factor: 2.0, max_positions: 512 });
 }

@@ -1,7 +1,8 @@
 //! GGUF keys of a base model that comes from a Hugging Face folder. Source: `set_gguf_parameters` in llama.cpp's
 //! converter (conversion/base.py, llama.py).
 
-use crate::base::{BaseModel, RopeScaling};
+use super::rope::Stated as StatedRope;
+use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::export::file_type;
 use crate::format::gguf::{self, Metadata, Value};
@@ -11,6 +12,7 @@ use crate::vocab::{Vocabulary, to_gguf};
 
 pub(super) fn of_folder(
     base: &BaseModel,
+    rope: &StatedRope,
     vocabulary: Option<&Vocabulary>,
     file_type: Option<u32>,
     specs: &[TensorSpec],
@@ -50,19 +52,8 @@ pub(super) fn of_folder(
     }
     m.insert(key("attention.layer_norm_rms_epsilon"), Value::F32(c.rms_eps as f32));
     m.insert(key("rope.freq_base"), Value::F32(c.ropes[0].theta as f32));
-    match c.ropes[0].scaling {
-        RopeScaling::Linear { factor } => {
-            m.insert(key("rope.scaling.type"), "linear");
-            m.insert(key("rope.scaling.factor"), Value::F32(factor as f32));
-        }
-        RopeScaling::Llama3 { .. } if !c.family.llama_cpp().divides_frequencies => {
-            let message = format!(
-                "expected a llama or mistral, since llama.cpp reads the divisors of llama3 scaling there alone, found {architecture}"
-            );
-            return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("rope_type"));
-        }
-        RopeScaling::None | RopeScaling::Llama3 { .. } | RopeScaling::Factors => {}
-    }
+    rope.put(architecture, &mut m)?;
+    notes.extend(rope.note.clone());
     if let Some(window) = sliding_window(base)? {
         m.insert(key("attention.sliding_window"), Value::U32(to_u32(base, "sliding_window", window)?));
     }

@@ -12,7 +12,7 @@ use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
-use crate::base::{BaseModel, Dialect, RopeScaling, Weight};
+use crate::base::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -42,18 +42,21 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
     let mut types = Types { recipe: Recipe::new(rules.default, base), rules, overrides: Overrides::new(rules) };
     let mut notes = Vec::new();
     let (mut specs, mut tensors) = (Vec::new(), Vec::new());
-    for weight in weights(base)? {
-        let (source, label, canonical) = match base.tensor(weight) {
-            Some(t) => {
-                let lazy = readable(t)?;
-                (in_gguf_order(base, weight, lazy.clone())?, t.name.clone(), lazy)
-            }
-            None => {
-                let factors = rope::llama3_factors(&base.config);
-                let lazy = LazyTensor::from_f32(&factors, &[factors.len()]);
-                (lazy.clone(), "rope_parameters".to_owned(), lazy)
-            }
-        };
+    let rope = match base.dialect {
+        Dialect::HuggingFace => rope::state(base)?,
+        Dialect::Gguf => rope::Stated::default(),
+    };
+    let divisors = rope.tensors.iter().map(|(factors, values)| {
+        let lazy = LazyTensor::from_f32(values, &[values.len()]);
+        Ok((Weight::Rope(*factors), lazy.clone(), "rope_parameters".to_owned(), lazy))
+    });
+    let stored = weights(base)?.into_iter().filter_map(|weight| Some((weight, base.tensor(weight)?)));
+    let stored = stored.map(|(weight, t)| {
+        let lazy = readable(t)?;
+        Ok((weight, in_gguf_order(base, weight, lazy.clone())?, t.name.clone(), lazy))
+    });
+    for source in divisors.chain(stored) {
+        let (weight, source, label, canonical) = source?;
         let name = weight.name_in(Dialect::Gguf, &base.config);
         let choice = types.choose(base, weight, &name, &source)?;
         let stored = source.stored_dtype();
@@ -79,7 +82,7 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
     }
     let metadata = match &base.metadata {
         Some(metadata) => carried_over(metadata, file_type, &specs),
-        None => metadata::of_folder(base, vocabulary, file_type, &specs, &mut notes)?,
+        None => metadata::of_folder(base, &rope, vocabulary, file_type, &specs, &mut notes)?,
     };
     Ok(BasePlan { plan: Plan { file: gguf::plan(&metadata, &specs)?, tensors }, notes })
 }
@@ -109,9 +112,6 @@ fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
                 // Asks whether a head that is stored all the same is the embedding indeed.
                 base.output_weight()?;
                 weights.retain(|w| *w != Weight::Output);
-            }
-            if base.config.ropes.iter().any(|r| matches!(r.scaling, RopeScaling::Llama3 { .. })) {
-                weights.insert(0, Weight::RopeFactors);
             }
         }
     }

@@ -120,7 +120,7 @@ fn place(name: &str) -> Option<(Weight, Option<Part>)> {
     let halves = [(".lora_a", Part::A, Part::B), (".lora_b", Part::B, Part::A)];
     let half = halves.iter().find_map(|(suffix, part, swapped)| Some((name.strip_suffix(suffix)?, *part, *swapped)));
     let Some((name, part, swapped)) = half else {
-        return Weight::parse(name, Dialect::Gguf).filter(|w| *w != Weight::RopeFactors).map(|w| (w, None));
+        return Weight::parse(name, Dialect::Gguf).filter(|w| !matches!(w, Weight::Rope(_))).map(|w| (w, None));
     };
     // An embedding's halves are called after the matrix that a one-hot row is multiplied with.
     let weight = Weight::parse(name, Dialect::Gguf).filter(|w| w.is_linear())?;

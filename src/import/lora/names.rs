@@ -137,7 +137,7 @@ fn whole(words: &[&str], is_trained: bool, adapter: Option<String>) -> Meaning {
         ["layers" | "embed_tokens" | "norm", ..] => format!("model.{}", words.join(".")),
         _ => words.join("."),
     };
-    let weight = Weight::parse(&name, Dialect::HuggingFace).filter(|w| *w != Weight::RopeFactors);
+    let weight = Weight::parse(&name, Dialect::HuggingFace).filter(|w| !matches!(w, Weight::Rope(_)));
     Meaning::Whole { weight, is_trained, adapter }
 }
 
