@@ -4,6 +4,7 @@ mod base;
 mod combine;
 mod converted;
 mod proof;
+mod tokenizer;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ use crate::search::{self, Settlement};
 use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
-pub use base::{ConvertBase, Tokenizer, convert_base};
+pub use base::{ConvertBase, convert_base};
 pub use combine::{Combine, Combined, combine_adapters};
 use converted::unfit_notes;
 pub use converted::{Converted, ConvertedTensor, OutputError};
@@ -34,6 +35,7 @@ pub(crate) use converted::{NOTHING_CHECKED, window_note};
 pub(crate) use proof::prove_file;
 pub use proof::{Measure, Proof};
 use proof::{hold_to_bounds, prove};
+pub use tokenizer::Tokenizer;
 
 /// Opens, imports and validates the adapter at `path`.
 ///

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use common::{exit, fixtures, json, ptplus, stderr};
+use common::{RawAdapter, Tensor, exit, fixtures, json, ptplus, stderr};
 use ptplus::format::gguf::{self, Value};
 use serde_json::json as value;
 
@@ -559,4 +559,88 @@ fn a_file_can_state_several_ends() {
             assert_eq!([20, 21].map(|id| tokenizer.is_end(id)), ends, "{ids:?}");
         }
     }
+}
+
+/// PEFT's folder of a LoRA with a tokenizer beside it, as a trainer saves them; `n_rows` of an embedding of its own.
+fn lora_with_tokenizer(folder: &Path, n_rows: Option<usize>, change: impl FnOnce(&Path)) {
+    std::fs::create_dir_all(folder).unwrap();
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tokenizers().join("qwen2").join(file), folder.join(file)).unwrap();
+    }
+    change(folder);
+    let name = |half: &str| format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight");
+    let tensor = |shape: [usize; 2]| Tensor { shape: shape.into(), values: vec![0.5; shape[0] * shape[1]] };
+    let mut tensors = BTreeMap::from([(name("A"), tensor([1, 8])), (name("B"), tensor([8, 1]))]);
+    for module in ["model.embed_tokens", "lm_head"] {
+        tensors.extend(n_rows.map(|n| (format!("base_model.model.{module}.weight"), tensor([n, 8]))));
+    }
+    let saved = n_rows.map(|_| ["embed_tokens", "lm_head"]);
+    let config =
+        value!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"], "modules_to_save": saved});
+    RawAdapter { config, tensors }.write(folder);
+}
+
+#[test]
+fn tokens_that_an_adapter_was_trained_with_are_those_of_the_merged_model() {
+    let temp = tempfile::tempdir().unwrap();
+    let (base, output) = (tokenizers().join("qwen2"), temp.path().join("merged.gguf"));
+    let merge = |folders: &[&Path]| {
+        let args = ["convert".as_ref(), base.as_os_str(), "-o".as_ref(), output.as_os_str(), "--force".as_ref()];
+        ptplus(args.into_iter().chain(folders.iter().flat_map(|f| ["--merge".as_ref(), f.as_os_str()])))
+    };
+    let add = |id: usize, token: &'static str| {
+        move |folder: &Path| {
+            edit(&folder.join("tokenizer.json"), |json| {
+                json["added_tokens"]
+                    .as_array_mut()
+                    .unwrap()
+                    .push(value!({"id": id, "content": token, "single_word": false,
+                    "lstrip": false, "rstrip": false, "normalized": false, "special": true}));
+            });
+        }
+    };
+    let tokens = || match &keys(&output)["tokenizer.ggml.tokens"] {
+        Value::Array(a) => a.strs().unwrap().map(str::to_owned).collect::<Vec<_>>(),
+        _ => panic!("no list"),
+    };
+    let [same, template, new, larger, other] =
+        ["same", "template", "new", "larger", "other"].map(|f| temp.path().join(f));
+    lora_with_tokenizer(&same, None, |_| {});
+    lora_with_tokenizer(&template, None, |f| {
+        edit(&f.join("tokenizer_config.json"), |c| c["chat_template"] = value!("{{ 1 }}"))
+    });
+    // In a row that the base has to spare, and in rows of its own.
+    lora_with_tokenizer(&new, None, add(421, "<new>"));
+    lora_with_tokenizer(&larger, Some(435), add(434, "<larger>"));
+    lora_with_tokenizer(&other, None, add(421, "<other>"));
+    for (folders, n_tokens, token, note) in [
+        (vec![&same], 433, None, None),
+        (vec![&template], 433, None, Some("chat template")),
+        (vec![&new], 433, Some((421, "<new>")), Some("whose tokens are not the base's")),
+        (vec![&new, &same], 433, Some((421, "<new>")), Some("whose tokens are not the base's")),
+        (vec![&larger], 435, Some((434, "<larger>")), Some("whose tokens are not the base's")),
+    ] {
+        let folders: Vec<&Path> = folders.into_iter().map(PathBuf::as_path).collect();
+        let out = merge(&folders);
+        assert_eq!(exit(&out), 0, "{folders:?}: {}", stderr(&out));
+        let found = tokens();
+        assert_eq!(found.len(), n_tokens, "{folders:?}");
+        assert!(token.is_none_or(|(id, text)| found[id] == text), "{folders:?}: {:?}", &found[419..]);
+        let told = ["chat template", "whose tokens are not the base's"].map(|t| stderr(&out).contains(t));
+        assert_eq!(
+            told,
+            ["chat template", "whose tokens are not the base's"].map(|t| note == Some(t)),
+            "{}",
+            stderr(&out)
+        );
+    }
+    let out = merge(&[&new, &other]);
+    assert_eq!(exit(&out), 7, "{}", stderr(&out));
+    // A tokenizer that does not fit the rows that were trained is no base's either.
+    std::fs::write(larger.join("tokenizer.json"), "{}").unwrap();
+    assert_eq!(exit(&merge(&[&larger])), 3);
+    std::fs::write(new.join("tokenizer.json"), "{}").unwrap();
+    let out = merge(&[&new]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    assert!(stderr(&out).contains("is not used"), "{}", stderr(&out));
 }

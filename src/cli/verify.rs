@@ -24,7 +24,7 @@ use crate::verify::{Options, Prompts, Reference, Report, verify, verify_merged};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared. What flags state about conventions holds for the adapter, and for the other one where it does not say so itself.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify merged.gguf --probe probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
+    after_help = "With --probe the reference is what PyTorch computed; with --against it is another form of the adapter; with --against-device it is the same adapter on another device. Without --base only tensors are compared. What flags state about conventions holds for the adapter, and for the other one where it does not say so itself.\n\nExamples:\n  ptplus verify adapter.gguf --base model.gguf --probe probe.safetensors\n  ptplus verify merged.gguf --probe merged-probe.safetensors\n  ptplus verify adapter.gguf --base model.gguf --against adapter/ \\\n      --against-base model/\n  ptplus verify adapter.gguf --against adapter/\n  ptplus verify adapter.gguf --base model.gguf --device cuda \\\n      --against-device cpu"
 )]
 pub struct Arguments {
     /// Adapter: canonical folder, GGUF, or a checkpoint of another training code; or, with --probe, a model that adapters were merged into

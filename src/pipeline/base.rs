@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::tokenizer::{self, Tokenizer};
 use super::{Converted, Proof, read_adapter, unfit_notes};
 use crate::adapter::Adapter;
 use crate::adapter::lora::Lora;
@@ -18,7 +19,7 @@ use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::validate::{BaseMismatch, Validated};
 use crate::verify::{Report, verify_merged};
-use crate::vocab::{self, hf, to_gguf};
+use crate::vocab::{self, to_gguf};
 
 /// A base model to convert to GGUF, and how.
 pub struct ConvertBase<'a> {
@@ -48,17 +49,6 @@ pub struct ConvertBase<'a> {
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
-/// What becomes of a folder's tokenizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tokenizer<'a> {
-    /// It is written, if llama.cpp is known to tokenize as it does.
-    Known,
-    /// It is written, with this as `tokenizer.ggml.pre`.
-    Stated(&'a str),
-    /// It is left out.
-    None,
-}
-
 /// Converts a base model to one GGUF file.
 ///
 /// # Errors
@@ -82,7 +72,7 @@ pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
     }
     let adapters = read_adapters(job, &base)?;
     let merged = merge(&base, &adapters)?;
-    let tokenizer = read_tokenizer(job, merged.as_ref().map_or(&base, |m| &m.base))?;
+    let tokenizer = tokenizer::read(job, &base, merged.as_ref().map_or(&base, |m| &m.base), &adapters)?;
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
     let planned = match &merged {
         Some(merged) => merged.plan(vocabulary, job.types),
@@ -180,27 +170,4 @@ fn prove(job: &ConvertBase<'_>, base: &BaseModel, staged: &Path) -> Result<Optio
     let merged = BaseModel::from_gguf(staged)?;
     let Some(proof) = &job.prove else { return Ok(None) };
     verify_merged(&merged, Some(base), proof.probe, &proof.options)?.passed("nothing was written", job.base).map(Some)
-}
-
-/// A GGUF file's tokenizer is in its metadata, which is carried over.
-fn read_tokenizer(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Option<hf::Found>> {
-    let n_tokens = base.config.vocab_size;
-    match (base.dialect, job.tokenizer) {
-        (Dialect::HuggingFace, Tokenizer::Known) => hf::read(job.base, n_tokens, None),
-        (Dialect::HuggingFace, Tokenizer::Stated(pre)) => hf::read(job.base, n_tokens, Some(pre)),
-        (Dialect::HuggingFace, Tokenizer::None) | (Dialect::Gguf, Tokenizer::Known) => Ok(None),
-        // A GGUF file's is carried over: what is said of it can only be true already.
-        (Dialect::Gguf, stated) => {
-            let says = |key: &str| base.metadata.as_ref().map_or(Ok(None), |m| m.str(key));
-            let is_true = match stated {
-                Tokenizer::Stated(pre) => says(to_gguf::PRE)? == Some(pre),
-                _ => says("tokenizer.ggml.model")?.is_none_or(|model| matches!(model, "none" | "no_vocab")),
-            };
-            if is_true {
-                return Ok(None);
-            }
-            let message = "expected no other statement about the tokenizer than the file's own, which is carried over";
-            Err(Error::new(Code::Usage, message).field("--tokenizer-pre, --no-tokenizer"))
-        }
-    }
 }

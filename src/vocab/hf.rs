@@ -51,14 +51,23 @@ pub struct Found {
 /// [`Code::TokenizerInvalid`] for files that contradict themselves or the model,
 /// [`Code::TokenizerUnsupported`] for tokenizers that llama.cpp would not follow; those of JSON.
 pub fn read(folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<Found>> {
+    read_for(folder, folder, n_tokens, pre)
+}
+
+/// [`read`] of a tokenizer for the model in another folder, which has `config.json` and `generation_config.json`.
+///
+/// # Errors
+///
+/// As [`read`].
+pub fn read_for(folder: &Path, model_folder: &Path, n_tokens: usize, pre: Option<&str>) -> Result<Option<Found>> {
     if n_tokens > VOCABULARY_TOKENS {
         let message =
             format!("expected a tokenizer of at most {VOCABULARY_TOKENS} tokens, found {n_tokens} rows for them");
-        return Err(unsupported(message).file(&folder.join("config.json")).field("vocab_size"));
+        return Err(unsupported(message).file(&model_folder.join("config.json")).field("vocab_size"));
     }
     let model = folder.join("tokenizer.model");
     let json_file = folder.join("tokenizer.json");
-    let mut settings = Settings::read(folder)?;
+    let mut settings = Settings::read(folder, model_folder)?;
     let is_json_present = is_present(&json_file);
     let mut tokenizer = is_json_present.then(|| json::read_large_file(&json_file, MAX_TOKENIZER_VALUES)).transpose()?;
     if let Some(json) = &tokenizer {

@@ -58,6 +58,10 @@ fn make_files(at: &Path) {
     std::fs::write(at.join("template.jinja"), "{{ messages }}").unwrap();
     must(&["convert", &path("adapter"), "-o", &path("adapter.gguf"), "--base", &path("model")]);
     must(&["quantize", &path("adapter"), "-o", &path("adapter-q8_0.gguf"), "q8_0", "--base", &path("model")]);
+    let lora = fixtures().join("lora/llama-rslora-patterns");
+    let of_lora = |name: &str| lora.join(name).to_str().unwrap().to_owned();
+    copy(&lora.join("probe.safetensors"), &at.join("merged-probe.safetensors"));
+    must(&["convert", &of_lora("base"), "--merge", &of_lora("adapter"), "-o", &path("merged.gguf")]);
     must(&["keygen", &path("publisher.key"), "--password-file", &path("password")]);
     for bundle in ["bundle", "bundle.tar"] {
         let sign = ["--sign", &path("publisher.key"), "--password-file", &path("password")];

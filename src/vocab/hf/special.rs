@@ -65,11 +65,11 @@ impl Document {
 }
 
 impl Settings {
-    pub fn read(folder: &Path) -> Result<Settings> {
+    pub fn read(folder: &Path, model_folder: &Path) -> Result<Settings> {
         let tokenizer_config = Document::read(folder, "tokenizer_config.json", MAX_SETTINGS_BYTES)?;
         let special_tokens_map = Document::read(folder, "special_tokens_map.json", MAX_SETTINGS_BYTES)?;
-        let config = Document::read(folder, "config.json", CONFIG_BYTES)?;
-        let generation_config = Document::read(folder, "generation_config.json", CONFIG_BYTES)?;
+        let config = Document::read(model_folder, "config.json", CONFIG_BYTES)?;
+        let generation_config = Document::read(model_folder, "generation_config.json", CONFIG_BYTES)?;
         let added = Document::read(folder, "added_tokens.json", MAX_SETTINGS_BYTES)?;
         let template = Document::read(folder, "chat_template.json", MAX_SETTINGS_BYTES)?;
         let read = [&tokenizer_config, &special_tokens_map, &config, &generation_config, &added, &template];
