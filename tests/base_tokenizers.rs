@@ -467,6 +467,18 @@ fn tokens_that_only_fill_batches_or_stand_for_the_unknown_may_be_missing() {
         }
         std::fs::remove_dir_all(&folder).unwrap();
     }
+    // Nor has a model of text alone rows for what stands for an image (Gemma 3).
+    let image = value!({"484": {"content": "<image_soft_token>", "special": true}});
+    for config in [
+        value!({"added_tokens_decoder": image, "image_token": "<image_soft_token>"}),
+        value!({"added_tokens_decoder": image, "extra_special_tokens": {"image_token": "<image_soft_token>"}}),
+    ] {
+        let folder = copy("sentencepiece", temp.path());
+        state(&folder.join("tokenizer_config.json"), config);
+        let (_, notes) = keys_and_notes(&folder);
+        assert!(notes.contains("\"<image_soft_token>\" is left out: it is number 484"), "{notes}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
     // Other tokens beyond the embedding say that the tokenizer is another model's.
     let folder = copy("sentencepiece", temp.path());
     state(&folder.join("added_tokens.json"), value!({"<|im_start|>": 484}));

@@ -17,6 +17,7 @@ const LLAMA3: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])
 const QWEN2: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// How text is split before pairs merge.
 pub(super) struct Pre {
@@ -36,7 +37,7 @@ impl Pre {
 }
 
 /// The names that models of the families read here have. Source: `llm_tokenizer_bpe` and `llama_vocab::impl::load` in
-/// llama.cpp's `llama-vocab.cpp`, patterns included (for tekken, an approximation of the original).
+/// llama.cpp's `llama-vocab.cpp`, patterns included (for tekken and gpt-4o, approximations of the originals).
 const PRE: &[Pre] = &[
     Pre {
         ignore_merges: true,
@@ -46,6 +47,7 @@ const PRE: &[Pre] = &[
     Pre::new(&["smaug-bpe", "dbrx"], &[LLAMA3]),
     Pre { ignore_merges: true, add_bos: true, ..Pre::new(&["tekken"], &[TEKKEN]) },
     Pre::new(&["qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan"], &[QWEN2]),
+    Pre::new(&["gpt-4o", "llama4", "kanana2", "talkie"], &[GPT4O]),
     Pre::new(&["seed-coder"], &[SEED_CODER]),
     Pre::new(&["smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "command-r"], &[r"\p{N}", GPT2]),
     Pre::new(

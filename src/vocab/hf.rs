@@ -73,7 +73,7 @@ pub fn read_for(folder: &Path, model_folder: &Path, n_tokens: usize, pre: Option
     if let Some(json) = &tokenizer {
         settings.add_tokenizer_json(&json_file, json)?;
     }
-    settings.leave_out_padding(n_tokens)?;
+    settings.leave_out_what_is_no_text(n_tokens)?;
     let mut draft = match (sentence_piece::bytes(&model)?, &mut tokenizer) {
         (Some(bytes), _) => {
             settings.files.push(model.clone());

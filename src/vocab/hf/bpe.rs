@@ -166,11 +166,11 @@ fn normalizer(stated: &Value) -> Result<Normalizer> {
 /// Whether SentencePiece's space is put before the text: by the normalizer (`Prepend`), or by `Metaspace`, which has
 /// rules of its own about where.
 pub(super) fn space_prefix(json: &Value, spaces: &mut Spaces) -> Result<bool> {
-    let mut prefix = false;
+    let (mut prefix, mut has_spaces) = (false, true);
     for step in steps(&json["normalizer"], "normalizers")? {
         match step["type"].as_str() {
             Some("Prepend") if step["prepend"] == "▁" => prefix = true,
-            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => {}
+            Some("Replace") if step["pattern"]["String"] == " " && step["content"] == "▁" => has_spaces = false,
             found => {
                 let found = found.unwrap_or("no type");
                 return Err(unsupported(format!("expected \"▁\" for spaces and before the text, found {found}")));
@@ -179,6 +179,8 @@ pub(super) fn space_prefix(json: &Value, spaces: &mut Spaces) -> Result<bool> {
     }
     match steps(&json["pre_tokenizer"], "pretokenizers")?[..] {
         [] => Ok(prefix),
+        // Gemma's: behind the normalizer there is nothing left to split at.
+        [pre] if pre["type"] == "Split" && pre["pattern"]["String"] == " " && !has_spaces => Ok(prefix),
         [pre] if pre["type"] == "Metaspace" && pre["replacement"] == "▁" && pre["split"] == false => {
             // Behind `Prepend` all text begins with the space already.
             let (scheme, adds) = match pre["prepend_scheme"].as_str() {
@@ -192,7 +194,9 @@ pub(super) fn space_prefix(json: &Value, spaces: &mut Spaces) -> Result<bool> {
         }
         ref found => {
             let found = found.iter().find_map(|step| step["type"].as_str()).unwrap_or("no type");
-            Err(unsupported(format!("expected no pre-tokenizer, or Metaspace that does not split, found {found}")))
+            Err(unsupported(format!(
+                "expected no pre-tokenizer, or Metaspace that does not split, or a Split at spaces behind a Replace of them, found {found}"
+            )))
         }
     }
 }

@@ -28,6 +28,7 @@ const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const PLAIN_BYTES: Step = Step::ByteLevel { splits: false };
 const GPT2_BYTES: Step = Step::ByteLevel { splits: true };
@@ -38,6 +39,7 @@ const KNOWN: &[PreTokenizer] = &[
     PreTokenizer { name: "qwen2", steps: &[Step::Split(QWEN2), PLAIN_BYTES], ignore_merges: Some(false) },
     PreTokenizer { name: "qwen35", steps: &[Step::Split(QWEN35), PLAIN_BYTES], ignore_merges: Some(false) },
     PreTokenizer { name: "tekken", steps: &[Step::Split(TEKKEN), PLAIN_BYTES], ignore_merges: None },
+    PreTokenizer { name: "gpt-4o", steps: &[Step::Split(GPT4O), PLAIN_BYTES], ignore_merges: Some(false) },
     PreTokenizer { name: "smollm", steps: &[Step::EachDigit, GPT2_BYTES], ignore_merges: Some(false) },
     PreTokenizer { name: "gpt-2", steps: &[GPT2_BYTES], ignore_merges: Some(false) },
 ];
@@ -95,6 +97,8 @@ mod tests {
             (split(QWEN35), false, Some("qwen35")),
             (split(TEKKEN), true, Some("tekken")),
             (split(TEKKEN), false, Some("tekken")),
+            (split(GPT4O), false, Some("gpt-4o")),
+            (split(GPT4O), true, None),
             (split(r"\s+"), false, None),
             (digits, false, Some("smollm")),
             (bytes(true), false, Some("gpt-2")),

@@ -151,28 +151,40 @@ impl Settings {
         }
     }
 
-    /// Leaves out added tokens beyond the embedding that only fill rows of a batch: training code adds them and does not
-    /// always give them a row, and no text has them.
-    pub fn leave_out_padding(&mut self, n_tokens: usize) -> Result<()> {
+    /// Leaves out added tokens beyond the embedding that no text has: those that only fill rows of a batch, which training code
+    /// adds and does not always give a row, and those that stand for images or sound, which a model of text alone has no
+    /// rows for (Gemma 3).
+    pub fn leave_out_what_is_no_text(&mut self, n_tokens: usize) -> Result<()> {
+        const MEDIA: [&str; 3] = ["image_token", "audio_token", "video_token"];
         let stated = self.tokenizer_config.fields()?.token("pad_token")?;
         let stated = stated.or(self.special_tokens_map.fields()?.token("pad_token")?).map(str::to_owned);
         let ids = self.config.fields()?.token_ids("pad_token_id")?.to_vec();
+        let own = self.tokenizer_config.fields()?;
+        let mut media: Vec<String> = Vec::new();
+        for name in MEDIA {
+            media.extend(own.token(name)?.map(str::to_owned));
+            // transformers 5 has them in an object of their own.
+            let more = own.value("extra_special_tokens").and_then(|extra| extra[name].as_str());
+            media.extend(more.map(str::to_owned));
+        }
         let is_padding = |id: usize, token: &AddedToken| {
             stated.as_ref() == Some(&token.content)
                 || ids.iter().any(|stated| stated.as_u64() == Some(id as u64))
                 || token.content.to_ascii_lowercase().contains("pad")
         };
-        let mut left_out = Vec::new();
+        let (mut left_out, mut lacks_padding) = (Vec::new(), false);
         self.added_tokens.retain(|&id, token| {
-            let stays = id < n_tokens || !is_padding(id, token);
+            let is_padding = is_padding(id, token);
+            let stays = id < n_tokens || !(is_padding || media.contains(&token.content));
             if !stays {
+                lacks_padding |= is_padding;
                 let text = shorten(&token.content);
                 left_out
                     .push(format!("{text:?} is left out: it is number {id}, and the embedding has {n_tokens} rows"));
             }
             stays
         });
-        self.lacks_padding = !left_out.is_empty();
+        self.lacks_padding = lacks_padding;
         self.notes.append(&mut left_out);
         Ok(())
     }
