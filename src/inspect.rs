@@ -212,7 +212,7 @@ pub fn open_base(path: &Path) -> Result<(BaseModel, Option<String>)> {
 }
 
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
-    match source::open(path)? {
+    match source::open_form(path, options.form.as_deref())? {
         Source::Gguf(file) => {
             if !import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
                 return plain_gguf(path, file);
@@ -228,7 +228,7 @@ fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Insp
             plain_tensors(path, tensors)
         }
         tensors => match of_source(path, tensors, options, base) {
-            Err(e) if e.code() == Code::AdapterKind => match source::open(path)? {
+            Err(e) if e.code() == Code::AdapterKind => match source::open_form(path, options.form.as_deref())? {
                 Source::Tensors(tensors) => plain_tensors(path, tensors),
                 Source::Gguf(_) => Err(e),
             },
@@ -265,7 +265,7 @@ fn plain_tensors(path: &Path, source: TensorSource) -> Result<Inspection> {
 }
 
 fn adapter(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
-    of_source(path, source::open(path)?, options, base)
+    of_source(path, source::open_form(path, options.form.as_deref())?, options, base)
 }
 
 fn of_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {

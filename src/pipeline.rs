@@ -81,6 +81,7 @@ pub fn read_adapter_settling(
 }
 
 /// What to convert and how; [`Convert::new`] has the defaults.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Convert<'a> {
     /// The adapter: canonical folder, GGUF, or a checkpoint of another training code.

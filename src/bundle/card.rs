@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use indexmap::IndexMap;
 use serde_json::Value;
 
+use super::form::PackedForm;
 use super::yaml::{list, text as yaml};
 use crate::about::{About, OTHER, is_of_hub};
 use crate::adapter::Adapter;
@@ -16,7 +17,7 @@ use crate::adapter::prefix::{Prefix, VirtualTokens};
 use crate::base::BaseModel;
 use crate::format::bundle::CHAT_TEMPLATE_FILE;
 use crate::format::hub::is_hub_id;
-use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::import::source::WEIGHTS_FILE;
 use crate::import::stated::BASE_MISMATCH_IGNORED;
 use crate::pipeline::Converted;
 use crate::validate::Validated;
@@ -34,6 +35,8 @@ pub struct Card<'a> {
     pub base: &'a BaseModel,
     /// The weights' file in the bundle.
     pub weights_file: &'a str,
+    /// Every form of the adapter, this one first.
+    pub forms: &'a [PackedForm],
     /// Name suggested for a download.
     pub download_name: &'a str,
     /// The verification.
@@ -127,15 +130,16 @@ impl Card<'_> {
         }
         let (library, kinds): (_, &[&str]) = match self.adapter.adapter() {
             // What the hub shows for PEFT needs PEFT's files.
-            Adapter::Plus(_) if self.is_gguf() => ("ptplus", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
+            Adapter::Plus(_) if !self.is_peft() => ("ptplus", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
             Adapter::Plus(_) => ("peft", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
             Adapter::Lora(_) => ("peft", &["lora", "adapter"]),
             Adapter::Prefix(_) => ("peft", &["virtual-tokens", "adapter"]),
         };
         put("library_name", library);
         put("pipeline_tag", "text-generation");
-        let form = if self.is_gguf() { "gguf" } else { "safetensors" };
-        let tags: Vec<&str> = kinds.iter().copied().chain([form]).collect();
+        let forms = [("gguf", self.is_gguf()), ("safetensors", self.is_peft())];
+        let forms = forms.into_iter().filter(|(_, is_there)| *is_there).map(|(form, _)| form);
+        let tags: Vec<&str> = kinds.iter().copied().chain(forms).collect();
         let more = a.tags.iter().map(String::as_str).filter(|tag| !tags.contains(tag));
         let more: BTreeSet<&str> = more.collect();
         out.push_str(&list("tags", tags.into_iter().chain(more)));
@@ -147,6 +151,11 @@ impl Card<'_> {
 
     fn is_gguf(&self) -> bool {
         self.weights_file.ends_with(".gguf")
+    }
+
+    /// Whether the folder is a PEFT model.
+    fn is_peft(&self) -> bool {
+        self.forms.iter().any(|form| form.file == WEIGHTS_FILE)
     }
 
     fn description(&self, out: &mut String) {
@@ -191,8 +200,8 @@ impl Card<'_> {
             let _ = writeln!(out, "llama-cli -m BASE.gguf --lora adapter.gguf{template} -p PROMPT");
         }
         out.push_str("```\n\n");
-        let (folder, place) = match self.is_gguf() {
-            true => {
+        let (folder, place) = match (self.is_gguf(), self.is_peft()) {
+            (true, false) => {
                 let package = if is_of_peft { "" } else { ", with the Python package of ptplus" };
                 let _ = write!(
                     out,
@@ -200,18 +209,20 @@ impl Card<'_> {
                 );
                 ("../adapter-safetensors", "")
             }
-            false => {
+            (true, true) => {
                 let package = if is_of_peft { "" } else { " and the Python package of ptplus" };
-                let _ = write!(out, "In PyTorch, with PEFT{package}: this folder is a PEFT model. ");
+                let _ = write!(out, "In PyTorch, with PEFT{package}: this folder is a PEFT model, too.\n\n");
+                (".", "")
+            }
+            (false, _) => {
+                let package = if is_of_peft { "" } else { " and the Python package of ptplus" };
+                let _ = write!(out, "In PyTorch, with PEFT{package}: this folder is a PEFT model.\n\n");
                 (
                     ".",
                     "And as one file for llama.cpp, beside the bundle, not in it:\n\n```sh\nptplus convert . -o ../adapter.gguf --base BASE\n```\n\n",
                 )
             }
         };
-        if !self.is_gguf() {
-            out.push_str("\n\n");
-        }
         let import = if is_of_peft { "" } else { "import ptplus.peft\n" };
         let base = self.about.base_model.as_deref().unwrap_or("BASE");
         let _ = write!(
@@ -263,6 +274,19 @@ impl Card<'_> {
         if !self.notes.is_empty() {
             out.push('\n');
         }
+        if self.forms.len() < 2 {
+            return;
+        }
+        out.push_str(
+            "Each form of the adapter was held against the same; `--form NAME` chooses, and the first is used where nothing does:\n\n\
+             | form | file | type | largest difference of a logit | mean KL divergence, nats |\n|---|---|---|---|---|\n",
+        );
+        for form in self.forms {
+            let m = &form.verification.metrics;
+            let (max, kl) = (x(m.max_abs), x(m.mean_kl));
+            let _ = writeln!(out, "| `{}` | `{}` | {} | {max:.1e} | {kl:.1e} |", form.name, form.file, form.dtype);
+        }
+        out.push('\n');
     }
 
     fn prefix_table(&self, prefix: &Prefix, out: &mut String) {
@@ -361,14 +385,8 @@ impl Card<'_> {
             let _ = writeln!(out, "Digest of the source: `{digest}`  ");
         }
         let _ = writeln!(out, "Digest of the adapter, independent of its file: `{}`", self.digest);
-        let weights = if self.is_gguf() {
-            format!("`{}`", self.weights_file)
-        } else {
-            format!("`{WEIGHTS_FILE}`, `{CONFIG_FILE}`")
-        };
-        let _ = write!(
-            out,
-            "\nThis card, licences and images are text for people, and may be edited; {weights} and every other file are under `manifest.json`.\n"
+        out.push_str(
+            "\nThis card, licences and images are text for people, and may be edited; every other file is under `manifest.json`.\n",
         );
     }
 }

@@ -13,6 +13,7 @@ use crate::adapter::lora::{Lora, Module};
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
+use crate::export;
 use crate::finding::Finding;
 use crate::format::bundle::manifest::{Manifest, canonical_text, is_sha256};
 use crate::format::bundle::path::check_path;
@@ -22,9 +23,10 @@ use crate::format::bundle::{
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::format::names::shorten;
-use crate::import::RECORD_KEY;
 use crate::import::stated::BASE_MISMATCH_IGNORED;
-use crate::validate::Validated;
+use crate::import::{RECORD_KEY, read_bundle};
+use crate::tensor::DType;
+use crate::validate::{self, Validated};
 
 /// The manifest's `adapter`, but for the name under which it is offered.
 pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
@@ -42,6 +44,12 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
         ("conventions_settled_by", a.config.extra.get(RECORD_KEY).cloned().unwrap_or_default()),
     ];
     first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// An entry of the manifest's `forms`.
+#[cfg(feature = "runner")]
+pub(super) fn of_form(form: &super::form::PackedForm) -> Value {
+    json!({ "name": form.name, "file": form.file, "type": form.dtype, "report": form.report, "digest": form.digest })
 }
 
 /// [`of_adapter`], of a LoRA: how many weights it adds to, and with which ranks and factors.
@@ -130,6 +138,7 @@ pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec
     }
     check.about(bundle, adapter);
     check.provenance(bundle);
+    check.forms(bundle);
     check.fits(&["command"], "a text", |_| true);
     check.texts("notes");
     check.is_object("tool");
@@ -253,6 +262,36 @@ impl Claims<'_> {
         }
     }
 
+    /// Each form is an adapter with the digest that is stated, and has a report that says that it passed.
+    fn forms(&mut self, bundle: &Bundle) {
+        let Some(stated) = self.stated(&["forms"]).cloned() else { return };
+        let list = stated.as_array().map(Vec::as_slice).unwrap_or_default();
+        if list.is_empty() {
+            self.differ(&["forms"], "a list of forms".into(), short(&stated));
+        }
+        for (i, form) in list.iter().enumerate() {
+            let place = format!("forms.{i}");
+            let text = |key: &str| form.get(key).and_then(Value::as_str).unwrap_or_default();
+            let is_listed = |name: &str| self.manifest.files.contains_key(name);
+            if text("name").is_empty() || !is_listed(text("file")) || !is_listed(text("report")) {
+                self.differ(&[&place], "name, and file and report of the bundle".into(), short(form));
+                continue;
+            }
+            let read = read_bundle(bundle, Some(text("file")));
+            let read = read.and_then(|found| validate::check(found, None).map_err(|rejected| rejected.into_error()));
+            match read {
+                Ok(found) => {
+                    let digest = json!(AdapterDigest::of(found.adapter()));
+                    let dtype = main_type(&found);
+                    if form.get("digest") != Some(&digest) || text("type") != dtype.name() {
+                        self.differ(&[&place], format!("{} {digest}", dtype.name()), short(form));
+                    }
+                }
+                Err(e) => self.findings.push(Finding::new(e.code(), text("file"), "an adapter", e.message())),
+            }
+        }
+    }
+
     fn provenance(&mut self, bundle: &Bundle) {
         let Some(text) = bundle.files.get(PROVENANCE_FILE) else { return };
         let found = match read_small(text) {
@@ -270,25 +309,26 @@ impl Claims<'_> {
         if let Some(absent) = names.iter().find(|name| !self.manifest.files.contains_key(*name)) {
             self.differ(&["reports"], "files of the bundle".into(), format!("{absent:?}"));
         }
-        let Some(report) =
-            names.iter().find(|name| *name == VERIFICATION_REPORT).and_then(|name| bundle.files.get(name))
-        else {
-            return;
-        };
-        let found = match read_small(report) {
-            Ok(report) => match report.get("pass") {
-                Some(Value::Bool(true)) => return,
-                other => format!("pass: {}", short(other.unwrap_or(&Value::Null))),
-            },
-            Err(e) => e.message().to_owned(),
-        };
-        self.findings.push(Finding::new(
-            Code::BundleChanged,
-            VERIFICATION_REPORT,
-            "the report of a verification that passed",
-            found,
-        ));
+        let stem = VERIFICATION_REPORT.trim_end_matches(".json");
+        for name in names.iter().filter(|name| name.starts_with(stem)) {
+            let Some(report) = bundle.files.get(name) else { continue };
+            let found = match read_small(report) {
+                Ok(report) => match report.get("pass") {
+                    Some(Value::Bool(true)) => continue,
+                    other => format!("pass: {}", short(other.unwrap_or(&Value::Null))),
+                },
+                Err(e) => e.message().to_owned(),
+            };
+            let expected = "the report of a verification that passed";
+            self.findings.push(Finding::new(Code::BundleChanged, name, expected, found));
+        }
     }
+}
+
+/// The type that most elements of M have, of a LoRA those of A and B.
+pub(super) fn main_type(adapter: &Validated) -> DType {
+    let tensors = adapter.adapter().tensors().filter(|(slot, _)| slot.part.is_main());
+    export::main_type(tensors.map(|(_, t)| (t.stored_dtype(), t.n_elements())))
 }
 
 /// A document no larger than a manifest.

@@ -13,6 +13,8 @@ pub mod claims;
 pub mod diff;
 pub mod digest;
 #[cfg(feature = "runner")]
+mod form;
+#[cfg(feature = "runner")]
 mod naming;
 #[cfg(feature = "runner")]
 pub mod pack;
@@ -23,3 +25,6 @@ mod reports;
 pub mod seal;
 #[cfg(feature = "runner")]
 mod yaml;
+
+#[cfg(feature = "runner")]
+pub use form::PackedForm;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::card::{self, Card};
 use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
+use super::form::PackedForm;
 use super::naming::download_name;
 use super::provenance::{self, Materials};
 use super::reports;
@@ -18,7 +19,7 @@ use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
-use crate::export::{self, types::OutType};
+use crate::export::types::OutType;
 use crate::format::bundle::check::file_sha256;
 use crate::format::bundle::manifest::{self, FileEntry};
 use crate::format::bundle::signature::Signer;
@@ -28,10 +29,10 @@ use crate::format::bundle::{
 };
 use crate::format::mmap::map_file;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
-use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::pipeline::{self, Convert, Converted, Format};
+use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE, file_of_form};
+use crate::pipeline::{self, Convert, Converted, Format, TypeRules};
 use crate::search::Settlement;
-use crate::tensor::{Bytes, DType};
+use crate::tensor::Bytes;
 use crate::validate::Validated;
 use crate::verify::{self, Prompts, Reference, Report};
 
@@ -52,6 +53,8 @@ pub struct Pack<'a> {
     pub signer: Option<&'a Signer>,
     /// Who signs all files, for model signing.
     pub model_signer: Option<&'a model_signing::Signer>,
+    /// More forms of the adapter beside the conversion's, which is the one that is read where nothing says which.
+    pub more_forms: Vec<Form<'a>>,
     /// What the adapter is to say, instead of what it says of the same matters.
     pub about: About,
     /// The command in its normal form.
@@ -70,11 +73,23 @@ impl<'a> Pack<'a> {
             prompts,
             signer: None,
             model_signer: None,
+            more_forms: Vec::new(),
             about: About::default(),
             command,
             date: None,
         }
     }
+}
+
+/// One more form of the adapter in a bundle.
+#[derive(Clone)]
+pub struct Form<'a> {
+    /// What it is called: the name of a type, or `safetensors`.
+    pub name: String,
+    /// Which format.
+    pub format: Format,
+    /// Which element types.
+    pub types: &'a TypeRules,
 }
 
 /// What was made.
@@ -98,6 +113,8 @@ pub struct Packed {
     pub reference: &'static str,
     /// The verification.
     pub verification: Report,
+    /// Every form of the adapter, where there are several; the first is the one that is read where nothing says which.
+    pub forms: Vec<PackedForm>,
     /// What a reader should know.
     pub notes: Vec<String>,
     /// Fields of the card that a hub wants and nothing says.
@@ -148,7 +165,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         .collect();
     let place = Place::open(&job, &inputs)?;
     let probe = job.convert.prove.as_ref().map(|p| p.path);
-    let Pack { convert, options, prompts, signer, model_signer, about, command, date, .. } = job;
+    let Pack { convert, options, prompts, signer, model_signer, more_forms, about, command, date, .. } = job;
 
     let (mut source, conventions) =
         pipeline::read_adapter_settling(convert.adapter, convert.reading, Some(base), convert.prove.as_ref())?;
@@ -156,51 +173,94 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     source.say(&about)?;
     // A file that does not name this base, or does not say what is asked for, is written anew, so that the bundle's own copy does.
     let names_base = matches!(identity, Some(Identity::Same | Identity::CannotTell(_)));
-    let made = make_adapter(convert, &source, conventions, place.work(), names_base && about.is_empty())?;
-    let adapter = pipeline::read_adapter(&place.work().join(made.weights_file), Some(base))?;
-    let (report, reference) = match made.proof {
-        Some(report) => (report, "what PyTorch computed"),
-        None => (against_source(&adapter, &source, base, &prompts, &options)?, "its source"),
+    let keeps_file = names_base && about.is_empty();
+    let make = |convert: Convert<'_>, conventions: Option<Settlement>, file: &str| -> Result<Made> {
+        let made = make_adapter(convert, &source, conventions, place.work(), file, keeps_file)?;
+        let adapter = pipeline::read_adapter(&place.work().join(&made.files[0]), Some(base))?;
+        let report = match made.proof {
+            Some(report) => report,
+            None => against_source(&adapter, &source, base, &prompts, &options)?,
+        };
+        Ok(Made { files: made.files, converted: made.converted, adapter, report })
     };
+    let reference = if convert.prove.is_some() { "what PyTorch computed" } else { "its source" };
+    let name_of_first = match (convert.format, convert.types.default) {
+        (Format::Safetensors, _) => Some("safetensors".to_owned()),
+        (Format::Gguf, OutType::Keep) => None,
+        (Format::Gguf, default) => Some(default.to_string()),
+    };
+    let first = make(convert.clone(), conventions, ADAPTER_FILE)?;
+    let more = more_forms.into_iter().map(|form| {
+        let convert = Convert { format: form.format, types: form.types, auto_kl: None, ..convert.clone() };
+        let made = make(convert, None, &format!("adapter-{}.gguf", form.name))?;
+        Ok((form.name, made))
+    });
+    let more: Vec<(String, Made)> = more.collect::<Result<_>>()?;
+    let Made { adapter, report, .. } = &first;
 
-    let mut notes = made.converted.as_ref().map_or_else(|| source.notes.clone(), |c| c.notes.clone());
+    let mut notes = first.converted.as_ref().map_or_else(|| source.notes.clone(), |c| c.notes.clone());
+    for note in more.iter().filter_map(|(_, made)| made.converted.as_ref()).flat_map(|c| &c.notes) {
+        if !notes.contains(note) {
+            notes.push(note.clone());
+        }
+    }
     // Whoever runs the bundle in llama.cpp should know.
     notes.extend(pipeline::window_note(base).filter(|note| !notes.contains(note)));
     let said = About::of(adapter.adapter())?;
     let digest = AdapterDigest::of(adapter.adapter());
-    let encoding = main_type(&adapter);
+    let encoding = claims::main_type(adapter);
     let base_name = card::base_name(adapter.adapter(), base);
     let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
     let name =
         download_name(adapter.adapter().kind(), Some(&base_name), n_parameters, said.version.as_deref(), encoding);
     let public_key = signer.map(Signer::public_base64);
+    let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    let text = |v: Value| manifest::canonical_text(&v).into_bytes();
+    let name_of_first = name_of_first.unwrap_or_else(|| encoding.name().to_lowercase());
+    let forms = [(name_of_first, &first)].into_iter().chain(more.iter().map(|(name, made)| (name.clone(), made)));
+    let mut packed_forms = Vec::new();
+    for (i, (form, made)) in forms.enumerate() {
+        let named = |report: &str| match i {
+            0 => report.to_owned(),
+            _ => report.replace(".json", &format!("-{form}.json")),
+        };
+        texts.insert(named(VERIFICATION_REPORT), text(reports::verification(&made.report, reference)));
+        if let Some(converted) = &made.converted {
+            texts.insert(named(CONVERSION_REPORT), text(reports::conversion(converted)));
+        }
+        packed_forms.push(PackedForm {
+            name: form.clone(),
+            file: made.files[0].clone(),
+            dtype: claims::main_type(&made.adapter).name(),
+            digest: AdapterDigest::of(made.adapter.adapter()),
+            report: named(VERIFICATION_REPORT),
+            verification: made.report.clone(),
+        });
+    }
+    let files: Vec<String> =
+        [&first].into_iter().chain(more.iter().map(|(_, made)| made)).flat_map(|m| m.files.clone()).collect();
     let card = Card {
-        adapter: &adapter,
+        adapter,
         about: &said,
         description: about.description.as_deref(),
         base,
-        weights_file: made.weights_file,
+        weights_file: &first.files[0],
+        forms: &packed_forms,
         download_name: &name,
-        report: &report,
+        report,
         reference,
-        converted: made.converted.as_ref(),
+        converted: first.converted.as_ref(),
         notes: &notes,
         digest: &digest.canonical,
         command,
         public_key: public_key.as_deref(),
     };
-    let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     texts.insert(CARD_FILE.into(), card.text().into_bytes());
-    let text = |v: Value| manifest::canonical_text(&v).into_bytes();
-    texts.insert(VERIFICATION_REPORT.into(), text(reports::verification(&report, reference)));
     texts.extend(said.chat_template.iter().map(|t| (CHAT_TEMPLATE_FILE.to_owned(), t.clone().into_bytes())));
     texts.extend(said.sampling.generation_config().map(|c| (GENERATION_FILE.to_owned(), text(c))));
-    if let Some(converted) = &made.converted {
-        texts.insert(CONVERSION_REPORT.into(), text(reports::conversion(converted)));
-    }
 
-    let of_base = describe_base(&adapter, base, &base_name)?;
-    let mut entries = entries(place.work(), &made.files, &texts)?;
+    let of_base = describe_base(adapter, base, &base_name)?;
+    let mut entries = entries(place.work(), &files, &texts)?;
     let materials = Materials {
         files: (source.origin.files.iter().map(PathBuf::as_path)).chain(probe).collect(),
         base_name: &base_name,
@@ -208,12 +268,12 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         base_fingerprint: of_base["fingerprint"].as_str().unwrap_or_default(),
         command,
     };
-    let subjects = made.files.iter().filter_map(|file| Some((*file, entries.get(*file)?))).collect();
+    let subjects = files.iter().filter_map(|file| Some((file.as_str(), entries.get(file)?))).collect();
     let statement = text(provenance::statement(&subjects, &materials)?);
     entries.insert(PROVENANCE_FILE.into(), entry(&Bytes::from(statement.clone())));
     texts.insert(PROVENANCE_FILE.into(), statement);
     let mut more = Map::new();
-    let mut described = claims::of_adapter(&adapter, &digest);
+    let mut described = claims::of_adapter(adapter, &digest);
     described.insert("download_name".into(), name.clone().into());
     more.insert("adapter".into(), described.into());
     more.insert("about".into(), said.to_json());
@@ -221,8 +281,12 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     more.insert("command".into(), command.into());
     more.insert("notes".into(), json!(notes));
     more.insert("reports".into(), texts.keys().filter(|k| k.starts_with("reports/")).map(String::as_str).collect());
-    more.insert("source".into(), describe_source(&source, made.converted.as_ref()));
-    more.insert("tensors".into(), json!(of_tensors(&adapter)));
+    more.insert("source".into(), describe_source(&source, first.converted.as_ref()));
+    more.insert("tensors".into(), json!(of_tensors(adapter)));
+    let forms = if packed_forms.len() > 1 { packed_forms } else { Vec::new() };
+    if !forms.is_empty() {
+        more.insert("forms".into(), forms.iter().map(claims::of_form).collect());
+    }
     if let Some(date) = date {
         more.insert("date".into(), date.into());
     }
@@ -233,7 +297,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         seal::subject(&name),
     )?);
 
-    let output = put(place, &made.files, &texts)?;
+    let output = put(place, &files, &texts)?;
     let mut files: BTreeMap<String, u64> = entries.into_iter().map(|(path, e)| (path, e.size)).collect();
     files.extend(texts.iter().map(|(path, text)| (path.clone(), text.len() as u64)));
     Ok(Packed {
@@ -244,16 +308,24 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         base_identity: identity,
         public_key,
         reference,
-        verification: report,
+        verification: first.report,
+        forms,
         notes,
         missing_for_a_hub: said.missing_for_a_hub(),
     })
 }
 
-/// The adapter's files in the working folder, and how they came about.
+/// One form of the adapter: its files in the working folder, the weights first, and what it was found to compute.
 struct Made {
-    files: Vec<&'static str>,
-    weights_file: &'static str,
+    files: Vec<String>,
+    converted: Option<Converted>,
+    adapter: Validated,
+    report: Report,
+}
+
+/// The adapter's files in the working folder, and how they came about.
+struct Written {
+    files: Vec<String>,
     converted: Option<Converted>,
     proof: Option<Report>,
 }
@@ -263,27 +335,29 @@ fn make_adapter(
     source: &Validated,
     conventions: Option<Settlement>,
     work: &Path,
-    names_base: bool,
-) -> Result<Made> {
-    let (files, weights_file) = match convert.format {
-        Format::Gguf => (vec![ADAPTER_FILE], ADAPTER_FILE),
-        Format::Safetensors => (vec![WEIGHTS_FILE, CONFIG_FILE], WEIGHTS_FILE),
+    gguf_file: &str,
+    keeps_file: bool,
+) -> Result<Written> {
+    let files = match convert.format {
+        Format::Gguf => vec![gguf_file.to_owned()],
+        Format::Safetensors => vec![WEIGHTS_FILE.to_owned(), CONFIG_FILE.to_owned()],
     };
-    if let Some(file) = as_it_is(&convert, source).filter(|_| names_base) {
-        let bytes = gguf_bytes(convert.adapter, file)?;
-        let out = OutputFile::create(&work.join(ADAPTER_FILE), Overwrite::Never, &[])?;
+    let in_place = work.join(gguf_file);
+    if let Some(file) = as_it_is(&convert, source).filter(|_| keeps_file) {
+        let bytes = gguf_bytes(&convert, file)?;
+        let out = OutputFile::create(&in_place, Overwrite::Never, &[])?;
         seal::write_in_steps(&out, 0, &bytes)?;
         out.commit()?;
         let proof = match &convert.prove {
-            Some(proof) => Some(pipeline::prove_file(&work.join(ADAPTER_FILE), convert.base, source, proof)?),
+            Some(proof) => Some(pipeline::prove_file(&in_place, convert.base, source, proof)?),
             None => None,
         };
-        return Ok(Made { files, weights_file, converted: None, proof });
+        return Ok(Written { files, converted: None, proof });
     }
     // A folder of its own, since a conversion replaces its output as a whole.
     let inner = work.join("converted");
     let output = match convert.format {
-        Format::Gguf => work.join(ADAPTER_FILE),
+        Format::Gguf => in_place,
         Format::Safetensors => inner.clone(),
     };
     let job = Convert { output: &output, overwrite: Overwrite::Never, ..convert };
@@ -296,7 +370,7 @@ fn make_adapter(
         std::fs::remove_dir(&inner).map_err(failed)?;
     }
     let proof = converted.verification.take();
-    Ok(Made { files, weights_file, converted: Some(converted), proof })
+    Ok(Written { files, converted: Some(converted), proof })
 }
 
 /// The GGUF file that needs no conversion: nothing was asked for but what it is.
@@ -310,10 +384,11 @@ fn as_it_is<'s>(convert: &Convert<'_>, source: &'s Validated) -> Option<&'s Path
 }
 
 /// The file's bytes; inside a bundle those of the adapter alone.
-fn gguf_bytes(adapter: &Path, file: &Path) -> Result<Bytes> {
-    if container::is_bundle(adapter) {
-        let bundle = Bundle::open(adapter)?;
-        if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
+fn gguf_bytes(convert: &Convert<'_>, file: &Path) -> Result<Bytes> {
+    if container::is_bundle(convert.adapter) {
+        let bundle = Bundle::open(convert.adapter)?;
+        let name = file_of_form(&bundle, convert.reading.form.as_deref())?;
+        if let Some(bytes) = bundle.files.get(&name) {
             return Ok(bytes.clone());
         }
     }
@@ -331,17 +406,11 @@ fn against_source(
     verify::verify(adapter, base, reference, options)?.passed("no bundle was made", &source.origin.path)
 }
 
-/// The type that most elements of M have, of a LoRA those of A and B.
-fn main_type(adapter: &Validated) -> DType {
-    let tensors = adapter.adapter().tensors().filter(|(slot, _)| slot.part.is_main());
-    export::main_type(tensors.map(|(_, t)| (t.stored_dtype(), t.n_elements())))
-}
-
-fn entries(work: &Path, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, FileEntry>> {
+fn entries(work: &Path, files: &[String], texts: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, FileEntry>> {
     let mut all: Vec<(String, Bytes)> =
         texts.iter().map(|(path, text)| (path.clone(), Bytes::from(text.clone()))).collect();
     for file in files {
-        all.push(((*file).to_owned(), map_file(&work.join(file))?));
+        all.push((file.clone(), map_file(&work.join(file))?));
     }
     let hashed = |(path, bytes): (String, Bytes)| (path, entry(&bytes));
     Ok(all.into_par_iter().map(hashed).collect::<Vec<_>>().into_iter().collect())
@@ -374,7 +443,7 @@ fn describe_source(source: &Validated, converted: Option<&Converted>) -> Value {
 }
 
 /// Writes what is missing and puts the bundle in its place.
-fn put(place: Place, files: &[&str], texts: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
+fn put(place: Place, files: &[String], texts: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
     match place {
         Place::Folder(folder) => {
             files.iter().for_each(|file| folder.adopt(file));

@@ -109,7 +109,7 @@ pub fn seal(path: &Path, signers: Signers<'_>, drops_signatures: bool) -> Result
     let own = own_files(&entries, more, signers, &subject_of(&old.document))?;
     // Still true of the adapter?
     let sealed = Manifest::parse(&own[MANIFEST_FILE])?;
-    let adapter = validate::check(read_bundle(&bundle)?, None).map_err(|r| r.into_error().file(path))?;
+    let adapter = validate::check(read_bundle(&bundle, None)?, None).map_err(|r| r.into_error().file(path))?;
     if let Some(first) = claims::compare(&sealed, &bundle, &adapter).first() {
         return Err(first.to_error().file(path));
     }

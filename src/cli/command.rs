@@ -75,7 +75,8 @@ impl Recorded {
 
     /// What is stated about a checkpoint of another training code.
     pub fn reading(&mut self, options: &Options) {
-        let Options { stated, transpose_memory, layout } = options;
+        let Options { stated, transpose_memory, layout, form } = options;
+        self.value("--form", form.as_ref());
         self.file("--layout", layout.as_deref());
         for (key, value) in stated {
             let text = match value {

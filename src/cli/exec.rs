@@ -16,6 +16,7 @@ use crate::doctor::{self, Diagnosis, Verdict};
 use crate::error::{Code, Error, Result};
 use crate::exec::control::{self, Control};
 use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store, lora};
+use crate::format::bundle::container::is_bundle;
 use crate::graft;
 use crate::import;
 use crate::verify::probe::Probe;
@@ -79,12 +80,15 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     };
     let base = BaseModel::open(&base)?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
-    let reading =
+    let form = stated.form.clone();
+    let mut reading =
         exec::Reading { stated, probe: probe.as_ref().zip(a.probe.as_deref()), base_mismatch: a.base_check.mismatch() };
     let store = Store::open()?;
     store.note().into_iter().for_each(|note| ui.note(note));
     let mut all = Vec::new();
     for (path, scale) in &adapters {
+        // Beside a bundle, adapters that are none have but one form.
+        reading.stated.form = form.clone().filter(|_| adapters.len() == 1 || is_bundle(path));
         let ready = exec::ready(path, *scale, &base, &reading, &store)?;
         ready.notes.iter().for_each(|note| ui.note(note));
         base_check::note(ui, ready.base_identity.as_ref());

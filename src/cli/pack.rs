@@ -15,8 +15,9 @@ use super::ui::Ui;
 use super::usage;
 #[cfg(feature = "report")]
 use crate::base::BaseModel;
-use crate::bundle::pack::{Pack, Packed, pack, source_date};
+use crate::bundle::pack::{Form, Pack, Packed, pack, source_date};
 use crate::error::{Result, escape};
+use crate::export::types::OutType;
 use crate::format::bundle::container::is_called_tar;
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{MODEL_SIGNATURE_FILE, model_signing};
@@ -52,12 +53,20 @@ pub struct Arguments {
     /// Verify against PyTorch's answer; without it the bundle's adapter is run beside its source
     #[arg(long)]
     probe: Option<PathBuf>,
-    /// Form of the adapter in the bundle
-    #[arg(long, value_enum, ignore_case = true, default_value = "gguf")]
-    to: To,
-    /// Element type of the memories and feature maps, by name or by ggml's number; keep: as the source has it
-    #[arg(long, value_name = "TYPE", default_value = "keep", conflicts_with = "auto", value_parser = super::types::names())]
-    outtype: String,
+    /// Form of the adapter in the bundle; both: GGUF, and safetensors in the source's types, which PEFT loads
+    #[arg(
+        long,
+        value_enum,
+        ignore_case = true,
+        default_value = "gguf",
+        value_delimiter = ',',
+        value_name = "FORM,..."
+    )]
+    to: Vec<To>,
+    /// Element type of the memories and feature maps, by name or by ggml's number; keep: as the source has it.
+    /// Several: one file for each, the first the one that is used where --form says no other
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', default_value = "keep", conflicts_with = "auto", value_parser = super::types::names())]
+    outtype: Vec<String>,
     /// Sign the manifest with this secret key
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
@@ -92,7 +101,7 @@ pub struct Arguments {
     reading: Reading,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum To {
     Gguf,
     Safetensors,
@@ -107,7 +116,11 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     bundle_name(&a.output)?;
     let date = source_date(std::env::var("SOURCE_DATE_EPOCH").ok().as_deref())?;
-    let types = a.types.rules("--outtype", &a.outtype)?;
+    let all_types = a.outtype.iter().map(|t| a.types.rules("--outtype", t)).collect::<Result<Vec<_>>>()?;
+    let is_gguf = a.to.contains(&To::Gguf);
+    let kept = TypeRules::from(OutType::Keep);
+    let more_forms = more_forms(a, &all_types, &kept)?;
+    let types = all_types[0].clone();
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
     let device = a.device.parse::<DeviceChoice>()?;
     let max_error = a.types.bounds()?;
@@ -143,7 +156,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         },
     )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
-    let command = recorded(a, tolerance.as_ref(), &types, (&max_error, auto_kl), &reading).line();
+    let command = recorded(a, tolerance.as_ref(), &all_types, (&max_error, auto_kl), &reading).line();
     let options = verify::Options { device: &device, tolerance, progress: &steps };
     let prove =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
@@ -157,10 +170,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         base: Some(&base),
         architecture: None,
         output: &a.output,
-        format: match a.to {
-            To::Gguf => Format::Gguf,
-            To::Safetensors => Format::Safetensors,
-        },
+        format: if is_gguf { Format::Gguf } else { Format::Safetensors },
         types: &types,
         max_error: &max_error,
         auto_kl,
@@ -177,6 +187,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     job.is_tar = is_called_tar(&a.output);
     job.signer = signer.as_ref();
     job.model_signer = model_signer.as_ref();
+    job.more_forms = more_forms;
     job.about = about;
     job.date = date;
     let outcome = pack(job);
@@ -187,6 +198,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let done = outcome?;
     let mut document = json!(done);
     document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
+    for form in document["forms"].as_array_mut().into_iter().flatten() {
+        form["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
+    }
     ui.made(document, text(a, &done));
     done.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, done.base_identity.as_ref());
@@ -206,7 +220,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
 fn recorded(
     a: &Arguments,
     tolerance: Option<&Tolerance>,
-    rules: &TypeRules,
+    rules: &[TypeRules],
     (max_error, auto_kl): (&[Bound], Option<f64>),
     options: &Options,
 ) -> Recorded {
@@ -234,17 +248,45 @@ fn recorded(
     let mut command = Recorded::new("pack", adapter);
     command.file("--base", Some(base));
     command.file("--probe", probe.as_deref());
-    match to {
-        To::Gguf => {}
-        To::Safetensors => command.value("--to", Some("safetensors")),
+    match (to.contains(&To::Gguf), to.contains(&To::Safetensors)) {
+        (_, false) => {}
+        (false, true) => command.value("--to", Some("safetensors")),
+        (true, true) => command.value("--to", Some("gguf,safetensors")),
     }
     command.value("--tolerance", tolerance);
     command.flag("--allow-overflow", *allow_overflow);
     base_check.record(&mut command);
-    command.types(Some("--outtype"), rules, max_error, auto_kl);
+    match rules {
+        [one] => command.types(Some("--outtype"), one, max_error, auto_kl),
+        several => {
+            let names: Vec<String> = several.iter().map(|r| r.default.to_string()).collect();
+            command.value("--outtype", Some(names.join(",")));
+            let rest = TypeRules { default: OutType::Keep, ..several[0].clone() };
+            command.types(Some("--outtype"), &rest, max_error, auto_kl);
+        }
+    }
     about.record(&mut command);
     command.reading(options);
     command
+}
+
+/// What else is asked for beside the first type, or beside GGUF.
+fn more_forms<'a>(a: &Arguments, types: &'a [TypeRules], kept: &'a TypeRules) -> Result<Vec<Form<'a>>> {
+    let is_gguf = a.to.contains(&To::Gguf);
+    let names: Vec<String> = types.iter().map(|rules| rules.default.to_string()).collect();
+    if (1..names.len()).any(|i| names[..i].contains(&names[i])) {
+        return Err(usage("--outtype", "expected each type once, found one twice"));
+    }
+    if !is_gguf && names.len() > 1 {
+        return Err(usage("--outtype", "expected one type for safetensors, which a bundle has once, found several"));
+    }
+    let gguf = types.iter().zip(&names).skip(1);
+    let mut forms: Vec<Form<'_>> =
+        gguf.map(|(types, name)| Form { name: name.clone(), format: Format::Gguf, types }).collect();
+    if is_gguf && a.to.contains(&To::Safetensors) {
+        forms.push(Form { name: "safetensors".into(), format: Format::Safetensors, types: kept });
+    }
+    Ok(forms)
 }
 
 /// A name that ends as other archives and adapters do would silently become a folder.
@@ -328,6 +370,9 @@ fn text(a: &Arguments, p: &Packed) -> String {
         false => format!("verified against {}", p.reference),
     };
     let _ = writeln!(out, "{what}: {}", base_check::proof_text(&p.verification));
+    for form in p.forms.iter().skip(1) {
+        let _ = writeln!(out, "{}: {}", form.file, base_check::proof_text(&form.verification));
+    }
     let mut signed = p.public_key.as_ref().map_or("not signed".into(), |key| format!("signed by {key}"));
     if p.files.contains_key(MODEL_SIGNATURE_FILE) {
         signed = if p.public_key.is_some() {

@@ -39,6 +39,10 @@ pub struct Reading {
     /// The adapted layers: all, or numbers and ranges such as 0,2,5-7
     #[arg(long, value_name = "LIST")]
     layers: Option<String>,
+    /// Of a bundle that has its adapter in several forms: which one, by its name (q8_0, safetensors) or its file's; by
+    /// default the first
+    #[arg(long, value_name = "NAME")]
+    form: Option<String>,
 }
 
 impl Reading {
@@ -69,7 +73,12 @@ impl Reading {
         if let Some(text) = &self.layers {
             stated.insert("layers_to_transform".into(), layers(text)?);
         }
-        Ok(Options { stated, transpose_memory: self.transpose_memory, layout: self.layout.clone() })
+        Ok(Options {
+            stated,
+            transpose_memory: self.transpose_memory,
+            layout: self.layout.clone(),
+            form: self.form.clone(),
+        })
     }
 }
 

@@ -17,10 +17,12 @@ use crate::about::{self, About, agreed};
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
+use crate::format::bundle::container::is_bundle;
 use crate::generate::{
     Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, Stop, answer, effects,
 };
-use crate::pipeline::read_adapter;
+use crate::import::Options;
+use crate::pipeline::read_adapter_with;
 use crate::runner::DeviceChoice;
 use crate::validate::Validated;
 
@@ -35,6 +37,9 @@ pub struct Arguments {
     /// Adapter, with a factor on its term; may be given more than once: terms add up
     #[arg(long, value_name = "ADAPTER[:SCALE]")]
     adapter: Vec<String>,
+    /// Of bundles that have their adapter in several forms: which one (q8_0, safetensors); by default the first
+    #[arg(long, value_name = "NAME", requires = "adapter")]
+    form: Option<String>,
     /// What to answer; may be given more than once
     #[arg(long, short, value_name = "TEXT")]
     prompt: Vec<String>,
@@ -96,7 +101,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     super::set_threads(a.threads)?;
     let base = base_check::open(&a.base, ui)?;
     let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
-    let loaded = adapters.iter().map(|(path, _)| read_adapter(path, Some(&base))).collect::<Result<Vec<_>>>()?;
+    let read = |(path, _): &(PathBuf, f32)| {
+        // Beside a bundle, adapters that are none have but one form.
+        let form = a.form.clone().filter(|_| adapters.len() == 1 || is_bundle(path));
+        read_adapter_with(path, &Options { form, ..Options::default() }, Some(&base))
+    };
+    let loaded = adapters.iter().map(read).collect::<Result<Vec<_>>>()?;
     loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
     let said = loaded.iter().zip(&adapters).map(|(v, (path, _))| About::of(v.adapter()).map_err(|e| e.file(path)));
     let said: Vec<About> = said.collect::<Result<_>>()?;

@@ -41,7 +41,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         return Err(e.file(&a.bundle).hints(help()));
     }
     // What is inside must also be an adapter, and the one that the manifest describes.
-    let imported = read_bundle(&bundle)?;
+    let imported = read_bundle(&bundle, None)?;
     let adapter = validate::check(imported, None).map_err(|r| r.into_error().file(&a.bundle))?;
     let claims = checked.manifest.as_ref().map(|m| claims::compare(m, &bundle, &adapter));
     if let Some(first) = claims.iter().flatten().next() {

@@ -83,10 +83,12 @@ pub struct Options {
     pub transpose_memory: Option<bool>,
     /// A layout file.
     pub layout: Option<PathBuf>,
+    /// Which form of the adapter in a bundle; see [`source::of_bundle`].
+    pub form: Option<String>,
 }
 
 impl Options {
-    /// Whether nothing is stated.
+    /// Whether nothing is stated of a checkpoint.
     pub fn is_empty(&self) -> bool {
         self.stated.is_empty() && self.transpose_memory.is_none() && self.layout.is_none()
     }
@@ -112,7 +114,7 @@ pub enum Opened {
 /// [`Code::AdapterKind`]: crate::error::Code::AdapterKind
 /// [`Code::ConventionContradiction`]: crate::error::Code::ConventionContradiction
 pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
-    open_source(path, source::open(path)?, options, base)
+    open_source(path, source::open_form(path, options.form.as_deref())?, options, base)
 }
 
 /// [`open`], of a source that is open.
@@ -211,13 +213,13 @@ pub fn read_source(path: &Path, source: Source) -> Result<Imported> {
     settled(open_source(path, source, &Options::default(), None)?, None)
 }
 
-/// The adapter in a bundle that was checked.
+/// The adapter in a bundle that was checked, in the form that is asked for or else the first.
 ///
 /// # Errors
 ///
 /// As [`read`].
-pub fn read_bundle(bundle: &Bundle) -> Result<Imported> {
-    read_source(&bundle.path, source::of_bundle(bundle)?)
+pub fn read_bundle(bundle: &Bundle, form: Option<&str>) -> Result<Imported> {
+    read_source(&bundle.path, source::of_bundle(bundle, form)?)
 }
 
 fn settled(opened: Opened, base: Option<&BaseModel>) -> Result<Imported> {

@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
-use crate::format::bundle::{ADAPTER_FILE, Bundle, check, container};
-use crate::format::names::is_hidden;
+use crate::format::bundle::manifest::Manifest;
+use crate::format::bundle::{ADAPTER_FILE, Bundle, MANIFEST_FILE, check, container};
+use crate::format::names::{is_hidden, shorten};
 use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
 use crate::tensor::{Bytes, DType, LazyTensor};
@@ -134,35 +135,82 @@ impl SourceTensor {
 /// first finding of [`check::check`], with all others.
 pub fn open(path: &Path) -> Result<Source> {
     if container::is_bundle(path) {
-        return open_bundle(path);
+        return open_bundle(path, None);
     }
     let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
     if meta.is_dir() { open_file(&weights_of_folder(path)?) } else { open_file(path) }
 }
 
+/// [`open`], of a bundle the form of the adapter that is asked for.
+///
+/// # Errors
+///
+/// As there; [`Code::Usage`] for a form of another path.
+pub fn open_form(path: &Path, form: Option<&str>) -> Result<Source> {
+    match form {
+        None => open(path),
+        Some(_) if container::is_bundle(path) => open_bundle(path, form),
+        Some(_) => {
+            let message = "expected a bundle beside it, found another adapter";
+            Err(Error::new(Code::Usage, message).file(path).field("--form"))
+        }
+    }
+}
+
 /// The adapter in a bundle, as slices of the bundle's memory map.
-fn open_bundle(path: &Path) -> Result<Source> {
+fn open_bundle(path: &Path, form: Option<&str>) -> Result<Source> {
     let bundle = Bundle::open(path)?;
     if let Some(e) = check::check(&bundle, None).to_error() {
         return Err(e.file(path));
     }
-    of_bundle(&bundle)
+    of_bundle(&bundle, form)
 }
 
-/// The adapter in a bundle that was checked.
+/// The forms of the adapter that a bundle's manifest names, each with the file of its weights; none where there is but one.
+pub fn forms(bundle: &Bundle) -> Vec<(String, String)> {
+    let manifest = bundle.files.get(MANIFEST_FILE).and_then(|text| Manifest::parse(text).ok());
+    let list = manifest.as_ref().and_then(|m| m.document.get("forms")).and_then(Value::as_array);
+    let text = |form: &Value, key: &str| form.get(key).and_then(Value::as_str).map(str::to_owned);
+    list.into_iter().flatten().filter_map(|form| Some((text(form, "name")?, text(form, "file")?))).collect()
+}
+
+/// The file of the weights of the form that is asked for, by its name or its file's; else of the first.
 ///
 /// # Errors
 ///
-/// Those of the formats; where there is none, or two.
-pub fn of_bundle(bundle: &Bundle) -> Result<Source> {
+/// [`Code::Usage`] for a form that is not there; [`Code::BundleExtra`] for two adapters of which the manifest says nothing.
+pub fn file_of_form(bundle: &Bundle, form: Option<&str>) -> Result<String> {
     let path = bundle.path.as_path();
-    let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
-    if let Some(bytes) = bundle.files.get(ADAPTER_FILE) {
-        if let Some(second) = [WEIGHTS_FILE, CONFIG_FILE].into_iter().find(|name| bundle.files.contains_key(*name)) {
+    let mut listed = forms(bundle);
+    if listed.is_empty() {
+        let file = if bundle.files.contains_key(ADAPTER_FILE) { ADAPTER_FILE } else { WEIGHTS_FILE };
+        let second = [WEIGHTS_FILE, CONFIG_FILE].into_iter().find(|name| bundle.files.contains_key(*name));
+        if let Some(second) = second.filter(|_| file == ADAPTER_FILE) {
             let message = format!("expected one adapter in the bundle, found {ADAPTER_FILE} and {second}");
             return Err(Error::new(Code::BundleExtra, message).file(path));
         }
-        return gguf::parse_whole(&place(ADAPTER_FILE), bytes).map(Source::Gguf);
+        listed.push((file.to_owned(), file.to_owned()));
+    }
+    let Some(asked) = form else { return Ok(listed.swap_remove(0).1) };
+    let names: Vec<String> = listed.iter().map(|(name, _)| name.clone()).collect();
+    let found = listed.into_iter().find(|(name, file)| name.eq_ignore_ascii_case(asked) || file == asked);
+    found.map(|(_, file)| file).ok_or_else(|| {
+        let message = format!("expected one of {}, which the bundle has, found {:?}", names.join(", "), shorten(asked));
+        Error::new(Code::Usage, message).file(path).field("--form")
+    })
+}
+
+/// The adapter in a bundle that was checked, in the form that is asked for or else the first.
+///
+/// # Errors
+///
+/// Those of [`file_of_form`] and of the formats; where there is none.
+pub fn of_bundle(bundle: &Bundle, form: Option<&str>) -> Result<Source> {
+    let path = bundle.path.as_path();
+    let place = |name: &str| if bundle.is_tar { path.to_owned() } else { path.join(name) };
+    let file = file_of_form(bundle, form)?;
+    if let Some(bytes) = bundle.files.get(&file).filter(|_| file != WEIGHTS_FILE) {
+        return gguf::parse_whole(&place(&file), bytes).map(Source::Gguf);
     }
     let (Some(weights), Some(config)) = (bundle.files.get(WEIGHTS_FILE), bundle.files.get(CONFIG_FILE)) else {
         let message =

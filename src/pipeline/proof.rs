@@ -14,6 +14,7 @@ use crate::verify::tolerance::Tolerance;
 use crate::verify::{self, FailedReport, Prompts, Reference};
 
 /// A verification of the output, before anyone can see it.
+#[derive(Clone)]
 pub struct Proof<'a> {
     /// PyTorch's answer.
     pub probe: &'a Probe,
@@ -24,6 +25,7 @@ pub struct Proof<'a> {
 }
 
 /// How to run the output beside the source.
+#[derive(Clone)]
 pub struct Measure<'a> {
     /// What both are asked.
     pub prompts: Prompts,

@@ -10,6 +10,7 @@ mod commands;
 mod damage;
 mod deaths;
 mod flips;
+mod forms;
 mod minisign;
 mod model_signing;
 mod people;

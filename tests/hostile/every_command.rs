@@ -73,7 +73,7 @@ const WORK: [(&str, Work); 15] = [
     ("check", |path, _| {
         let bundle = Bundle::open_as(path, Strictness::Unpack)?;
         let checked = check::check(&bundle, None);
-        if let (Some(manifest), Ok(imported)) = (&checked.manifest, import::read_bundle(&bundle))
+        if let (Some(manifest), Ok(imported)) = (&checked.manifest, import::read_bundle(&bundle, None))
             && let Ok(adapter) = ptplus::validate::check(imported, None)
         {
             claims::compare(manifest, &bundle, &adapter);
