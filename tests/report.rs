@@ -125,11 +125,15 @@ fn reports(folder: &Path) -> Vec<PathBuf> {
     refused.extend(["--max-error".into(), "kl=1e-9".into(), "-o".into(), folder.join("none.gguf").into()]);
     refused.extend(["--report".into(), report("refused-fail.html").into_os_string()]);
     assert_eq!(exit(&ptplus(refused)), 5);
+    let mut compared =
+        vec!["diff".into(), folder.join("bundle").into_os_string(), folder.join("q8.gguf").into_os_string()];
+    compared.extend(["--report".into(), report("diff-fail.html").into_os_string()]);
+    assert_eq!(exit(&ptplus(compared)), 5);
     // The page is beside the bundle, not in it: a bundle holds what its manifest lists.
     assert_eq!(exit(&ptplus(["check".into(), folder.join("bundle").into_os_string()])), 0);
-    ["quantize.html", "pass.html", "quantized.html", "fail.html", "convert.html", "pack.html", "refused-fail.html"]
-        .map(report)
-        .to_vec()
+    let pass = ["quantize.html", "pass.html", "quantized.html", "convert.html", "pack.html"];
+    let fail = ["fail.html", "refused-fail.html", "diff-fail.html"];
+    pass.into_iter().chain(fail).map(report).collect()
 }
 
 #[test]
@@ -364,6 +368,35 @@ fn a_conversion_without_a_probe_shows_the_outputs_own_effect_and_its_positions()
         dir.path().join("b.gguf").to_str().unwrap(),
     ]);
     assert!(brief["output_error"]["metrics"].is_object() && brief["output_error"]["positions"].is_null(), "{brief}");
+}
+
+#[test]
+fn two_bundles_stand_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let m = model("llama-gqa");
+    let (base, adapter) = (m.join("base").to_str().unwrap().to_owned(), m.join("adapter").to_str().unwrap().to_owned());
+    for (output, more) in
+        [("a", ["--license", "mit", "--outtype", "f32"]), ("b.tar", ["--license", "<b>other", "--outtype", "q8_0"])]
+    {
+        let output = path(output);
+        let args = [&["pack", &adapter, "--base", &base, "-o", &output], &more[..]].concat();
+        assert_eq!(exit(&ptplus(args)), 0);
+    }
+    let out = ptplus(["diff", &path("a"), &path("b.tar"), "--report", &path("d.html")]);
+    assert_eq!(exit(&out), 5, "{}", stderr(&out));
+    let html = std::fs::read_to_string(path("d.html")).unwrap();
+    let said = section(&html, "What they say");
+    assert!(said.contains("mit") && said.contains("&lt;b&gt;other") && said.contains("differ"), "{said}");
+    let proved = section(&html, "What was proved");
+    assert!(proved.contains("mean KL") && proved.contains("its source"), "{proved}");
+    assert!(
+        section(&html, "Tensors").contains("F32 -&gt; Q8_0") && section(&html, "What they are").contains("feature_map")
+    );
+    assert_eq!(exit(&ptplus(["diff", &path("a"), &path("a"), "--report", &path("d.html")])), 2, "it exists");
+    assert_eq!(exit(&ptplus(["diff", &path("a"), &path("a"), "--report", &path("d.html"), "--force"])), 0);
+    assert!(std::fs::read_to_string(path("d.html")).unwrap().contains("The same adapter"));
+    assert_eq!(exit(&ptplus(["diff", &path("a"), &path("a"), "--report", &path("a/d.html")])), 2, "in a bundle");
 }
 
 #[test]

@@ -1,18 +1,28 @@
 use std::fmt::Write as _;
+#[cfg(feature = "report")]
+use std::path::Path;
 use std::path::PathBuf;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::base_check;
 use super::table;
 use super::ui::{Status, Ui};
 use crate::bundle::diff::{Difference, MetadataDifference, TensorDifference, diff};
 use crate::error::{Kind, Result, escape};
+#[cfg(feature = "report")]
+use crate::format::bundle::{Bundle, VERIFICATION_REPORT, container::is_bundle};
+#[cfg(feature = "report")]
+use crate::format::json;
+#[cfg(feature = "report")]
+use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
 use crate::pipeline::read_adapter;
+#[cfg(feature = "report")]
+use crate::report::{Side, difference};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Compares what the adapters are, not how their files lie: a safetensors folder and the GGUF made of it are the same. Exit code 0: the same, 5: different.\n\nExample:\n  ptplus diff adapter/ adapter-q8_0.gguf"
+    after_help = "Compares what the adapters are, not how their files lie: a safetensors folder and the GGUF made of it are the same. Exit code 0: the same, 5: different.\n\nExamples:\n  ptplus diff adapter/ adapter-q8_0.gguf\n  ptplus diff bundle/ adapter-q8_0.gguf --report diff.html"
 )]
 pub struct Arguments {
     /// Adapter or bundle
@@ -22,15 +32,45 @@ pub struct Arguments {
     /// Base model of both: for a LoRA in GGUF whose file does not say in which order its rows are
     #[arg(long)]
     base: Option<PathBuf>,
+    /// Write both side by side as one HTML page: what they are, say and were proved to compute, and each tensor's difference
+    #[cfg(feature = "report")]
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Replace an existing report
+    #[cfg(feature = "report")]
+    #[arg(short, long, requires = "report")]
+    force: bool,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let base = a.base.as_deref().map(|p| base_check::open(p, ui)).transpose()?;
+    #[cfg(feature = "report")]
+    let file = {
+        let inputs = [Some(a.a.as_path()), Some(a.b.as_path()), a.base.as_deref()];
+        let others = super::report::Others { inputs: &inputs, bases: &[base.as_ref()], output: None };
+        super::report::create(a.report.as_deref(), a.force, &others)?
+    };
     let (left, right) = (read_adapter(&a.a, base.as_ref())?, read_adapter(&a.b, base.as_ref())?);
     let d = diff(&left, &right)?;
+    #[cfg(feature = "report")]
+    if let Some(file) = file {
+        let side = |path, adapter| Side { path, adapter, verification: verification(path) };
+        file.write(&difference(&side(&a.a, &left), &side(&a.b, &right), &d), ui)?;
+    }
     let status = if d.same { Status::Ok } else { Status::Failed };
-    ui.result(status, json!(d), text(a, &d, ui.is_verbose()))?;
+    ui.result(status, serde_json::json!(d), text(a, &d, ui.is_verbose()))?;
     Ok(if d.same { 0 } else { Kind::Differs.exit_code() })
+}
+
+/// What a bundle's own report says; of the same bundle that was just read and checked.
+#[cfg(feature = "report")]
+fn verification(path: &Path) -> Option<Value> {
+    if !is_bundle(path) {
+        return None;
+    }
+    let bundle = Bundle::open(path).ok()?;
+    let text = bundle.files.get(VERIFICATION_REPORT).filter(|text| text.len() <= MANIFEST_BYTES)?;
+    json::parse_of(text, MANIFEST_VALUES).ok()
 }
 
 fn text(a: &Arguments, d: &Difference, verbose: bool) -> String {

@@ -10,14 +10,27 @@ use super::axis::{Labelled, bytes, decades, number, power, span, whole, with_dec
 const INK: RGBColor = RGBColor(0x1f, 0x23, 0x28);
 /// Lines behind the data.
 const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
-/// What a value must not exceed.
-const LIMIT: RGBColor = RGBColor(0xcf, 0x22, 0x2e);
 /// Series, in their order; each has a shape of its own too.
 const SERIES: [(RGBColor, &str, &str); 2] =
     [(RGBColor(0x09, 0x69, 0xda), "first", "\u{25cf}"), (RGBColor(0xbc, 0x4c, 0x00), "second", "\u{25b2}")];
 
-/// Lines of limits, in the order of their series: length of a dash and of a gap in pixels, and their mark in the legend.
-const DASHES: [(i32, i32, &str); 2] = [(6, 4, "\u{254c}"), (2, 4, "\u{2508}")];
+/// What values must not exceed, in the order of their series.
+const LIMITS: [Limit; 2] = [
+    Limit { colour: RGBColor(0xcf, 0x22, 0x2e), class: "limit", dash: 6, mark: "\u{254c}" },
+    Limit { colour: RGBColor(0x82, 0x50, 0xdf), class: "limit-2", dash: 2, mark: "\u{2508}" },
+];
+/// Pixels between two dashes.
+const GAP: i32 = 4;
+
+/// How a line of limits is drawn. Whoever sees no colours tells two by their dashes.
+struct Limit {
+    colour: RGBColor,
+    class: &'static str,
+    /// Pixels.
+    dash: i32,
+    /// In the legend.
+    mark: &'static str,
+}
 
 /// Points that a plot shows at most; of more, the largest of each group of neighbours.
 const MAX_POINTS: usize = 1500;
@@ -91,7 +104,9 @@ impl Chart {
         };
         let shown = series.iter().zip(SERIES).filter(|(s, _)| !s.points.is_empty());
         let mut out: Vec<_> = shown.map(|(s, (_, class, mark))| (s.name, class, mark)).collect();
-        out.extend(series.iter().zip(DASHES).filter_map(|(s, dash)| Some((s.limit.as_ref()?.0, "limit", dash.2))));
+        out.extend(
+            series.iter().zip(LIMITS).filter_map(|(s, line)| Some((s.limit.as_ref()?.0, line.class, line.mark))),
+        );
         out
     }
 
@@ -166,10 +181,10 @@ impl Chart {
             .y_desc(self.y_name)
             .draw()?;
         let mut drawn: Vec<(i32, i32)> = Vec::new();
-        for ((s, (colour, ..)), (dash, gap, _)) in series.iter().zip(SERIES).zip(DASHES) {
+        for ((s, (colour, ..)), of_limit) in series.iter().zip(SERIES).zip(LIMITS) {
             if let Some((_, limit)) = &s.limit {
                 let line = limit.iter().filter(|p| can_be_drawn(p.1)).map(|p| (p.0, p.1.log10()));
-                chart.draw_series(DashedLineSeries::new(line, dash, gap, LIMIT.stroke_width(1)))?;
+                chart.draw_series(DashedLineSeries::new(line, of_limit.dash, GAP, of_limit.colour.stroke_width(1)))?;
             }
             let points: Vec<(f64, f64)> = thinned(&s.points).into_iter().map(|p| (p.0, p.1.log10())).collect();
             if joined {

@@ -16,7 +16,7 @@ use crate::version;
 /// Rows of a table of positions or tensors at most; a page of a long prompt would otherwise be all table.
 pub(super) const MAX_ROWS: usize = 400;
 /// Bars in one plot.
-const MAX_BARS: usize = 64;
+pub(super) const MAX_BARS: usize = 64;
 
 /// Sections with something in them.
 pub(super) fn shown(sections: Vec<Section>) -> Vec<Section> {
@@ -73,7 +73,7 @@ pub(super) fn tensors(losses: &[(String, String, u64, Loss)], none: &str) -> Sec
 }
 
 /// `blk.3.memory` for `blk.3.attn_prefix_memory.weight`: room for the bar.
-fn short(name: &str) -> String {
+pub(super) fn short(name: &str) -> String {
     const SHOWN_CHARS: usize = 24;
     let name = name.replace("attn_prefix_", "");
     let name = name.strip_suffix(".weight").map(str::to_owned).unwrap_or(name);
