@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{BaseModel, Family, RowOrder, Weight};
+use super::{BaseModel, Family, RowOrder};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::quant;
@@ -46,7 +46,7 @@ impl BaseModel {
         let total = self.tensors().map(|t| t.bytes.len() as u64).sum();
         let mut done = 0;
         let mut findings = Vec::new();
-        for weight in Weight::all(self.config.n_layers) {
+        for weight in self.weights() {
             let Some(t) = self.tensor(weight) else { continue };
             let mut values = Vec::new();
             if t.shape.len() == 2 {

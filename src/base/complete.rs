@@ -1,43 +1,30 @@
 //! Whether the tensors are those that the configuration needs.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
-use super::{BaseModel, Dialect, Weight};
+use super::{BaseModel, Dialect, storage};
 use crate::error::{Code, Error, Result};
 use crate::format::{StoredTensor, gguf};
 use crate::tensor::DType;
 
 impl BaseModel {
-    /// Every tensor that the configuration needs is there with its shape and a type that such a weight can have, and none
-    /// that would change the computation.
-    pub(super) fn check_tensors(&self) -> Result<()> {
-        let mut known = HashSet::new();
-        for weight in Weight::all(self.config.n_layers) {
-            let name = self.name_of(weight);
-            // A folder's configuration says RoPE's divisors.
-            let is_here = self.dialect == Dialect::Gguf || !matches!(weight, Weight::Rope(_));
-            let shape = weight.expected_shape(&self.config).filter(|_| is_here);
-            match (shape, self.tensors.get(&name)) {
-                (Some(shape), Some(t)) => check(t, &shape)?,
-                (Some(shape), None) => {
-                    let message = format!("expected a tensor of shape {shape:?}, found none");
-                    return Err(Error::new(Code::BaseTensor, message).file(&self.path).field(name));
-                }
-                // A tied head that is stored all the same; compared with the embedding when it is used.
-                (None, Some(t)) if weight == Weight::Output => {
-                    check(t, &[self.config.vocab_size, self.config.hidden_size])?;
-                }
-                (None, Some(t)) => {
-                    let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
-                    return Err(unexpected(t, message));
-                }
-                (None, None) => continue,
-            }
-            known.insert(name);
+    /// Finds the weights: every tensor that the configuration needs is there with its shape and a type that such a weight can
+    /// have, and none that would change the computation.
+    pub(super) fn find_weights(&mut self) -> Result<()> {
+        let layout = storage::layout(&self.config, self.dialect, |name| self.tensors.contains_key(name));
+        let mut weights = HashMap::new();
+        for stored in &layout {
+            let Some(t) = self.tensors.get(&stored.name) else {
+                let message = format!("expected a tensor of shape {:?}, found none", stored.shape);
+                return Err(Error::new(Code::BaseTensor, message).file(&self.path).field(&stored.name));
+            };
+            check(t, &stored.shape)?;
+            stored.split(t, &self.config, &mut weights);
         }
-        let others = self.tensors.iter().filter(|(name, _)| !known.contains(*name));
+        (self.layout, self.weights) = (layout, weights);
         // llama.cpp refuses a GGUF file with any other, and what the tensor would do there is unknown.
-        let refused = others.filter(|(name, _)| self.dialect == Dialect::Gguf || is_in_forward_pass(name));
+        let refused =
+            self.unused_tensors().filter(|(name, _)| self.dialect == Dialect::Gguf || is_in_forward_pass(name));
         if let Some((_, t)) = refused.min_by_key(|(name, _)| *name) {
             let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
             return Err(unexpected(t, message));
@@ -50,6 +37,12 @@ impl BaseModel {
             }
             None => Ok(()),
         }
+    }
+
+    /// The tensors of the files that no weight of the family is, with the names that the table would have for them.
+    pub(crate) fn unused_tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
+        let known: HashSet<&str> = self.layout.iter().map(|s| s.name.as_str()).collect();
+        self.tensors.iter().map(|(name, t)| (name.as_str(), t)).filter(move |(name, _)| !known.contains(name))
     }
 }
 

@@ -184,6 +184,8 @@ pub struct BaseConfig {
     pub tied_embeddings: bool,
     /// Which projections have a bias.
     pub biases: Biases,
+    /// Whether query, key and value are one matrix, and gate and up are.
+    pub fused_projections: bool,
 }
 
 impl BaseConfig {
@@ -218,6 +220,7 @@ impl BaseConfig {
             final_softcap: None,
             tied_embeddings: row.defaults.tied_embeddings,
             biases: Biases::default(),
+            fused_projections: row.fused_projections,
         }
     }
 

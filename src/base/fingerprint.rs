@@ -483,9 +483,7 @@ mod tests {
         for name in ["llama-gqa", "llama-mha", "qwen3"] {
             let base = BaseModel::open(&model(name).join("base")).unwrap();
             let gguf = BaseModel::open(&model(name).join("base.gguf")).unwrap();
-            for weight in
-                Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some_and(|t| t.shape.len() == 2))
-            {
+            for weight in base.weights().filter(|w| base.tensor(*w).is_some_and(|t| t.shape.len() == 2)) {
                 let print = of_weights(&base, &[weight]);
                 assert_eq!(print, of_weights(&gguf, &[weight]), "{name} {weight:?}");
                 assert_eq!(Fingerprint::parse(&print.to_string()).unwrap(), print);

@@ -94,7 +94,8 @@ pub(super) fn parse<'t>(
         tied_embeddings: tensor(&Weight::Output.gguf_name()).is_none(),
         // No key says so: llama.cpp looks whether the tensors are there. Every layer is then held to what the first has.
         biases: Biases {
-            query_key_value: matches!(family.0.biases.query_key_value, BiasRule::Always) || has(BlockWeight::QueryBias),
+            query_key_value: matches!(family.0.biases.query_key_value, BiasRule::Always)
+                || [BlockWeight::QueryBias, BlockWeight::QueryKeyValueBias].into_iter().any(has),
             attention_output: has(BlockWeight::AttentionOutputBias),
             feed_forward: has(BlockWeight::GateBias),
         },

@@ -3,6 +3,7 @@
 //! Opening reads configuration and headers, never weights; when it succeeds, every tensor that the family's forward
 //! pass needs is there with the right shape. Weights are decoded on demand by [`BaseModel::rows`].
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,7 @@ mod replace;
 mod rope;
 mod row_order;
 mod shapes;
+pub(crate) mod storage;
 mod weights;
 
 pub use checks::gguf_architecture_of;
@@ -36,6 +38,7 @@ pub(crate) use fields::describe;
 pub use names::{BlockWeight, Dialect, RopeFactors, Weight};
 pub use rope::{Rope, RopeScaling, Yarn};
 pub use row_order::RowOrder;
+use storage::Stored;
 pub use weights::Rows;
 
 /// A base model whose files are open and whose tensors are known to be complete.
@@ -53,6 +56,10 @@ pub struct BaseModel {
     pub metadata: Option<Metadata>,
     /// By their names in the table; each has its own as the file spells it.
     tensors: IndexMap<String, StoredTensor>,
+    /// Which of them the model uses, and what lies in each.
+    layout: Vec<Stored>,
+    /// The weights as views of those tensors.
+    weights: HashMap<Weight, StoredTensor>,
     /// What [`fingerprint`] has read, so that many adapters of one base cost it once.
     digests: fingerprint::Digests,
 }
@@ -140,15 +147,16 @@ impl BaseModel {
             None => None,
         };
         let tensors = by_name(dialect, tensors)?;
-        let digests = Default::default();
-        let base = BaseModel { path: path.to_owned(), dialect, config, name, metadata, tensors, digests };
-        base.check_tensors()?;
+        let (layout, weights, digests) = Default::default();
+        let path = path.to_owned();
+        let mut base = BaseModel { path, dialect, config, name, metadata, tensors, layout, weights, digests };
+        base.find_weights()?;
         Ok(base)
     }
 
-    /// The tensor that holds `weight`, if the model has it.
+    /// `weight`, if the model has it, as a tensor: a range of the one that holds it, whose name it has.
     pub fn tensor(&self, weight: Weight) -> Option<&StoredTensor> {
-        self.tensors.get(&self.name_of(weight))
+        self.weights.get(&weight)
     }
 
     /// What the files of this model call `weight`, wrappers' words left out.
@@ -156,16 +164,19 @@ impl BaseModel {
         weight.name_in(self.dialect, &self.config)
     }
 
+    /// The weights of the model, in the order of the table. Those that are parts of another are not among them.
+    pub fn weights(&self) -> impl Iterator<Item = Weight> {
+        self.layout.iter().flat_map(|s| s.weights.iter().copied())
+    }
+
+    /// The tensors that the model uses, with what lies in each.
+    pub(crate) fn layout(&self) -> &[Stored] {
+        &self.layout
+    }
+
     /// The tensor of this name in the files.
     pub fn tensor_named(&self, name: &str) -> Option<&StoredTensor> {
         self.tensors.get(&*self.dialect.canonical(name))
-    }
-
-    /// The tensors of the files that no weight of the family is, with the names that the table would have for them.
-    pub(crate) fn unused_tensors(&self) -> impl Iterator<Item = (&str, &StoredTensor)> {
-        let known: std::collections::HashSet<String> =
-            Weight::all(self.config.n_layers).map(|w| self.name_of(w)).collect();
-        self.tensors.iter().filter(move |(name, _)| !known.contains(*name)).map(|(name, t)| (name.as_str(), t))
     }
 
     /// Every tensor of the files, those that the forward pass does not use included, in order of their names.

@@ -69,6 +69,10 @@ macro_rules! block_weights {
 block_weights! {
     /// `[hidden]`: RMS norm before attention.
     InputNorm = "input_layernorm.weight", "attn_norm.weight";
+    /// `[(H+2*H_kv)*D, hidden]`: query, key and value in one matrix, where the family has it so.
+    QueryKeyValue = "self_attn.qkv_proj.weight", "attn_qkv.weight";
+    /// `[(H+2*H_kv)*D]`
+    QueryKeyValueBias = "self_attn.qkv_proj.bias", "attn_qkv.bias";
     /// `[H*D, hidden]`
     Query = "self_attn.q_proj.weight", "attn_q.weight";
     /// `[H*D]`
@@ -102,6 +106,8 @@ block_weights! {
     GateBias = "mlp.gate_proj.bias", "ffn_gate.bias";
     /// `[intermediate, hidden]`
     Up = "mlp.up_proj.weight", "ffn_up.weight";
+    /// `[2*intermediate, hidden]`: gate and up in one matrix, where the family has it so. In GGUF it has the name of up.
+    GateUp = "mlp.gate_up_proj.weight", "ffn_up.weight";
     /// `[intermediate]`
     UpBias = "mlp.up_proj.bias", "ffn_up.bias";
     /// `[hidden, intermediate]`
@@ -169,12 +175,25 @@ impl Weight {
 
     /// Whether it is a matrix that a linear layer or an embedding multiplies with, or looks rows up in.
     pub fn is_linear(self) -> bool {
-        use BlockWeight::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
+        use BlockWeight::{AttentionOutput, Down, Gate, GateUp, Key, Query, QueryKeyValue, Up, Value};
         match self {
             Weight::TokenEmbedding | Weight::Output => true,
             Weight::OutputNorm | Weight::Rope(_) => false,
-            Weight::Block(_, w) => matches!(w, Query | Key | Value | AttentionOutput | Gate | Up | Down),
+            Weight::Block(_, w) => {
+                matches!(w, QueryKeyValue | Query | Key | Value | AttentionOutput | GateUp | Gate | Up | Down)
+            }
         }
+    }
+
+    /// The weights whose rows those of this one are, one after the other; none for most.
+    pub fn parts(self) -> Vec<Weight> {
+        use BlockWeight::{Gate, GateUp, Key, Query, QueryKeyValue, Up, Value};
+        let (block, parts): (usize, &[BlockWeight]) = match self {
+            Weight::Block(i, QueryKeyValue) => (i, &[Query, Key, Value]),
+            Weight::Block(i, GateUp) => (i, &[Gate, Up]),
+            _ => return Vec::new(),
+        };
+        parts.iter().map(|w| Weight::Block(block, *w)).collect()
     }
 
     /// The tensor's name in `dialect`, in GGUF for a family with norms where Llama has them; see
@@ -214,7 +233,8 @@ mod tests {
     #[test]
     fn names_are_read_as_they_are_written() {
         for dialect in [Dialect::HuggingFace, Dialect::Gguf] {
-            for weight in Weight::all(12) {
+            // In GGUF it has the name of its upper half.
+            for weight in Weight::all(12).filter(|w| !matches!(w, Weight::Block(_, BlockWeight::GateUp))) {
                 assert_eq!(Weight::parse(&weight.name(dialect), dialect), Some(weight));
             }
             for name in ["", "blk.0", "blk.01.attn_q.weight", "blk.-1.attn_q.weight", "model.layers.0.self_attn.q_proj"]

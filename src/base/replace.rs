@@ -1,7 +1,7 @@
 //! A base in which some weights are others, such as those that an adapter brings along.
 
 use super::{BaseConfig, BaseModel, BlockWeight, Dialect, RowOrder, Weight};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
 use crate::tensor::LazyTensor;
 
@@ -11,7 +11,8 @@ impl BaseModel {
     ///
     /// # Errors
     ///
-    /// [`Code::BaseTensor`](crate::error::Code::BaseTensor) where the whole does not fit the configuration.
+    /// [`Code::BaseTensor`] where the whole does not fit the configuration; [`Code::ConfigUnsupported`] for a weight that
+    /// shares its tensor with others.
     pub fn with_weights(
         &self,
         config: BaseConfig,
@@ -27,15 +28,28 @@ impl BaseModel {
                 Some(bytes) => (t.stored_dtype(), bytes),
                 None => (t.dtype(), t.to_bytes().into()),
             };
-            let name = self.name_of(weight);
+            let name = self.tensor_of(weight)?;
             let beside = self.tensor(weight).or_else(|| self.tensor(Weight::TokenEmbedding));
             let file = beside.map_or_else(|| self.path.as_path().into(), |t| t.file.clone());
             let shape = t.shape().to_vec();
             let stored = StoredTensor { name: name.clone(), dtype, shape, file, file_offset: 0, bytes, storage: None };
             changed.tensors.insert(name, stored);
         }
-        changed.check_tensors()?;
+        changed.find_weights()?;
         Ok(changed)
+    }
+
+    /// The name of the tensor that `weight` is all of.
+    fn tensor_of(&self, weight: Weight) -> Result<String> {
+        match self.layout.iter().find(|s| s.weights.contains(&weight)) {
+            Some(stored) if stored.weights.len() > 1 => {
+                let message = "expected a weight with a tensor of its own, found one that shares its tensor with others: \
+                               merge into the Hugging Face folder";
+                Err(Error::new(Code::ConfigUnsupported, message).file(&self.path).field(&stored.name))
+            }
+            Some(stored) => Ok(stored.name.clone()),
+            None => Ok(self.name_of(weight)),
+        }
     }
 
     /// A weight in Hugging Face order with its rows as the files of this dialect have them.
@@ -51,7 +65,7 @@ impl BaseModel {
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterShape`](crate::error::Code::AdapterShape) for another number of rows than the heads have.
+    /// [`Code::AdapterShape`] for another number of rows than the heads have.
     pub fn in_gguf_order(&self, weight: Weight, t: LazyTensor) -> Result<Option<LazyTensor>> {
         use BlockWeight::{Key, KeyBias, Query, QueryBias};
         let n_heads = match weight {

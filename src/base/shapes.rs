@@ -24,45 +24,66 @@ impl Weight {
         self.name(dialect)
     }
 
-    /// The shape that a model of this configuration needs, outermost first; `None` for a weight that it has not.
+    /// The shape that a model of this configuration needs, outermost first; `None` for a weight that it has not, or only as a
+    /// part of another.
     pub fn expected_shape(self, c: &BaseConfig) -> Option<Vec<usize>> {
+        use BlockWeight as W;
+        let is_there = match self {
+            Weight::TokenEmbedding | Weight::OutputNorm => true,
+            Weight::Output => !c.tied_embeddings,
+            Weight::Rope(factors) => c.ropes.iter().any(|r| match factors {
+                RopeFactors::All => matches!(r.scaling, RopeScaling::Divisors(_)),
+                RopeFactors::Long | RopeFactors::Short => matches!(r.scaling, RopeScaling::LongRope { .. }),
+            }),
+            Weight::Block(_, w) => match w {
+                W::InputNorm | W::PostAttentionNorm | W::PreFeedForwardNorm | W::PostFeedForwardNorm => {
+                    c.norms.all().contains(&Some(w))
+                }
+                W::QueryKeyValue | W::GateUp => c.fused_projections,
+                W::Query | W::Key | W::Value | W::Gate | W::Up => !c.fused_projections,
+                // Of files that fuse what the family has apart.
+                W::QueryKeyValueBias => false,
+                W::QueryBias | W::KeyBias | W::ValueBias => c.biases.query_key_value,
+                W::QueryNorm | W::KeyNorm => c.query_key_norm.is_some(),
+                W::AttentionOutput | W::Down => true,
+                W::AttentionOutputBias => c.biases.attention_output,
+                W::GateBias | W::UpBias | W::DownBias => c.biases.feed_forward,
+            },
+        };
+        is_there.then(|| self.shape(c))
+    }
+
+    /// The shape that this weight has in a model of this configuration that has it.
+    pub(super) fn shape(self, c: &BaseConfig) -> Vec<usize> {
         let (query, kv) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         let (value, attended) = (c.n_kv_heads * c.value_head_dim, c.n_heads * c.value_head_dim);
         let (hidden, inner) = (c.hidden_size, c.intermediate_size);
-        let with = |present: bool, shape: Vec<usize>| present.then_some(shape);
         use BlockWeight as W;
         match self {
-            Weight::TokenEmbedding => Some(vec![c.vocab_size, hidden]),
-            Weight::OutputNorm => Some(vec![hidden]),
-            Weight::Output => with(!c.tied_embeddings, vec![c.vocab_size, hidden]),
-            Weight::Rope(factors) => {
-                let has = c.ropes.iter().any(|r| match factors {
-                    RopeFactors::All => matches!(r.scaling, RopeScaling::Divisors(_)),
-                    RopeFactors::Long | RopeFactors::Short => matches!(r.scaling, RopeScaling::LongRope { .. }),
-                });
-                with(has, vec![c.rotary_dim / 2])
-            }
+            Weight::TokenEmbedding | Weight::Output => vec![c.vocab_size, hidden],
+            Weight::OutputNorm => vec![hidden],
+            Weight::Rope(_) => vec![c.rotary_dim / 2],
             Weight::Block(_, w) => match w {
-                W::InputNorm | W::PostAttentionNorm | W::PreFeedForwardNorm | W::PostFeedForwardNorm => {
-                    with(c.norms.all().contains(&Some(w)), vec![hidden])
-                }
-                W::Query => Some(vec![query, hidden]),
-                W::Key => Some(vec![kv, hidden]),
-                W::Value => Some(vec![value, hidden]),
-                W::QueryBias => with(c.biases.query_key_value, vec![query]),
-                W::KeyBias => with(c.biases.query_key_value, vec![kv]),
-                W::ValueBias => with(c.biases.query_key_value, vec![value]),
-                W::QueryNorm | W::KeyNorm => c.query_key_norm.map(|n| match (n, w) {
-                    (QueryKeyNorm::PerHead, _) => vec![c.head_dim],
-                    (QueryKeyNorm::PerRow, W::QueryNorm) => vec![query],
-                    (QueryKeyNorm::PerRow, _) => vec![kv],
-                }),
-                W::AttentionOutput => Some(vec![hidden, attended]),
-                W::AttentionOutputBias => with(c.biases.attention_output, vec![hidden]),
-                W::Gate | W::Up => Some(vec![inner, hidden]),
-                W::Down => Some(vec![hidden, inner]),
-                W::GateBias | W::UpBias => with(c.biases.feed_forward, vec![inner]),
-                W::DownBias => with(c.biases.feed_forward, vec![hidden]),
+                W::InputNorm | W::PostAttentionNorm | W::PreFeedForwardNorm | W::PostFeedForwardNorm => vec![hidden],
+                W::QueryKeyValue => vec![query + kv + value, hidden],
+                W::QueryKeyValueBias => vec![query + kv + value],
+                W::Query => vec![query, hidden],
+                W::Key => vec![kv, hidden],
+                W::Value => vec![value, hidden],
+                W::QueryBias => vec![query],
+                W::KeyBias => vec![kv],
+                W::ValueBias => vec![value],
+                W::QueryNorm | W::KeyNorm => match c.query_key_norm {
+                    Some(QueryKeyNorm::PerRow) if w == W::QueryNorm => vec![query],
+                    Some(QueryKeyNorm::PerRow) => vec![kv],
+                    Some(QueryKeyNorm::PerHead) | None => vec![c.head_dim],
+                },
+                W::AttentionOutput => vec![hidden, attended],
+                W::AttentionOutputBias | W::DownBias => vec![hidden],
+                W::GateUp => vec![2 * inner, hidden],
+                W::Gate | W::Up => vec![inner, hidden],
+                W::Down => vec![hidden, inner],
+                W::GateBias | W::UpBias => vec![inner],
             },
         }
     }

@@ -17,6 +17,7 @@ pub mod types;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -71,6 +72,8 @@ impl OutputTensor {
 /// `scale * B A`, merged into a matrix while it is written.
 #[derive(Debug, Clone)]
 pub struct MatrixAddition {
+    /// Where the matrix begins in the output: its first row there.
+    pub first_row: usize,
     /// A `[r, columns]`
     pub a: LazyTensor,
     /// B `[rows, r]`, in the order of the output's rows.
@@ -282,8 +285,11 @@ impl TensorJob<'_> {
     /// The same with additions: every row is decoded, changed and given its type.
     fn write_merged(&self) -> Result<WrittenTensor> {
         let t = self.t;
-        let additions: Vec<LowRank> = (t.additions.iter())
-            .map(|x| LowRank::new(&x.a, &x.b, x.scale, x.magnitude.as_ref()))
+        let additions: Vec<(Range<usize>, LowRank)> = (t.additions.iter())
+            .map(|x| {
+                let low_rank = LowRank::new(&x.a, &x.b, x.scale, x.magnitude.as_ref())?;
+                Ok((x.first_row..x.first_row + low_rank.n_rows(), low_rank))
+            })
             .collect::<Result<_>>()?;
         let n = t.source.shape()[0];
         let row_len = t.source.shape().last().copied().unwrap_or(1);
@@ -298,7 +304,9 @@ impl TensorJob<'_> {
             let plain = cast::to_f32(part.dtype(), &stored).map_err(|_| unfit(t, None))?;
             let (mut values, first_row) = (plain.clone(), row);
             for (values, plain) in values.chunks_exact_mut(row_len).zip(plain.chunks_exact(row_len)) {
-                additions.iter().for_each(|x| x.add_to_row(row, plain, &mut room, values));
+                for (rows, x) in additions.iter().filter(|(rows, _)| rows.contains(&row)) {
+                    x.add_to_row(row - rows.start, plain, &mut room, values);
+                }
                 row += 1;
             }
             if let Some(i) = values.iter().position(|v| !v.is_finite()) {

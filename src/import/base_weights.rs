@@ -45,8 +45,7 @@ impl<'b> BaseWeights<'b> {
                     by_name.extend(base.tensors().map(|t| (plain(&t.name), Place::Tensor(t.name.clone()))));
                 }
                 Dialect::Gguf => {
-                    let has = Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some());
-                    by_name.extend(has.map(|w| (plain(&w.name(Dialect::HuggingFace)), Place::Weight(w))));
+                    by_name.extend(base.weights().map(|w| (plain(&w.name(Dialect::HuggingFace)), Place::Weight(w))));
                 }
             }
             if base.config.tied_embeddings {

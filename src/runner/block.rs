@@ -81,11 +81,12 @@ impl BlockEffects {
             self.terms.push((sequences.clone(), Term::new(t.config, t.layer, index, strength, device)?));
         }
         for (additions, weights) in [
-            (&mut self.query_key_value, &[W::Query, W::Key, W::Value][..]),
+            (&mut self.query_key_value, &[W::QueryKeyValue, W::Query, W::Key, W::Value][..]),
             (&mut self.attention_output, &[W::AttentionOutput]),
-            (&mut self.gate_up, &[W::Gate, W::Up]),
+            (&mut self.gate_up, &[W::GateUp, W::Gate, W::Up]),
             (&mut self.down, &[W::Down]),
         ] {
+            // A model has a matrix of several or its parts.
             let mut first_output = 0;
             for weight in weights.iter().map(|w| Weight::Block(index, *w)) {
                 if let Some(effect) = effects.matrices.get(&weight) {

@@ -4,6 +4,7 @@
 mod base;
 mod common;
 mod low_rank;
+mod storage;
 
 use common::{Collect, MODELS, Probe, adapter, max_difference, model};
 use ptplus::adapter::plus::{MemorySharing, Plus};

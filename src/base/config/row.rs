@@ -32,6 +32,8 @@ pub(in crate::base) struct Row {
     pub query_key_norm: Option<QueryKeyNorm>,
     /// Which projections have a bias.
     pub biases: BiasRules,
+    /// Whether query, key and value are one matrix, and gate and up are.
+    pub fused_projections: bool,
     /// The key of `config.json` that names the activation, and the one that is computed.
     pub activation: (&'static str, Activation),
     /// Whether its feed-forward networks may be mixtures of experts.

@@ -29,6 +29,7 @@ pub(super) const ROW: Row = Row {
         attention_output: BiasRule::Stated("attention_bias"),
         feed_forward: BiasRule::Stated("mlp_bias"),
     },
+    fused_projections: false,
     activation: ("hidden_act", Activation::Silu),
     has_experts: false,
     layers: layers::full,

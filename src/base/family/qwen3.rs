@@ -31,6 +31,7 @@ pub(super) const ROW: Row = Row {
         attention_output: BiasRule::Stated("attention_bias"),
         feed_forward: BiasRule::Never,
     },
+    fused_projections: false,
     activation: ("hidden_act", Activation::Silu),
     has_experts: false,
     layers: layers::later_ones_with_window,

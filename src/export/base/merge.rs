@@ -10,6 +10,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::adapter::lora::{Lora, Module};
+use crate::base::storage::Stored;
 use crate::base::{BaseConfig, BaseModel, BlockWeight as W, Dialect, Weight};
 use crate::error::{Code, Error, Result};
 use crate::export::MatrixAddition;
@@ -201,6 +202,7 @@ fn addition(base: &BaseModel, weight: Weight, module: &Module, strength: f64) ->
         Ok(heads.map_or_else(|| t.clone(), |heads| heads.merge_axes(0)))
     };
     Ok(MatrixAddition {
+        first_row: 0,
         a: module.a.clone(),
         b: ordered(&module.b)?,
         scale: module.scale.factor * strength,
@@ -216,11 +218,14 @@ impl Merged {
     /// [`Code::Requantize`] also for blocks that would be decoded, changed and quantized again.
     pub fn plan(&self, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<super::BasePlan> {
         let mut planned = super::plan(&self.base, vocabulary, rules)?;
-        let names: BTreeMap<String, &Vec<MatrixAddition>> =
-            self.additions.iter().map(|(weight, a)| (weight.name_in(Dialect::Gguf, &self.base.config), a)).collect();
+        let layout = super::layout(&self.base)?;
+        let layout: BTreeMap<&str, &Stored> = layout.iter().map(|s| (s.name.as_str(), s)).collect();
         let tensors = planned.plan.tensors.iter_mut().zip(&planned.plan.file.tensors);
         for (tensor, file) in tensors {
-            let Some(additions) = names.get(&file.name) else { continue };
+            let additions = layout.get(file.name.as_str()).map(|s| self.additions_to(s)).unwrap_or_default();
+            if additions.is_empty() {
+                continue;
+            }
             let stored = tensor.source.stored_dtype();
             if stored.is_quantized() && tensor.dtype.is_quantized() && !rules.allow_requantize {
                 let message = format!(
@@ -228,10 +233,22 @@ impl Merged {
                 );
                 return Err(Error::new(Code::Requantize, message).field(&file.name));
             }
-            tensor.additions = additions.to_vec();
+            tensor.additions = additions;
         }
         planned.notes.extend(self.notes.iter().cloned());
         Ok(planned)
+    }
+
+    /// What is added to the weights of a tensor.
+    fn additions_to(&self, tensor: &Stored) -> Vec<MatrixAddition> {
+        let mut first_row = 0;
+        let mut all = Vec::new();
+        for weight in &tensor.weights {
+            let own = self.additions.get(weight).into_iter().flatten();
+            all.extend(own.map(|a| MatrixAddition { first_row, ..a.clone() }));
+            first_row += self.base.tensor(*weight).map_or(0, |t| t.shape[0]);
+        }
+        all
     }
 
     /// How many weights get something added.

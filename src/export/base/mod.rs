@@ -8,11 +8,14 @@ mod metadata;
 mod recipe;
 mod rope;
 
+use std::collections::HashMap;
+
 use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
-use crate::base::{BaseModel, Dialect, Weight};
+use crate::base::storage::{self, Stored};
+use crate::base::{BaseModel, Dialect, RopeFactors, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -46,29 +49,25 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
         Dialect::HuggingFace => rope::state(base)?,
         Dialect::Gguf => rope::Stated::default(),
     };
-    let divisors = rope.tensors.iter().map(|(factors, values)| {
-        let lazy = LazyTensor::from_f32(values, &[values.len()]);
-        Ok((Weight::Rope(*factors), lazy.clone(), "rope_parameters".to_owned(), lazy))
+    let divisors = rope.tensors.iter().map(|(factors, values)| Ok(divisors(*factors, values)));
+    let layout = layout(base)?.into_iter().map(|stored| {
+        let source = source(base, &stored)?;
+        Ok((stored, source))
     });
-    let stored = weights(base)?.into_iter().filter_map(|weight| Some((weight, base.tensor(weight)?)));
-    let stored = stored.map(|(weight, t)| {
-        let lazy = readable(t)?;
-        Ok((weight, in_gguf_order(base, weight, lazy.clone())?, t.name.clone(), lazy))
-    });
-    for source in divisors.chain(stored) {
-        let (weight, source, label, canonical) = source?;
-        let name = weight.name_in(Dialect::Gguf, &base.config);
-        let choice = types.choose(base, weight, &name, &source)?;
-        let stored = source.stored_dtype();
-        if stored != choice.dtype && !quant::can_decode(stored) {
+    for source in divisors.chain(layout) {
+        let (stored, Source { values: source, label, canonical }) = source?;
+        let choice = types.choose(base, &stored, &source)?;
+        let Stored { name, shape, .. } = stored;
+        let dtype = source.stored_dtype();
+        if dtype != choice.dtype && !quant::can_decode(dtype) {
             let message =
-                format!("expected a type that ptplus decodes, to write it as {}, found {stored}", choice.dtype);
+                format!("expected a type that ptplus decodes, to write it as {}, found {dtype}", choice.dtype);
             return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field(label));
         }
-        if !quant::can_decode(stored) {
-            notes.push(format!("{name}: copied without a look at its {stored} blocks, which ptplus does not decode"));
+        if !quant::can_decode(dtype) {
+            notes.push(format!("{name}: copied without a look at its {dtype} blocks, which ptplus does not decode"));
         }
-        specs.push(TensorSpec { name, dtype: choice.dtype, shape: shape(base, weight, &source) });
+        specs.push(TensorSpec { name, dtype: choice.dtype, shape });
         // A vector is one row, which is written at once.
         let source = if source.shape().len() == 1 { source.unsqueeze0() } else { source };
         tensors.push(OutputTensor::new(label, source, canonical, choice));
@@ -98,24 +97,63 @@ fn check_tokenizer(metadata: &Metadata) -> Result<()> {
     }
 }
 
-/// The weights to write, in order: of a GGUF file as it has them.
-fn weights(base: &BaseModel) -> Result<Vec<Weight>> {
-    let mut weights: Vec<Weight> = Weight::all(base.config.n_layers).filter(|w| base.tensor(*w).is_some()).collect();
-    match base.dialect {
-        Dialect::Gguf => {
-            let places: std::collections::HashMap<&str, usize> =
-                base.tensors_in_file_order().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-            weights.sort_by_key(|w| places.get(base.name_of(*w).as_str()).copied());
-        }
-        Dialect::HuggingFace => {
-            if base.config.tied_embeddings {
-                // Asks whether a head that is stored all the same is the embedding indeed.
-                base.output_weight()?;
-                weights.retain(|w| *w != Weight::Output);
-            }
-        }
+/// The tensors to write, in order: of a GGUF file as it has them.
+pub(super) fn layout(base: &BaseModel) -> Result<Vec<Stored>> {
+    if base.dialect == Dialect::Gguf {
+        let places: HashMap<&str, usize> =
+            base.tensors_in_file_order().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let mut layout = base.layout().to_vec();
+        layout.sort_by_key(|s| places.get(s.name.as_str()).copied());
+        return Ok(layout);
     }
-    Ok(weights)
+    if base.config.tied_embeddings {
+        // Asks whether a head that is stored all the same is the embedding indeed.
+        base.output_weight()?;
+    }
+    let mut layout = storage::layout(&base.config, Dialect::Gguf, |_| false);
+    // A folder's configuration says RoPE's divisors.
+    layout.retain(|s| !matches!(s.weights[..], [Weight::Rope(_)]));
+    Ok(layout)
+}
+
+/// Where the values of a tensor come from.
+struct Source {
+    /// In the order of the output.
+    values: LazyTensor,
+    /// What errors call it.
+    label: String,
+    /// The same values in the order of the input.
+    canonical: LazyTensor,
+}
+
+/// RoPE's divisors, of a folder's configuration.
+fn divisors(factors: RopeFactors, values: &[f32]) -> (Stored, Source) {
+    let weight = Weight::Rope(factors);
+    let stored = Stored { name: weight.name(Dialect::Gguf), shape: vec![values.len()], weights: vec![weight] };
+    let values = LazyTensor::from_f32(values, &[values.len()]);
+    (stored, Source { canonical: values.clone(), label: "rope_parameters".to_owned(), values })
+}
+
+fn source(base: &BaseModel, stored: &Stored) -> Result<Source> {
+    if base.dialect == Dialect::Gguf
+        && let Some(t) = base.tensor_named(&stored.name)
+    {
+        let values = readable(t)?;
+        return Ok(Source { canonical: values.clone(), label: t.name.clone(), values });
+    }
+    let mut parts = Vec::with_capacity(stored.weights.len());
+    for weight in &stored.weights {
+        let t = base.tensor(*weight).expect("a weight of the model");
+        let canonical = readable(t)?;
+        let values = base.in_gguf_order(*weight, canonical.clone())?.unwrap_or_else(|| canonical.clone());
+        parts.push(Source { values, label: t.name.clone(), canonical });
+    }
+    if parts.len() == 1 {
+        return Ok(parts.remove(0));
+    }
+    let values = LazyTensor::concat(parts.into_iter().map(|p| p.canonical).collect())
+        .map_err(|e| e.file(&base.path).field(&stored.name))?;
+    Ok(Source { canonical: values.clone(), label: stored.name.clone(), values })
 }
 
 /// What llama.cpp's loaders want of a family beyond what its class in transformers does. Sources: `load_arch_tensors` in
@@ -163,19 +201,6 @@ fn readable(t: &StoredTensor) -> Result<LazyTensor> {
     Err(of_unread_type(t, "F64, F32, F16, BF16 or blocks of ggml"))
 }
 
-/// The rows of query and key in the order that the architecture has in GGUF: as a view `[heads, D, ...]`.
-fn in_gguf_order(base: &BaseModel, weight: Weight, t: LazyTensor) -> Result<LazyTensor> {
-    match base.dialect {
-        Dialect::Gguf => Ok(t),
-        Dialect::HuggingFace => Ok(base.in_gguf_order(weight, t.clone())?.unwrap_or(t)),
-    }
-}
-
-/// The shape in the file of what [`in_gguf_order`] may have split.
-fn shape(base: &BaseModel, weight: Weight, source: &LazyTensor) -> Vec<usize> {
-    base.tensor(weight).map_or(source.shape().to_vec(), |t| t.shape.clone())
-}
-
 /// Applies [`TypeRules`] to the tensors of one base model.
 struct Types<'a> {
     recipe: Option<Recipe>,
@@ -185,16 +210,18 @@ struct Types<'a> {
 
 impl Types<'_> {
     /// Norms, biases and RoPE's divisors are F32 when they come from a folder, and stay what they are in a GGUF file.
-    fn choose(&mut self, base: &BaseModel, weight: Weight, name: &str, source: &LazyTensor) -> Result<Choice> {
-        let stored = source.stored_dtype();
-        let kept = if stored == DType::F64 { DType::F32 } else { stored };
-        let is_matrix = weight.expected_shape(&base.config).is_some_and(|s| s.len() > 1);
+    fn choose(&mut self, base: &BaseModel, stored: &Stored, source: &LazyTensor) -> Result<Choice> {
+        let Stored { name, shape, weights } = stored;
+        let dtype = source.stored_dtype();
+        let kept = if dtype == DType::F64 { DType::F32 } else { dtype };
+        let is_matrix = shape.len() > 1;
         let asked = match (is_matrix, &self.recipe) {
             (false, _) if base.dialect == Dialect::HuggingFace => DType::F32,
             (false, _) => kept,
             (true, recipe) => {
                 let row_len = source.shape().last().copied().unwrap_or(1);
-                let by_recipe = recipe.as_ref().map_or(kept, |r| r.dtype(weight, row_len));
+                let last = *weights.last().expect("a tensor holds a weight");
+                let by_recipe = recipe.as_ref().map_or(kept, |r| r.dtype(last, row_len));
                 self.overrides.find(name).unwrap_or(by_recipe)
             }
         };

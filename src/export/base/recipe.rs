@@ -41,16 +41,17 @@ impl Recipe {
         self.mix.map_or(super::file_type::of(self.dtype), Mix::file_type)
     }
 
-    /// The type for the matrix `weight` with rows of `row_len`, before it is seen whether the rows are whole blocks.
+    /// The type for a tensor whose last matrix is `weight`, with rows of `row_len`, before it is seen whether the rows are whole
+    /// blocks. Query, key and value in one get what the value gets.
     pub fn dtype(&self, weight: Weight, row_len: usize) -> DType {
-        use BlockWeight::{AttentionOutput, Down, Value};
+        use BlockWeight::{AttentionOutput, Down, QueryKeyValue, Value};
         if !self.dtype.is_quantized() {
             return self.dtype;
         }
         match weight {
             Weight::Output => self.output(row_len),
             Weight::TokenEmbedding if self.tied_embeddings => self.output(row_len),
-            Weight::Block(i, Value) => self.value(i),
+            Weight::Block(i, Value | QueryKeyValue) => self.value(i),
             Weight::Block(i, Down) => self.down(i),
             Weight::Block(_, AttentionOutput) => match self.mix {
                 Some(Mix::Q2_K) => DType::Q3_K,
@@ -120,12 +121,13 @@ mod tests {
 
     #[test]
     fn mixes_bump_the_layers_that_llama_cpp_bumps() {
-        use BlockWeight::{AttentionOutput, Down, Query, Value};
+        use BlockWeight::{AttentionOutput, Down, Query, QueryKeyValue, Value};
         let many = [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29];
         let all: Vec<usize> = (0..30).collect();
         for (out_type, weight, dtype, expected) in [
             (OutType::As(DType::Q4_K), Value, DType::Q6_K, &many[..]),
             (OutType::Mix(Mix::Q4_K_M), Down, DType::Q6_K, &many),
+            (OutType::Mix(Mix::Q4_K_M), QueryKeyValue, DType::Q6_K, &many),
             (OutType::As(DType::Q5_K), Down, DType::Q6_K, &many),
             (OutType::Mix(Mix::Q4_K_S), Value, DType::Q5_K, &[0, 1, 2, 3]),
             (OutType::Mix(Mix::Q4_K_S), Down, DType::Q5_K, &[0, 1, 2]),

@@ -131,7 +131,7 @@ impl Stated {
             let is_saved = self.is_saved(*w);
             Some(self.targets.has(*w)? && is_chosen && !is_saved && self.excluded.has(*w) != Some(true))
         };
-        let linear = Weight::all(base.config.n_layers).filter(|w| w.is_linear() && base.tensor(*w).is_some());
+        let linear = base.weights().filter(|w| w.is_linear());
         linear
             .map(|w| Some((w, is_target(&w)?)))
             .collect::<Option<Vec<_>>>()
