@@ -10,15 +10,25 @@ use common::{RawAdapter, Tensor, exit, fixtures, json, ptplus, read_safetensors,
 use serde_json::{Value, json as value};
 
 /// Cases with base and probe.
-const CASES: [&str; 4] = ["llama-rslora-patterns", "llama-head-embed", "llama-dora", "qwen3-all-linear"];
+const CASES: [&str; 6] =
+    ["llama-rslora-patterns", "llama-head-embed", "llama-dora", "qwen3-all-linear", "phi3-fused", "qwen2-moe-shared"];
 const MAX_ABS: f64 = 2e-4;
 
 fn case(name: &str) -> PathBuf {
     fixtures().join("lora").join(name)
 }
 
+/// Its own, or one of those beside Prefix-Tuning+ adapters.
+fn base(name: &str) -> PathBuf {
+    match name {
+        "phi3-fused" => common::model("phi3").join("base"),
+        "qwen2-moe-shared" => common::model("qwen2-moe").join("base"),
+        _ => case(name).join("base"),
+    }
+}
+
 fn verify(name: &str, adapter: &Path) -> (i32, Value) {
-    let (base, probe) = (case(name).join("base"), case(name).join("probe.safetensors"));
+    let (base, probe) = (base(name), case(name).join("probe.safetensors"));
     json([
         "verify".as_ref(),
         adapter.as_os_str(),
@@ -48,8 +58,7 @@ fn every_case_computes_what_pytorch_computes_beside_the_base() {
 fn every_case_computes_the_same_merged_into_a_folder_or_a_gguf_file() {
     let temp = tempfile::tempdir().unwrap();
     for name in CASES {
-        let (base, adapter, probe) =
-            (case(name).join("base"), case(name).join("adapter"), case(name).join("probe.safetensors"));
+        let (base, adapter, probe) = (base(name), case(name).join("adapter"), case(name).join("probe.safetensors"));
         let gguf = temp.path().join(format!("{name}.gguf"));
         let out = ptplus(["convert".as_ref(), base.as_os_str(), "-o".as_ref(), gguf.as_os_str()]);
         assert_eq!(exit(&out), 0, "{}", stderr(&out));
@@ -89,8 +98,7 @@ fn every_case_computes_the_same_merged_into_a_folder_or_a_gguf_file() {
 fn a_merge_that_the_probe_does_not_confirm_leaves_nothing_behind() {
     let temp = tempfile::tempdir().unwrap();
     let name = "llama-rslora-patterns";
-    let (base, adapter, probe) =
-        (case(name).join("base"), case(name).join("adapter"), case(name).join("probe.safetensors"));
+    let (base, adapter, probe) = (base(name), case(name).join("adapter"), case(name).join("probe.safetensors"));
     let output = temp.path().join("merged.gguf");
     for scale in ["0.5", "0", "-1"] {
         let out = merge(&base, &format!("{}:{scale}", adapter.display()), &output, &[&probe]);
@@ -170,7 +178,7 @@ fn every_way_to_be_wrong_fails() {
 fn a_lora_notices_another_base() {
     let temp = tempfile::tempdir().unwrap();
     let name = "qwen3-all-linear";
-    let (base, adapter) = (case(name).join("base"), case(name).join("adapter"));
+    let (base, adapter) = (base(name), case(name).join("adapter"));
     let gguf = temp.path().join("adapter.gguf");
     let out = ptplus([
         "convert".as_ref(),

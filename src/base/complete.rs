@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{BaseModel, Dialect, storage};
+use super::storage::{self, Stored};
+use super::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::{StoredTensor, gguf};
 use crate::tensor::DType;
@@ -18,14 +19,15 @@ impl BaseModel {
                 let message = format!("expected a tensor of shape {:?}, found none", stored.shape);
                 return Err(Error::new(Code::BaseTensor, message).file(&self.path).field(&stored.name));
             };
-            check(t, &stored.shape)?;
+            check(t, stored)?;
             stored.split(t, &self.config, &mut weights);
         }
         (self.layout, self.weights) = (layout, weights);
         // llama.cpp refuses a GGUF file with any other, and what the tensor would do there is unknown.
         let refused =
             self.unused_tensors().filter(|(name, _)| self.dialect == Dialect::Gguf || is_in_forward_pass(name));
-        if let Some((_, t)) = refused.min_by_key(|(name, _)| *name) {
+        let place = |name: &str| Weight::parse(name, self.dialect);
+        if let Some((_, t)) = refused.min_by_key(|(name, _)| (place(name).is_none(), place(name), *name)) {
             let message = format!("expected no such tensor in a {} of this configuration", self.config.family);
             return Err(unexpected(t, message));
         }
@@ -46,9 +48,10 @@ impl BaseModel {
     }
 }
 
-fn check(t: &StoredTensor, shape: &[usize]) -> Result<()> {
+fn check(t: &StoredTensor, stored: &Stored) -> Result<()> {
+    let shape = &stored.shape;
     let wrong = |code, message| Err(Error::new(code, message).file(&t.file).field(&t.name).at(t.file_offset));
-    if t.shape != shape {
+    if !stored.has_shape(&t.shape) {
         return wrong(Code::BaseTensor, format!("expected shape {shape:?}, found {:?}", t.shape));
     }
     // Integers and 8-bit floats are the blocks of quantized checkpoints, without their scales.

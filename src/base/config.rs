@@ -5,7 +5,7 @@ use super::rope::Rope;
 
 mod row;
 
-pub(super) use row::{BiasRule, BiasRules, Defaults, Row};
+pub(super) use row::{BiasRule, BiasRules, Defaults, ExpertNames, Row};
 pub use row::{Family, LlamaCpp, RopeTensors};
 
 /// Which projections have a bias.
@@ -222,6 +222,12 @@ impl BaseConfig {
             biases: Biases::default(),
             fused_projections: row.fused_projections,
         }
+    }
+
+    /// The mixture that a layer has, if it has one.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        let has_experts = self.layers.get(layer).is_some_and(|l| l.feed_forward == FeedForward::Experts);
+        self.experts.as_ref().filter(|_| has_experts)
     }
 
     /// The window of each layer that has one.

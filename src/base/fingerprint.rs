@@ -249,7 +249,7 @@ pub fn identify(stated: &str, base: &BaseModel, touched: &Touched, depth: Depth)
 /// words in config.json) and the sliding window (llama.cpp's converter drops it).
 fn config_digest(base: &BaseModel) -> String {
     let c = &base.config;
-    let text = serde_json::json!([
+    let mut text = serde_json::json!([
         base.gguf_architecture(),
         c.n_layers,
         c.n_heads,
@@ -264,6 +264,9 @@ fn config_digest(base: &BaseModel) -> String {
         c.biases.query_key_value,
         c.query_key_norm.is_some(),
     ]);
+    if let (Some(e), Some(fields)) = (c.experts, text.as_array_mut()) {
+        fields.push(serde_json::json!([e.n_experts, e.n_per_token, e.intermediate_size, e.shared_intermediate_size]));
+    }
     hex(&Sha256::digest(text.to_string()))
 }
 

@@ -129,7 +129,7 @@ fn refuse_what_changes_the_computation(fields: &Fields, row: &Row) -> Result<()>
         }
     }
     for name in ["num_experts", "num_local_experts", "n_routed_experts"] {
-        if let Some(n) = fields.count(name)?.value().filter(|&n| n > 0 && !row.has_experts) {
+        if let Some(n) = fields.count(name)?.value().filter(|&n| n > 0 && row.experts.is_none()) {
             return Err(fields.unsupported(name, format!("expected no mixture of experts, found {n}")));
         }
     }

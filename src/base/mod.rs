@@ -35,7 +35,7 @@ pub use config::{
     Activation, BaseConfig, Biases, Experts, Family, FeedForward, Layer, LlamaCpp, Norms, QueryKeyNorm, RopeTensors,
 };
 pub(crate) use fields::describe;
-pub use names::{BlockWeight, Dialect, RopeFactors, Weight};
+pub use names::{BlockWeight, Dialect, ExpertMatrix, RopeFactors, Weight};
 pub use rope::{Rope, RopeScaling, Yarn};
 pub use row_order::RowOrder;
 use storage::Stored;

@@ -51,17 +51,55 @@ impl RopeFactors {
     }
 }
 
+/// A matrix of an expert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ExpertMatrix {
+    /// `[intermediate of an expert, hidden]`
+    Gate,
+    /// `[intermediate of an expert, hidden]`
+    Up,
+    /// `[hidden, intermediate of an expert]`
+    Down,
+}
+
+impl ExpertMatrix {
+    /// All three.
+    pub const ALL: [ExpertMatrix; 3] = [ExpertMatrix::Gate, ExpertMatrix::Up, ExpertMatrix::Down];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ExpertMatrix::Gate => "gate",
+            ExpertMatrix::Up => "up",
+            ExpertMatrix::Down => "down",
+        }
+    }
+}
+
 macro_rules! block_weights {
     ($($(#[$doc:meta])* $variant:ident = $hf:literal, $gguf:literal;)*) => {
         /// A weight of one block.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum BlockWeight { $($(#[$doc])* $variant,)* }
+        pub enum BlockWeight {
+            $($(#[$doc])* $variant,)*
+            /// A matrix of the expert with this index.
+            Expert(usize, ExpertMatrix),
+        }
 
         impl BlockWeight {
-            /// Every weight of a block.
+            /// Every weight of a block but those of experts.
             pub const ALL: &'static [BlockWeight] = &[$(BlockWeight::$variant,)*];
-            fn hf_name(self) -> &'static str { match self { $(BlockWeight::$variant => $hf,)* } }
-            fn gguf_name(self) -> &'static str { match self { $(BlockWeight::$variant => $gguf,)* } }
+            fn hf_name(self) -> Cow<'static, str> {
+                match self {
+                    $(BlockWeight::$variant => $hf.into(),)*
+                    BlockWeight::Expert(i, matrix) => format!("mlp.experts.{i}.{}_proj.weight", matrix.name()).into(),
+                }
+            }
+            fn gguf_name(self) -> Cow<'static, str> {
+                match self {
+                    $(BlockWeight::$variant => $gguf.into(),)*
+                    BlockWeight::Expert(i, matrix) => format!("ffn_{}.{i}.weight", matrix.name()).into(),
+                }
+            }
         }
     };
 }
@@ -114,6 +152,16 @@ block_weights! {
     Down = "mlp.down_proj.weight", "ffn_down.weight";
     /// `[hidden]`
     DownBias = "mlp.down_proj.bias", "ffn_down.bias";
+    /// `[E, hidden]`: what chooses experts.
+    Router = "mlp.gate.weight", "ffn_gate_inp.weight";
+    /// `[1, hidden]`: how much of the expert that every position gets.
+    SharedExpertGate = "mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight";
+    /// `[intermediate of that expert, hidden]`
+    SharedGate = "mlp.shared_expert.gate_proj.weight", "ffn_gate_shexp.weight";
+    /// `[intermediate of that expert, hidden]`
+    SharedUp = "mlp.shared_expert.up_proj.weight", "ffn_up_shexp.weight";
+    /// `[hidden, intermediate of that expert]`
+    SharedDown = "mlp.shared_expert.down_proj.weight", "ffn_down_shexp.weight";
 }
 
 /// Words that wrappers put into the names of a folder's tensors, wherever they stand: those of `torch.compile` and FSDP, and
@@ -163,7 +211,7 @@ impl Weight {
         if let Some(weight) = Weight::outside_of_blocks().find(|w| w.name(dialect) == name) {
             return Some(weight);
         }
-        let (blocks, suffix_of): (&str, fn(BlockWeight) -> &'static str) = match dialect {
+        let (blocks, suffix_of): (&str, fn(BlockWeight) -> Cow<'static, str>) = match dialect {
             Dialect::HuggingFace => ("model.layers.", BlockWeight::hf_name),
             Dialect::Gguf => ("blk.", BlockWeight::gguf_name),
         };
@@ -176,12 +224,16 @@ impl Weight {
     /// Whether it is a matrix that a linear layer or an embedding multiplies with, or looks rows up in.
     pub fn is_linear(self) -> bool {
         use BlockWeight::{AttentionOutput, Down, Gate, GateUp, Key, Query, QueryKeyValue, Up, Value};
+        use BlockWeight::{SharedDown, SharedExpertGate, SharedGate, SharedUp};
         match self {
             Weight::TokenEmbedding | Weight::Output => true,
             Weight::OutputNorm | Weight::Rope(_) => false,
-            Weight::Block(_, w) => {
-                matches!(w, QueryKeyValue | Query | Key | Value | AttentionOutput | GateUp | Gate | Up | Down)
-            }
+            // Experts and what chooses them are parameters of modules of their own.
+            Weight::Block(_, w) => match w {
+                QueryKeyValue | Query | Key | Value | AttentionOutput | GateUp | Gate | Up | Down => true,
+                SharedExpertGate | SharedGate | SharedUp | SharedDown => true,
+                _ => false,
+            },
         }
     }
 

@@ -3,6 +3,8 @@
 //! ```text
 //!   self_attn.q_proj.weight     [H*D, hidden]              a query projection
 //!   attn_qkv.weight             [(H+2*H_kv)*D, hidden]     query, key and value
+//!   ffn_gate_exps.weight        [E, inner, hidden]         the gate of expert 0, of expert 1, ...
+//!   mlp.experts.gate_up_proj    [E, 2*inner, hidden]       gate and up of expert 0, of expert 1, ...
 //! ```
 //!
 //! Weights of one tensor follow each other in it, so each is a range of its bytes: nothing is copied or decoded to tell
@@ -10,8 +12,8 @@
 
 use std::collections::HashMap;
 
-use super::config::BaseConfig;
-use super::names::{BlockWeight as W, Dialect, Weight};
+use super::config::{BaseConfig, Experts};
+use super::names::{BlockWeight as W, Dialect, ExpertMatrix, Weight};
 use crate::format::StoredTensor;
 use crate::tensor::shape;
 
@@ -33,11 +35,16 @@ pub fn layout(c: &BaseConfig, dialect: Dialect, has: impl Fn(&str) -> bool) -> V
     // A folder's configuration says RoPE's divisors.
     let is_here = |w: &Weight| dialect == Dialect::Gguf || !matches!(w, Weight::Rope(_));
     for weight in Weight::all(c.n_layers).filter(is_here) {
-        if let Some(stored) = fused(weight, dialect, c).filter(|(name, _)| has(name)) {
+        if let Weight::Block(i, W::Router) = weight
+            && let Some(experts) = c.experts_of(i)
+        {
+            out.push(router(i, c, dialect, &has));
+            self::experts(i, experts, c, dialect, &has, &mut out);
+        } else if let Some(stored) = fused(weight, dialect, c).filter(|(name, _)| has(name)) {
             // The others come with the first.
-            out.extend(Stored::of(stored, c).filter(|s| s.weights[0] == weight));
+            out.extend(Stored::of(stored, c, dialect).filter(|s| s.weights[0] == weight));
         } else {
-            out.extend(Stored::of((weight.name_in(dialect, c), vec![weight]), c));
+            out.extend(Stored::of((weight.name_in(dialect, c), vec![weight]), c, dialect));
         }
     }
     if c.tied_embeddings && has(&Weight::Output.name_in(dialect, c)) {
@@ -62,13 +69,66 @@ fn fused(weight: Weight, dialect: Dialect, c: &BaseConfig) -> Option<(String, Ve
     Some((Weight::Block(i, name).name_in(dialect, c), weights.map(|w| Weight::Block(i, w)).to_vec()))
 }
 
+/// What chooses experts. Before it has a file's names, transformers 5 calls it alike in all families.
+fn router(block: usize, c: &BaseConfig, dialect: Dialect, has: impl Fn(&str) -> bool) -> Stored {
+    let weight = Weight::Block(block, W::Router);
+    let (own, common) = (weight.name_in(dialect, c), weight.name(dialect));
+    let name = if !has(&own) && has(&common) { common } else { own };
+    Stored { name, shape: weight.shape(c), weights: vec![weight] }
+}
+
+/// The experts of a block: in GGUF a stack for each matrix, in Hugging Face's files tensors of their own. The other way round
+/// they are in files of llama.cpp's first months with experts, and where transformers 5 saves what it has in memory.
+fn experts(
+    block: usize,
+    e: &Experts,
+    c: &BaseConfig,
+    dialect: Dialect,
+    has: impl Fn(&str) -> bool,
+    out: &mut Vec<Stored>,
+) {
+    use ExpertMatrix::{Down, Gate, Up};
+    let weight = |n: usize, m: ExpertMatrix| Weight::Block(block, W::Expert(n, m));
+    let stacks: Vec<(String, &[ExpertMatrix])> = match dialect {
+        Dialect::Gguf => (ExpertMatrix::ALL.iter())
+            .map(|m| (format!("blk.{block}.ffn_{}_exps.weight", m.name()), std::slice::from_ref(m)))
+            .collect(),
+        Dialect::HuggingFace => [("gate_up_proj", &[Gate, Up][..]), ("down_proj", &[Down])]
+            .map(|(name, matrices)| (format!("model.layers.{block}.mlp.experts.{name}"), matrices))
+            .into(),
+    };
+    for (name, matrices) in stacks {
+        let first = weight(0, matrices[0]);
+        let is_usual = dialect == Dialect::Gguf && !has(&first.name_in(dialect, c));
+        if is_usual || has(&name) {
+            let n_rows = matrices.iter().map(|m| weight(0, *m).shape(c)[0]).sum();
+            let shape = vec![e.n_experts, n_rows, first.shape(c)[1]];
+            let weights = (0..e.n_experts).flat_map(|n| matrices.iter().map(move |m| weight(n, *m))).collect();
+            out.push(Stored { name, shape, weights });
+        } else {
+            let each = (0..e.n_experts).flat_map(|n| matrices.iter().map(move |m| weight(n, *m)));
+            out.extend(each.filter_map(|w| Stored::of((w.name_in(dialect, c), vec![w]), c, dialect)));
+        }
+    }
+}
+
 impl Stored {
     /// `None` where the model has not all of the weights.
-    fn of((name, weights): (String, Vec<Weight>), c: &BaseConfig) -> Option<Stored> {
+    fn of((name, weights): (String, Vec<Weight>), c: &BaseConfig, dialect: Dialect) -> Option<Stored> {
         let shapes: Vec<Vec<usize>> = weights.iter().map(|w| w.expected_shape(c)).collect::<Option<_>>()?;
         let mut shape = shapes.first()?.clone();
         shape[0] = shapes.iter().map(|s| s[0]).sum();
+        if dialect == Dialect::Gguf && matches!(weights[..], [Weight::Block(_, W::SharedExpertGate)]) {
+            shape.remove(0); // a vector there
+        }
         Some(Stored { name, shape, weights })
+    }
+
+    /// Whether a tensor of this shape is one. A matrix of one row may be a vector: llama.cpp makes no difference.
+    pub(super) fn has_shape(&self, shape: &[usize]) -> bool {
+        let is_row = matches!(self.weights[..], [Weight::Block(_, W::SharedExpertGate)]);
+        let hidden = &self.shape[self.shape.len() - 1..];
+        shape == self.shape || (is_row && (shape == hidden || shape == [1, hidden[0]]))
     }
 
     /// Puts views of the tensor into `weights`, those of a weight's parts as well.

@@ -9,13 +9,13 @@ use super::attention::{LayerCache, Scoring, attend};
 use super::candle;
 use super::device::Device;
 use super::effects::Effects;
+use super::experts::{FeedForward, FeedForwardEffects};
 use super::kernels::rms_norm::rms_norm;
-use super::kernels::swiglu::gated;
 use super::linear::{Linear, Workspace};
 use super::phi::{Term, Terms};
 use super::rope::Rotations;
 use crate::adapter::plus::QueryTap;
-use crate::base::{Activation, BaseConfig, BaseModel, BlockWeight as W, QueryKeyNorm, Weight};
+use crate::base::{BaseConfig, BaseModel, BlockWeight as W, QueryKeyNorm, Weight};
 use crate::error::Result;
 
 /// The weights of one block.
@@ -31,9 +31,7 @@ pub(super) struct Block {
     /// Of query and key.
     query_key_norms: Option<(QueryKeyNorm, Tensor, Tensor)>,
     attention_output: Linear,
-    gate_up: Linear,
-    activation: Activation,
-    down: Linear,
+    feed_forward: FeedForward,
     residual_multiplier: f64,
 }
 
@@ -59,8 +57,7 @@ pub(super) struct BlockEffects {
     terms: Terms,
     query_key_value: Vec<Addition>,
     attention_output: Vec<Addition>,
-    gate_up: Vec<Addition>,
-    down: Vec<Addition>,
+    feed_forward: FeedForwardEffects,
 }
 
 impl BlockEffects {
@@ -80,13 +77,15 @@ impl BlockEffects {
         if let Some(t) = effects.terms.get(&index) {
             self.terms.push((sequences.clone(), Term::new(t.config, t.layer, index, strength, device)?));
         }
+        let feed_forward = &mut self.feed_forward;
         for (additions, weights) in [
             (&mut self.query_key_value, &[W::QueryKeyValue, W::Query, W::Key, W::Value][..]),
             (&mut self.attention_output, &[W::AttentionOutput]),
-            (&mut self.gate_up, &[W::GateUp, W::Gate, W::Up]),
-            (&mut self.down, &[W::Down]),
+            (&mut feed_forward.network.gate_up, &[W::GateUp, W::Gate, W::Up, W::SharedGate, W::SharedUp]),
+            (&mut feed_forward.network.down, &[W::Down, W::SharedDown]),
+            (&mut feed_forward.shared_gate, &[W::SharedExpertGate]),
         ] {
-            // A model has a matrix of several or its parts.
+            // Those that the block has of these: a matrix of several or its parts, one network or an expert.
             let mut first_output = 0;
             for weight in weights.iter().map(|w| Weight::Block(index, *w)) {
                 if let Some(effect) = effects.matrices.get(&weight) {
@@ -138,9 +137,7 @@ impl Block {
                 None => None,
             },
             attention_output: linear(&[W::AttentionOutput], &[W::AttentionOutputBias], c.biases.attention_output)?,
-            gate_up: linear(&[W::Gate, W::Up], &[W::GateBias, W::UpBias], c.biases.feed_forward)?,
-            activation: c.activation,
-            down: linear(&[W::Down], &[W::DownBias], c.biases.feed_forward)?,
+            feed_forward: FeedForward::load(base, index, device)?,
             residual_multiplier: c.residual_multiplier,
         })
     }
@@ -224,8 +221,7 @@ impl Block {
         let projected = self.attention_output.forward(&attended, &effects.attention_output, t, workspace)?;
         let x = self.residual(x.reshape((b * t, hidden))?, projected, self.norms.after_attention.as_ref())?;
         let normed = self.norm(x.clone(), self.norms.before_feed_forward.as_ref())?;
-        let inner = gated(&self.gate_up.forward(&normed, &effects.gate_up, t, workspace)?, self.activation)?;
-        let y = self.down.forward(&inner, &effects.down, t, workspace)?;
+        let y = self.feed_forward.forward(&normed, &effects.feed_forward, t, workspace)?;
         self.residual(x, y, self.norms.after_feed_forward.as_ref())?.reshape((b, t, hidden))
     }
 }

@@ -63,17 +63,22 @@ impl Linear {
                 Some(Tensor::from_vec(values, n, &device.0).map_err(candle)?)
             }
         };
+        let matrix = Linear::of(parts, device).map_err(candle)?.matrix;
+        Ok(Linear { matrix, bias })
+    }
+
+    /// These matrices, their outputs one after the other.
+    pub fn of(parts: Vec<Rows>, device: &Device) -> CandleResult<Self> {
         let matrix = if device.0.is_cpu() {
             Matrix::Encoded(parts)
         } else {
             let parts = parts
                 .iter()
                 .map(|p| Tensor::from_vec(p.to_f32(), (p.n_rows(), p.row_len()), &device.0))
-                .collect::<CandleResult<Vec<_>>>()
-                .map_err(candle)?;
-            Matrix::Dense(Tensor::cat(&parts, 0).map_err(candle)?)
+                .collect::<CandleResult<Vec<_>>>()?;
+            Matrix::Dense(Tensor::cat(&parts, 0)?)
         };
-        Ok(Linear { matrix, bias })
+        Ok(Linear { matrix, bias: None })
     }
 
     /// `x` `[N, k]` to `[N, n]`, with additions; `n_rows` rows of `x` belong to each sequence.

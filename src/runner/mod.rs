@@ -16,6 +16,7 @@ mod attention;
 mod block;
 mod device;
 mod effects;
+mod experts;
 mod front;
 mod kernels;
 mod linear;

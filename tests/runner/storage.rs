@@ -6,17 +6,22 @@ use std::path::Path;
 
 use ptplus::adapter::lora::{Lora, Module, Scale};
 use ptplus::base::fingerprint::{Fingerprint, Touched};
-use ptplus::base::{BaseModel, BlockWeight as W, Weight};
-use ptplus::error::Code;
+use ptplus::base::{BaseModel, BlockWeight as W, ExpertMatrix, Weight};
+use ptplus::error::{Code, Result};
 use ptplus::export::types::OutType;
 use ptplus::export::{self, Values};
 use ptplus::format::output::{OutputFile, Overwrite};
 use ptplus::format::{TensorSpec, gguf};
-use ptplus::runner::{Device, Lane, StreamOptions, stream};
-use ptplus::tensor::LazyTensor;
+use ptplus::runner::{Device, Lane, Logits, Model, StreamOptions, stream};
+use ptplus::tensor::{DType, LazyTensor};
 use ptplus::transform::cast::Overflow;
+use serde_json::json;
 
-use crate::common::{Collect, MODELS, max_difference, model};
+use crate::common::{Collect, MODELS, Probe, adapter, max_difference, model};
+
+#[path = "../common/mod.rs"]
+mod files;
+use files::{Tensor, read_safetensors, write_safetensors};
 
 /// Writes a GGUF file in which the tensors that end in one of `parts` are one tensor of each block, called `whole`.
 fn fused(file: &Path, groups: &[(&str, &[&str])], to: &Path) {
@@ -39,11 +44,15 @@ fn fused(file: &Path, groups: &[(&str, &[&str])], to: &Path) {
             tensors.push((spec, all.iter().flat_map(|o| o.bytes.to_vec()).collect()));
         }
     }
+    write(&source.metadata, &tensors, to);
+}
+
+fn write(metadata: &gguf::Metadata, tensors: &[(TensorSpec, Vec<u8>)], to: &Path) {
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
-    let plan = gguf::plan(&source.metadata, &specs).unwrap();
+    let plan = gguf::plan(metadata, &specs).unwrap();
     let mut bytes = plan.header.clone();
     bytes.resize(plan.len_bytes as usize, 0);
-    for (planned, (_, data)) in plan.tensors.iter().zip(&tensors) {
+    for (planned, (_, data)) in plan.tensors.iter().zip(tensors) {
         bytes[planned.file_offset as usize..][..data.len()].copy_from_slice(data);
     }
     fs::write(to, bytes).unwrap();
@@ -148,5 +157,274 @@ fn a_shared_tensor_is_kept_as_it_is() {
     for ((planned, t), out) in kept.file.tensors.iter().zip(base.tensors_in_file_order()).zip(&kept.tensors) {
         assert_eq!((&planned.name, planned.dtype, &planned.shape), (&t.name, t.dtype, &t.shape));
         assert!(out.source.to_bytes() == *t.bytes, "{}", t.name);
+    }
+}
+
+/// Families whose weights share tensors, with PyTorch's answers; of the last llama.cpp would compute something else.
+const FAMILIES: [&str; 5] = ["phi3", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-moe-dense-layer"];
+const IN_LLAMA_CPP: &[&str] = FAMILIES.split_at(4).0;
+
+fn opened(name: &str) -> BaseModel {
+    BaseModel::open(&model(name).join("base")).unwrap()
+}
+
+fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseModel> {
+    let plan = export::base::plan(base, None, &out_type.into())?.plan;
+    let out = OutputFile::create(file, Overwrite::Force, &[])?;
+    export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ())?;
+    out.commit()?;
+    BaseModel::open(file)
+}
+
+/// The largest difference to PyTorch's logits, with the adapter and without.
+fn against_pytorch(base: &BaseModel, name: &str) -> f64 {
+    let probe = Probe::open(&model(name).join("probe.safetensors"));
+    let adapter = adapter(&model(name).join("adapter"));
+    let mut sink = Collect::default();
+    let options = StreamOptions { positions: None, device: Device::cpu() };
+    stream(base, &probe.input_ids(), &[Lane::of(&adapter), Lane::default()], &options, &mut sink).unwrap();
+    let mut worst = 0.0f64;
+    for (found, name) in sink.logits.iter().zip(["logits", "base_logits"]) {
+        worst = worst.max(max_difference(found, &probe.get(name).unwrap().1));
+    }
+    for ((_, layer), (q, term)) in &sink.layers {
+        for (found, what) in [(q, "q"), (term, "term")] {
+            worst = worst.max(max_difference(found, &probe.get(&format!("{what}.{layer}")).unwrap().1));
+        }
+    }
+    worst
+}
+
+#[test]
+fn fused_and_stacked_families_give_pytorchs_answer_from_a_folder_and_from_gguf() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("base.gguf");
+    for name in FAMILIES {
+        let base = opened(name);
+        let d = against_pytorch(&base, name);
+        assert!(d <= 2e-5, "{name}: {d:.1e}");
+        if IN_LLAMA_CPP.contains(&name) {
+            let gguf = exported(&base, OutType::Keep, &file).unwrap();
+            let d = against_pytorch(&gguf, name);
+            assert!(d <= 2e-5, "{name} from GGUF: {d:.1e}");
+            for touched in
+                [Touched::Queries(vec![0]), Touched::Weights(base.weights().filter(|w| w.is_linear()).collect())]
+            {
+                let (a, b) = (Fingerprint::of(&base, &touched).unwrap(), Fingerprint::of(&gguf, &touched).unwrap());
+                assert_eq!(a, b, "{name}");
+            }
+            // Written again it is the same file.
+            let bytes = fs::read(&file).unwrap();
+            exported(&gguf, OutType::Keep, &temp.path().join("again.gguf")).unwrap();
+            assert!(fs::read(temp.path().join("again.gguf")).unwrap() == bytes, "{name}");
+        } else {
+            let e = exported(&base, OutType::Keep, &file).unwrap_err();
+            assert_eq!(e.code(), Code::ConfigUnsupported, "{name}: {e}");
+        }
+    }
+}
+
+#[test]
+fn positions_one_by_one_choose_the_experts_that_they_choose_together() {
+    for name in FAMILIES {
+        let probe = Probe::open(&model(name).join("probe.safetensors"));
+        let model = Model::load(&opened(name), &Device::cpu()).unwrap();
+        let (ids, expected) = (probe.input_ids(), probe.get("base_logits").unwrap().1);
+        let mut cache = model.new_cache(ids[0].len());
+        let vocab_size = model.base().config.vocab_size;
+        for p in 0..ids[0].len() {
+            let step: Vec<Vec<u32>> = ids.iter().map(|row| vec![row[p]]).collect();
+            let found = model.forward(&mut cache, &step, Logits::Last).unwrap();
+            for (b, found) in found.chunks(vocab_size).enumerate() {
+                let at = (b * ids[0].len() + p) * vocab_size;
+                assert!(max_difference(found, &expected[at..at + vocab_size]) < 2e-5, "{name} at {p}");
+            }
+        }
+    }
+}
+
+fn values(base: &BaseModel, weight: Weight) -> Vec<f32> {
+    base.rows(weight).unwrap().to_f32()
+}
+
+/// The base with these values in some weights.
+fn changed(base: &BaseModel, weights: Vec<(Weight, Vec<f32>)>) -> BaseModel {
+    let weights = weights.into_iter().map(|(weight, values)| {
+        let shape = weight.expected_shape(&base.config).unwrap();
+        (weight, LazyTensor::from_f32(&values, &shape))
+    });
+    base.with_weights(base.config.clone(), weights).unwrap()
+}
+
+#[test]
+fn what_is_computed_or_stored_otherwise_is_seen() {
+    let block = |w: W| Weight::Block(0, w);
+    let mut mutations: Vec<(&str, &str, BaseModel)> = Vec::new();
+    for (name, what) in
+        [("mixtral", "not renormalised"), ("qwen3-moe", "not renormalised"), ("qwen2-moe", "renormalised")]
+    {
+        let base = opened(name);
+        let mut config = base.config.clone();
+        config.experts.as_mut().unwrap().renormalise ^= true;
+        mutations.push((name, what, base.with_weights(config, []).unwrap()));
+        let mut config = base.config.clone();
+        config.experts.as_mut().unwrap().n_per_token -= 1;
+        mutations.push((name, "one expert less", base.with_weights(config, []).unwrap()));
+        let (gate, up) = (block(W::Expert(0, ExpertMatrix::Gate)), block(W::Expert(0, ExpertMatrix::Up)));
+        let swapped = vec![(gate, values(&base, up)), (up, values(&base, gate))];
+        mutations.push((name, "gate and up of an expert swapped", changed(&base, swapped)));
+    }
+    let base = opened("qwen2-moe");
+    let shared = block(W::SharedExpertGate);
+    let n = values(&base, shared).len();
+    mutations.push(("qwen2-moe", "the shared expert's gate left out", changed(&base, vec![(shared, vec![0.0; n])])));
+    let base = opened("phi3");
+    let (fused, hidden) = (block(W::QueryKeyValue), base.config.hidden_size);
+    let mut rows = values(&base, fused);
+    rows.rotate_left(base.config.head_dim * hidden);
+    mutations.push(("phi3", "query, key and value at other rows", changed(&base, vec![(fused, rows)])));
+    let mut rows = values(&base, block(W::GateUp));
+    rows.rotate_left(base.config.intermediate_size * hidden);
+    mutations.push(("phi3", "gate and up swapped", changed(&base, vec![(block(W::GateUp), rows)])));
+    for (name, what, base) in mutations {
+        let d = against_pytorch(&base, name);
+        assert!(d > 1e-2, "{name}, {what}: {d:.1e}");
+    }
+}
+
+/// transformers 5 saves what it has in memory with `save_original_format=False`; llama.cpp's first files had an expert in a tensor.
+#[test]
+fn experts_are_read_from_stacks_and_from_tensors_of_their_own() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in ["mixtral", "qwen2-moe", "qwen3-moe"] {
+        let base = opened(name);
+        let e = base.config.experts.unwrap();
+        let folder = temp.path().join(name);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(base.path.join("config.json"), folder.join("config.json")).unwrap();
+        let mut tensors = read_safetensors(&base.path.join("model.safetensors"));
+        tensors.retain(|name, _| !name.contains(".experts.") && !name.contains("block_sparse_moe"));
+        let stack = |matrices: &[ExpertMatrix]| -> Vec<f32> {
+            let all = (0..e.n_experts).flat_map(|i| matrices.iter().map(move |m| Weight::Block(0, W::Expert(i, *m))));
+            all.flat_map(|w| values(&base, w)).collect()
+        };
+        let (hidden, inner) = (base.config.hidden_size, e.intermediate_size);
+        for (suffix, shape, values) in [
+            ("gate.weight", vec![e.n_experts, hidden], values(&base, Weight::Block(0, W::Router))),
+            (
+                "experts.gate_up_proj",
+                vec![e.n_experts, 2 * inner, hidden],
+                stack(&[ExpertMatrix::Gate, ExpertMatrix::Up]),
+            ),
+            ("experts.down_proj", vec![e.n_experts, hidden, inner], stack(&[ExpertMatrix::Down])),
+        ] {
+            tensors.insert(format!("model.layers.0.mlp.{suffix}"), Tensor { shape, values });
+        }
+        write_safetensors(&folder.join("model.safetensors"), &tensors);
+        let stacked = BaseModel::open(&folder).unwrap();
+        assert!(against_pytorch(&stacked, name) <= 2e-5, "{name}, stacked");
+        let file = temp.path().join("stacked.gguf");
+        let gguf = exported(&stacked, OutType::Keep, &file).unwrap();
+        assert!(against_pytorch(&gguf, name) <= 2e-5, "{name}, stacked, then GGUF");
+
+        let apart = temp.path().join("apart.gguf");
+        let groups = |matrix: &str| -> (String, Vec<String>) {
+            (
+                format!("ffn_{matrix}_exps.weight"),
+                (0..e.n_experts).map(|i| format!("ffn_{matrix}.{i}.weight")).collect(),
+            )
+        };
+        split(&file, &["gate", "up", "down"].map(groups), &apart);
+        assert!(against_pytorch(&BaseModel::open(&apart).unwrap(), name) <= 2e-5, "{name}, experts apart in GGUF");
+    }
+}
+
+/// Writes a GGUF file in which the tensors of these names are several, cut along their first axis.
+fn split(file: &Path, groups: &[(String, Vec<String>)], to: &Path) {
+    let source = gguf::open(file).unwrap();
+    let mut tensors: Vec<(TensorSpec, Vec<u8>)> = Vec::new();
+    for t in &source.tensors {
+        match groups.iter().find(|(whole, _)| t.name.ends_with(whole)) {
+            None => {
+                let spec = TensorSpec { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone() };
+                tensors.push((spec, t.bytes.to_vec()));
+            }
+            Some((whole, parts)) => {
+                for (name, bytes) in parts.iter().zip(t.bytes.chunks_exact(t.bytes.len() / parts.len())) {
+                    let name = t.name.replace(whole, name);
+                    tensors.push((TensorSpec { name, dtype: t.dtype, shape: t.shape[1..].to_vec() }, bytes.to_vec()));
+                }
+            }
+        }
+    }
+    write(&source.metadata, &tensors, to);
+}
+
+/// Of three experts a position takes one, and only that one's values reach the logits.
+#[test]
+fn an_expert_that_no_position_takes_is_not_read() {
+    let base = opened("qwen3-moe-dense-layer");
+    let mut n_read = 0;
+    for i in 0..3 {
+        let down = Weight::Block(1, W::Expert(i, ExpertMatrix::Down));
+        let n = values(&base, down).len();
+        let spoilt = changed(&base, vec![(down, vec![f32::NAN; n])]);
+        let mut sink = Collect::default();
+        let options = StreamOptions { positions: None, device: Device::cpu() };
+        stream(&spoilt, &[vec![7]], &[Lane::default()], &options, &mut sink).unwrap();
+        n_read += usize::from(sink.logits[0].iter().any(|x| x.is_nan()));
+    }
+    assert_eq!(n_read, 1);
+}
+
+#[test]
+fn experts_are_quantized_as_matrices_and_routers_are_not() {
+    let temp = tempfile::tempdir().unwrap();
+    for name in IN_LLAMA_CPP {
+        let gguf = exported(&opened(name), OutType::As(DType::Q8_0), &temp.path().join("q8.gguf")).unwrap();
+        for t in gguf.tensors() {
+            let is_matrix = t.shape.len() > 1 && !t.name.contains("ffn_gate_inp");
+            // Rows of 32 are whole blocks, those of an expert's down projection are not.
+            let expected = match t.shape.last() {
+                _ if !is_matrix => DType::F32,
+                Some(n) if n % 32 == 0 => DType::Q8_0,
+                _ => DType::F16,
+            };
+            assert_eq!(t.dtype, expected, "{name} {}", t.name);
+        }
+        let d = against_pytorch(&gguf, name);
+        assert!(d > 1e-5 && d < 0.2, "{name}: {d:.1e}");
+    }
+}
+
+#[test]
+fn impossible_mixtures_are_refused_by_name() {
+    let temp = tempfile::tempdir().unwrap();
+    for (name, field, value, code) in [
+        ("mixtral", "num_local_experts", json!(0), Code::ConfigField),
+        ("mixtral", "num_local_experts", json!(1_000_000), Code::ConfigField),
+        ("mixtral", "num_local_experts", json!(4), Code::BaseTensor),
+        ("mixtral", "num_local_experts", json!(6), Code::BaseTensor),
+        ("mixtral", "num_experts_per_tok", json!(0), Code::ConfigField),
+        ("mixtral", "num_experts_per_tok", json!(6), Code::ConfigField),
+        ("mixtral", "num_experts", json!(4), Code::ConfigField),
+        ("qwen2-moe", "moe_intermediate_size", json!(0), Code::ConfigField),
+        ("qwen2-moe", "shared_expert_intermediate_size", json!(0), Code::ConfigField),
+        ("qwen2-moe", "decoder_sparse_step", json!(0), Code::ConfigField),
+        ("qwen2-moe", "mlp_only_layers", json!(["0"]), Code::ConfigField),
+        ("qwen2-moe", "norm_topk_prob", json!("no"), Code::ConfigField),
+        ("qwen3-moe", "moe_intermediate_size", json!(1_u64 << 40), Code::ConfigField),
+        ("qwen3-moe", "mlp_only_layers", json!([0]), Code::BaseTensor),
+        ("phi3", "num_key_value_heads", json!(2), Code::BaseTensor),
+        ("phi3", "intermediate_size", json!(25), Code::BaseTensor),
+    ] {
+        let folder = model(name).join("base");
+        let text = fs::read(folder.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        config[field] = value;
+        fs::write(temp.path().join("config.json"), config.to_string()).unwrap();
+        fs::copy(folder.join("model.safetensors"), temp.path().join("model.safetensors")).unwrap();
+        let e = BaseModel::open(temp.path()).expect_err(field);
+        assert_eq!(e.code(), code, "{name} {field}: {e}");
     }
 }

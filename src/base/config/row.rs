@@ -36,8 +36,8 @@ pub(in crate::base) struct Row {
     pub fused_projections: bool,
     /// The key of `config.json` that names the activation, and the one that is computed.
     pub activation: (&'static str, Activation),
-    /// Whether its feed-forward networks may be mixtures of experts.
-    pub has_experts: bool,
+    /// The names of a mixture's weights in Hugging Face's files, of a family whose feed-forward networks may be mixtures.
+    pub experts: Option<ExpertNames>,
     /// What `config.json` says of the layers, of which there are so many: windows, layers without RoPE, mixtures.
     pub layers: fn(&Fields, Family, usize) -> Result<Vec<Layer>>,
     /// What else `config.json` says, into a configuration that has all that is alike in every family.
@@ -51,6 +51,21 @@ pub(in crate::base) struct Row {
     pub write_gguf: fn(&BaseConfig, &mut dyn FnMut(&str, Value)) -> Result<()>,
     /// What llama.cpp does with it.
     pub llama_cpp: LlamaCpp,
+}
+
+/// What Hugging Face's files call the weights of a mixture of experts, within a block.
+pub(in crate::base) struct ExpertNames {
+    pub router: &'static str,
+    /// What holds the experts, by their numbers.
+    pub experts: &'static str,
+    /// An expert's gate, up and down projection.
+    pub matrices: [&'static str; 3],
+}
+
+impl ExpertNames {
+    /// Those of most families, and of what transformers 5 has in memory.
+    pub const QWEN: ExpertNames =
+        ExpertNames { router: "mlp.gate", experts: "mlp.experts", matrices: ["gate_proj", "up_proj", "down_proj"] };
 }
 
 /// What a configuration class assumes for keys that a file leaves out. Source: the family's `configuration_*.py` in transformers.

@@ -16,6 +16,32 @@ pub(super) fn same_window(fields: &Fields, family: Family, n_layers: usize) -> R
     uniform(fields, family, n_layers, window(fields)?)
 }
 
+/// The same, where none is stated either.
+pub(super) fn window_if_stated(fields: &Fields, family: Family, n_layers: usize) -> Result<Vec<Layer>> {
+    let is_stated = fields.count("sliding_window")?.value().is_some();
+    uniform(fields, family, n_layers, if is_stated { window(fields)? } else { None })
+}
+
+/// One window for all layers, if `use_sliding_window` says so.
+pub(super) fn window_if_used(fields: &Fields, family: Family, n_layers: usize) -> Result<Vec<Layer>> {
+    let is_used = fields.flag("use_sliding_window", false)?;
+    uniform(fields, family, n_layers, if is_used { window(fields)? } else { None })
+}
+
+/// One window for the layers that `layer_types` names, or else for every other one below `max_window_layers`, from the first
+/// on, and only if `use_sliding_window` says so.
+pub(super) fn alternating_windows(fields: &Fields, _: Family, n_layers: usize) -> Result<Vec<Layer>> {
+    rotate_all(fields)?;
+    let window = if fields.flag("use_sliding_window", false)? { window(fields)? } else { None };
+    match types(fields, n_layers)? {
+        Some(types) => by_types(fields, &types, window),
+        None => {
+            let end = fields.count_or("max_window_layers", 28)?;
+            Ok((0..n_layers).map(|i| Layer::with_window(window.filter(|_| i % 2 == 0 && i < end))).collect())
+        }
+    }
+}
+
 /// One window for the layers that `layer_types` names, or else for those from `max_window_layers` on, and only if
 /// `use_sliding_window` says so.
 pub(super) fn later_ones_with_window(fields: &Fields, _: Family, n_layers: usize) -> Result<Vec<Layer>> {

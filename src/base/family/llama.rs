@@ -1,8 +1,12 @@
 //! Llama 1, 2 and 3.x, and what calls itself so (SmolLM2).
 
-use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, RopeTensors, Row};
+use super::{layers, mixture, no_more_fields, nothing_to_write};
+use crate::base::config::{
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Experts, LlamaCpp, Norms, RopeTensors, Row,
+};
+use crate::base::keys::Keys;
 use crate::base::row_order::RowOrder;
+use crate::error::Result;
 
 pub(super) const ROW: Row = Row {
     model_types: &["llama"],
@@ -31,11 +35,11 @@ pub(super) const ROW: Row = Row {
     },
     fused_projections: false,
     activation: ("hidden_act", Activation::Silu),
-    has_experts: false,
+    experts: None,
     layers: layers::full,
     read_folder: no_more_fields,
-    own_keys: &[],
-    read_gguf: no_more_keys,
+    own_keys: mixture::KEYS,
+    read_gguf: read_experts,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: true, feed_forward: true },
@@ -45,3 +49,18 @@ pub(super) const ROW: Row = Row {
         is_70b: |c| c.n_layers == 80 && c.n_heads != c.n_kv_heads,
     },
 };
+
+/// A file with experts is a Mixtral's.
+fn read_experts(keys: &Keys, config: &mut BaseConfig) -> Result<()> {
+    if keys.count("expert_count")?.is_none_or(|n| n == 0) {
+        return mixture::expect_none(keys);
+    }
+    let intermediate_size = config.intermediate_size;
+    mixture::read_gguf(keys, config, |n_per_token| Experts {
+        n_experts: 0,
+        n_per_token,
+        renormalise: true,
+        intermediate_size,
+        shared_intermediate_size: None,
+    })
+}

@@ -10,18 +10,31 @@ use crate::format::gguf::Value;
 mod layers;
 mod llama;
 mod mistral;
+mod mixtral;
+mod mixture;
+mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 
 /// GGUF architectures beyond those of the families whose row order is known: an adapter can be converted for them. One by one: the
 /// RoPE type alone does not decide it (cohere and glm4 are NORM natively, so nothing is reordered).
 const OTHER_ARCHITECTURES: &[(&str, RowOrder)] =
-    &[("gemma", RowOrder::Neox), ("gemma2", RowOrder::Neox), ("gemma3", RowOrder::Neox), ("phi3", RowOrder::Neox)];
+    &[("gemma", RowOrder::Neox), ("gemma2", RowOrder::Neox), ("gemma3", RowOrder::Neox)];
 
 impl Family {
     /// Every family.
-    pub const ALL: &'static [Family] =
-        &[Family(&llama::ROW), Family(&mistral::ROW), Family(&qwen2::ROW), Family(&qwen3::ROW)];
+    pub const ALL: &'static [Family] = &[
+        Family(&llama::ROW),
+        Family(&mistral::ROW),
+        Family(&mixtral::ROW),
+        Family(&phi3::ROW),
+        Family(&qwen2::ROW),
+        Family(&qwen2_moe::ROW),
+        Family(&qwen3::ROW),
+        Family(&qwen3_moe::ROW),
+    ];
 
     /// The family with this `model_type`.
     pub fn from_model_type(name: &str) -> Option<Family> {

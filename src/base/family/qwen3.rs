@@ -33,7 +33,7 @@ pub(super) const ROW: Row = Row {
     },
     fused_projections: false,
     activation: ("hidden_act", Activation::Silu),
-    has_experts: false,
+    experts: None,
     layers: layers::later_ones_with_window,
     read_folder: no_more_fields,
     own_keys: &[],

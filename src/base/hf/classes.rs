@@ -11,9 +11,9 @@ const OTHERS: &str = "AfMoe Albert Apertus Arcee AyaVision BarkCausal Bart Bert 
     Doge Dots1 Electra Ernie Ernie4_5 Ernie4_5_Moe Exaone Exaone4 Falcon FalconH1 FalconMamba FlexOlmo Gemma Gemma2 Gemma3 \
     Gemma3Text Gemma3n GPT2 GPTBigCode GPTJ GPTNeo GPTNeoX GPTNeoXJapanese Glm Glm4 Glm4Moe GptOss Granite GraniteMoe \
     GraniteMoeHybrid GraniteMoeShared Helium HunYuanDenseV1 HunYuanMoEV1 InternLM InternLM2 InternLM3 Jamba JetMoe Lfm2 \
-    Llama4 MBart MPNet MPT Mpt Mamba Mamba2 MiniCPM MiniCPM3 MiniMax Ministral Mistral3 Mixtral ModernBert Nemotron \
-    NemotronH OPT Olmo Olmo2 Olmo3 Olmoe OpenAIGPT Pegasus Persimmon Phi Phi3 Phi4Multimodal Phimoe Qwen Qwen2Moe \
-    Qwen2VL Qwen2_5_VL Qwen3Moe Qwen3Next Qwen3VL RWKV RecurrentGemma Reformer Roberta Rwkv SmolLM3 StableLm StableLmEpoch \
+    Llama4 MBart MPNet MPT Mpt Mamba Mamba2 MiniCPM MiniCPM3 MiniMax Ministral Mistral3 ModernBert Nemotron \
+    NemotronH OPT Olmo Olmo2 Olmo3 Olmoe OpenAIGPT Pegasus Persimmon Phi Phi4Multimodal Phimoe Qwen \
+    Qwen2VL Qwen2_5_VL Qwen3Next Qwen3VL RWKV RecurrentGemma Reformer Roberta Rwkv SmolLM3 StableLm StableLmEpoch \
     Starcoder2 T5 Umt5 Whisper XLM XLMRoberta XLNet Xglm Zamba Zamba2";
 
 /// Refuses a class of another family than `model_type` names: one of both is wrong.
@@ -35,7 +35,8 @@ pub(super) fn check(fields: &Fields, family: Family) -> Result<()> {
 /// Llama and Mistral are one architecture with the same tensors, and converted checkpoints mix the names; the window is
 /// what `model_type` says.
 fn is_of_another(stem: &str, family: Family) -> bool {
-    let differ = |f: &&Family| f.gguf_architecture() != family.gguf_architecture();
+    let kind = |f: Family| (f.gguf_architecture(), f.0.experts.is_some());
+    let differ = |f: &&Family| kind(**f) != kind(family);
     let others = Family::ALL.iter().filter(differ).flat_map(|f| f.0.class_stems).copied();
     others.chain(OTHERS.split_whitespace()).any(|other| other == stem)
 }

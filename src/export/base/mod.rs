@@ -15,7 +15,7 @@ use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
 use crate::base::storage::{self, Stored};
-use crate::base::{BaseModel, Dialect, RopeFactors, Weight};
+use crate::base::{BaseModel, BlockWeight, Dialect, RopeFactors, Weight};
 use crate::error::{Code, Error, Kind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -214,7 +214,8 @@ impl Types<'_> {
         let Stored { name, shape, weights } = stored;
         let dtype = source.stored_dtype();
         let kept = if dtype == DType::F64 { DType::F32 } else { dtype };
-        let is_matrix = shape.len() > 1;
+        // llama.cpp computes with routers in F32.
+        let is_matrix = shape.len() > 1 && !matches!(weights[..], [Weight::Block(_, BlockWeight::Router)]);
         let asked = match (is_matrix, &self.recipe) {
             (false, _) if base.dialect == Dialect::HuggingFace => DType::F32,
             (false, _) => kept,

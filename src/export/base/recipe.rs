@@ -1,7 +1,7 @@
 //! Which type each matrix of a base model gets: the rules of llama.cpp's `llama_tensor_get_type` (llama-quant.cpp in
 //! llama-cpp-sys-2 0.1.161) for the supported families, without an importance matrix.
 
-use crate::base::{BaseModel, BlockWeight, Weight};
+use crate::base::{BaseModel, BlockWeight, ExpertMatrix, Weight};
 use crate::export::types::{Mix, OutType};
 use crate::tensor::DType;
 
@@ -15,6 +15,7 @@ pub(super) struct Recipe {
     /// Whether llama.cpp takes the model for a "70B", whose value projections are small.
     is_70b: bool,
     tied_embeddings: bool,
+    n_experts: usize,
 }
 
 impl Recipe {
@@ -33,6 +34,7 @@ impl Recipe {
             n_group: c.n_heads / c.n_kv_heads,
             is_70b: (c.family.llama_cpp().is_70b)(c),
             tied_embeddings: c.tied_embeddings,
+            n_experts: c.experts.map_or(0, |e| e.n_experts),
         })
     }
 
@@ -44,7 +46,7 @@ impl Recipe {
     /// The type for a tensor whose last matrix is `weight`, with rows of `row_len`, before it is seen whether the rows are whole
     /// blocks. Query, key and value in one get what the value gets.
     pub fn dtype(&self, weight: Weight, row_len: usize) -> DType {
-        use BlockWeight::{AttentionOutput, Down, QueryKeyValue, Value};
+        use BlockWeight::{AttentionOutput, Down, Expert, Key, QueryKeyValue, SharedDown, Value};
         if !self.dtype.is_quantized() {
             return self.dtype;
         }
@@ -52,7 +54,12 @@ impl Recipe {
             Weight::Output => self.output(row_len),
             Weight::TokenEmbedding if self.tied_embeddings => self.output(row_len),
             Weight::Block(i, Value | QueryKeyValue) => self.value(i),
-            Weight::Block(i, Down) => self.down(i),
+            Weight::Block(i, Down | SharedDown | Expert(_, ExpertMatrix::Down)) => self.down(i),
+            Weight::Block(_, Key) if self.has_8_experts() => DType::Q8_0,
+            Weight::Block(_, AttentionOutput) if self.has_8_experts() => match self.mix {
+                Some(Mix::Q2_K | Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q4_K_S | Mix::Q4_K_M) => DType::Q5_K,
+                _ => self.dtype,
+            },
             Weight::Block(_, AttentionOutput) => match self.mix {
                 Some(Mix::Q2_K) => DType::Q3_K,
                 Some(Mix::Q3_K_M) => DType::Q4_K,
@@ -68,7 +75,15 @@ impl Recipe {
         if !fits || self.dtype == DType::Q8_0 { DType::Q8_0 } else { DType::Q6_K }
     }
 
+    /// Attention is small in Mixtral 8x7B, and llama.cpp gives it more bits in every model of so many experts.
+    fn has_8_experts(&self) -> bool {
+        self.n_experts == 8
+    }
+
     fn value(&self, layer: usize) -> DType {
+        if self.has_8_experts() {
+            return DType::Q8_0;
+        }
         let dtype = match self.mix {
             Some(Mix::Q2_K) if self.n_group >= 4 => DType::Q4_K,
             Some(Mix::Q2_K) => DType::Q3_K,
@@ -111,7 +126,7 @@ mod tests {
             OutType::Mix(mix) => (mix.dtype(), Some(mix)),
             OutType::Keep => unreachable!(),
         };
-        Recipe { dtype, mix, n_layers, n_group, is_70b: false, tied_embeddings: true }
+        Recipe { dtype, mix, n_layers, n_group, is_70b: false, tied_embeddings: true, n_experts: 0 }
     }
 
     /// Layers in which `weight` has `dtype`.

@@ -9,7 +9,7 @@ use super::{Pieces, insert, modules, slot};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
 use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
 use crate::adapter::{Kind, Part, gguf_names as shared};
-use crate::base::{BaseModel, Dialect, RowOrder, Weight};
+use crate::base::{BaseModel, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{Gguf, Metadata};
@@ -65,7 +65,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     for t in &file.tensors {
         let tensor = t.lazy()?;
         let mut fate = Fate::LeftOver;
-        match place(&t.name) {
+        match place(&t.name, &architecture) {
             Some((weight, Some(part))) => {
                 let turned = match (weight, part) {
                     // lora_b of the embedding, [hidden, r]
@@ -100,7 +100,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     let modules = modules(pieces, |_| None, scale, gguf_name, &mut findings);
     let mut lora = Lora { config, modules, saved, folded: BTreeMap::new() };
     for (name, ratio) in folded {
-        match Weight::parse(&name, Dialect::Gguf).filter(|w| lora.modules.contains_key(w)) {
+        match Weight::parse_gguf(&name, &architecture).filter(|w| lora.modules.contains_key(w)) {
             Some(weight) => drop(lora.folded.insert(weight, ratio)),
             None => {
                 let message = format!("expected names of weights that this file adds to, found {name:?}");
@@ -116,14 +116,14 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
 
 /// The weight that a tensor belongs to, and which part of the addition it is; none for a weight as a whole. llama.cpp's converter
 /// writes trained norms so, and llama.cpp leaves them out.
-fn place(name: &str) -> Option<(Weight, Option<Part>)> {
+fn place(name: &str, architecture: &str) -> Option<(Weight, Option<Part>)> {
     let halves = [(".lora_a", Part::A, Part::B), (".lora_b", Part::B, Part::A)];
     let half = halves.iter().find_map(|(suffix, part, swapped)| Some((name.strip_suffix(suffix)?, *part, *swapped)));
     let Some((name, part, swapped)) = half else {
-        return Weight::parse(name, Dialect::Gguf).filter(|w| !matches!(w, Weight::Rope(_))).map(|w| (w, None));
+        return Weight::parse_gguf(name, architecture).filter(|w| !matches!(w, Weight::Rope(_))).map(|w| (w, None));
     };
     // An embedding's halves are called after the matrix that a one-hot row is multiplied with.
-    let weight = Weight::parse(name, Dialect::Gguf).filter(|w| w.is_linear())?;
+    let weight = Weight::parse_gguf(name, architecture).filter(|w| w.is_linear())?;
     Some((weight, Some(if weight == Weight::TokenEmbedding { swapped } else { part })))
 }
 

@@ -137,7 +137,7 @@ fn elu(x: f32) -> f32 {
 
 /// `exp(min(x, 0)) / (1 + exp(-|x|))`: never more than 1, and no tail is lost.
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid(x: f32) -> f32 {
     let e = exp(-x.abs());
     (if x < 0.0 { e } else { 1.0 }) / (1.0 + e)
 }

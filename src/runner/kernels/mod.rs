@@ -13,6 +13,7 @@ pub(super) mod rms_norm;
 pub(super) mod rope;
 pub(super) mod softmax;
 pub(super) mod swiglu;
+pub(super) mod top_k;
 
 /// Compiles `f` for the instruction sets of current CPUs and runs the best that this one has.
 ///
