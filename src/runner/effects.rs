@@ -198,7 +198,7 @@ impl MatrixEffect<'_> {
     fn check_fits(&self, weight: Weight, base: &BaseModel) -> Result<()> {
         let named = |e: Error| e.field(weight.name(Dialect::HuggingFace));
         let is_there = match weight {
-            Weight::Block(i, _) => i < base.config.n_layers,
+            Weight::Block(i, _) => i < base.config.n_layers && weight.is_linear(),
             // A head that is tied to the embedding is one as well.
             Weight::Output => true,
             _ => base.tensor(weight).is_some(),

@@ -101,9 +101,14 @@ fn name(base: &BaseModel) -> String {
     name.filter(|n| !n.contains('\0')).unwrap_or_else(|| "model".to_owned())
 }
 
-/// Number of parameters with two digits at least: `135M`, `1.1B`. Source: `size_label` in gguf-py.
+/// Number of parameters with two digits at least: `135M`, `1.1B`; of a mixture how many experts, and the number with one of
+/// them: `8x7.2B`. Source: `size_label` in gguf-py.
 fn size_label(specs: &[TensorSpec]) -> String {
-    let n: f64 = specs.iter().map(|t| t.shape.iter().map(|d| *d as f64).product::<f64>()).sum();
+    let n_experts = specs.iter().filter(|t| t.shape.len() == 3).map(|t| t.shape[0]).max();
+    let with_one =
+        |t: &TensorSpec| t.shape.iter().skip(usize::from(t.shape.len() == 3)).map(|d| *d as f64).product::<f64>();
+    let n: f64 = specs.iter().map(with_one).sum();
+    let experts = n_experts.map_or(String::new(), |n| format!("{n}x"));
     let (scaled, suffix) = match n {
         n if n > 1e12 => (n * 1e-12, "T"),
         n if n > 1e9 => (n * 1e-9, "B"),
@@ -111,7 +116,7 @@ fn size_label(specs: &[TensorSpec]) -> String {
         n => (n * 1e-3, "K"),
     };
     let n_digits = if scaled.round() == 0.0 { 0 } else { format!("{}", scaled.round()).len() };
-    format!("{scaled:.*}{suffix}", 2usize.saturating_sub(n_digits))
+    format!("{experts}{scaled:.*}{suffix}", 2usize.saturating_sub(n_digits))
 }
 
 /// The type that most elements of the matrices have.
