@@ -164,6 +164,32 @@ mod tests {
     }
 
     #[test]
+    fn attention_gets_more_bits_beside_8_experts_and_experts_what_a_network_gets() {
+        use BlockWeight::{AttentionOutput, Expert, Key, Query, SharedDown, Value};
+        let (gate, down) = (Expert(7, ExpertMatrix::Gate), Expert(7, ExpertMatrix::Down));
+        let all: Vec<usize> = (0..32).collect();
+        let more = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31];
+        for (n_experts, out_type, weight, dtype, expected) in [
+            (8, OutType::Mix(Mix::Q4_K_M), Value, DType::Q8_0, &all[..]),
+            (8, OutType::Mix(Mix::Q4_K_M), Key, DType::Q8_0, &all),
+            (8, OutType::As(DType::Q4_0), Key, DType::Q8_0, &all),
+            (8, OutType::Mix(Mix::Q4_K_M), AttentionOutput, DType::Q5_K, &all),
+            (8, OutType::Mix(Mix::Q3_K_L), AttentionOutput, DType::Q3_K, &all),
+            (8, OutType::Mix(Mix::Q4_K_M), Query, DType::Q4_K, &all),
+            (8, OutType::Mix(Mix::Q4_K_M), gate, DType::Q4_K, &all),
+            (8, OutType::Mix(Mix::Q4_K_M), down, DType::Q6_K, &more),
+            (60, OutType::Mix(Mix::Q4_K_M), SharedDown, DType::Q6_K, &more),
+            (60, OutType::Mix(Mix::Q4_K_M), Key, DType::Q4_K, &all),
+            (60, OutType::Mix(Mix::Q4_K_M), Value, DType::Q6_K, &more),
+        ] {
+            let recipe = Recipe { n_experts, ..recipe(out_type, 32, 4) };
+            let found: Vec<usize> =
+                (0..32).filter(|i| recipe.dtype(Weight::Block(*i, weight), 1536) == dtype).collect();
+            assert_eq!(found, expected, "{n_experts} experts, {out_type:?} {weight:?} {dtype}");
+        }
+    }
+
+    #[test]
     fn the_head_or_what_stands_for_it_gets_six_bits_or_eight() {
         for (dtype, row_len, expected) in [
             (DType::Q4_0, 576, DType::Q6_K), // whole blocks of Q4_0, if not of Q6_K, which is seen later
