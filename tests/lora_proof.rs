@@ -206,3 +206,19 @@ fn a_lora_notices_another_base() {
         let _ = fs::remove_file(output);
     }
 }
+
+/// Experts were linear layers before transformers 5. What a position adds to depends on what it is routed to.
+#[test]
+fn additions_to_experts_and_routers_are_unsupported() {
+    let name = "qwen2-moe-shared";
+    for (from, to) in [("shared_expert.down_proj", "experts.1.down_proj"), ("shared_expert_gate", "gate")] {
+        let temp = tempfile::tempdir().unwrap();
+        let folder = case(name).join("adapter");
+        fs::copy(folder.join("adapter_config.json"), temp.path().join("adapter_config.json")).unwrap();
+        let tensors = read_safetensors(&folder.join("adapter_model.safetensors"));
+        let renamed = tensors.into_iter().map(|(name, t)| (name.replace(from, to), t)).collect();
+        write_safetensors(&temp.path().join("adapter_model.safetensors"), &renamed);
+        let (code, report) = verify(name, temp.path());
+        assert_eq!(code, 7, "{to}: {report}");
+    }
+}

@@ -219,6 +219,10 @@ impl Reading<'_> {
         let Some(weight) = weight_of(module).filter(|w| w.is_linear()) else {
             // Of a known base it is a mismatch; without one the family may be one that is not read here.
             let (code, expected) = match self.base {
+                _ if is_of_a_mixture(module) => (
+                    Code::ConfigUnsupported,
+                    "no addition to experts and what chooses them, which ptplus does not compute",
+                ),
                 Some(_) => (Code::AdapterMismatch, "a linear weight that the base has"),
                 None => (Code::ConfigUnsupported, "a linear weight of a family that ptplus reads"),
             };
@@ -340,4 +344,8 @@ fn against_config(
             findings.push(Finding::new(Code::AdapterMissing, module_name(weight), expected, "none"));
         }
     }
+}
+/// Whether a module is an expert's, as releases of transformers before 5 have them, or the router.
+fn is_of_a_mixture(module: &str) -> bool {
+    module.split('.').any(|word| matches!(word, "experts" | "block_sparse_moe")) || module.ends_with(".mlp.gate")
 }
