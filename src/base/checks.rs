@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{BaseModel, Family, RowOrder};
+use super::{BaseModel, Family, RowOrder, Rows};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
 use crate::quant;
@@ -46,11 +46,17 @@ impl BaseModel {
         let total = self.tensors().map(|t| t.bytes.len() as u64).sum();
         let mut done = 0;
         let mut findings = Vec::new();
-        for weight in self.weights() {
-            let Some(t) = self.tensor(weight) else { continue };
-            let mut values = Vec::new();
-            if t.shape.len() == 2 {
-                let rows = self.rows(weight)?;
+        for stored in self.layout() {
+            let Some(t) = self.tensor_named(&stored.name) else { continue };
+            let weight = stored.weights[0];
+            let is_alone = stored.weights.len() == 1;
+            self.decodable(weight)?;
+            if t.shape.len() == 1 {
+                let values = if is_alone { self.vector(weight)? } else { Rows::of(t).to_f32() };
+                findings.extend(first_bad(&t.name, &values, 0, is_alone));
+            } else {
+                let rows = if is_alone { self.rows(weight)? } else { Rows::of(t) };
+                let mut values = Vec::new();
                 // A few rows at a time: the embedding of a large model takes GiBs as F32.
                 const VALUES: usize = 1 << 20;
                 let step = (VALUES / rows.row_len().max(1)).max(1);
@@ -58,13 +64,11 @@ impl BaseModel {
                     let range = start..rows.n_rows().min(start + step);
                     values.resize(range.len() * rows.row_len(), 0.0);
                     rows.decode(range, &mut values);
-                    if let Some(f) = first_bad(&t.name, &values, start * rows.row_len()) {
+                    if let Some(f) = first_bad(&t.name, &values, start * rows.row_len(), is_alone) {
                         findings.push(f);
                         break;
                     }
                 }
-            } else {
-                findings.extend(first_bad(&t.name, &self.vector(weight)?, 0));
             }
             done += t.bytes.len() as u64;
             progress(done, total);
@@ -85,12 +89,13 @@ impl BaseModel {
     }
 }
 
-fn first_bad(name: &str, values: &[f32], start: usize) -> Option<Finding> {
+/// Of weights that share a tensor, elements are counted as they lie in it.
+fn first_bad(name: &str, values: &[f32], start: usize, is_alone: bool) -> Option<Finding> {
     let i = quant::validate_blocks(DType::F32, bytemuck::cast_slice(values))?;
     Some(Finding::new(
         Code::NonFinite,
         name,
         "finite values",
-        format!("{} at element {} (Hugging Face row order)", values[i], start + i),
+        format!("{} at element {}{}", values[i], start + i, if is_alone { " (Hugging Face row order)" } else { "" }),
     ))
 }

@@ -26,6 +26,13 @@ pub struct Rows {
 }
 
 impl Rows {
+    /// A whole tensor, of a type that is decoded, as rows in the order of the file.
+    pub(super) fn of(t: &StoredTensor) -> Rows {
+        let row_len = t.shape.last().copied().unwrap_or(1);
+        let n_rows = t.shape.iter().product::<usize>() / row_len.max(1);
+        Rows { bytes: t.bytes.clone(), dtype: t.dtype, n_rows, row_len, norm_head_dim: None }
+    }
+
     /// Number of rows: outputs of the projection.
     pub fn n_rows(&self) -> usize {
         self.n_rows
@@ -168,7 +175,7 @@ impl BaseModel {
         Ok(Weight::TokenEmbedding)
     }
 
-    fn decodable(&self, weight: Weight) -> Result<&StoredTensor> {
+    pub(super) fn decodable(&self, weight: Weight) -> Result<&StoredTensor> {
         let t = self.tensor(weight).ok_or_else(|| {
             let name = self.name_of(weight);
             Error::new(Code::BaseTensor, "expected a tensor, found none").file(&self.path).field(name)

@@ -104,6 +104,11 @@ pub(super) fn layout(base: &BaseModel) -> Result<Vec<Stored>> {
             base.tensors_in_file_order().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let mut layout = base.layout().to_vec();
         layout.sort_by_key(|s| places.get(s.name.as_str()).copied());
+        for stored in &mut layout {
+            // A row stays a matrix of one, where it is.
+            let found = base.tensor_named(&stored.name).map(|t| t.shape.clone());
+            stored.shape = found.unwrap_or_default();
+        }
         return Ok(layout);
     }
     if base.config.tied_embeddings {
@@ -138,8 +143,10 @@ fn source(base: &BaseModel, stored: &Stored) -> Result<Source> {
     if base.dialect == Dialect::Gguf
         && let Some(t) = base.tensor_named(&stored.name)
     {
-        let values = readable(t)?;
-        return Ok(Source { canonical: values.clone(), label: t.name.clone(), values });
+        let canonical = readable(t)?;
+        // Of a stack a step is some rows, not an expert.
+        let values = if t.shape.len() == 3 { canonical.clone().merge_axes(0) } else { canonical.clone() };
+        return Ok(Source { values, label: t.name.clone(), canonical });
     }
     let mut parts = Vec::with_capacity(stored.weights.len());
     for weight in &stored.weights {
