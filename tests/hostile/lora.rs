@@ -190,9 +190,14 @@ pub fn weight_cases() -> Vec<Case> {
         ),
         refused("A of nothing", named("lora_A.weight", &[2, 3]), ConfigUnsupported),
         refused(
-            "a fused projection",
-            named("model.layers.0.self_attn.qkv_proj.lora_A.weight", &[2, 3]),
+            "a projection that no family has",
+            named("model.layers.0.self_attn.query_key_value.lora_A.weight", &[2, 3]),
             ConfigUnsupported,
+        ),
+        refused(
+            "half of an addition to a fused projection",
+            named("model.layers.0.self_attn.qkv_proj.lora_A.weight", &[2, 3]),
+            AdapterMissing,
         ),
         refused(
             "layer 2^64",
