@@ -4,6 +4,7 @@ mod base;
 mod combine;
 mod converted;
 mod proof;
+mod state;
 mod tokenizer;
 
 use std::collections::BTreeSet;
@@ -35,6 +36,7 @@ pub(crate) use converted::{NOTHING_CHECKED, window_note};
 pub(crate) use proof::prove_file;
 pub use proof::{Measure, Proof};
 use proof::{hold_to_bounds, prove};
+pub use state::{MadeState, MakeState, make_state};
 pub use tokenizer::Tokenizer;
 
 /// Opens, imports and validates the adapter at `path`.

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use super::job::{Job, Mode, Prepared, document};
+use super::llama_state::StateArguments;
 use super::progress::Unit;
 use super::scaled::path_and_scale;
 use super::ui::Ui;
@@ -44,13 +45,17 @@ pub struct Arguments {
     merge: Vec<String>,
     #[command(flatten)]
     job: Job,
+    #[command(flatten)]
+    state: StateArguments,
 }
 
 /// A format by its name.
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub enum To {
     Gguf,
     Safetensors,
+    /// The state of a sequence that has read the virtual tokens, which stock llama.cpp loads; needs --base
+    LlamaState,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
@@ -58,6 +63,15 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let is_batch = a.jobs.is_some() || !a.more.is_empty();
     if is_batch && a.to.is_none() {
         return Err(usage("--to", "expected gguf or safetensors: the names of many outputs do not say which"));
+    }
+    if a.to == Some(To::LlamaState) {
+        if is_batch || !a.merge.is_empty() {
+            return Err(usage("--to", "expected one adapter: a state is that of one sequence"));
+        }
+        return super::llama_state::run(&a.job, &a.state, &a.outtype, output, ui);
+    }
+    if let Some(flag) = a.state.given() {
+        return Err(usage(flag, "expected --to llama-state: other outputs are for no context of llama.cpp"));
     }
     let format = format_of(a.to, output)?;
     let types = a.job.types.rules("--outtype", &a.outtype)?;
@@ -78,6 +92,9 @@ pub fn format_of(to: Option<To>, output: &Path) -> Result<Format> {
     let format = match to {
         Some(To::Gguf) => Format::Gguf,
         Some(To::Safetensors) => Format::Safetensors,
+        Some(To::LlamaState) => {
+            return Err(usage("--to", "expected gguf or safetensors: a state is made of an adapter, by convert"));
+        }
         None if output.extension().is_some_and(|e| e == "gguf") => Format::Gguf,
         None => {
             folder_name(output)?;

@@ -69,6 +69,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     let library = graft::library().ok_or_else(not_built_in)?;
     let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
+    if let Some((path, _)) = adapters.iter().find(|(path, _)| import::is_virtual_tokens(path)) {
+        return with_virtual_tokens(a, path, &adapters, program.as_ref(), ui);
+    }
     // A program that cannot have the graft is refused before any file is made, where the graft is needed for sure.
     let needs_graft = !adapters.iter().any(|(path, _)| import::may_be_lora(path));
     if let Some(program) = program.as_ref().filter(|_| needs_graft) {
@@ -127,6 +130,41 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             let all: Vec<Ready> = grafted.into_iter().chain(loras).collect();
             print(&environment, &more, &all, &base, program.as_ref(), ui)
         }
+    }
+}
+
+/// llama-server with the state of a slot in the place of adapters in its graph.
+fn with_virtual_tokens(
+    a: &Arguments,
+    path: &Path,
+    adapters: &[(PathBuf, f32)],
+    program: Option<&Program<'_>>,
+    ui: &Ui,
+) -> Result<u8> {
+    if adapters.len() > 1 || adapters[0].1 != 1.0 {
+        return Err(usage("--adapter", "expected virtual tokens alone and with a scale of 1: they are there or not"));
+    }
+    let no_place = [("--control", a.control.is_some()), ("--probe", a.probe.is_some())];
+    if let Some((flag, _)) = no_place.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(usage(
+            flag,
+            "expected no such flag beside virtual tokens (ptplus convert --to llama-state takes a probe)",
+        ));
+    }
+    let given = program.map_or(&[][..], |p| p.arguments);
+    let base = match &a.base {
+        Some(base) => base.clone(),
+        None => exec::model_in(given, std::env::var_os("LLAMA_ARG_MODEL"))?,
+    };
+    let base = BaseModel::open(&base)?;
+    let store = Store::open()?;
+    let program_path = program.map(|p| p.path.as_path());
+    let state = exec::slot_state(path, &base, a.base_check.mismatch(), (program_path, given), &store)?;
+    base_check::note(ui, state.base_identity.as_ref());
+    state.notes.iter().for_each(|note| ui.note(note));
+    match program {
+        Some(program) if !a.print_env => Err(program.start(&state.arguments, &Environment::unchanged())),
+        _ => print(&Environment::unchanged(), &state.arguments, &[], &base, program, ui),
     }
 }
 

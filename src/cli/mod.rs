@@ -22,6 +22,7 @@ mod inspect;
 mod job;
 mod keygen;
 mod llama_cpp_habits;
+mod llama_state;
 mod man;
 mod pack;
 mod password;

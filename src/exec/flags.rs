@@ -99,7 +99,7 @@ fn left_open(said: &Sampling, given: &[OsString]) -> Sampling {
 }
 
 /// Whether one of `flags` is among the arguments, with its value behind it or after `=`.
-fn is_given(arguments: &[OsString], flags: &[&str]) -> bool {
+pub(super) fn is_given(arguments: &[OsString], flags: &[&str]) -> bool {
     arguments.iter().any(|word| {
         let word = word.as_bytes();
         let name = word.split(|b| *b == b'=').next().unwrap_or(word);

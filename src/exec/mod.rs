@@ -11,11 +11,13 @@ mod environment;
 mod flags;
 pub mod lora;
 mod model;
+mod state;
 mod store;
 
 pub use environment::{Environment, MAX_ADAPTERS};
 pub use flags::{Said, said};
 pub use model::model_in;
+pub use state::{SlotState, slot_state};
 pub use store::Store;
 
 use std::path::{Path, PathBuf};

@@ -9,6 +9,7 @@ pub mod json;
 pub(crate) mod ld_cache;
 pub mod limits;
 pub(crate) mod links;
+pub mod llama_state;
 mod magic;
 pub mod mmap;
 pub mod names;

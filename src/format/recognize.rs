@@ -69,6 +69,10 @@ const OLD_GGML: Other = other(
     "a GGML file from before GGUF",
     "convert the original model again: llama.cpp dropped this format in August 2023",
 );
+const LLAMA_STATE: Other = other(
+    "the state of a sequence in llama.cpp",
+    "give the adapter that it was made of: a state is for llama_state_seq_load_file, and for /slots of llama-server",
+);
 const ZIP: Other =
     other("a zip archive that torch.save did not write", "unpack it, and give the folder or file that was packed");
 const COMPRESSED: Other = other("a compressed file", "unpack it, and give the file or folder that was packed");
@@ -182,7 +186,7 @@ fn foreign(path: &Path, bytes: &[u8]) -> Option<Error> {
 }
 
 fn by_start(name: &str, bytes: &[u8]) -> Option<&'static Other> {
-    const STARTS: [(&[u8], &Other); 13] = [
+    const STARTS: [(&[u8], &Other); 14] = [
         (b"\x93NUMPY", &NUMPY_ARRAY),
         (b"\x89HDF\r\n\x1a\n", &HDF5),
         (b"\x1f\x8b\x08", &COMPRESSED),
@@ -196,6 +200,7 @@ fn by_start(name: &str, bytes: &[u8]) -> Option<&'static Other> {
         (b"fmgg", &OLD_GGML),
         (b"tjgg", &OLD_GGML),
         (b"algg", &OLD_GGML),
+        (b"qsgg", &LLAMA_STATE),
         (b"PK\x03\x04", &ZIP),
     ];
     let kind = STARTS.into_iter().find(|(start, _)| bytes.starts_with(start)).map(|(_, kind)| kind);
@@ -341,6 +346,7 @@ mod tests {
             ("model.ckpt.index", b"?".to_vec(), "TensorFlow"),
             ("model.ckpt-100.data-00000-of-00001", b"?".to_vec(), "TensorFlow"),
             ("a.gguf", b"tjgg\x03\0\0\0".to_vec(), "before GGUF"),
+            ("a.bin", b"qsgg\x04\0\0\0".to_vec(), "state of a sequence"),
             ("a.tar.gz", b"\x1f\x8b\x08\0".to_vec(), "compressed"),
         ] {
             assert!(said(name, &bytes).contains(what), "{name}: {}", said(name, &bytes));

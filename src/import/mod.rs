@@ -171,6 +171,16 @@ fn is_lora(source: &TensorSource) -> bool {
     !draft::has_parts(&source.tensors) && lora::is_lora(source)
 }
 
+/// Whether the adapter at `path` is virtual tokens; what cannot be opened is told when it is read.
+#[cfg(feature = "cli")]
+pub(crate) fn is_virtual_tokens(path: &Path) -> bool {
+    match source::open(path) {
+        Ok(Source::Gguf(file)) => prefix::is_gguf_prefix(&file.metadata),
+        Ok(Source::Tensors(source)) => is_prefix(&source),
+        Err(_) => false,
+    }
+}
+
 /// Whether the adapter at `path` is a LoRA, or a bundle, which may hold one; what cannot be opened is told when it is read.
 #[cfg(feature = "cli")]
 pub(crate) fn may_be_lora(path: &Path) -> bool {

@@ -1,11 +1,12 @@
 //! A context: sequences, their keys and values, and the adapters in its graphs.
 
+use std::path::Path;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use llama_cpp_sys_2 as llama;
 
-use super::model::{Adapter, Adapters, Model, failed};
+use super::model::{Adapter, Adapters, Model, c_path, failed};
 use crate::error::{Code, Error, Result};
 
 /// The type of cached keys and values.
@@ -93,6 +94,7 @@ pub struct Context {
     _threads: Threads,
     batch: llama::llama_batch,
     n_batch: usize,
+    n_positions: usize,
     vocab_size: usize,
     _model: Rc<Model>,
 }
@@ -199,6 +201,7 @@ impl Context {
             _threads: threads,
             batch,
             n_batch: options.n_batch,
+            n_positions: options.n_positions,
             vocab_size: model.vocab_size(),
             _model: model.clone(),
         })
@@ -280,6 +283,34 @@ impl Context {
                 return Err(Error::new(Code::Usage, format!("expected logits of token {index}, which asked for none")));
             }
             Ok(std::slice::from_raw_parts(logits, self.vocab_size))
+        }
+    }
+
+    /// Gives a sequence the state of a file, in the place of what it had, and says how many tokens that is.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::LlamaCppAdapter`] where llama.cpp refuses the file; its log says why.
+    pub fn restore(&mut self, file: &Path, sequence: usize) -> Result<usize> {
+        let (path, n_context) = (c_path(file)?, self.n_positions);
+        let (mut tokens, mut n) = (vec![0i32; n_context], 0usize);
+        // SAFETY: the context is live; the path ends in NUL; the array has the room that is stated, and both outlive the call.
+        let n_read = unsafe {
+            llama::llama_state_seq_load_file(
+                self.context.as_ptr(),
+                path.as_ptr(),
+                sequence as i32,
+                tokens.as_mut_ptr(),
+                tokens.len(),
+                &mut n,
+            )
+        };
+        match n_read {
+            0 => {
+                Err(Error::new(Code::LlamaCppAdapter, "llama.cpp cannot load the state of the virtual tokens")
+                    .file(file))
+            }
+            _ => Ok(n),
         }
     }
 

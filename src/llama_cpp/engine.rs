@@ -3,10 +3,11 @@
 use std::rc::Rc;
 
 use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
-use super::inputs::{Readable, load, readable_adapter, runnable_base};
+use super::inputs::{Readable, load, readable_adapter, readable_state, runnable_base};
 use super::model::Model;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
+use crate::format::llama_state::Cache;
 use crate::generate::Engine;
 use crate::validate::Validated;
 
@@ -17,10 +18,21 @@ const N_BATCH: usize = 512;
 pub struct LlamaCpp {
     context: Context,
     _file: Readable,
-    n_adapters: usize,
+    /// Where each adapter is.
+    places: Vec<Place>,
+    /// The virtual tokens that every sequence begins with, if some are on.
+    front: Option<Rc<(Readable, usize)>>,
     vocab_size: usize,
     n_positions: usize,
     len: usize,
+}
+
+/// Where an adapter is.
+enum Place {
+    /// In the context's graphs, under this number.
+    Graph(usize),
+    /// In the state that a sequence begins with: a file, and how many tokens it has.
+    State(Rc<(Readable, usize)>),
 }
 
 impl LlamaCpp {
@@ -33,8 +45,18 @@ impl LlamaCpp {
         let file = runnable_base(base)?;
         let model = Rc::new(Model::load(&file.path)?);
         // Written files are read again when the context is made, and kept until then.
-        let files: Vec<Readable> = adapters.iter().map(|a| readable_adapter(a, base)).collect::<Result<_>>()?;
-        let adapters: Vec<_> = adapters.iter().zip(&files).map(|(a, f)| load(a, f, &model)).collect::<Result<_>>()?;
+        let (mut files, mut in_graph, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for a in adapters {
+            places.push(match readable_state(a, base, &Cache::default())? {
+                Some(state) => Place::State(Rc::new(state)),
+                None => {
+                    files.push(readable_adapter(a, base)?);
+                    in_graph.push(*a);
+                    Place::Graph(in_graph.len() - 1)
+                }
+            });
+        }
+        let adapters: Vec<_> = in_graph.iter().zip(&files).map(|(a, f)| load(a, f, &model)).collect::<Result<_>>()?;
         let options = ContextOptions {
             n_positions,
             n_batch: N_BATCH.min(n_positions),
@@ -48,14 +70,7 @@ impl LlamaCpp {
         for i in 0..adapters.len() {
             context.set_scale(i, 0.0)?;
         }
-        Ok(LlamaCpp {
-            context,
-            _file: file,
-            n_adapters: adapters.len(),
-            vocab_size: model.vocab_size(),
-            n_positions,
-            len: 0,
-        })
+        Ok(LlamaCpp { context, _file: file, places, front: None, vocab_size: model.vocab_size(), n_positions, len: 0 })
     }
 }
 
@@ -90,21 +105,34 @@ impl Engine for LlamaCpp {
 
     fn clear(&mut self) -> Result<()> {
         self.context.clear();
-        self.len = 0;
+        self.len = match &self.front {
+            Some(front) => self.context.restore(&front.0.path, 0)?,
+            None => 0,
+        };
         Ok(())
     }
 
     fn switch_adapters(&mut self, on: &[(usize, f32)]) -> Result<()> {
-        let mut scales = vec![0.0; self.n_adapters];
+        let n_in_graph = self.places.iter().filter(|p| matches!(p, Place::Graph(_))).count();
+        let (mut scales, mut front) = (vec![0.0; n_in_graph], None);
         for &(index, strength) in on {
-            let slot = scales.get_mut(index).ok_or_else(|| {
-                Error::new(Code::Usage, format!("expected an adapter below {}, found {index}", self.n_adapters))
-            })?;
-            *slot += strength;
+            match self.places.get(index) {
+                Some(Place::Graph(i)) => scales[*i] += strength,
+                Some(Place::State(_)) if strength != 1.0 || on.len() > 1 => {
+                    let message = "expected virtual tokens alone and with a scale of 1: they are there or not";
+                    return Err(Error::new(Code::Usage, message));
+                }
+                Some(Place::State(state)) => front = Some(state.clone()),
+                None => {
+                    let message = format!("expected an adapter below {}, found {index}", self.places.len());
+                    return Err(Error::new(Code::Usage, message));
+                }
+            }
         }
         for (index, scale) in scales.into_iter().enumerate() {
             self.context.set_scale(index, scale)?;
         }
+        self.front = front;
         self.clear()
     }
 }

@@ -3,11 +3,13 @@
 use std::rc::Rc;
 
 use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
-use super::inputs::{exact_base, load, readable_adapter};
+use super::inputs::{exact_base, load, readable_adapter, readable_state};
 use super::model::Model;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
+use crate::format::llama_state::Cache;
 use crate::runner::Sink;
+use crate::tensor::DType;
 use crate::validate::Validated;
 
 /// Logits held at a time, in values: 64 MiB.
@@ -28,18 +30,21 @@ pub fn run(
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let base_file = exact_base(base)?;
-    let adapter_file = readable_adapter(adapter, base)?;
+    let cache = Cache { flash_attention: false, k_type: DType::F32, v_type: DType::F32, ..Cache::default() };
+    let front = readable_state(adapter, base, &cache)?;
+    let n_virtual = front.as_ref().map_or(0, |(_, n)| *n);
+    let adapter_file = if front.is_some() { None } else { Some(readable_adapter(adapter, base)?) };
     let model = Rc::new(Model::load(&base_file.path)?);
     let vocab_size = base.config.vocab_size;
     if model.vocab_size() != vocab_size {
         let message = format!("expected a vocabulary of {vocab_size}, llama.cpp found {}", model.vocab_size());
         return Err(Error::new(Code::LlamaCpp, message).file(&base.path));
     }
-    let adapters = [load(adapter, &adapter_file, &model)?];
+    let adapters: Vec<_> = adapter_file.iter().map(|file| load(adapter, file, &model)).collect::<Result<_>>()?;
     let length = input_ids.iter().map(Vec::len).max().unwrap_or(0);
     let chunk_len = (LOGITS_VALUES / vocab_size / 2).clamp(1, length.max(1));
     let options = ContextOptions {
-        n_positions: length,
+        n_positions: length + n_virtual,
         n_batch: chunk_len,
         n_ubatch: chunk_len.min(512),
         n_sequences: 1,
@@ -50,14 +55,17 @@ pub fn run(
     let mut lanes = [Context::new(&model, &[], &options)?, Context::new(&model, &adapters, &options)?];
     for (row, ids) in input_ids.iter().enumerate() {
         lanes.iter_mut().for_each(Context::clear);
+        if let Some((file, _)) = &front {
+            lanes[1].restore(&file.path, 0)?;
+        }
         for (first, chunk) in ids.chunks(chunk_len).enumerate().map(|(i, c)| (i * chunk_len, c)) {
             let batch: Vec<Token> = (first..)
                 .zip(chunk)
                 .map(|(position, &id)| Token { id, position, sequence: 0, logits: positions.contains(&position) })
                 .collect();
-            for lane in &mut lanes {
-                lane.decode(&batch)?;
-            }
+            lanes[0].decode(&batch)?;
+            let behind: Vec<Token> = batch.iter().map(|t| Token { position: t.position + n_virtual, ..*t }).collect();
+            lanes[1].decode(&behind)?;
             for (i, t) in batch.iter().enumerate().filter(|(_, t)| t.logits) {
                 sink.logits(row, t.position, &[lanes[0].logits(i)?, lanes[1].logits(i)?])?;
             }

@@ -9,11 +9,13 @@ use tempfile::TempDir;
 use super::{Adapter, Model, check_architecture, decode_to_f32};
 use crate::adapter;
 use crate::base::{BaseModel, Dialect};
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::export::{self, Values, types::OutType};
 use crate::format::gguf;
+use crate::format::llama_state::Cache;
 use crate::format::mmap::open_regular;
 use crate::format::output::{OutputFile, Overwrite};
+use crate::runner::{Device, sequence_state};
 use crate::tensor::DType;
 use crate::transform::cast::Overflow;
 use crate::validate::Validated;
@@ -77,7 +79,8 @@ pub fn readable_adapter(adapter: &Validated, base: &BaseModel) -> Result<Readabl
     // llama.cpp rounds activations to the type of a LoRA's halves, and ends the program where a base has one tensor for
     // embedding and head: writing it anew decodes the former and refuses the latter.
     let is_exact = match adapter.adapter() {
-        adapter::Adapter::Plus(_) | adapter::Adapter::Prefix(_) => true,
+        adapter::Adapter::Plus(_) => true,
+        adapter::Adapter::Prefix(_) => return Err(no_adapter_file()),
         adapter::Adapter::Lora(lora) => {
             lora.tensors().all(|(slot, t)| t.stored_dtype() == DType::F32 && slot.layer.is_some())
         }
@@ -106,8 +109,27 @@ pub fn load(adapter: &Validated, file: &Readable, model: &Rc<Model>) -> Result<R
     let loaded = match adapter.adapter() {
         adapter::Adapter::Plus(_) => Adapter::load(&file.path, model),
         adapter::Adapter::Lora(_) => Adapter::load_lora(&file.path, model),
+        adapter::Adapter::Prefix(_) => Err(no_adapter_file()),
     };
     loaded.map(Rc::new)
+}
+
+/// Our own bug: virtual tokens are state of a sequence, and engines load that.
+fn no_adapter_file() -> Error {
+    Error::new(Code::LlamaCppAdapter, "expected an adapter of a graph, found virtual tokens")
+}
+
+/// Virtual tokens as the state that a context of this kind loads, with the number of them; `None` for an adapter of a graph.
+///
+/// # Errors
+///
+/// Those of [`sequence_state`]; of writing it.
+pub fn readable_state(adapter: &Validated, base: &BaseModel, cache: &Cache) -> Result<Option<(Readable, usize)>> {
+    let Some(prefix) = adapter.adapter().as_prefix() else { return Ok(None) };
+    let (folder, path) = temporary("virtual-tokens.bin")?;
+    let bytes = sequence_state(prefix, base, cache, &Device::cpu())?;
+    std::fs::write(&path, bytes).map_err(|e| Error::io(&path, "cannot write", e))?;
+    Ok(Some((Readable { path, _temporary: Some(folder) }, prefix.n_tokens())))
 }
 
 fn first_bytes(path: &Path) -> Result<[u8; 4]> {

@@ -272,7 +272,7 @@ pub(super) fn failed(message: &str) -> Error {
     Error::new(Code::LlamaCpp, message)
 }
 
-fn c_path(path: &Path) -> Result<CString> {
+pub(super) fn c_path(path: &Path) -> Result<CString> {
     let bytes = path.as_os_str().as_encoded_bytes();
     CString::new(bytes).map_err(|_| Error::new(Code::NotFound, "expected a path without NUL").file(path))
 }

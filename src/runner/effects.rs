@@ -32,7 +32,15 @@ pub enum Front<'a> {
     Embeddings(&'a LazyTensor),
 }
 
-impl Front<'_> {
+impl<'a> Front<'a> {
+    /// What these virtual tokens are.
+    pub fn of(prefix: &'a Prefix) -> Self {
+        match &prefix.tokens {
+            VirtualTokens::KeysValues(layers) => Front::KeysValues(layers),
+            VirtualTokens::Embeddings(t) => Front::Embeddings(t),
+        }
+    }
+
     /// P.
     pub fn n_tokens(&self) -> usize {
         let shape = match self {
@@ -124,11 +132,7 @@ impl<'a> From<&'a Lora> for Effects<'a> {
 
 impl<'a> From<&'a Prefix> for Effects<'a> {
     fn from(prefix: &'a Prefix) -> Self {
-        let front = match &prefix.tokens {
-            VirtualTokens::KeysValues(layers) => Front::KeysValues(layers),
-            VirtualTokens::Embeddings(t) => Front::Embeddings(t),
-        };
-        Effects { front: Some(front), ..Effects::default() }
+        Effects { front: Some(Front::of(prefix)), ..Effects::default() }
     }
 }
 

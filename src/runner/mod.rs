@@ -23,6 +23,7 @@ mod linear;
 mod model;
 pub mod phi;
 mod rope;
+mod state;
 mod stream;
 
 pub use device::{Device, DeviceChoice};
@@ -30,6 +31,7 @@ pub use effects::{AttentionTerm, Effects, Front, MatrixEffect};
 pub use front::VirtualCache;
 pub use model::{Cache, Logits, Model};
 pub use rope::before_rope;
+pub use state::{TOKEN, sequence_state, window_note};
 pub use stream::{Lane, Sink, StreamOptions, stream};
 
 /// A failure inside the tensor library: memory, the GPU, or a bug here.

@@ -8,6 +8,7 @@ use super::stats::{Comparison, Metrics};
 use super::{
     BaseFigures, Options, Prompts, Reference, Report, lane, report, stream_options, tolerance, want_layers_of_probe,
 };
+use crate::adapter::Prefix;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::llama_cpp::evaluate;
@@ -68,7 +69,7 @@ fn against_probe(
     options: &Options<'_>,
 ) -> Result<(Report, Engines)> {
     probe.check_fits(base)?;
-    let (positions, notes) = comparable(base, probe.positions.iter().copied())?;
+    let (positions, notes) = comparable(base, adapter, probe.positions.iter().copied())?;
     let candle = on_candle(adapter, base, &probe.input_ids, &positions, options)?;
     let mut compared = Comparison::default();
     for batch in 0..probe.input_ids.len() {
@@ -106,7 +107,7 @@ fn against_adapter(
         return Err(Error::new(Code::AdapterMismatch, message).field("--against-base"));
     }
     let ids = prompts.ids(base.config.vocab_size)?;
-    let (positions, notes) = comparable(base, 0..ids.first().map_or(0, Vec::len))?;
+    let (positions, notes) = comparable(base, adapter, 0..ids.first().map_or(0, Vec::len))?;
     let reference = on_candle(other, other_base, &ids, &positions, options)?;
     let candle = on_candle(adapter, base, &ids, &positions, options)?;
     let mut compared = Comparison::default();
@@ -140,8 +141,15 @@ fn engines(candle: &Comparison, report: &Report, beside: &Comparison, notes: Vec
 }
 
 /// The positions at which llama.cpp computes what PyTorch does, and a note where those are not all.
-fn comparable(base: &BaseModel, positions: impl Iterator<Item = usize>) -> Result<(Vec<usize>, Vec<String>)> {
+fn comparable(
+    base: &BaseModel,
+    adapter: &Validated,
+    positions: impl Iterator<Item = usize>,
+) -> Result<(Vec<usize>, Vec<String>)> {
+    // Virtual tokens take places in the window.
+    let n_virtual = adapter.adapter().as_prefix().map_or(0, Prefix::n_tokens);
     let window = base.config.windows().min().filter(|_| !base.config.family.llama_cpp().applies_windows);
+    let window = window.map(|w| w.saturating_sub(n_virtual));
     let all: Vec<usize> = positions.collect();
     let kept: Vec<usize> = all.iter().copied().filter(|p| window.is_none_or(|w| *p < w)).collect();
     if kept.is_empty() {
@@ -149,7 +157,7 @@ fn comparable(base: &BaseModel, positions: impl Iterator<Item = usize>) -> Resul
     }
     let notes = match window {
         Some(w) if kept.len() < all.len() => vec![format!(
-            "llama.cpp ignores the sliding window of {w}: {} of {} positions compared, those within it",
+            "llama.cpp ignores the base's sliding window: {} of {} positions compared, those below {w}, within it",
             kept.len(),
             all.len()
         )],

@@ -8,6 +8,7 @@ mod agreement;
 mod contexts;
 mod engine;
 mod lora;
+mod prefix;
 mod programs;
 mod refusals;
 mod variants;
