@@ -607,3 +607,51 @@ fn loras_are_given_to_no_program_that_would_ignore_them() {
     let out = place.run(&["exec", "--adapter", &lora, "--base", &base, "--control", "scales", "--", &program]);
     assert_eq!(exit(&out), 2, "{}", stderr(&out));
 }
+
+#[test]
+fn virtual_tokens_are_given_to_llama_server_as_the_state_of_a_slot() {
+    let place = Place::new();
+    let base = common::fixtures().join("lora/llama-dora/base").display().to_string();
+    let prefix = common::fixtures().join("prefix/llama-prefix/adapter").display().to_string();
+    let server = PRINTS_ARGUMENTS.replace("--lora-scaled", "--slot-save-path");
+    let server = place.cc("server-like", &server, &[]).display().to_string();
+    let state = |more: &[&str]| {
+        let arguments = [&["exec", "--adapter", &prefix, "--base", &base, "--", &server], more].concat();
+        let out = place.run(&arguments);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        let text = stdout(&out);
+        let lines: Vec<&str> = text.lines().collect();
+        let [own @ .., flag, folder] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!((own, *flag), (more, "--slot-save-path"));
+        let told = stderr(&out);
+        assert!(told.contains("virtual-tokens.bin") && told.contains("5 times token 0"), "{told}");
+        std::fs::read(Path::new(folder).join("virtual-tokens.bin")).unwrap()
+    };
+    // As `convert` makes it for the caches that these arguments have the server make.
+    for (more, flags) in [
+        (&[][..], &[][..]),
+        (&["-fa", "off", "-ctk", "f32"], &["--flash-attn", "off", "--cache-type-k", "f32"]),
+        (&["--parallel", "2"], &["--n-seq", "2"]),
+    ] {
+        let file = place.path("state.bin").display().to_string();
+        let convert = ["convert", &prefix, "--base", &base, "-o", &file, "--to", "llama-state", "--force"];
+        let out = place.run(&[&convert, flags].concat());
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        assert_eq!(state(more), std::fs::read(&file).unwrap(), "{more:?}");
+    }
+    let other = place.cc("llama-like", PRINTS_ARGUMENTS, &[]).display().to_string();
+    let half = format!("{prefix}:0.5");
+    for (adapters, program, more, code) in [
+        (&[&prefix][..], &other, &[][..], 7),
+        (&[&prefix], &server, &["--slot-save-path", "x"], 2),
+        (&[&prefix], &server, &["-fa", "off", "-ctv", "q8_0"], 2),
+        (&[&half], &server, &[], 2),
+        (&[&prefix, &prefix], &server, &[], 2),
+    ] {
+        let adapters = adapters.iter().flat_map(|a| ["--adapter", a.as_str()]);
+        let start = ["--base", &base, "--", program];
+        let arguments: Vec<&str> = ["exec"].into_iter().chain(adapters).chain(start).chain(more.iter().copied()).collect();
+        let out = place.run(&arguments);
+        assert_eq!((exit(&out), stdout(&out)), (code, String::new()), "{more:?}: {}", stderr(&out));
+    }
+}

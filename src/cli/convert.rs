@@ -23,11 +23,12 @@ use crate::verify::{self, LayerReport};
 
 #[derive(clap::Args)]
 #[command(
-    override_usage = "ptplus convert [OPTIONS] -o OUT <ADAPTER | BASE>\n       ptplus convert [OPTIONS] --merge ADAPTER -o OUT.gguf <BASE>\n       ptplus convert [OPTIONS] --to FORMAT -o FOLDER <ADAPTER | FOLDER>...\n       ptplus convert --list-types",
+    override_usage = "ptplus convert [OPTIONS] -o OUT <ADAPTER | BASE>\n       ptplus convert [OPTIONS] --merge ADAPTER -o OUT.gguf <BASE>\n       ptplus convert [OPTIONS] --to FORMAT -o FOLDER <ADAPTER | FOLDER>...\n       ptplus convert [OPTIONS] --to llama-state --base BASE -o STATE.bin <ADAPTER>\n       ptplus convert --list-types",
     after_help = "GGUF output needs --base (or --arch): the order of the query's components depends on the architecture.\n\nMany adapters: a line for each (with --json one document a line), the others go on when one fails, and the exit code is that of the worst failure in the order 2, 3, 7, 4, 6, 5, 1.\n\nExamples:\n  ptplus convert adapter/ -o adapter.gguf --base model/ \\\n      --probe probe.safetensors\n  ptplus convert adapter.gguf -o adapter/ --to safetensors\n  ptplus convert adapter/ -o adapter-f16.gguf --arch llama --outtype f16 \\\n      --dry-run\n  ptplus convert model/ -o model.gguf\n  ptplus convert --jobs 4 adapters/ -o gguf/ --to gguf --base model/"
 )]
 pub struct Arguments {
-    /// Output format; by default gguf when OUT ends in .gguf, else safetensors
+    /// Output format; by default gguf when OUT ends in .gguf, else safetensors. llama-state: of virtual tokens, the state of a
+    /// sequence that has read them, which stock llama.cpp loads
     #[arg(long, value_enum, ignore_case = true)]
     to: Option<To>,
     /// Element type of the memories and feature maps (of a base model: of the matrices), by name or by ggml's number;
@@ -54,7 +55,7 @@ pub struct Arguments {
 pub enum To {
     Gguf,
     Safetensors,
-    /// The state of a sequence that has read the virtual tokens, which stock llama.cpp loads; needs --base
+    #[value(hide = true)] // of virtual tokens alone; the help of convert says so
     LlamaState,
 }
 
