@@ -650,7 +650,8 @@ fn virtual_tokens_are_given_to_llama_server_as_the_state_of_a_slot() {
     ] {
         let adapters = adapters.iter().flat_map(|a| ["--adapter", a.as_str()]);
         let start = ["--base", &base, "--", program];
-        let arguments: Vec<&str> = ["exec"].into_iter().chain(adapters).chain(start).chain(more.iter().copied()).collect();
+        let arguments: Vec<&str> =
+            ["exec"].into_iter().chain(adapters).chain(start).chain(more.iter().copied()).collect();
         let out = place.run(&arguments);
         assert_eq!((exit(&out), stdout(&out)), (code, String::new()), "{more:?}: {}", stderr(&out));
     }

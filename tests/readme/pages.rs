@@ -161,7 +161,9 @@ pub fn misplaced_commands(page: &Page) -> Vec<String> {
             // Each of these has a test of its own, for these pages alone.
             "rust" | "toml" if page.name == "docs/howto/library.md" => {}
             "c" if ["docs/LLAMA_CPP.md", "docs/howto/virtual-tokens.md"].contains(&page.name.as_str()) => {}
-            "python" if ["README.md", "docs/TUTORIAL.md", "docs/LLAMA_CPP.md", "docs/howto/virtual-tokens.md"].contains(&page.name.as_str()) => {}
+            "python"
+                if ["README.md", "docs/TUTORIAL.md", "docs/LLAMA_CPP.md", "docs/howto/virtual-tokens.md"]
+                    .contains(&page.name.as_str()) => {}
             "python" if is_run_in_python(&page.name) => {}
             // Run by tests/clients/run, with programs from the registries; units are of other machines.
             "python" | "js" | "ini" if page.name == "docs/howto/exec.md" => {}
