@@ -11,12 +11,15 @@ use super::source::SourceTensor;
 use crate::base::{BaseModel, Dialect, Weight};
 use crate::error::{Code, Result};
 use crate::finding::Finding;
+use crate::format::StoredTensor;
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast;
 
 /// Values that a thread decodes at once of each of two tensors: a megabyte, as F32.
 const STEP_VALUES: usize = 1 << 18;
+
+const QUANTIZED: &str = "they are quantized beside the adapter";
 
 /// The weights of a base by their Hugging Face names without what wrappers put there.
 pub(super) struct BaseWeights<'b> {
@@ -67,51 +70,34 @@ impl<'b> BaseWeights<'b> {
         if rules::is_buffer(&words) {
             return Ok(None);
         }
-        let differs = |expected: &str, found: &str| Some(Finding::new(Code::AdapterMismatch, &t.name, expected, found));
         // Averages of weights differ from them, if only in the last bits.
         let is_average = words.iter().any(|w| w.split('_').any(|part| part.eq_ignore_ascii_case("ema")));
         let reason = match self.base {
             None => "there is no base to compare with (--base)",
             _ if is_average => "averages of weights differ from them",
-            _ if !t.dtype().is_float() => "they are quantized beside the adapter",
+            _ if !t.dtype().is_float() => QUANTIZED,
             Some(base) => {
                 // Whatever module of a trainer the model is in.
                 let mut suffixes = (0..words.len()).map(|i| words[i..].join("."));
-                match suffixes.find_map(|name| self.by_name.get(&name)) {
-                    Some(place) => {
-                        let (stored, values) = match place {
-                            Place::Tensor(name) => (base.tensor_named(name), None),
-                            Place::Weight(w) => (base.tensor(*w), Some(*w)),
-                        };
-                        let Some(stored) = stored else { return Ok(None) };
-                        if t.shape() != stored.shape {
-                            let expected = format!("shape {:?}, as the base has", stored.shape);
-                            return Ok(differs(&expected, &format!("{:?}", t.shape())));
-                        }
-                        if stored.dtype.is_float() {
-                            let expected = match values {
-                                Some(weight) => base.in_hugging_face_order(weight)?,
-                                None => stored.lazy()?,
-                            };
-                            let found = t.unchecked()?;
-                            let rows = differing_rows(&found, &expected);
-                            found.release();
-                            expected.release();
-                            let Some(rows) = rows else { return Ok(None) };
-                            // It may be damaged instead.
-                            t.open()?;
-                            let expected = "the base's values, since the adapter alone is exported";
-                            return Ok(differs(
-                                expected,
-                                &format!("others in {rows}: the base was trained, too (or it is another base)"),
-                            ));
-                        }
-                        "the base has them quantized"
-                    }
+                let against = match suffixes.find_map(|name| self.by_name.get(&name)) {
+                    Some(Place::Weight(weight)) => against_base(t, base, *weight)?,
+                    Some(Place::Tensor(name)) => match base.tensor_named(name) {
+                        Some(stored) => compare(t, stored, || stored.lazy())?,
+                        None => return Ok(None),
+                    },
                     None if matches!(words[..], ["layers", _, _, _, "weight" | "bias"]) => {
-                        return Ok(differs("a weight that the base has, too", "one that it has not"));
+                        let (expected, found) =
+                            ("a weight that the base has, too".into(), "one that it has not".into());
+                        Against::Differs { expected, found }
                     }
-                    None => "the base has no tensor of their names",
+                    None => Against::Unknown("the base has no tensor of their names"),
+                };
+                match against {
+                    Against::Same => return Ok(None),
+                    Against::Differs { expected, found } => {
+                        return Ok(Some(Finding::new(Code::AdapterMismatch, &t.name, expected, found)));
+                    }
+                    Against::Unknown(reason) => reason,
                 }
             }
         };
@@ -141,7 +127,7 @@ pub(super) enum Against {
     /// The values that the base has.
     Same,
     /// Others, or of another shape.
-    Differs,
+    Differs { expected: String, found: String },
     /// It cannot be said, and why.
     Unknown(&'static str),
 }
@@ -154,21 +140,36 @@ pub(super) enum Against {
 pub(super) fn against_base(t: &SourceTensor, base: &BaseModel, weight: Weight) -> Result<Against> {
     let tied = (weight == Weight::Output && base.config.tied_embeddings).then_some(Weight::TokenEmbedding);
     let weight = if base.tensor(weight).is_none() { tied.unwrap_or(weight) } else { weight };
-    let Some(stored) = base.tensor(weight) else { return Ok(Against::Differs) };
+    match base.tensor(weight) {
+        Some(stored) => compare(t, stored, || base.in_hugging_face_order(weight)),
+        None => {
+            Ok(Against::Differs { expected: "a weight that the base has".into(), found: "one that it has not".into() })
+        }
+    }
+}
+
+/// Compares a tensor with the base's, whose rows `expected` gives in Hugging Face order.
+fn compare(t: &SourceTensor, stored: &StoredTensor, expected: impl FnOnce() -> Result<LazyTensor>) -> Result<Against> {
     if !t.dtype().is_float() {
-        return Ok(Against::Unknown("they are quantized beside the adapter"));
+        return Ok(Against::Unknown(QUANTIZED));
     }
     if t.shape() != stored.shape {
-        return Ok(Against::Differs);
+        let expected = format!("shape {:?}, as the base has", stored.shape);
+        return Ok(Against::Differs { expected, found: format!("{:?}", t.shape()) });
     }
     if !stored.dtype.is_float() {
         return Ok(Against::Unknown("the base has them quantized"));
     }
-    let (found, expected) = (t.open()?, base.in_hugging_face_order(weight)?);
-    let differ = differing_rows(&found, &expected).is_some();
+    let (found, expected) = (t.unchecked()?, expected()?);
+    let rows = differing_rows(&found, &expected);
     found.release();
     expected.release();
-    Ok(if differ { Against::Differs } else { Against::Same })
+    let Some(rows) = rows else { return Ok(Against::Same) };
+    // It may be damaged instead.
+    t.open()?;
+    let expected = "the base's values, since the adapter alone is exported".into();
+    let found = format!("others in {rows}: the base was trained, too (or it is another base)");
+    Ok(Against::Differs { expected, found })
 }
 
 /// Which rows differ, for people; `None` where all values are the same. The two have one shape.

@@ -281,7 +281,7 @@ impl Reading<'_> {
                 *self.not_compared.entry(reason).or_default() += 1;
                 entry.fate = Fate::Ignored { reason: rules::BASE_WEIGHTS.into() };
             }
-            Against::Unknown(_) | Against::Differs => {
+            Against::Unknown(_) | Against::Differs { .. } => {
                 let tensor = self.open(t)?;
                 if self.saved.insert(weight, tensor.clone()).is_some() {
                     let expected = format!("one tensor for {}", weight.name(Dialect::HuggingFace));
