@@ -250,9 +250,4 @@ impl Merged {
         }
         all
     }
-
-    /// How many weights get something added.
-    pub fn n_additions(&self) -> usize {
-        self.additions.len()
-    }
 }

@@ -211,11 +211,6 @@ impl<'a> Item<'a> {
         if let Value::Tensor(n) = self.value { Some(&self.tree.tensors[n as usize]) } else { None }
     }
 
-    /// Whether it is a dictionary.
-    pub fn is_dict(self) -> bool {
-        matches!(self.value, Value::Dict(_))
-    }
-
     /// The number of items or entries; 0 for what is no container.
     pub fn len(self) -> usize {
         self.value.container().map_or(0, |n| self.tree.arena.nodes[n as usize].len())
