@@ -12,7 +12,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What a failure means to the caller; each maps to one exit code of the command-line tool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Kind {
+pub enum ErrorKind {
     /// Something outside the data: a missing file, a full disk.
     Io,
     /// The command was asked for wrongly.
@@ -29,47 +29,54 @@ pub enum Kind {
     Unsupported,
 }
 
-impl Kind {
+impl ErrorKind {
     /// Every kind, in the order of their exit codes.
-    pub const ALL: &'static [Kind] =
-        &[Kind::Io, Kind::Usage, Kind::Corrupt, Kind::Mismatch, Kind::Differs, Kind::Integrity, Kind::Unsupported];
+    pub const ALL: &'static [ErrorKind] = &[
+        ErrorKind::Io,
+        ErrorKind::Usage,
+        ErrorKind::Corrupt,
+        ErrorKind::Mismatch,
+        ErrorKind::Differs,
+        ErrorKind::Integrity,
+        ErrorKind::Unsupported,
+    ];
 
     /// One sentence for people.
     pub fn meaning(self) -> &'static str {
         match self {
-            Kind::Io => "Something outside the data: a missing file, a full disk.",
-            Kind::Usage => "The command was asked for wrongly.",
-            Kind::Corrupt => "Corrupt or hostile input, NaN or Inf in an adapter.",
-            Kind::Mismatch => "The adapter does not fit the base; missing or left-over adapter weights.",
-            Kind::Differs => "Numbers differ, or the adapter has no effect.",
-            Kind::Integrity => "A hash or a signature does not hold.",
-            Kind::Unsupported => "Not supported, or undecided between several readings.",
+            ErrorKind::Io => "Something outside the data: a missing file, a full disk.",
+            ErrorKind::Usage => "The command was asked for wrongly.",
+            ErrorKind::Corrupt => "Corrupt or hostile input, NaN or Inf in an adapter.",
+            ErrorKind::Mismatch => "The adapter does not fit the base; missing or left-over adapter weights.",
+            ErrorKind::Differs => "Numbers differ, or the adapter has no effect.",
+            ErrorKind::Integrity => "A hash or a signature does not hold.",
+            ErrorKind::Unsupported => "Not supported, or undecided between several readings.",
         }
     }
 
     /// The exit code of the command-line tool.
     pub fn exit_code(self) -> u8 {
         match self {
-            Kind::Io => 1,
-            Kind::Usage => 2,
-            Kind::Corrupt => 3,
-            Kind::Mismatch => 4,
-            Kind::Differs => 5,
-            Kind::Integrity => 6,
-            Kind::Unsupported => 7,
+            ErrorKind::Io => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Corrupt => 3,
+            ErrorKind::Mismatch => 4,
+            ErrorKind::Differs => 5,
+            ErrorKind::Integrity => 6,
+            ErrorKind::Unsupported => 7,
         }
     }
 
     /// Of several failures the one with the lowest number decides the exit code: 2, 3, 7, 4, 6, 5, then 1.
     pub fn precedence(self) -> u8 {
         match self {
-            Kind::Usage => 0,
-            Kind::Corrupt => 1,
-            Kind::Unsupported => 2,
-            Kind::Mismatch => 3,
-            Kind::Integrity => 4,
-            Kind::Differs => 5,
-            Kind::Io => 6,
+            ErrorKind::Usage => 0,
+            ErrorKind::Corrupt => 1,
+            ErrorKind::Unsupported => 2,
+            ErrorKind::Mismatch => 3,
+            ErrorKind::Integrity => 4,
+            ErrorKind::Differs => 5,
+            ErrorKind::Io => 6,
         }
     }
 }
@@ -87,7 +94,7 @@ macro_rules! codes {
             /// The stable name printed in brackets at the end of an error line.
             pub fn slug(self) -> &'static str { match self { $(Code::$variant => $slug,)* } }
             /// What kind of failure this is.
-            pub fn kind(self) -> Kind { match self { $(Code::$variant => Kind::$kind,)* } }
+            pub fn kind(self) -> ErrorKind { match self { $(Code::$variant => ErrorKind::$kind,)* } }
             /// The exit code of the command-line tool: that of the kind, but 127 and 126 for a program that cannot be started, as
             /// shells and `env` have it.
             pub fn exit_code(self) -> u8 {
@@ -324,7 +331,7 @@ impl Error {
     }
 
     /// What kind of failure this is.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ErrorKind {
         self.0.code.kind()
     }
 

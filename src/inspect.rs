@@ -12,7 +12,7 @@ use crate::adapter::field::report_key;
 use crate::adapter::lora::{Lora, module_name};
 use crate::adapter::{self, Adapter};
 use crate::base::{BaseModel, Dialect};
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
 use crate::format::links::{self, is_present};
@@ -441,7 +441,7 @@ fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) -> Result<()> {
                 tied_embeddings: c.tied_embeddings,
             });
         }
-        Err(e) if e.kind() == Kind::Corrupt => return Err(e),
+        Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
         Err(e) => note_base(out, &e),
     }
     Ok(())

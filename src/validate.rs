@@ -16,7 +16,7 @@ use crate::adapter::plus::{Geometry, MemorySharing, PARTS, PartSpec, Plus, gguf_
 use crate::adapter::{Adapter, Slot};
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
 use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
 use crate::import::ledger::{Entry, Fate, Ledger};
@@ -144,8 +144,8 @@ pub struct Rejected {
 
 impl Rejected {
     /// The kind that decides the exit code: of several, corrupt before unsupported before mismatch.
-    pub fn kind(&self) -> Kind {
-        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| k.precedence()).unwrap_or(Kind::Mismatch)
+    pub fn kind(&self) -> ErrorKind {
+        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| k.precedence()).unwrap_or(ErrorKind::Mismatch)
     }
 
     /// The finding that decides the exit code, as an error that says how many more there are.
@@ -177,13 +177,13 @@ impl Rejected {
 /// Reads every adapter tensor once (NaN, Inf), and of the base only what [`BaseModel::open`] read: headers.
 ///
 /// ```
-/// use ptplus::{base::BaseModel, error::Kind, import, validate};
+/// use ptplus::{base::BaseModel, error::ErrorKind, import, validate};
 ///
 /// let models = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
 /// let imported = import::read(&models.join("llama-mha/adapter"), &import::Options::default(), None)?;
 /// let other = BaseModel::open(&models.join("qwen2/base"))?;
 /// let rejected = validate::check(imported, Some(&other)).unwrap_err();
-/// assert_eq!(rejected.kind(), Kind::Mismatch);
+/// assert_eq!(rejected.kind(), ErrorKind::Mismatch);
 /// assert!(rejected.findings.len() > 1); // all of them at once
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```

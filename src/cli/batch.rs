@@ -13,7 +13,7 @@ use super::job::{self, Mode, Prepared};
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use super::usage;
-use crate::error::{Error, Kind, Result, escape};
+use crate::error::{Error, ErrorKind, Result, escape};
 use crate::format::bundle::place;
 use crate::format::hub;
 use crate::format::names::is_hidden;
@@ -29,7 +29,7 @@ struct Task {
 }
 
 /// Converts every adapter that `paths` name or hold. The exit code is that of the worst failure, in the order of
-/// [`Kind::precedence`].
+/// [`ErrorKind::precedence`].
 pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>, ui: &Ui) -> Result<u8> {
     let (adapters, skipped) = adapters(paths)?;
     let tasks = tasks(adapters, folder, prepared.format)?;
@@ -47,7 +47,7 @@ pub fn run(paths: &[&Path], folder: &Path, jobs: usize, prepared: &Prepared<'_>,
         ui.batch_line(document(task, &outcome, ui), &line(task, &outcome));
         outcome.err().map(|e| e.kind())
     };
-    let failed: Vec<Kind> = at_a_time(jobs, &tasks, convert).into_iter().flatten().collect();
+    let failed: Vec<ErrorKind> = at_a_time(jobs, &tasks, convert).into_iter().flatten().collect();
     let exit = failed.iter().min_by_key(|k| k.precedence()).map_or(0, |k| k.exit_code());
     let (n, n_failed) = (tasks.len(), failed.len());
     let mut by_code: BTreeMap<u8, usize> = BTreeMap::new();

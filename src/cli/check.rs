@@ -8,7 +8,7 @@ use super::progress::Unit;
 use super::ui::{self, Status, Ui};
 use crate::base::fingerprint::{Depth, Identity};
 use crate::bundle::claims;
-use crate::error::{Kind, Result, escape};
+use crate::error::{ErrorKind, Result, escape};
 use crate::format::bundle::check::{Checked, Demands, Signature, check_reporting};
 use crate::format::bundle::signature::{self, PublicKey};
 use crate::format::bundle::tar::Strictness;
@@ -79,7 +79,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     ui.result(status, document, text(a, &bundle, &checked, identity.as_ref()))?;
     checked.notes.iter().for_each(|n| ui.note(n));
     base_check::note(ui, identity.as_ref());
-    Ok(if checked.pass() { 0 } else { Kind::Integrity.exit_code() })
+    Ok(if checked.pass() { 0 } else { ErrorKind::Integrity.exit_code() })
 }
 
 /// A trusted key, of either kind.

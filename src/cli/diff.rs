@@ -9,7 +9,7 @@ use super::base_check;
 use super::table;
 use super::ui::{Status, Ui};
 use crate::bundle::diff::{Difference, MetadataDifference, TensorDifference, diff};
-use crate::error::{Kind, Result, escape};
+use crate::error::{ErrorKind, Result, escape};
 #[cfg(feature = "report")]
 use crate::format::bundle::{Bundle, VERIFICATION_REPORT, container::is_bundle};
 #[cfg(feature = "report")]
@@ -59,7 +59,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     let status = if d.same { Status::Ok } else { Status::Failed };
     ui.result(status, serde_json::json!(d), text(a, &d, ui.is_verbose()))?;
-    Ok(if d.same { 0 } else { Kind::Differs.exit_code() })
+    Ok(if d.same { 0 } else { ErrorKind::Differs.exit_code() })
 }
 
 /// What a bundle's own report says; of the same bundle that was just read and checked.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::ui::{Status, Ui};
 use crate::doctor::{Caller, Diagnosis, Verdict, diagnose};
-use crate::error::{Kind, Result, escape};
+use crate::error::{ErrorKind, Result, escape};
 
 #[derive(clap::Args)]
 #[command(
@@ -20,7 +20,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let found = diagnose(&a.program)?;
     let works = found.verdict == Verdict::Graftable;
     ui.result(if works { Status::Ok } else { Status::Failed }, json!(found), text(&found))?;
-    Ok(if works { 0 } else { Kind::Unsupported.exit_code() })
+    Ok(if works { 0 } else { ErrorKind::Unsupported.exit_code() })
 }
 
 fn text(d: &Diagnosis) -> String {

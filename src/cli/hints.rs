@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Code, Error, Kind};
+use crate::error::{Code, Error, ErrorKind};
 use crate::format::hub;
 use crate::format::names::is_hidden;
 use crate::import::source::weights_of_folder;
@@ -175,13 +175,13 @@ pub fn hints(e: &Error, given: &Given) -> Vec<String> {
         return e.hint_lines().to_vec();
     }
     // Numbers that differ, hashes that do not hold: the paths were the right ones.
-    if matches!(e.kind(), Kind::Differs | Kind::Integrity) {
+    if matches!(e.kind(), ErrorKind::Differs | ErrorKind::Integrity) {
         return e.hint_lines().to_vec();
     }
     // A file that is broken inside is of the right kind; to read it again could take as long as to refuse it.
     let is_other_kind =
         matches!(e.code(), Code::GgufMagic | Code::SafetensorsHeader | Code::SafetensorsIndex | Code::ProbeInvalid);
-    if e.kind() == Kind::Corrupt && !is_other_kind {
+    if e.kind() == ErrorKind::Corrupt && !is_other_kind {
         return Vec::new();
     }
     let mistaken = given.mistaken();

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Cli;
 use super::ui::Ui;
-use crate::error::{Error, Kind, Result, escape};
+use crate::error::{Error, ErrorKind, Result, escape};
 use crate::format::bundle::place;
 use crate::format::output::{OutputFile, Overwrite};
 
@@ -77,7 +77,7 @@ fn page(command: &clap::Command, name: &str) -> Result<Vec<u8>> {
 }
 
 fn exit_status() -> String {
-    let kinds = Kind::ALL.iter().map(|k| (i32::from(k.exit_code()), k.meaning()));
+    let kinds = ErrorKind::ALL.iter().map(|k| (i32::from(k.exit_code()), k.meaning()));
     let ends = [(0, "Ok.")].into_iter().chain(kinds).chain([(130, "Interrupted; no unfinished output was kept.")]);
     ends.map(|(code, meaning)| format!("{code:<4} {meaning}\n")).collect()
 }

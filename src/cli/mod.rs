@@ -1,6 +1,6 @@
 //! Arguments to options, one library call, then text or JSON. One file per command.
 //!
-//! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::Kind`].
+//! Results go to stdout, everything else to stderr. Exit codes are those of [`crate::error::ErrorKind`].
 
 mod about;
 mod adapters;

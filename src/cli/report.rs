@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::ui::Ui;
 use super::usage;
 use crate::base::BaseModel;
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::format::bundle::place;
 use crate::format::output::{Overwrite, resolved};
 use crate::report::ReportFile;
@@ -69,7 +69,7 @@ impl Pending {
 /// Writes the page of a command that failed with `e` because numbers differ; of other failures there is nothing to show.
 /// That it cannot be written is only noted: the command ends with its own error.
 pub fn write_failure(file: Option<Pending>, e: &Error, page: impl FnOnce() -> Result<String>, ui: &Ui) {
-    let Some(file) = file.filter(|_| e.kind() == Kind::Differs) else { return };
+    let Some(file) = file.filter(|_| e.kind() == ErrorKind::Differs) else { return };
     if let Err(e) = page().and_then(|html| file.write(&html, ui)) {
         ui.note(&format!("no report was written: {e}"));
     }

@@ -63,7 +63,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     if let Some(base) = base.as_ref().filter(|_| a.deep) {
         let bad = base.bad_weights(&|done, total| ui.progress(done, total, Unit::Bytes))?;
         if !bad.is_empty() {
-            exit = crate::error::Kind::Corrupt.exit_code();
+            exit = crate::error::ErrorKind::Corrupt.exit_code();
         }
         findings.extend(bad);
     }

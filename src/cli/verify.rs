@@ -12,7 +12,7 @@ use super::ui::{self, Status, Ui};
 use super::usage;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
-use crate::error::{Code, Error, Kind, Result, escape};
+use crate::error::{Code, Error, ErrorKind, Result, escape};
 use crate::inspect::{Content, content_of};
 use crate::pipeline::{Proof, read_adapter, read_adapter_settling, read_adapter_with};
 use crate::runner::{Device, DeviceChoice};
@@ -158,7 +158,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         ui.result(status, json!(report), tensor_text(&report))?;
         #[cfg(feature = "report")]
         reported?;
-        return Ok(if report.pass { 0 } else { Kind::Differs.exit_code() });
+        return Ok(if report.pass { 0 } else { ErrorKind::Differs.exit_code() });
     };
     let reference = match (&probe, &other, &other_device) {
         (Some(probe), ..) => Reference::Probe(probe),
@@ -247,7 +247,7 @@ fn show(report: &Report, mut document: Value, a: &Arguments, ui: &Ui) -> Result<
     }
     let text = text(report, &document["engines"], a, ui.is_verbose());
     ui.result(status, document, text)?;
-    Ok(if report.pass { 0 } else { Kind::Differs.exit_code() })
+    Ok(if report.pass { 0 } else { ErrorKind::Differs.exit_code() })
 }
 
 /// Verifies on the engine asked for; beside the report, the figures of each engine, null where there is one only.

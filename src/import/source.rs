@@ -341,9 +341,9 @@ fn open_file(path: &Path) -> Result<Source> {
     }
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut source = match kind(path, &bytes) {
-        Some(Kind::Safetensors) => from_safetensors(safetensors::parse(path, &bytes)?),
-        Some(Kind::Index) => from_index(path)?,
-        Some(Kind::Checkpoint) => {
+        Some(WeightsFile::Safetensors) => from_safetensors(safetensors::parse(path, &bytes)?),
+        Some(WeightsFile::Index) => from_index(path)?,
+        Some(WeightsFile::Checkpoint) => {
             let checkpoint = pickle::read(path, bytes)?;
             let format = match checkpoint.container() {
                 pickle::Container::Zip => "PyTorch checkpoint",
@@ -372,7 +372,7 @@ fn open_file(path: &Path) -> Result<Source> {
     Ok(Source::Tensors(source))
 }
 
-enum Kind {
+enum WeightsFile {
     Safetensors,
     Index,
     Checkpoint,
@@ -382,24 +382,24 @@ enum Kind {
 const WEIGHT_MAP: &[u8] = b"\"weight_map\"";
 
 /// What the bytes are; a file too broken to tell is what its name says, so that the right reader names the fault.
-fn kind(path: &Path, bytes: &Bytes) -> Option<Kind> {
+fn kind(path: &Path, bytes: &Bytes) -> Option<WeightsFile> {
     // Safetensors first: a header of 640 bytes, among others, begins like a pickle, and no pickle has `{` where a header
     // begins.
     if safetensors::is_safetensors(bytes) {
-        return Some(Kind::Safetensors);
+        return Some(WeightsFile::Safetensors);
     }
     if pickle::is_checkpoint(bytes) {
-        return Some(Kind::Checkpoint);
+        return Some(WeightsFile::Checkpoint);
     }
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let starts_as_json = json::without_mark(bytes).trim_ascii_start().starts_with(b"{");
     if starts_as_json && name.ends_with(".json") {
         let is_index = name.ends_with(".index.json") || bytes.windows(WEIGHT_MAP.len()).any(|w| w == WEIGHT_MAP);
-        return is_index.then_some(Kind::Index);
+        return is_index.then_some(WeightsFile::Index);
     }
     match name.rsplit_once('.')?.1 {
-        "safetensors" => Some(Kind::Safetensors),
-        "bin" | "pt" | "pth" | "ckpt" => Some(Kind::Checkpoint),
+        "safetensors" => Some(WeightsFile::Safetensors),
+        "bin" | "pt" | "pth" | "ckpt" => Some(WeightsFile::Checkpoint),
         _ => None,
     }
 }
@@ -467,9 +467,9 @@ mod tests {
     /// What `kind` takes a file called `name` with these bytes for.
     fn found(name: &str, bytes: Vec<u8>) -> &'static str {
         match kind(Path::new(name), &Bytes::from(bytes)) {
-            Some(Kind::Safetensors) => "safetensors",
-            Some(Kind::Index) => "index",
-            Some(Kind::Checkpoint) => "checkpoint",
+            Some(WeightsFile::Safetensors) => "safetensors",
+            Some(WeightsFile::Index) => "index",
+            Some(WeightsFile::Checkpoint) => "checkpoint",
             None => "none",
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ptplus::error::{Code, Kind};
+use ptplus::error::{Code, ErrorKind};
 use ptplus::format::{gguf, pickle, safetensors};
 
 fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
@@ -21,7 +21,7 @@ fn files_of_gguf_py_are_accepted_but_for_the_big_endian_one() {
         let found = gguf::open(&path);
         if path.ends_with("big_endian.gguf") {
             let e = found.unwrap_err();
-            assert_eq!((e.code(), e.kind()), (Code::GgufByteOrder, Kind::Unsupported));
+            assert_eq!((e.code(), e.kind()), (Code::GgufByteOrder, ErrorKind::Unsupported));
         } else {
             found.unwrap();
         }

@@ -16,7 +16,7 @@ use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
 use crate::base::storage::{self, Stored};
 use crate::base::{BaseModel, BlockWeight, Dialect, RopeFactors, Weight};
-use crate::error::{Code, Error, Kind, Result};
+use crate::error::{Code, Error, ErrorKind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
 use crate::quant;
@@ -92,7 +92,7 @@ fn check_tokenizer(metadata: &Metadata) -> Result<()> {
     const SCORES: &str = "tokenizer.ggml.scores";
     let lacks_scores = |e: &Error| e.field_name() == Some(SCORES) && metadata.get(SCORES).is_none();
     match Vocabulary::from_gguf(metadata) {
-        Err(e) if e.kind() == Kind::Corrupt && !lacks_scores(&e) => Err(e),
+        Err(e) if e.kind() == ErrorKind::Corrupt && !lacks_scores(&e) => Err(e),
         _ => Ok(()),
     }
 }

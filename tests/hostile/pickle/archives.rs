@@ -1,6 +1,6 @@
 //! Wrong archives around a right pickle: each breaks one rule of the container.
 
-use ptplus::error::{Code, Kind};
+use ptplus::error::{Code, ErrorKind};
 use ptplus::format::pickle;
 
 use crate::pickle::assembler::*;
@@ -340,7 +340,7 @@ fn a_storage_that_nobody_reads_is_not_compared_with_its_checksum() {
     assert!(get("adapter").lazy().is_ok());
     for _ in 0..2 {
         let e = get("base").lazy().unwrap_err();
-        assert_eq!((e.code(), e.kind()), (Code::PickleChecksum, Kind::Corrupt), "{e}");
+        assert_eq!((e.code(), e.kind()), (Code::PickleChecksum, ErrorKind::Corrupt), "{e}");
         assert!(e.path().is_some() && e.offset().is_some());
     }
 }

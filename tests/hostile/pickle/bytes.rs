@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use ptplus::error::Kind;
+use ptplus::error::ErrorKind;
 
 use crate::pickle::assembler::*;
 
@@ -34,7 +34,7 @@ fn every_truncation_is_refused() {
         assert!(read(whole.clone()).is_ok());
         for len in 0..whole.len() {
             let e = read(whole[..len].to_vec()).err().unwrap_or_else(|| panic!("{name}: accepted with {len} bytes"));
-            assert_eq!(e.kind(), Kind::Corrupt, "{name} with {len} bytes: {e}");
+            assert_eq!(e.kind(), ErrorKind::Corrupt, "{name} with {len} bytes: {e}");
         }
     }
 }
@@ -54,7 +54,7 @@ fn a_changed_byte_of_an_archive_is_refused_or_changes_no_tensor() {
                         n_accepted += 1;
                         assert!(contents(&checkpoint) == right, "{name}: byte {at} as {byte} changes the tensors");
                     }
-                    Err(e) => assert_eq!(e.kind(), Kind::Corrupt, "{name}, byte {at}: {e}"),
+                    Err(e) => assert_eq!(e.kind(), ErrorKind::Corrupt, "{name}, byte {at}: {e}"),
                 }
             }
         }
@@ -93,7 +93,7 @@ fn a_changed_byte_of_a_legacy_file_never_breaks_its_structure() {
                     }
                     Err(e) => {
                         assert!(!in_storage(at), "{name}: byte {at} is data");
-                        assert_eq!(e.kind(), Kind::Corrupt, "{name}, byte {at}: {e}");
+                        assert_eq!(e.kind(), ErrorKind::Corrupt, "{name}, byte {at}: {e}");
                     }
                 }
             }
