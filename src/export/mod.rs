@@ -11,7 +11,6 @@ mod lora;
 mod mix;
 mod prefix;
 mod recorded;
-#[cfg(feature = "runner")]
 pub(crate) use recorded::main_type;
 pub mod types;
 
