@@ -1,11 +1,13 @@
 //! Flags about what an adapter says beside its numbers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::command::Recorded;
 use super::text::{read_template, read_text};
 use crate::about::{About, Sampling, TEXT_BYTES};
 use crate::error::Result;
+use crate::format::bundle::CHAT_TEMPLATE_FILE;
+use crate::format::bundle::container::is_bundle;
 
 /// What a packed adapter says.
 #[derive(clap::Args)]
@@ -44,7 +46,7 @@ pub struct AboutFlags {
     /// A file with some paragraphs for the card, in Markdown
     #[arg(long, value_name = "FILE")]
     description: Option<PathBuf>,
-    /// A file with the chat template that it was trained with
+    /// A file with the chat template that it was trained with; by default the chat_template.jinja in the adapter's folder
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
     /// What the model is to be told before each prompt
@@ -55,8 +57,12 @@ pub struct AboutFlags {
 }
 
 impl AboutFlags {
-    /// As the library wants it; files are read.
-    pub fn read(&self) -> Result<About> {
+    /// As the library wants it; files are read. Trainers leave the chat template beside the weights: without a flag, the one
+    /// in the adapter's folder counts.
+    pub fn read(&self, adapter: &Path) -> Result<About> {
+        let beside = adapter.join(CHAT_TEMPLATE_FILE);
+        let is_there = adapter.is_dir() && !is_bundle(adapter) && beside.is_file();
+        let template_file = self.chat_template_file.clone().or(is_there.then_some(beside));
         let description = self.description.as_deref().map(|path| read_text(path, "the description", TEXT_BYTES));
         let about = About {
             name: self.name.clone(),
@@ -70,19 +76,19 @@ impl AboutFlags {
             datasets: self.dataset.clone(),
             base_model: self.base_model.clone(),
             description: description.transpose()?,
-            chat_template: self.chat_template_file.as_deref().map(read_template).transpose()?,
+            chat_template: template_file.as_deref().map(read_template).transpose()?,
             system: self.system.clone(),
             sampling: self.sampling.stated()?,
         };
         about.check()?;
         #[cfg(feature = "generate")]
-        if let (Some(text), Some(path)) = (&about.chat_template, &self.chat_template_file) {
+        if let (Some(text), Some(path)) = (&about.chat_template, &template_file) {
             crate::generate::Template::new(text).map_err(|e| e.file(path))?;
         }
         Ok(about)
     }
 
-    pub fn inputs(&self) -> [Option<&std::path::Path>; 2] {
+    pub fn inputs(&self) -> [Option<&Path>; 2] {
         [self.description.as_deref(), self.chat_template_file.as_deref()]
     }
 

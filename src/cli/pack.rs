@@ -126,7 +126,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let max_error = a.types.bounds()?;
     let auto_kl = a.types.auto_kl()?;
     let reading = a.reading.options()?;
-    let about = a.about.read()?;
+    let about = a.about.read(&a.adapter)?;
     a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;

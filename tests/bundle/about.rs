@@ -128,7 +128,7 @@ fn flags_are_in_the_file_the_manifest_the_card_and_beside() {
     let out =
         ptplus(["pack", &text(&b), "--base", &base, "-o", &text(&again), "--license", "My own", "--to", "safetensors"]);
     assert_eq!(exit(&out), 0, "{}", stderr(&out));
-    assert!(stderr(&out).contains("license_link") == false, "it has one: {}", stderr(&out));
+    assert!(!stderr(&out).contains("license_link"), "it has one: {}", stderr(&out));
     assert_eq!(manifest(&again)["about"]["license"], "My own");
     assert_eq!(manifest(&again)["about"]["name"], m["about"]["name"]);
     assert_eq!(std::fs::read_to_string(again.join("chat_template.jinja")).unwrap(), TEMPLATE);
@@ -200,6 +200,28 @@ fn what_a_hub_would_want_is_told_and_what_none_takes_refused() {
         let (code, told) = run(&more);
         assert_eq!(code, expected, "{more:?}: {told}");
     }
+}
+
+/// As trainers leave it, beside the weights.
+#[test]
+fn the_chat_template_in_an_adapters_folder_is_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = dir.path().join("adapter");
+    RawAdapter::fixture("llama-pre-rope").write(&adapter);
+    std::fs::write(adapter.join("chat_template.jinja"), TEMPLATE).unwrap();
+    std::fs::write(dir.path().join("other"), "{{ messages }}").unwrap();
+    let base = text(&model("llama-pre-rope").join("base"));
+    let packed = |output: &str, more: &[&str]| {
+        let output = dir.path().join(output);
+        let out = ptplus([&["pack", &text(&adapter), "--base", &base, "-o", &text(&output)], more].concat());
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        std::fs::read_to_string(output.join("chat_template.jinja")).unwrap()
+    };
+    assert_eq!(packed("own", &[]), TEMPLATE);
+    assert_eq!(packed("other-b", &["--chat-template-file", &text(&dir.path().join("other"))]), "{{ messages }}");
+    std::fs::write(adapter.join("chat_template.jinja"), "{% for %}").unwrap();
+    let broken = ptplus(["pack", &text(&adapter), "--base", &base, "-o", &text(&dir.path().join("none"))]);
+    assert_eq!(exit(&broken), 7, "{}", stderr(&broken));
 }
 
 /// Whoever edits what the manifest covers, and has the hashes right, still has to have it true.
