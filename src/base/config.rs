@@ -285,6 +285,17 @@ impl Sizes {
     }
 }
 
+/// `rotary_dim` where RoPE turns so many components of a head.
+pub(super) fn check_rotary_dim(rotary_dim: usize, head_dim: usize) -> Result<usize, String> {
+    match rotary_dim {
+        0 => Err(format!("expected some of the {head_dim} components of a head, found none")),
+        n if n > head_dim || !n.is_multiple_of(2) => {
+            Err(format!("expected an even number up to the head length {head_dim}, since RoPE turns pairs, found {n}"))
+        }
+        n => Ok(n),
+    }
+}
+
 /// Head length where none is stated: hidden size over heads, which must divide.
 pub(super) fn derived_head_dim(hidden_size: usize, n_heads: usize) -> Result<usize, String> {
     match hidden_size.checked_rem(n_heads) {

@@ -153,9 +153,9 @@ impl<'a> Fields<'a> {
         self.map.is_empty()
     }
 
-    /// The first field whose name starts with `prefix`, if any.
-    pub fn first_key(&self, prefix: &str) -> Option<&'a str> {
-        self.map.keys().map(String::as_str).find(|k| k.starts_with(prefix))
+    /// The fields whose names start with `prefix`.
+    pub fn entries(&self, prefix: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.map.iter().map(|(k, v)| (k.as_str(), v)).filter(move |(k, _)| k.starts_with(prefix))
     }
 
     /// The first field whose value is an object, if any.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::config::{BaseConfig, BiasRule, Biases, Family, Layer, Row, SizeNames, Sizes, derived_head_dim};
+use super::config::{
+    BaseConfig, BiasRule, Biases, Family, Layer, Row, SizeNames, Sizes, check_rotary_dim, derived_head_dim,
+};
 use super::keys::Keys;
 use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
@@ -67,8 +69,14 @@ pub(super) fn parse<'t>(
         vocab_size: vocab_size(&keys, &tensor)?,
     };
     sizes.check(&NAMES).map_err(|(name, message)| keys.invalid(name, message))?;
-    for name in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(found) = keys.count(name)?.filter(|&n| n != head_dim) {
+    let rotary_dim = match keys.count(Row::ROTARY_DIM)? {
+        Some(n) if family.0.rotates_in_part() => {
+            check_rotary_dim(n, head_dim).map_err(|message| keys.invalid(Row::ROTARY_DIM, message))?
+        }
+        _ => head_dim,
+    };
+    for (name, expected) in [("attention.value_length", head_dim), (Row::ROTARY_DIM, rotary_dim)] {
+        if let Some(found) = keys.count(name)?.filter(|&n| n != expected) {
             return Err(keys.unsupported(name, format!("expected the head length {head_dim}, found {found}")));
         }
     }
@@ -89,7 +97,8 @@ pub(super) fn parse<'t>(
     let mut config = BaseConfig {
         context_length: context_length(&keys)?,
         rms_eps,
-        ropes: vec![rope::parse(&keys, family, &tensor, sizes.head_dim)?],
+        ropes: vec![rope::parse(&keys, family, &tensor, rotary_dim)?],
+        rotary_dim,
         layers: vec![Layer::with_window(window); n_layers],
         tied_embeddings: tensor(&Weight::Output.gguf_name()).is_none(),
         // No key says so: llama.cpp looks whether the tensors are there. Every layer is then held to what the first has.

@@ -56,6 +56,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
         vocab_size: fields.count_or("vocab_size", defaults.vocab_size)?,
     };
     sizes.check(&NAMES).map_err(|(name, message)| fields.invalid(name, message))?;
+    let rotary_dim = rope::rotary_dim(&fields, family.0, sizes.head_dim)?;
     let rms_eps = match fields.number("rms_norm_eps")? {
         Stated::Absent => defaults.rms_eps,
         // GGUF keeps F32, where what is almost 1 is 1.
@@ -78,7 +79,8 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
             attention_output: biased(&biases.attention_output)?,
             feed_forward: biased(&biases.feed_forward)?,
         },
-        ropes: vec![rope::parse(&fields, defaults.rope_theta, sizes.head_dim)?],
+        ropes: vec![rope::parse(&fields, defaults.rope_theta, rotary_dim)?],
+        rotary_dim,
         layers: (family.0.layers)(&fields, family, sizes.n_layers)?,
         ..BaseConfig::plain(family, &sizes)
     };
@@ -103,10 +105,13 @@ fn family(file: &Path, fields: &Fields) -> Result<Family> {
 fn refuse_what_changes_the_computation(fields: &Fields, row: &Row) -> Result<()> {
     // Names of Python classes in the model's repository. Those of configuration and tokenizer compute nothing that is
     // read here; a model's own class may compute anything, whatever `model_type` says.
-    if let Some(class) = fields.object("auto_map")?.value().and_then(|map| map.first_key("AutoModel")) {
-        return Err(
-            fields.unsupported("auto_map", format!("expected no code for {class}: only known families are computed"))
-        );
+    if let Some(map) = fields.object("auto_map")?.value() {
+        // transformers takes its own class of this name, unless it is told to trust the repository's.
+        let of_others = |(_, class): &(&str, &Value)| !class.as_str().is_some_and(|c| classes::is_own(c, row));
+        if let Some((name, _)) = map.entries("AutoModel").find(of_others) {
+            return Err(fields
+                .unsupported("auto_map", format!("expected no code for {name}: only known families are computed")));
+        }
     }
     let (name, activation) = row.activation;
     let expected = activation.names()[0];

@@ -178,7 +178,11 @@ fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseMode
 
 /// The largest difference to PyTorch's logits, with the adapter and without.
 fn against_pytorch(base: &BaseModel, name: &str) -> f64 {
-    let probe = Probe::open(&model(name).join("probe.safetensors"));
+    against(base, name, "probe.safetensors")
+}
+
+fn against(base: &BaseModel, name: &str, probe: &str) -> f64 {
+    let probe = Probe::open(&model(name).join(probe));
     let adapter = adapter(&model(name).join("adapter"));
     let mut sink = Collect::default();
     let options = StreamOptions { positions: None, device: Device::cpu() };
@@ -240,6 +244,61 @@ fn positions_one_by_one_choose_the_experts_that_they_choose_together() {
                 assert!(max_difference(found, &expected[at..at + vocab_size]) < 2e-5, "{name} at {p}");
             }
         }
+    }
+}
+
+/// `config.json` of phi3 with these fields, beside its weights.
+fn phi3_with(folder: &Path, fields: &[(&str, serde_json::Value)]) -> Result<BaseModel> {
+    let text = fs::read(model("phi3").join("base/config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    for (name, value) in fields {
+        config[name] = value.clone();
+    }
+    fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    fs::copy(model("phi3").join("base/model.safetensors"), folder.join("model.safetensors")).unwrap();
+    BaseModel::open(folder)
+}
+
+/// As transformers 4 and 5 state it, and as GGUF does.
+#[test]
+fn half_of_each_head_is_rotated_where_the_configuration_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let theta = 10_000.0;
+    for fields in [
+        vec![("rope_parameters", json!(null)), ("rope_theta", json!(theta)), ("partial_rotary_factor", json!(0.5))],
+        vec![("rope_parameters", json!({"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": 0.5}))],
+    ] {
+        let base = phi3_with(temp.path(), &fields).unwrap();
+        assert!(against(&base, "phi3", "probe-half-rotated.safetensors") <= 2e-5);
+        assert!(against_pytorch(&base, "phi3") > 1e-2, "the whole head is another model");
+        let gguf = exported(&base, OutType::Keep, &temp.path().join("base.gguf")).unwrap();
+        assert!(against(&gguf, "phi3", "probe-half-rotated.safetensors") <= 2e-5);
+    }
+    for factor in [0.0, 1.5, 0.55, 0.2] {
+        let e = phi3_with(temp.path(), &[("rope_parameters", json!(null)), ("partial_rotary_factor", json!(factor))]);
+        let e = e.map(|base| base.config.rotary_dim);
+        match factor {
+            0.55 => assert_eq!(e.unwrap(), 8, "rounded down, as in Python"),
+            _ => assert_eq!(e.unwrap_err().code(), Code::ConfigField, "{factor}"),
+        }
+    }
+}
+
+/// Phi-3's repositories have the code that transformers took over.
+#[test]
+fn code_of_the_family_s_own_name_is_what_transformers_has() {
+    let temp = tempfile::tempdir().unwrap();
+    let with = |class: &str| {
+        let map = json!({"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": class});
+        phi3_with(temp.path(), &[("auto_map", map)])
+    };
+    for class in ["modeling_phi3.Phi3ForCausalLM", "microsoft/Phi-3-mini-4k-instruct--modeling_phi3.Phi3ForCausalLM"] {
+        assert!(with(class).is_ok(), "{class}");
+    }
+    for class in
+        ["modeling_phi3.Phi3VForCausalLM", "modeling_other.Phi3ForCausalLM", "Phi3ForCausalLM", "modeling_phi3.Other"]
+    {
+        assert_eq!(with(class).unwrap_err().code(), Code::ConfigUnsupported, "{class}");
     }
 }
 

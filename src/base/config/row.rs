@@ -125,6 +125,16 @@ pub struct LlamaCpp {
     pub is_70b: fn(&BaseConfig) -> bool,
 }
 
+impl Row {
+    /// Whether a part of each head may be rotated, which its GGUF files state then.
+    pub fn rotates_in_part(&self) -> bool {
+        self.own_keys.contains(&Row::ROTARY_DIM)
+    }
+
+    /// The key that says how much.
+    pub const ROTARY_DIM: &'static str = "rope.dimension_count";
+}
+
 impl Family {
     /// The name in Hugging Face's `model_type`, without aliases.
     pub fn model_type(self) -> &'static str {

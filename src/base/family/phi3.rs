@@ -34,7 +34,7 @@ pub(super) const ROW: Row = Row {
     experts: None,
     layers: layers::window_if_stated,
     read_folder: no_more_fields,
-    own_keys: &[],
+    own_keys: &[Row::ROTARY_DIM],
     read_gguf: no_more_keys,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {

@@ -1,6 +1,6 @@
 //! The classes that `architectures` of `config.json` names.
 
-use crate::base::config::Family;
+use crate::base::config::{Family, Row};
 use crate::base::fields::{Fields, describe};
 use crate::error::Result;
 
@@ -39,6 +39,19 @@ fn is_of_another(stem: &str, family: Family) -> bool {
     let differ = |f: &&Family| kind(**f) != kind(family);
     let others = Family::ALL.iter().filter(differ).flat_map(|f| f.0.class_stems).copied();
     others.chain(OTHERS.split_whitespace()).any(|other| other == stem)
+}
+
+/// Whether a repository's code is named as the family's was before transformers took it over: `modeling_phi3.Phi3ForCausalLM`,
+/// behind the repository's name where that is another.
+pub(super) fn is_own(class: &str, row: &Row) -> bool {
+    let own = class.rsplit_once("--").map_or(class, |(_, own)| own);
+    match own.split_once('.') {
+        Some((module, class)) => {
+            let is_module = |name: &&str| module.strip_prefix("modeling_") == Some(*name);
+            row.model_types.iter().any(|name| is_module(&name)) && row.class_stems.contains(&stem(class))
+        }
+        None => false,
+    }
 }
 
 fn stem(class: &str) -> &str {

@@ -1,6 +1,7 @@
 //! RoPE in `config.json`.
 
 use super::positions;
+use crate::base::config::{Row, check_rotary_dim};
 use crate::base::fields::{Fields, Stated, describe};
 use crate::base::rope::{Rope, RopeScaling, Yarn};
 use crate::error::Result;
@@ -25,7 +26,6 @@ const OF_SCALING: [&str; 11] = [
 /// `default` is the base of the frequencies where nothing states one.
 pub(in crate::base) fn parse(fields: &Fields, default: f64, rotary_dim: usize) -> Result<Rope> {
     let outer_theta = theta(fields)?;
-    refuse_partial_rotation(fields)?;
     let stated = |name| -> Result<Option<Rope>> {
         let parameters = fields.object(name)?.value().filter(|f| !f.is_empty());
         parameters.map(|p| of_parameters(fields, &p, outer_theta, default, rotary_dim)).transpose()
@@ -56,7 +56,6 @@ fn of_parameters(
     if let Some(name) = p.nested() {
         return Err(p.unsupported(name, "expected one set of RoPE parameters for all layers, found one per kind"));
     }
-    refuse_partial_rotation(p)?;
     let theta = match (theta(p)?, outer_theta) {
         (Some(a), Some(b)) if a != b => {
             return Err(p.invalid("rope_theta", format!("found {a} here and {b} at the top level")));
@@ -81,7 +80,12 @@ fn of_parameters(
 
 /// The kind of scaling. Old files say `type`, and transformers adds `rope_type` when it saves one of those.
 fn kind<'a>(p: &Fields<'a>) -> Result<&'a str> {
-    match (p.text("rope_type")?, p.text("type")?) {
+    // Phi-3's first files call it so.
+    let current = |stated| match stated {
+        Stated::Is("su") => Stated::Is("longrope"),
+        other => other,
+    };
+    match (current(p.text("rope_type")?), current(p.text("type")?)) {
         (Stated::Is(new), Stated::Is(old)) if new != old => {
             Err(p.invalid("type", format!("expected {new:?}, as rope_type says, found {old:?}")))
         }
@@ -230,11 +234,27 @@ fn divisors(p: &Fields, name: &str, rotary_dim: usize) -> Result<Vec<f32>> {
         .collect()
 }
 
-fn refuse_partial_rotation(fields: &Fields) -> Result<()> {
+/// How many components of a head are rotated: as the RoPE parameters say, or the field beside them. Both say the same.
+pub(in crate::base) fn rotary_dim(fields: &Fields, row: &Row, head_dim: usize) -> Result<usize> {
     let name = "partial_rotary_factor";
-    match fields.number(name)?.value() {
-        None => Ok(()),
-        Some(1.0) => Ok(()),
-        Some(x) => Err(fields.unsupported(name, format!("expected rotation of the whole head, found {x}"))),
+    let mut stated = vec![fields.number(name)?.value()];
+    for parameters in ["rope_scaling", "rope_parameters"] {
+        if let Some(p) = fields.object(parameters)?.value() {
+            stated.push(p.number(name)?.value());
+        }
     }
+    let mut stated = stated.into_iter().flatten();
+    let Some(factor) = stated.next() else { return Ok(head_dim) };
+    if let Some(other) = stated.find(|x| *x != factor) {
+        return Err(fields.invalid(name, format!("expected one factor, found {factor} and {other}")));
+    }
+    if factor == 1.0 {
+        return Ok(head_dim);
+    }
+    if !row.rotates_in_part() {
+        return Err(fields.unsupported(name, format!("expected rotation of the whole head, found {factor}")));
+    }
+    let dim = head_dim as f64 * factor;
+    let dim = if (0.0..=head_dim as f64).contains(&dim) { dim as usize } else { 0 };
+    check_rotary_dim(dim, head_dim).map_err(|message| fields.invalid(name, message))
 }
