@@ -116,21 +116,12 @@ fn arguments_of_a_tensor_are_checked_one_by_one() {
         ("far too many", rebuild(&|p| (0..20).fold(right(p), |p, _| p.int(1))), Code::PickleLimit),
         ("17 dimensions", dict_of(|p| p.tensor(0, &[1; 17], &[1; 17])), Code::PickleLimit),
     ];
+    let of =
+        |what: &str| Pickle::new().op(b"(").text(what).global("torch", "FloatStorage").text("0").text("cpu").int(6);
     for (name, id, code) in [
         ("a persistent id that is a text", Pickle::new().text("storage").op(b"Q"), wrong),
         ("a short one", Pickle::new().text("storage").op(b"\x85Q"), wrong),
-        (
-            "of a module",
-            Pickle::new()
-                .op(b"(")
-                .text("module")
-                .global("torch", "FloatStorage")
-                .text("0")
-                .text("cpu")
-                .int(6)
-                .op(b"tQ"),
-            wrong,
-        ),
+        ("of a module", of("module").op(b"tQ"), wrong),
         (
             "with a class by name",
             Pickle::new().op(b"(").text("storage").text("FloatStorage").text("0").text("cpu").int(6).op(b"tQ"),
@@ -141,31 +132,8 @@ fn arguments_of_a_tensor_are_checked_one_by_one() {
             Pickle::new().op(b"(").text("storage").global("torch", "FloatStorage").int(0).text("cpu").int(6).op(b"tQ"),
             wrong,
         ),
-        (
-            "of a legacy file",
-            Pickle::new()
-                .op(b"(")
-                .text("storage")
-                .global("torch", "FloatStorage")
-                .text("0")
-                .text("cpu")
-                .int(6)
-                .op(b"NtQ"),
-            wrong,
-        ),
-        (
-            "with a view",
-            Pickle::new()
-                .op(b"(")
-                .text("storage")
-                .global("torch", "FloatStorage")
-                .text("0")
-                .text("cpu")
-                .int(6)
-                .ints(&[1, 2, 3])
-                .op(b"tQ"),
-            wrong,
-        ),
+        ("of a legacy file", of("storage").op(b"NtQ"), wrong),
+        ("with a view", of("storage").ints(&[1, 2, 3]).op(b"tQ"), wrong),
         ("with a negative size", Pickle::new().storage("FloatStorage", "0", -6), Code::PickleStorage),
         ("with a long key", Pickle::new().storage("FloatStorage", &"0".repeat(256), 6), Code::PickleLimit),
     ] {
