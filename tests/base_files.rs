@@ -185,7 +185,7 @@ fn what_is_no_base_of_a_supported_family_is_refused() {
     let config: serde_json::Value =
         serde_json::from_slice(&std::fs::read(model("qwen3").join("base/config.json")).unwrap()).unwrap();
     for (key, value, code, status) in [
-        ("model_type", "gemma2".into(), "base-architecture", 7),
+        ("model_type", "gpt_oss".into(), "base-architecture", 7),
         ("hidden_act", "gelu".into(), "config-unsupported", 7),
         (
             "rope_parameters",

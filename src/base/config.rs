@@ -1,12 +1,12 @@
 //! What a base model states about itself, whichever dialect states it: plain values and their invariants.
 
-use super::names::BlockWeight;
+use super::names::{BlockWeight, Weight};
 use super::rope::Rope;
 
 mod row;
 
 pub(super) use row::{BiasRule, BiasRules, Defaults, ExpertNames, Row};
-pub use row::{Family, LlamaCpp, RopeTensors};
+pub use row::{Family, Head, LlamaCpp, RopeTensors};
 
 /// Which projections have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,6 +36,24 @@ pub struct Norms {
 }
 
 impl Norms {
+    /// As in OLMo 2: behind.
+    pub const AFTER: Norms = Norms {
+        before_attention: None,
+        after_attention: Some(BlockWeight::PostAttentionNorm),
+        before_feed_forward: None,
+        after_feed_forward: Some(BlockWeight::PostFeedForwardNorm),
+        stored_less_one: false,
+    };
+
+    /// As in Gemma 2 and 3: before and behind.
+    pub const AROUND_LESS_ONE: Norms = Norms {
+        before_attention: Some(BlockWeight::InputNorm),
+        after_attention: Some(BlockWeight::PostAttentionNorm),
+        before_feed_forward: Some(BlockWeight::PreFeedForwardNorm),
+        after_feed_forward: Some(BlockWeight::PostFeedForwardNorm),
+        stored_less_one: true,
+    };
+
     /// As in Llama.
     pub const BEFORE: Norms = Norms {
         before_attention: Some(BlockWeight::InputNorm),
@@ -160,6 +178,8 @@ pub struct BaseConfig {
     pub query_key_norm: Option<QueryKeyNorm>,
     /// What scores are multiplied with: `1/sqrt(D)` in most families.
     pub attention_scale: f64,
+    /// What a GGUF file's keys are multiplied with beyond the model's own, since llama.cpp has a scale of its own; 1 in folders.
+    pub key_factor: f64,
     /// `c` where scores, scaled, become `c tanh(score / c)`.
     pub attention_softcap: Option<f64>,
     /// How many components of a query and key head are rotated, from the first on; even.
@@ -208,6 +228,7 @@ impl BaseConfig {
             norms: row.norms,
             query_key_norm: row.query_key_norm,
             attention_scale: 1.0 / (sizes.head_dim as f64).sqrt(),
+            key_factor: 1.0,
             attention_softcap: None,
             rotary_dim: sizes.head_dim,
             ropes: vec![Rope::plain(row.defaults.rope_theta)],
@@ -228,6 +249,19 @@ impl BaseConfig {
     pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
         let has_experts = self.layers.get(layer).is_some_and(|l| l.feed_forward == FeedForward::Experts);
         self.experts.as_ref().filter(|_| has_experts)
+    }
+
+    /// What the keys of a GGUF file of this model are multiplied with, so that the scores of llama.cpp are the model's.
+    pub fn gguf_key_factor(&self) -> f64 {
+        let factor = self.family.llama_cpp().attention_scale.map_or(1.0, |of| self.attention_scale / of(self));
+        // Different roundings of one number.
+        if (factor - 1.0).abs() < 1e-6 { self.key_factor } else { self.key_factor * factor }
+    }
+
+    /// What is added to `weight` is multiplied with this where keys are with `key_factor`. A norm of the key takes the factor itself.
+    pub fn addition_factor(&self, weight: Weight, key_factor: f64) -> f64 {
+        let makes_keys = matches!(weight, Weight::Block(_, BlockWeight::Key)) && self.query_key_norm.is_none();
+        if makes_keys { key_factor } else { 1.0 }
     }
 
     /// The window of each layer that has one.

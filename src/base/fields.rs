@@ -83,6 +83,11 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Whether there is no such field.
+    pub fn is_absent(&self, name: &str) -> bool {
+        self.get(name) == Stated::Absent
+    }
+
     /// A whole number of at least 0.
     pub fn count(&self, name: &str) -> Result<Stated<usize>> {
         self.get(name).try_map(|v| {
@@ -147,6 +152,11 @@ impl<'a> Fields<'a> {
             }
             _ => Err(self.invalid(name, format!("expected an object, found {}", describe(v)))),
         })
+    }
+
+    /// The file, for the fields of a value made from this one's.
+    pub fn file(&self) -> &'a Path {
+        self.file
     }
 
     pub fn is_empty(&self) -> bool {

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::config::{
     BaseConfig, BiasRule, Biases, Family, Layer, Row, SizeNames, Sizes, check_rotary_dim, derived_head_dim,
 };
+use super::family;
 use super::keys::Keys;
 use super::names::{BlockWeight, Weight};
 use crate::error::{Code, Error, Result};
@@ -111,7 +112,23 @@ pub(super) fn parse<'t>(
         ..BaseConfig::plain(family, &sizes)
     };
     (family.0.read_gguf)(&keys, &mut config)?;
+    if family.llama_cpp().attention_scale.is_some() {
+        config.key_factor = key_factor(metadata).map_err(|e| e.file(file))?;
+    }
     Ok(config)
+}
+
+/// The key for [`BaseConfig::key_factor`], which only files from here have: llama.cpp's own converter does not look.
+pub(crate) const KEY_FACTOR: &str = "ptplus.attention_key_factor";
+
+fn key_factor(metadata: &Metadata) -> Result<f64> {
+    match metadata.f32(KEY_FACTOR)? {
+        None => Ok(1.0),
+        Some(x) if x.is_normal() && x > 0.0 => Ok(f64::from(x)),
+        Some(x) => {
+            Err(Error::new(Code::ConfigField, format!("expected a number above 0, found {x}")).field(KEY_FACTOR))
+        }
+    }
 }
 
 fn family(file: &Path, architecture: Option<&str>) -> Result<Family> {
@@ -122,6 +139,7 @@ fn family(file: &Path, architecture: Option<&str>) -> Result<Family> {
         Error::new(Code::BaseArchitecture, format!("expected one of {}, found {found}", known.join(", ")))
             .file(file)
             .field("general.architecture")
+            .hints(architecture.and_then(family::missing))
     })
 }
 

@@ -8,11 +8,12 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{BaseConfig, BiasRule, Biases, Family, Row, SizeNames, Sizes, derived_head_dim};
+use super::family;
 use super::fields::{Fields, Stated, describe};
 use crate::error::{Code, Error, Result};
 
 mod classes;
-mod rope;
+pub(super) mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -34,7 +35,7 @@ const NAMES: SizeNames = [
 /// what is not computed here, [`Code::ConfigField`] for what is wrong in itself.
 pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     let fields = Fields::new(file, json)?;
-    let family = family(file, &fields)?;
+    let (family, model_type) = family_of(file, &fields)?;
     classes::check(&fields, family)?;
     refuse_what_changes_the_computation(&fields, family.0)?;
     check_unused(&fields)?;
@@ -70,7 +71,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     };
     let mut config = BaseConfig {
         family,
-        model_type: Some(family.model_type().to_owned()),
+        model_type: Some(model_type.to_owned()),
         context_length: positions(&fields, "max_position_embeddings")?.or_absent(defaults.context_length),
         rms_eps,
         tied_embeddings: fields.flag("tie_word_embeddings", defaults.tied_embeddings)?,
@@ -79,7 +80,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
             attention_output: biased(&biases.attention_output)?,
             feed_forward: biased(&biases.feed_forward)?,
         },
-        ropes: vec![rope::parse(&fields, defaults.rope_theta, rotary_dim)?],
+        ropes: (family.0.ropes)(&fields, defaults.rope_theta, rotary_dim)?,
         rotary_dim,
         layers: (family.0.layers)(&fields, family, sizes.n_layers)?,
         ..BaseConfig::plain(family, &sizes)
@@ -88,7 +89,7 @@ pub(super) fn parse(file: &Path, json: &Value) -> Result<BaseConfig> {
     Ok(config)
 }
 
-fn family(file: &Path, fields: &Fields) -> Result<Family> {
+fn family_of<'a>(file: &Path, fields: &Fields<'a>) -> Result<(Family, &'a str)> {
     let supported = || Family::ALL.iter().map(|f| f.model_type()).collect::<Vec<_>>().join(", ");
     let refuse = |found: &str| {
         Error::new(Code::BaseArchitecture, format!("expected one of {}, found {found}", supported()))
@@ -96,13 +97,23 @@ fn family(file: &Path, fields: &Fields) -> Result<Family> {
             .field("model_type")
     };
     match fields.text("model_type")? {
-        Stated::Is(name) => Family::from_model_type(name).ok_or_else(|| refuse(&format!("{name:?}"))),
+        Stated::Is(name) => {
+            let refuse = || refuse(&format!("{name:?}")).hints(family::missing(name));
+            let family = Family::from_model_type(name).ok_or_else(refuse)?;
+            Ok((family, name))
+        }
         Stated::Absent => Err(refuse("no such field")),
         Stated::Null => Err(refuse("null")),
     }
 }
 
 fn refuse_what_changes_the_computation(fields: &Fields, row: &Row) -> Result<()> {
+    if let Stated::Is(_) = fields.get("text_config") {
+        let message = "expected the configuration of a language model alone, found one with other modalities beside it";
+        let hint =
+            "save the language model alone, in Python: `AutoModelForCausalLM.from_pretrained(IN).save_pretrained(OUT)`";
+        return Err(fields.unsupported("text_config", message).hints([hint.to_owned()]));
+    }
     // Names of Python classes in the model's repository. Those of configuration and tokenizer compute nothing that is
     // read here; a model's own class may compute anything, whatever `model_type` says.
     if let Some(map) = fields.object("auto_map")?.value() {

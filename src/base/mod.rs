@@ -32,9 +32,11 @@ mod weights;
 
 pub use checks::gguf_architecture_of;
 pub use config::{
-    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Layer, LlamaCpp, Norms, QueryKeyNorm, RopeTensors,
+    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Head, Layer, LlamaCpp, Norms, QueryKeyNorm,
+    RopeTensors,
 };
 pub(crate) use fields::describe;
+pub(crate) use gguf::KEY_FACTOR;
 pub use names::{BlockWeight, Dialect, ExpertMatrix, RopeFactors, Weight};
 pub use rope::{Rope, RopeScaling, Yarn};
 pub use row_order::RowOrder;

@@ -248,6 +248,19 @@ impl Weight {
         parts.iter().map(|w| Weight::Block(block, *w)).collect()
     }
 
+    /// Whether it is the weight of an RMS norm.
+    pub fn is_norm(self) -> bool {
+        use BlockWeight::{InputNorm, KeyNorm, PostAttentionNorm, PostFeedForwardNorm, PreFeedForwardNorm, QueryNorm};
+        match self {
+            Weight::OutputNorm => true,
+            Weight::TokenEmbedding | Weight::Output | Weight::Rope(_) => false,
+            Weight::Block(_, w) => matches!(
+                w,
+                InputNorm | PostAttentionNorm | PreFeedForwardNorm | PostFeedForwardNorm | QueryNorm | KeyNorm
+            ),
+        }
+    }
+
     /// The tensor's name in `dialect`, in GGUF for a family with norms where Llama has them; see
     /// [`name_in`](Self::name_in).
     pub fn name(self, dialect: Dialect) -> String {

@@ -3,6 +3,7 @@
 use super::{BaseConfig, BaseModel, BlockWeight, Dialect, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::StoredTensor;
+use crate::quant;
 use crate::tensor::LazyTensor;
 
 impl BaseModel {
@@ -55,6 +56,12 @@ impl BaseModel {
     /// A weight in Hugging Face order with its rows as the files of this dialect have them.
     fn in_file_order(&self, weight: Weight, t: LazyTensor) -> Result<LazyTensor> {
         match self.dialect {
+            Dialect::Gguf if self.is_less_one(weight) => {
+                let mut values = vec![0f32; t.shape().iter().product()];
+                quant::decode(t.dtype(), &t.to_bytes(), &mut values);
+                values.iter_mut().for_each(|v| *v += 1.0);
+                Ok(LazyTensor::from_f32(&values, t.shape()))
+            }
             Dialect::Gguf => Ok(self.in_gguf_order(weight, t.clone())?.map_or(t, |heads| heads.merge_axes(0))),
             Dialect::HuggingFace => Ok(t),
         }

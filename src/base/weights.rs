@@ -109,6 +109,9 @@ impl BaseModel {
         let t = self.decodable(weight)?;
         let mut values = vec![0f32; t.shape.iter().product()];
         quant::decode(t.dtype, &t.bytes, &mut values);
+        if self.dialect == Dialect::HuggingFace && self.is_less_one(weight) {
+            values.iter_mut().for_each(|v| *v += 1.0);
+        }
         Ok(match self.norm_head_dim(weight) {
             Some(d) => (0..values.len()).map(|row| values[norm_row(row, d)]).collect(),
             None => values,
@@ -186,6 +189,11 @@ impl BaseModel {
         }
         let message = format!("expected a float or quantized type that ptplus decodes, found {}", t.dtype);
         Err(Error::new(Code::ConfigUnsupported, message).file(&t.file).field(&t.name).at(t.file_offset))
+    }
+
+    /// Whether Hugging Face's files hold this weight less 1.
+    pub(crate) fn is_less_one(&self, weight: Weight) -> bool {
+        self.config.norms.stored_less_one && weight.is_norm()
     }
 
     fn norm_head_dim(&self, weight: Weight) -> Option<usize> {

@@ -20,6 +20,18 @@ use crate::tensor::{DType, LazyTensor};
 use crate::transform::{cast, row_order};
 use crate::validate::Validated;
 
+/// llama.cpp would add to keys that its file of the base holds multiplied.
+fn refuse_multiplied_keys(lora: &Lora, base: Option<&BaseModel>) -> Result<()> {
+    let Some(c) = base.map(|b| &b.config) else { return Ok(()) };
+    match lora.modules.keys().find(|w| c.addition_factor(**w, c.gguf_key_factor()) != 1.0) {
+        Some(weight) => {
+            let message = "expected no addition to keys, which the base's GGUF file holds multiplied, found one: `ptplus convert BASE --merge ADAPTER` makes a base of both";
+            Err(Error::new(Code::ConfigUnsupported, message).field(weight.name(Dialect::HuggingFace)))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Plans llama.cpp's file for a base of this GGUF architecture.
 ///
 /// # Errors
@@ -37,6 +49,7 @@ pub(super) fn plan_gguf(
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
     refuse_what_no_file_says(lora)?;
     refuse_tied(lora, base)?;
+    refuse_multiplied_keys(lora, base)?;
     let head_dim = head_dim(lora, base);
     let alpha = common_alpha(lora.modules.values());
     let mut types = Chooser::new(source, rules, Format::Gguf)?;

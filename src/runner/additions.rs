@@ -9,7 +9,7 @@ use super::candle;
 use super::device::Device;
 use super::effects::MatrixEffect;
 use crate::base::{BaseModel, Dialect, Weight};
-use crate::error::Result;
+use crate::error::{Code, Error, Result};
 use crate::transform::low_rank::{LowRank, decoded};
 
 /// One addition to one projection, ready on the device.
@@ -46,8 +46,13 @@ impl Addition {
         (sequences, first_output): (Option<Range<usize>>, usize),
         device: &Device,
     ) -> Result<Addition> {
-        let named = |e: crate::error::Error| e.field(weight.name(Dialect::HuggingFace));
-        let scale = effect.scale * strength;
+        let named = |e: Error| e.field(weight.name(Dialect::HuggingFace));
+        let key_factor = base.config.addition_factor(weight, base.config.key_factor);
+        if key_factor != 1.0 && effect.magnitude.is_some() {
+            let message = "expected no DoRA of keys that the base's file holds multiplied, found one: take the Hugging Face folder";
+            return Err(named(Error::new(Code::ConfigUnsupported, message)));
+        }
+        let scale = effect.scale * strength * key_factor;
         let low_rank = LowRank::new(effect.a, effect.b, scale, effect.magnitude).map_err(named)?;
         let gains = low_rank.magnitude.is_some().then(|| gains(base, weight, &low_rank)).transpose()?;
         let bias = effect.bias.map(decoded).transpose().map_err(named)?;

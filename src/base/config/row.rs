@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Activation, BaseConfig, Biases, Layer, Norms, QueryKeyNorm};
+use super::{Activation, BaseConfig, Biases, Layer, Norms, QueryKeyNorm, Rope};
 use crate::base::fields::Fields;
 use crate::base::keys::Keys;
 use crate::base::row_order::RowOrder;
@@ -40,6 +40,9 @@ pub(in crate::base) struct Row {
     pub experts: Option<ExpertNames>,
     /// What `config.json` says of the layers, of which there are so many: windows, layers without RoPE, mixtures.
     pub layers: fn(&Fields, Family, usize) -> Result<Vec<Layer>>,
+    /// The rotations that `config.json` states, of which `layers` chooses; the numbers are the base of the frequencies where none is
+    /// stated, and how many components of a head are rotated.
+    pub ropes: fn(&Fields, f64, usize) -> Result<Vec<Rope>>,
     /// What else `config.json` says, into a configuration that has all that is alike in every family.
     pub read_folder: fn(&Fields, &mut BaseConfig) -> Result<()>,
     /// Keys of GGUF files, without the architecture, that `read_gguf` reads and other families refuse.
@@ -115,6 +118,11 @@ pub enum RopeTensors {
 pub struct LlamaCpp {
     /// The biases that it loads; a file with another is refused.
     pub biases: Biases,
+    /// Where it has the output head from.
+    pub head: Head,
+    /// What it multiplies scores with, where no key says that and it is not `1/sqrt(D)`. Where the model does otherwise, the
+    /// difference is multiplied into the keys of a GGUF file.
+    pub attention_scale: Option<fn(&BaseConfig) -> f64>,
     /// Whether it takes a head's length to be hidden size over heads, whatever the file says.
     pub derives_head_dim: bool,
     /// Whether it applies a sliding window that the file states.
@@ -123,6 +131,17 @@ pub struct LlamaCpp {
     pub rope_tensors: RopeTensors,
     /// Whether its recipe of K-quants takes the model for a "70B", whose value projections are small.
     pub is_70b: fn(&BaseConfig) -> bool,
+}
+
+/// Where llama.cpp has the output head from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// The file's, or the token embedding where the file has none.
+    Either,
+    /// The file's.
+    Own,
+    /// The token embedding.
+    Embedding,
 }
 
 impl Row {

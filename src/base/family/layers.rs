@@ -104,7 +104,7 @@ pub(super) fn types(fields: &Fields, n_layers: usize) -> Result<Option<Vec<bool>
 }
 
 /// `no_rope_layers` of SmolLM3 and Llama 4 has, against its name, a 0 for each layer whose queries are not rotated.
-fn rotate_all(fields: &Fields) -> Result<()> {
+pub(super) fn rotate_all(fields: &Fields) -> Result<()> {
     let name = "no_rope_layers";
     let layers = fields.list(name)?.value().unwrap_or_default();
     match layers.iter().find(|v| v.as_u64() != Some(1)) {

@@ -1,8 +1,8 @@
 //! Llama 1, 2 and 3.x, and what calls itself so (SmolLM2).
 
-use super::{layers, mixture, no_more_fields, nothing_to_write};
+use super::{layers, mixture, no_more_fields, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Experts, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Experts, Head, LlamaCpp, Norms, RopeTensors, Row,
 };
 use crate::base::keys::Keys;
 use crate::base::row_order::RowOrder;
@@ -37,12 +37,15 @@ pub(super) const ROW: Row = Row {
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::full,
+    ropes: one_rope,
     read_folder: no_more_fields,
     own_keys: mixture::KEYS,
     read_gguf: read_experts,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: true, feed_forward: true },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: false,
         applies_windows: false,
         rope_tensors: RopeTensors::ByType,

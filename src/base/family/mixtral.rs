@@ -1,8 +1,8 @@
 //! Mistral with a mixture of experts in every layer. In GGUF it is a Llama with experts.
 
-use super::{layers, mixture};
+use super::{layers, mixture, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, Head, LlamaCpp, Norms, RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
 
@@ -39,6 +39,7 @@ pub(super) const ROW: Row = Row {
         matrices: ["w1", "w3", "w2"],
     }),
     layers: layers::window_if_stated,
+    ropes: one_rope,
     read_folder: |fields, config| {
         let (name, n_experts) = mixture::count(fields, &["num_local_experts", "num_experts"], 8)?;
         let experts = Experts {
@@ -55,6 +56,8 @@ pub(super) const ROW: Row = Row {
     write_gguf: |config, put| mixture::write_gguf(config, true, put),
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: true, feed_forward: false },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: false,
         applies_windows: false,
         rope_tensors: RopeTensors::ByType,

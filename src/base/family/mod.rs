@@ -2,26 +2,61 @@
 
 use super::config::{BaseConfig, Family};
 use super::fields::Fields;
+use super::hf::rope;
 use super::keys::Keys;
+use super::rope::Rope;
 use super::row_order::RowOrder;
 use crate::error::Result;
 use crate::format::gguf::Value;
 
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod granite;
 mod layers;
 mod llama;
 mod mistral;
 mod mixtral;
 mod mixture;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
 
+mod smollm3;
+
 /// GGUF architectures beyond those of the families whose row order is known: an adapter can be converted for them. One by one: the
 /// RoPE type alone does not decide it (cohere and glm4 are NORM natively, so nothing is reordered).
-const OTHER_ARCHITECTURES: &[(&str, RowOrder)] =
-    &[("gemma", RowOrder::Neox), ("gemma2", RowOrder::Neox), ("gemma3", RowOrder::Neox)];
+const OTHER_ARCHITECTURES: &[(&str, RowOrder)] = &[("gemma", RowOrder::Neox)];
+
+/// What other families need that is not computed here, by `model_type` and GGUF architecture.
+const MISSING: &[(&[&str], &str)] = &[
+    (&["gpt_oss", "gpt-oss"], "attention sinks, and experts in MXFP4 with biases and a clamped activation"),
+    (
+        &["llama4", "llama4_text"],
+        "attention within chunks, queries scaled by position, and a router before the experts",
+    ),
+    (
+        &["qwen3_5", "qwen3_5_text", "qwen35", "qwen3_5_moe", "qwen35moe", "qwen3_next", "qwen3next"],
+        "layers of linear attention (gated delta net) and gated attention",
+    ),
+    (&["gemma"], "a row for it: its norms and embeddings are those of gemma2"),
+    (&["gemma3n", "gemma3n_text"], "several residual streams and embeddings per layer"),
+    (&["gemma4", "gemma4_text"], "embeddings per layer and heads of several lengths"),
+    (&["olmo3"], "windows and RoPE by layer beside the norms of olmo2"),
+    (&["cohere", "cohere2", "command-r"], "attention and feed-forward network side by side, with layer norms"),
+    (&["deepseek_v2", "deepseek_v3", "deepseek2"], "latent attention"),
+    (&["glm4", "glm4_moe", "glm4moe"], "rotation of neighbouring components in Hugging Face's order"),
+    (&["mamba", "mamba2", "falcon_mamba"], "state space layers"),
+];
+
+/// What is missing for this `model_type` or GGUF architecture, as a hint, where that is known.
+pub(super) fn missing(name: &str) -> Option<String> {
+    let (_, what) = MISSING.iter().find(|(names, _)| names.contains(&name))?;
+    Some(format!("missing for {name}: {what}"))
+}
 
 impl Family {
     /// Every family.
@@ -34,6 +69,11 @@ impl Family {
         Family(&qwen2_moe::ROW),
         Family(&qwen3::ROW),
         Family(&qwen3_moe::ROW),
+        Family(&gemma2::ROW),
+        Family(&gemma3::ROW),
+        Family(&olmo2::ROW),
+        Family(&granite::ROW),
+        Family(&smollm3::ROW),
     ];
 
     /// The family with this `model_type`.
@@ -71,6 +111,11 @@ impl RowOrder {
 /// For families whose `config.json` says nothing beyond what is alike in all of them.
 fn no_more_fields(_: &Fields, _: &mut BaseConfig) -> Result<()> {
     Ok(())
+}
+
+/// For families that rotate all layers alike.
+fn one_rope(fields: &Fields, default_theta: f64, rotary_dim: usize) -> Result<Vec<Rope>> {
+    Ok(vec![rope::parse(fields, default_theta, rotary_dim)?])
 }
 
 /// For families whose GGUF files have no keys of their own.

@@ -1,7 +1,7 @@
 //! Llama with biases on query, key and value.
 
-use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, RopeTensors, Row};
+use super::{layers, no_more_fields, no_more_keys, nothing_to_write, one_rope};
+use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row};
 use crate::base::row_order::RowOrder;
 
 pub(super) const ROW: Row = Row {
@@ -33,12 +33,15 @@ pub(super) const ROW: Row = Row {
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::later_ones_with_window,
+    ropes: one_rope,
     read_folder: no_more_fields,
     own_keys: &[],
     read_gguf: no_more_keys,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: true,
         applies_windows: false,
         rope_tensors: RopeTensors::None,

@@ -1,8 +1,8 @@
 //! Qwen2 with a mixture of experts, and one expert more that every position gets through a gate.
 
-use super::{layers, mixture};
+use super::{layers, mixture, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, Head, LlamaCpp, Norms, RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
 
@@ -36,6 +36,7 @@ pub(super) const ROW: Row = Row {
     activation: ("hidden_act", Activation::Silu),
     experts: Some(ExpertNames::QWEN),
     layers: layers::alternating_windows,
+    ropes: one_rope,
     read_folder: |fields, config| {
         config.biases.query_key_value = fields.flag("qkv_bias", true)?;
         let n_experts = fields.count_or("num_experts", 60)?;
@@ -63,6 +64,8 @@ pub(super) const ROW: Row = Row {
     write_gguf: |config, put| mixture::write_gguf(config, false, put),
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: true,
         applies_windows: false,
         rope_tensors: RopeTensors::None,

@@ -1,8 +1,8 @@
 //! Llama with RMS norms on the query and key heads.
 
-use super::{layers, no_more_fields, no_more_keys, nothing_to_write};
+use super::{layers, no_more_fields, no_more_keys, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, LlamaCpp, Norms, QueryKeyNorm, RopeTensors, Row,
+    Activation, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, QueryKeyNorm, RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
 
@@ -35,12 +35,15 @@ pub(super) const ROW: Row = Row {
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::later_ones_with_window,
+    ropes: one_rope,
     read_folder: no_more_fields,
     own_keys: &[],
     read_gguf: no_more_keys,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: false,
         applies_windows: false,
         rope_tensors: RopeTensors::None,

@@ -1,8 +1,8 @@
 //! Qwen3 with a mixture of experts.
 
-use super::{layers, mixture};
+use super::{layers, mixture, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, LlamaCpp, Norms, QueryKeyNorm,
+    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, Head, LlamaCpp, Norms, QueryKeyNorm,
     RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
@@ -36,6 +36,7 @@ pub(super) const ROW: Row = Row {
     activation: ("hidden_act", Activation::Silu),
     experts: Some(ExpertNames::QWEN),
     layers: layers::window_if_used,
+    ropes: one_rope,
     read_folder: |fields, config| {
         let (name, n_experts) = mixture::count(fields, &["num_local_experts", "num_experts"], 128)?;
         let experts = Experts {
@@ -62,6 +63,8 @@ pub(super) const ROW: Row = Row {
     write_gguf: |config, put| mixture::write_gguf(config, true, put),
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
+        head: Head::Either,
+        attention_scale: None,
         derives_head_dim: false,
         applies_windows: false,
         rope_tensors: RopeTensors::None,

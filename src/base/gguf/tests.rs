@@ -113,7 +113,6 @@ fn what_is_wrong_or_not_computed_is_refused_with_its_key() {
         ("llama.rope.freq_base", f(0.0), F),
         ("llama.rope.scaling.type", s("su"), U),
         ("llama.rope.scaling.factor", f(-1.0), F),
-        ("llama.expert_count", n(8), U),
         ("llama.vocab_size", n(51), F),
         ("llama.logit_scale", f(0.5), U),
     ] {

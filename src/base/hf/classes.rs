@@ -4,7 +4,7 @@ use crate::base::config::{Family, Row};
 use crate::base::fields::{Fields, describe};
 use crate::error::Result;
 
-/// Stems of the classes of other families in transformers (`modeling_auto.py`): what stands before `Model`, `For...` or
+/// Stems of classes in transformers, of families that are known here or not (`modeling_auto.py`): what stands before `Model`, `For...` or
 /// `LMHeadModel`. A class that is nobody's is a fine-tune's own; `model_type` decides there.
 const OTHERS: &str = "AfMoe Albert Apertus Arcee AyaVision BarkCausal Bart Bert BertGeneration BigBird BioGpt Bitnet Bloom \
     ChatGLM CTRL CodeGen Cohere Cohere2 Dbrx Deberta DebertaV2 Deepseek DeepseekV2 DeepseekV3 DiffLlama DistilBert \
@@ -38,7 +38,7 @@ fn is_of_another(stem: &str, family: Family) -> bool {
     let kind = |f: Family| (f.gguf_architecture(), f.0.experts.is_some());
     let differ = |f: &&Family| kind(**f) != kind(family);
     let others = Family::ALL.iter().filter(differ).flat_map(|f| f.0.class_stems).copied();
-    others.chain(OTHERS.split_whitespace()).any(|other| other == stem)
+    !family.0.class_stems.contains(&stem) && others.chain(OTHERS.split_whitespace()).any(|other| other == stem)
 }
 
 /// Whether a repository's code is named as the family's was before transformers took it over: `modeling_phi3.Phi3ForCausalLM`,

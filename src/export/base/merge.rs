@@ -201,11 +201,16 @@ fn addition(base: &BaseModel, weight: Weight, module: &Module, strength: f64) ->
         let heads = base.in_gguf_order(weight, t.clone()).map_err(|e| e.field(weight.name(Dialect::HuggingFace)))?;
         Ok(heads.map_or_else(|| t.clone(), |heads| heads.merge_axes(0)))
     };
+    let key_factor = base.config.addition_factor(weight, base.config.gguf_key_factor());
+    if key_factor != 1.0 && module.magnitude.is_some() {
+        let message = "expected no DoRA of keys, which the file will hold multiplied, found one";
+        return Err(Error::new(Code::ConfigUnsupported, message).field(weight.name(Dialect::HuggingFace)));
+    }
     Ok(MatrixAddition {
         first_row: 0,
         a: module.a.clone(),
         b: ordered(&module.b)?,
-        scale: module.scale.factor * strength,
+        scale: module.scale.factor * strength * key_factor,
         magnitude: module.magnitude.as_ref().map(ordered).transpose()?,
     })
 }

@@ -2,7 +2,7 @@
 //! converter (conversion/base.py, llama.py).
 
 use super::rope::Stated as StatedRope;
-use crate::base::BaseModel;
+use crate::base::{BaseModel, KEY_FACTOR};
 use crate::error::{Code, Error, Result};
 use crate::export::file_type;
 use crate::format::gguf::{self, Metadata, Value};
@@ -63,6 +63,13 @@ pub(super) fn of_folder(
         ));
     }
     c.family.own_gguf_keys(c, &mut |field, value| m.insert(key(field), value)).map_err(|e| e.file(&base.path))?;
+    let key_factor = c.gguf_key_factor();
+    if key_factor != 1.0 {
+        m.insert(KEY_FACTOR, Value::F32(key_factor as f32));
+        notes.push(format!(
+            "llama.cpp has a scale of attention scores of its own for {architecture}: keys are multiplied with {key_factor:.6}, which makes it the model's"
+        ));
+    }
     match vocabulary {
         Some(v) => {
             to_gguf::put(v, &mut m);

@@ -15,7 +15,7 @@ use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
 use crate::base::complete::of_unread_type;
 use crate::base::storage::{self, Stored};
-use crate::base::{BaseModel, BlockWeight, Dialect, RopeFactors, Weight};
+use crate::base::{BaseModel, BlockWeight, Dialect, Head, RopeFactors, Weight};
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{StoredTensor, TensorSpec};
@@ -118,6 +118,10 @@ pub(super) fn layout(base: &BaseModel) -> Result<Vec<Stored>> {
     let mut layout = storage::layout(&base.config, Dialect::Gguf, |_| false);
     // A folder's configuration says RoPE's divisors.
     layout.retain(|s| !matches!(s.weights[..], [Weight::Rope(_)]));
+    if base.config.tied_embeddings && base.config.family.llama_cpp().head == Head::Own {
+        let shape = vec![base.config.vocab_size, base.config.hidden_size];
+        layout.push(Stored { name: Weight::Output.name(Dialect::Gguf), shape, weights: vec![Weight::Output] });
+    }
     Ok(layout)
 }
 
@@ -139,6 +143,31 @@ fn divisors(factors: RopeFactors, values: &[f32]) -> (Stored, Source) {
     (stored, Source { canonical: values.clone(), label: "rope_parameters".to_owned(), values })
 }
 
+/// A folder's weight with the values that GGUF has: norms that multiply as they are, keys that make llama.cpp's scale the model's.
+fn in_gguf_values(base: &BaseModel, weight: Weight, t: LazyTensor) -> Result<LazyTensor> {
+    if base.dialect == Dialect::Gguf {
+        return Ok(t);
+    }
+    let factor = base.config.gguf_key_factor();
+    let makes_keys = match (weight, base.config.query_key_norm) {
+        (Weight::Block(_, BlockWeight::KeyNorm), Some(_))
+        | (Weight::Block(_, BlockWeight::Key | BlockWeight::KeyBias), None) => true,
+        _ => false,
+    };
+    let shape = t.shape().to_vec();
+    let multiplied = |mut values: Vec<f32>| {
+        if makes_keys {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        LazyTensor::from_f32(&values, &shape)
+    };
+    match shape.len() {
+        _ if !base.is_less_one(weight) && (!makes_keys || factor == 1.0) => Ok(t),
+        1 => Ok(multiplied(base.vector(weight)?)),
+        _ => Ok(multiplied(base.rows(weight)?.to_f32())),
+    }
+}
+
 fn source(base: &BaseModel, stored: &Stored) -> Result<Source> {
     if base.dialect == Dialect::Gguf
         && let Some(t) = base.tensor_named(&stored.name)
@@ -150,8 +179,8 @@ fn source(base: &BaseModel, stored: &Stored) -> Result<Source> {
     }
     let mut parts = Vec::with_capacity(stored.weights.len());
     for weight in &stored.weights {
-        let t = base.tensor(*weight).expect("a weight of the model");
-        let canonical = readable(t)?;
+        let t = base.tensor(base.stored_weight(*weight)?).expect("a weight of the model");
+        let canonical = in_gguf_values(base, *weight, readable(t)?)?;
         let values = base.in_gguf_order(*weight, canonical.clone())?.unwrap_or_else(|| canonical.clone());
         parts.push(Source { values, label: t.name.clone(), canonical });
     }
@@ -184,6 +213,13 @@ fn check_loadable(base: &BaseModel) -> Result<()> {
             base.gguf_architecture()
         );
         return refuse("attention_bias", message);
+    }
+    if llama_cpp.head == Head::Embedding && !c.tied_embeddings {
+        let message = format!(
+            "expected true: llama.cpp takes the token embedding for the head of a {}, and refuses a file that has one, found false",
+            base.gguf_architecture()
+        );
+        return refuse("tie_word_embeddings", message);
     }
     if llama_cpp.derives_head_dim && c.n_heads * c.head_dim != c.hidden_size {
         let message = format!(

@@ -236,6 +236,12 @@ impl Array {
         Array { element_type: ValueType::F32, len: values.len(), bytes: bytes.into() }
     }
 
+    /// An array of bool.
+    pub fn from_bools(values: &[bool]) -> Self {
+        let bytes: Vec<u8> = values.iter().map(|v| u8::from(*v)).collect();
+        Array { element_type: ValueType::Bool, len: values.len(), bytes: bytes.into() }
+    }
+
     /// An array of strings.
     pub fn from_strs<S: AsRef<str>>(values: &[S]) -> Self {
         let mut bytes = Vec::new();
