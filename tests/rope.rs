@@ -24,9 +24,9 @@ fn cases() -> Vec<Case> {
     let all: Value = serde_json::from_slice(&text).unwrap();
     let case = |(name, case): (&String, &Value)| {
         let mut config = all["config"].clone();
-        for key in ["max_position_embeddings", "rope_parameters"] {
-            config[key] = case[key].clone();
-        }
+        let own =
+            case.as_object().unwrap().iter().filter(|(key, _)| !["frequencies", "attention_factor"].contains(&&***key));
+        own.for_each(|(key, value)| config[key] = value.clone());
         Case {
             name: name.clone(),
             config,
@@ -58,7 +58,8 @@ fn folder(config: &Value, parent: &Path) -> PathBuf {
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(fixtures().join("rope/model.safetensors"), folder.join("model.safetensors")).unwrap();
+    let weights = if config["model_type"] == "phi3" { "phi3" } else { "model" };
+    std::fs::copy(fixtures().join(format!("rope/{weights}.safetensors")), folder.join("model.safetensors")).unwrap();
     folder
 }
 
@@ -71,10 +72,13 @@ fn verify(base: &Path, probe: &str) -> (i32, Value) {
 #[test]
 fn both_dialects_give_pytorchs_frequencies() {
     for c in cases() {
-        let parse = |config: &Value| BaseConfig::from_json("config.json".as_ref(), config).unwrap().ropes.remove(0);
-        let rope = parse(&c.config);
-        assert_eq!(parse(&in_the_older_dialect(&c.config)), rope, "{}", c.name);
-        let found = rope.frequencies(16, N_POSITIONS);
+        let parse = |config: &Value| {
+            let mut c = BaseConfig::from_json("config.json".as_ref(), config).unwrap();
+            (c.ropes.remove(0), c.rotary_dim)
+        };
+        let (rope, rotary_dim) = parse(&c.config);
+        assert_eq!(parse(&in_the_older_dialect(&c.config)), (rope.clone(), rotary_dim), "{}", c.name);
+        let found = rope.frequencies(rotary_dim, N_POSITIONS);
         assert_eq!(found.len(), c.frequencies.len(), "{}", c.name);
         for (i, (x, y)) in found.iter().zip(&c.frequencies).enumerate() {
             assert!((x - y).abs() <= 2e-7 * y, "{}, pair {i}: {x} {y}", c.name);
@@ -94,7 +98,7 @@ fn logits_queries_and_terms_are_pytorchs_from_folders_and_from_our_own_gguf() {
         assert_eq!(exit(&out), 0, "{}: {}", c.name, stderr(&out));
         let has_note =
             stderr(&out).contains("llama.cpp does not know") || stderr(&out).contains("llama.cpp takes the latter");
-        assert_eq!(has_note, c.name.starts_with("dynamic") || c.name.starts_with("longrope"), "{}", c.name);
+        assert_eq!(has_note, c.name.starts_with("dynamic") || c.name.contains("longrope"), "{}", c.name);
         for file in [&base, &gguf] {
             let (code, document) = verify(file, &c.name);
             // llama.cpp has no scaling that grows with the text.
@@ -131,6 +135,8 @@ fn one_wrong_number_about_rope_does_not_pass() {
         ("longrope-long", "original_max_position_embeddings", value!(32)),
         ("longrope-long", "attention_factor", value!(1.0)),
         ("linear", "factor", value!(2.0)),
+        ("phi3-partial", "partial_rotary_factor", value!(0.5)),
+        ("phi3-partial-longrope", "attention_factor", value!(1.0)),
         ("llama3", "original_max_position_embeddings", value!(64)),
         ("dynamic-beyond", "factor", value!(2.0)),
     ] {
@@ -142,6 +148,57 @@ fn one_wrong_number_about_rope_does_not_pass() {
     let mut c = case("dynamic-beyond");
     c.config["max_position_embeddings"] = value!(18);
     assert_eq!(verify(&folder(&c.config, temp.path()), "dynamic-beyond").0, 5);
+}
+
+/// Phi-3's class has one kind of scaling, which its first files call `su`, and an original context of 4,096 positions where only
+/// RoPE's parameters state another.
+#[test]
+fn phi3_has_a_name_and_a_default_of_its_own() {
+    let parse = |config: &Value| BaseConfig::from_json("config.json".as_ref(), config).map(|mut c| c.ropes.remove(0));
+    let c = case("phi3-longrope-short").config;
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut config = c.clone();
+        change(&mut config);
+        parse(&config)
+    };
+    let expected = parse(&c).unwrap();
+    assert_eq!(changed(&|c| c["rope_parameters"]["rope_type"] = "su".into()).unwrap(), expected);
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(Change, &str); 4] = [
+        (&|c| c["original_max_position_embeddings"] = Value::Null, "original_max_position_embeddings"),
+        (
+            &|c| {
+                c["original_max_position_embeddings"] = Value::Null;
+                c["rope_parameters"]["original_max_position_embeddings"] = value!(32);
+            },
+            "original_max_position_embeddings",
+        ),
+        (
+            &|c| {
+                c["rope_parameters"]["rope_type"] = "yarn".into();
+                c["rope_parameters"]["factor"] = value!(2.0);
+            },
+            "rope_scaling",
+        ),
+        (
+            &|c| {
+                c["rope_parameters"]["rope_type"] = "linear".into();
+                c["rope_parameters"]["factor"] = value!(2.0);
+            },
+            "rope_scaling",
+        ),
+    ];
+    for (change, field) in cases {
+        let e = changed(change).unwrap_err();
+        assert_eq!(e.field_name(), Some(field), "{e}");
+    }
+    assert!(
+        changed(&|c| {
+            c["original_max_position_embeddings"] = Value::Null;
+            c["max_position_embeddings"] = value!(4096);
+        })
+        .is_ok()
+    );
 }
 
 /// llama.cpp reads where YaRN's ramp lies for no architecture, and divisors of the frequencies for some.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::context::{CacheType, Context, ContextOptions, FlashAttention, Token};
 use super::inputs::{exact_base, load, readable_adapter, readable_state};
 use super::model::Model;
-use crate::base::BaseModel;
+use crate::base::{BaseModel, Rope};
 use crate::error::{Code, Error, Result};
 use crate::format::llama_state::Cache;
 use crate::runner::Sink;
@@ -14,6 +14,22 @@ use crate::validate::Validated;
 
 /// Logits held at a time, in values: 64 MiB.
 const LOGITS_VALUES: usize = 1 << 24;
+
+/// RoPE that depends on the length of a text is chosen by llama.cpp for its context, which it makes a whole multiple of 256 positions.
+fn check_rope(base: &BaseModel, n_positions: usize) -> Result<()> {
+    const CONTEXT_STEP: usize = 256;
+    let n_context = n_positions.next_multiple_of(CONTEXT_STEP);
+    let mut limits = base.config.ropes.iter().filter_map(Rope::changes_beyond);
+    match limits.find(|limit| n_positions <= *limit && n_context > *limit) {
+        Some(limit) => {
+            let message = format!(
+                "expected rows of more than {limit} positions, for which llama.cpp would compute with a context of {n_context}, found {n_positions}"
+            );
+            Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("rope_scaling"))
+        }
+        None => Ok(()),
+    }
+}
 
 /// Runs the base, plain and with one adapter, in llama.cpp and gives the logits at `positions` to `sink`: lane 0 is
 /// the base, lane 1 the adapter. Layers are not reported. F32 weights, F32 cache, no flash attention.
@@ -42,6 +58,7 @@ pub fn run(
     }
     let adapters: Vec<_> = adapter_file.iter().map(|file| load(adapter, file, &model)).collect::<Result<_>>()?;
     let length = input_ids.iter().map(Vec::len).max().unwrap_or(0);
+    check_rope(base, length)?;
     let chunk_len = (LOGITS_VALUES / vocab_size / 2).clamp(1, length.max(1));
     let options = ContextOptions {
         n_positions: length + n_virtual,

@@ -1,8 +1,13 @@
 //! Llama with query, key and value in one matrix, gate and up in another, and heads that may be rotated in part.
 
-use super::{layers, no_more_fields, no_more_keys, nothing_to_write, one_rope};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row};
+use super::{layers, no_more_keys, nothing_to_write, one_rope};
+use crate::base::config::{
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row,
+};
+use crate::base::fields::Fields;
+use crate::base::rope::RopeScaling;
 use crate::base::row_order::RowOrder;
+use crate::error::Result;
 
 pub(super) const ROW: Row = Row {
     model_types: &["phi3"],
@@ -34,7 +39,7 @@ pub(super) const ROW: Row = Row {
     experts: None,
     layers: layers::window_if_stated,
     ropes: one_rope,
-    read_folder: no_more_fields,
+    read_folder: read,
     own_keys: &[Row::ROTARY_DIM],
     read_gguf: no_more_keys,
     write_gguf: nothing_to_write,
@@ -48,3 +53,25 @@ pub(super) const ROW: Row = Row {
         is_70b: |_| false,
     },
 };
+
+/// The original context that the class assumes for files that do not state it beside RoPE's parameters, whatever these say.
+const ORIGINAL_POSITIONS: usize = 4_096;
+
+/// The class has no other scaling than longrope, and took `yarn` for a name of it once.
+fn read(fields: &Fields, c: &mut BaseConfig) -> Result<()> {
+    let name = "original_max_position_embeddings";
+    for rope in &c.ropes {
+        match &rope.scaling {
+            RopeScaling::None => {}
+            RopeScaling::LongRope { original_max_positions: n, .. } => {
+                if *n != ORIGINAL_POSITIONS && fields.count(name)?.value().is_none() {
+                    let message =
+                        format!("expected {n} beside RoPE's parameters, where Phi3Config looks for it, found none");
+                    return Err(fields.invalid(name, message));
+                }
+            }
+            _ => return Err(fields.unsupported("rope_scaling", format!("expected longrope or none, found {rope}"))),
+        }
+    }
+    Ok(())
+}
