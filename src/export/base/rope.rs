@@ -46,7 +46,7 @@ pub(super) fn state(base: &BaseModel) -> Result<Stated> {
         }
         RopeScaling::Dynamic { max_positions, .. } => {
             stated.note = Some(format!(
-                "RoPE is scaled from {max_positions} positions on, the longer the text the more, which llama.cpp does not know: the file holds the model without scaling, which is the same up to there"
+                "RoPE is scaled in texts of more than {max_positions} positions, the longer the more, which llama.cpp does not know: the file holds the model without scaling, which is the same up to there"
             ));
         }
         RopeScaling::Yarn(yarn) if is_llama_cpps(yarn, rope.theta, rotary_dim) => {
