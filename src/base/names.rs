@@ -229,11 +229,10 @@ impl Weight {
             Weight::TokenEmbedding | Weight::Output => true,
             Weight::OutputNorm | Weight::Rope(_) => false,
             // Experts and what chooses them are parameters of modules of their own.
-            Weight::Block(_, w) => match w {
-                QueryKeyValue | Query | Key | Value | AttentionOutput | GateUp | Gate | Up | Down => true,
-                SharedExpertGate | SharedGate | SharedUp | SharedDown => true,
-                _ => false,
-            },
+            Weight::Block(_, w) => {
+                matches!(w, QueryKeyValue | Query | Key | Value | AttentionOutput | GateUp | Gate | Up | Down)
+                    || matches!(w, SharedExpertGate | SharedGate | SharedUp | SharedDown)
+            }
         }
     }
 

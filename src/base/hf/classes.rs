@@ -48,7 +48,7 @@ pub(super) fn is_own(class: &str, row: &Row) -> bool {
     match own.split_once('.') {
         Some((module, class)) => {
             let is_module = |name: &&str| module.strip_prefix("modeling_") == Some(*name);
-            row.model_types.iter().any(|name| is_module(&name)) && row.class_stems.contains(&stem(class))
+            row.model_types.iter().any(is_module) && row.class_stems.contains(&stem(class))
         }
         None => false,
     }
