@@ -487,3 +487,16 @@ fn impossible_mixtures_are_refused_by_name() {
         assert_eq!(e.code(), code, "{name} {field}: {e}");
     }
 }
+
+/// Phi-3's first files with long texts.
+#[test]
+fn su_is_longrope() {
+    let temp = tempfile::tempdir().unwrap();
+    let scaling = |kind: &str| {
+        let factors = json!([1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]);
+        let rope = json!({"type": kind, "short_factor": factors, "long_factor": factors});
+        let fields = [("rope_parameters", json!(null)), ("rope_scaling", rope), ("rope_theta", json!(10_000.0))];
+        phi3_with(temp.path(), &fields).unwrap().config.ropes
+    };
+    assert_eq!(scaling("su"), scaling("longrope"));
+}

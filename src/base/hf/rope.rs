@@ -80,9 +80,9 @@ fn of_parameters(
 
 /// The kind of scaling. Old files say `type`, and transformers adds `rope_type` when it saves one of those.
 fn kind<'a>(p: &Fields<'a>) -> Result<&'a str> {
-    // Phi-3's first files call it so.
+    // Phi-3's first files call it so, where they have its factors.
     let current = |stated| match stated {
-        Stated::Is("su") => Stated::Is("longrope"),
+        Stated::Is("su") if p.get("short_factor") != Stated::Absent => Stated::Is("longrope"),
         other => other,
     };
     match (current(p.text("rope_type")?), current(p.text("type")?)) {
