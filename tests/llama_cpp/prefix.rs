@@ -179,7 +179,6 @@ fn wrong_states_are_refused_or_far_off() {
     let without_a_layer =
         [&right[..layers - 12], &(c.n_layers as u32 - 1).to_le_bytes(), &right[layers - 8..]].concat();
     assert!(off(&without_a_layer).is_none(), "one layer missing");
-    assert!(off(&right[..right.len() - 4]).is_none(), "cut");
 }
 
 #[test]
