@@ -27,7 +27,7 @@ impl VirtualCache {
     ///
     /// # Errors
     ///
-    /// [`Code::AdapterMismatch`](crate::error::Code::AdapterMismatch) where it does not fit;
+    /// [`Code::AdapterMismatch`] where it does not fit;
     /// [`Code::ConfigUnsupported`] for embeddings where RoPE depends on the text's length; those of reading weights.
     pub fn new(base: &BaseModel, front: &Front<'_>, device: &Device) -> Result<Self> {
         front.check_fits(base)?;
@@ -45,7 +45,7 @@ impl VirtualCache {
     ///
     /// # Errors
     ///
-    /// [`Code::Runner`](crate::error::Code::Runner).
+    /// [`Code::Runner`].
     pub fn layer(&self, index: usize) -> Result<(Vec<f32>, Vec<f32>)> {
         let values = |t: &Tensor| t.flatten_all().and_then(|t| t.to_vec1()).map_err(candle);
         let (k, v) = &self.layers[index];
@@ -63,7 +63,12 @@ impl VirtualCache {
 /// The keys and values that the base makes of input embeddings, one block held at a time.
 fn through_base(base: &BaseModel, embeddings: &LazyTensor, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
     let &[n_tokens, hidden] = embeddings.shape() else { unreachable!("the shape was checked") };
-    let mut x = Tensor::from_vec(decoded(embeddings)?, (1, n_tokens, hidden), &device.0).map_err(candle)?;
+    let mut values = decoded(embeddings)?;
+    let multiplier = multiplier(base)?;
+    if multiplier != 1.0 {
+        values.iter_mut().for_each(|v| *v *= multiplier);
+    }
+    let mut x = Tensor::from_vec(values, (1, n_tokens, hidden), &device.0).map_err(candle)?;
     if base.config.ropes.iter().any(|r| r.changes_beyond().is_some()) {
         let message = "expected a RoPE that is the same for texts of every length, since virtual tokens go through the base before the text is known";
         return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("rope_parameters"));
@@ -78,4 +83,26 @@ fn through_base(base: &BaseModel, embeddings: &LazyTensor, device: &Device) -> R
         layers.push(cache.contents().map_err(candle)?);
     }
     Ok(layers)
+}
+
+/// What the model multiplies embeddings with that come from elsewhere than its table. Source: `GraniteModel.forward`, which multiplies
+/// whatever comes in, and `Gemma3TextScaledWordEmbedding`, which multiplies what is looked up, of transformers 5.24.
+///
+/// # Errors
+///
+/// [`Code::ConfigUnsupported`] where that depends on the version of transformers that the embeddings were trained with.
+fn multiplier(base: &BaseModel) -> Result<f32> {
+    let of_table = base.config.embedding_multiplier as f32;
+    match base.gguf_architecture() {
+        _ if of_table == 1.0 => Ok(1.0),
+        "granite" => Ok(of_table),
+        "gemma3" => Ok(1.0),
+        other => {
+            let message = format!(
+                "expected a base that treats embeddings alike in every version of transformers: of architecture {other:?} version 4 multiplies \
+                 virtual tokens by {of_table} and version 5 does not, and no file says which it was trained with"
+            );
+            Err(Error::new(Code::ConfigUnsupported, message).file(&base.path))
+        }
+    }
 }
