@@ -4,9 +4,8 @@
 //! `cargo bench --no-default-features --features llama-cpp --bench quantize [-- FILTER]`
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ptplus::quant;
 use ptplus::tensor::DType;
 
@@ -21,68 +20,89 @@ fn types() -> impl Iterator<Item = DType> {
     [DType::F16, DType::BF16].into_iter().chain(quant::BLOCK_FORMATS.iter().copied())
 }
 
-fn quantize(c: &mut Criterion) {
-    let x = quant_inputs::make("normal", N_ROWS * N_PER_ROW);
-    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
-    for dtype in types() {
-        let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
-        let mut group = c.benchmark_group(format!("quantize/{dtype}"));
-        group.throughput(Throughput::BytesDecimal(x.len() as u64 * 4));
-        group.bench_function("one thread", |b| {
-            b.iter(|| one_thread.install(|| quant::quantize_rows(dtype, black_box(&x), N_PER_ROW, &mut bytes)));
-        });
-        group.bench_function("all threads", |b| {
-            b.iter(|| quant::quantize_rows(dtype, black_box(&x), N_PER_ROW, &mut bytes));
-        });
-        #[cfg(feature = "llama-cpp")]
-        group.bench_function("ggml", |b| b.iter(|| ggml::quantize(dtype, black_box(&x), &mut bytes)));
-        group.finish();
+/// Megabytes of F32 per second of each of `jobs`, which take turns so that all see the machine in the same state: the fastest
+/// of their runs, and the median of the ratios to the last one.
+fn in_turn(what: &str, n_elements: usize, jobs: &mut [(&str, &mut dyn FnMut())]) {
+    const RUNS: usize = 25;
+    let mut rounds = Vec::new();
+    for _ in 0..RUNS {
+        rounds.push(jobs.iter_mut().map(|(_, job)| seconds(job)).collect::<Vec<f64>>());
     }
+    print!("{what}:");
+    for (i, (name, _)) in jobs.iter().enumerate() {
+        let fastest = rounds.iter().map(|times| times[i]).fold(f64::INFINITY, f64::min);
+        print!(" {name} {:.0} MB/s", n_elements as f64 * 4.0 / 1e6 / fastest);
+        if i + 1 < jobs.len() {
+            let mut ratios: Vec<f64> = rounds.iter().map(|times| times[times.len() - 1] / times[i]).collect();
+            ratios.sort_by(f64::total_cmp);
+            print!(" (ratio {:.2}),", ratios[RUNS / 2]);
+        }
+    }
+    println!();
 }
 
-fn decode(c: &mut Criterion) {
-    let x = quant_inputs::make("normal", N_ROWS * N_PER_ROW);
-    let mut out = vec![0f32; x.len()];
-    for dtype in types() {
-        let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
-        quant::quantize_rows(dtype, &x, N_PER_ROW, &mut bytes);
-        let mut group = c.benchmark_group(format!("decode/{dtype}"));
-        group.throughput(Throughput::BytesDecimal(x.len() as u64 * 4));
-        group.bench_function("one thread", |b| b.iter(|| quant::decode(dtype, black_box(&bytes), &mut out)));
-        #[cfg(feature = "llama-cpp")]
-        group.bench_function("ggml", |b| b.iter(|| ggml::decode(dtype, black_box(&bytes), &mut out)));
-        group.finish();
-    }
+fn seconds(job: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    job();
+    start.elapsed().as_secs_f64()
+}
+
+fn quantize(dtype: DType, x: &[f32]) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool of one thread");
+    let len = x.len() / dtype.block_len() * dtype.block_bytes();
+    let [mut one, mut all, mut of_ggml] = [(); 3].map(|()| vec![0; len]);
+    let mut one = || pool.install(|| quant::quantize_rows(dtype, black_box(x), N_PER_ROW, &mut one));
+    let mut all = || quant::quantize_rows(dtype, black_box(x), N_PER_ROW, &mut all);
+    let mut of_ggml = || ggml::quantize(dtype, black_box(x), &mut of_ggml);
+    let jobs: &mut [(&str, &mut dyn FnMut())] =
+        &mut [("all threads", &mut all), ("one thread", &mut one), ("ggml", &mut of_ggml)];
+    let n = if cfg!(feature = "llama-cpp") { 3 } else { 2 };
+    in_turn(&format!("quantize/{dtype}"), x.len(), &mut jobs[..n]);
+}
+
+fn decode(dtype: DType, x: &[f32]) {
+    let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
+    quant::quantize_rows(dtype, x, N_PER_ROW, &mut bytes);
+    let [mut own, mut of_ggml] = [(); 2].map(|()| vec![0f32; x.len()]);
+    let mut own = || quant::decode(dtype, black_box(&bytes), &mut own);
+    let mut of_ggml = || ggml::decode(dtype, black_box(&bytes), &mut of_ggml);
+    let jobs: &mut [(&str, &mut dyn FnMut())] = &mut [("one thread", &mut own), ("ggml", &mut of_ggml)];
+    let n = if cfg!(feature = "llama-cpp") { 2 } else { 1 };
+    in_turn(&format!("decode/{dtype}"), x.len(), &mut jobs[..n]);
 }
 
 /// One thread and two in turn, so that both see the machine in the same state. The fastest runs count: whatever else the
 /// machine does takes one of two cores away, and halves only the second figure.
-fn scaling(_: &mut Criterion) {
+fn scaling(dtype: DType) {
     const RUNS: usize = 25;
     let x = quant_inputs::make("normal", 4 * N_ROWS * N_PER_ROW);
     let pools = [1, 2].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("a pool of threads"));
-    for dtype in types() {
-        let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
-        let mut times = [Vec::new(), Vec::new()];
-        for _ in 0..RUNS {
-            for (pool, times) in pools.iter().zip(&mut times) {
-                let start = Instant::now();
-                pool.install(|| quant::quantize_rows(dtype, black_box(&x), N_PER_ROW, &mut bytes));
-                times.push(start.elapsed());
-            }
+    let mut bytes = vec![0; x.len() / dtype.block_len() * dtype.block_bytes()];
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..RUNS {
+        for (pool, times) in pools.iter().zip(&mut times) {
+            times.push(seconds(&mut || {
+                pool.install(|| quant::quantize_rows(dtype, black_box(&x), N_PER_ROW, &mut bytes))
+            }));
         }
-        let [one, two] = times.map(|mut t| {
-            t.sort();
-            t[0].as_secs_f64()
-        });
-        let rate = |seconds: f64| x.len() as f64 * 4.0 / 1e6 / seconds;
-        println!(
-            "scaling/{dtype}: one thread {:.0} MB/s, two {:.0} MB/s, ratio {:.2} (wanted >= 1.80)",
-            rate(one),
-            rate(two),
-            one / two
-        );
     }
+    let [one, two] = times.map(|times| times.into_iter().fold(f64::INFINITY, f64::min));
+    let rate = |seconds: f64| x.len() as f64 * 4.0 / 1e6 / seconds;
+    println!(
+        "scaling/{dtype}: one thread {:.0} MB/s, two {:.0} MB/s, ratio {:.2} (wanted >= 1.80)",
+        rate(one),
+        rate(two),
+        one / two
+    );
+}
+
+#[cfg(not(feature = "llama-cpp"))]
+mod ggml {
+    use ptplus::tensor::DType;
+
+    pub fn quantize(_: DType, _: &[f32], _: &mut [u8]) {}
+
+    pub fn decode(_: DType, _: &[u8], _: &mut [f32]) {}
 }
 
 #[cfg(feature = "llama-cpp")]
@@ -110,12 +130,17 @@ mod ggml {
     }
 }
 
-criterion_group! {
-    name = benches;
-    config = Criterion::default()
-        .sample_size(10)
-        .warm_up_time(Duration::from_millis(100))
-        .measurement_time(Duration::from_millis(500));
-    targets = quantize, decode, scaling
+fn main() {
+    let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
+    let is_wanted = |what: &str, dtype: &DType| format!("{what}/{dtype}").contains(&filter);
+    let x = quant_inputs::make("normal", N_ROWS * N_PER_ROW);
+    for dtype in types().filter(|t| is_wanted("quantize", t)) {
+        quantize(dtype, &x);
+    }
+    for dtype in types().filter(|t| is_wanted("decode", t)) {
+        decode(dtype, &x);
+    }
+    for dtype in types().filter(|t| is_wanted("scaling", t)) {
+        scaling(dtype);
+    }
 }
-criterion_main!(benches);

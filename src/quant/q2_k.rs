@@ -35,14 +35,22 @@ const DMIN: usize = D + 2;
 pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, D);
     let dmin = f16_at(block, DMIN);
-    for (s, sub) in out.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(block[s] & 15);
-        let min = dmin * f32::from(block[s] >> 4);
-        // Two sub-blocks share each group of 32 bytes and two bits of it; eight share the 32 bytes.
-        let shift = s % 8 / 2 * 2;
-        let qs = &block[QS + s / 8 * 32 + s % 2 * SUB..][..SUB];
-        for (x, q) in sub.iter_mut().zip(qs) {
-            *x = scale * f32::from(q >> shift & 3) - min;
+    // All codes first, in vectors of bytes: 32 bytes hold two bits each of four times 32 elements.
+    let mut codes = [0u8; LEN];
+    for (codes, qs) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[QS..D].as_chunks::<32>().0) {
+        for (i, q) in qs.iter().enumerate() {
+            codes[i] = q & 3;
+            codes[i + 32] = q >> 2 & 3;
+            codes[i + 64] = q >> 4 & 3;
+            codes[i + 96] = q >> 6;
+        }
+    }
+    for ((sub, codes), sc) in out.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).zip(&block[..QS])
+    {
+        let scale = d * f32::from(sc & 15);
+        let min = dmin * f32::from(sc >> 4);
+        for (x, q) in sub.iter_mut().zip(codes) {
+            *x = scale * f32::from(*q) - min;
         }
     }
 }

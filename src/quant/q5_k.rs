@@ -36,16 +36,26 @@ const QS: usize = QH + LEN / 8;
 pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, 0);
     let dmin = f16_at(block, DMIN);
-    for (s, sub) in out.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
+    // All codes first, in vectors of bytes: byte `l` of 32 has the high bits of eight codes.
+    let mut codes = [0u8; LEN];
+    let (high, low) = (&block[QH..QS], &block[QS..]);
+    for l in 0..SUB {
+        let (h, q) = (high[l], [low[l], low[l + 32], low[l + 64], low[l + 96]]);
+        codes[l] = q[0] & 15 | (h & 1) << 4;
+        codes[l + 32] = q[0] >> 4 | (h & 2) << 3;
+        codes[l + 64] = q[1] & 15 | (h & 4) << 2;
+        codes[l + 96] = q[1] >> 4 | (h & 8) << 1;
+        codes[l + 128] = q[2] & 15 | (h & 16);
+        codes[l + 160] = q[2] >> 4 | (h & 32) >> 1;
+        codes[l + 192] = q[3] & 15 | (h & 64) >> 2;
+        codes[l + 224] = q[3] >> 4 | (h & 128) >> 3;
+    }
+    for (s, (sub, codes)) in out.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).enumerate() {
         let (sc, mn) = k_scales::unpack(&block[SC..QH], s);
         let scale = d * f32::from(sc);
         let min = dmin * f32::from(mn);
-        let shift = s % 2 * 4;
-        let low = &block[QS + s / 2 * SUB..][..SUB];
-        let high = &block[QH..QS];
-        for ((x, q), h) in sub.iter_mut().zip(low).zip(high) {
-            let q = q >> shift & 15 | (h >> s & 1) << 4;
-            *x = scale * f32::from(q) - min;
+        for (x, q) in sub.iter_mut().zip(codes) {
+            *x = scale * f32::from(*q) - min;
         }
     }
 }

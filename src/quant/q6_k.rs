@@ -34,15 +34,26 @@ const D: usize = SC + LEN / SUB;
 #[inline(always)]
 pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, D);
-    for (s, sub) in out.as_chunks_mut::<SUB>().0.iter_mut().enumerate() {
-        let scale = d * f32::from(block[SC + s] as i8);
-        let quarter = s % 8 / 2; // of the 128 elements
-        let half = s % 2 * SUB;
-        let low = &block[s / 8 * 64 + quarter % 2 * 32 + half..][..SUB];
-        let high = &block[QH + s / 8 * 32 + half..][..SUB];
-        for ((x, l), h) in sub.iter_mut().zip(low).zip(high) {
-            let q = l >> (quarter / 2 * 4) & 15 | (h >> (quarter * 2) & 3) << 4;
-            *x = scale * f32::from(q as i8 - 32);
+    let (low, rest) = block.split_at(QH);
+    // All codes first: bytes in step are vectors of bytes, bytes that are gathered and widened one at a time are not.
+    let mut codes = [0i8; LEN];
+    for ((codes, low), high) in
+        codes.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(rest.as_chunks::<32>().0)
+    {
+        for l in 0..32 {
+            let h = high[l];
+            codes[l] = (low[l] & 15 | (h & 3) << 4) as i8 - 32;
+            codes[l + 32] = (low[l + 32] & 15 | (h >> 2 & 3) << 4) as i8 - 32;
+            codes[l + 64] = (low[l] >> 4 | (h >> 4 & 3) << 4) as i8 - 32;
+            codes[l + 96] = (low[l + 32] >> 4 | (h >> 6) << 4) as i8 - 32;
+        }
+    }
+    for ((sub, codes), scale) in
+        out.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).zip(&block[SC..D])
+    {
+        let scale = d * f32::from(*scale as i8);
+        for (x, q) in sub.iter_mut().zip(codes) {
+            *x = scale * f32::from(*q);
         }
     }
 }
