@@ -10,6 +10,9 @@ use crate::pages::{Page, ROOT};
 #[path = "../../examples/convert.rs"]
 mod convert;
 #[allow(dead_code)]
+#[path = "../../examples/files.rs"]
+mod files;
+#[allow(dead_code)]
 #[path = "../../examples/pack.rs"]
 mod pack;
 #[allow(dead_code)]
@@ -22,7 +25,7 @@ const PAGE: &str = "docs/howto/library.md";
 fn the_code_of_the_page_is_that_of_the_examples() {
     let page = Page::read(PAGE);
     let shown: Vec<String> = page.blocks().filter(|b| b.language == "rust").map(|b| b.text()).collect();
-    let files = ["convert", "verify", "pack"].map(|name| {
+    let files = ["files", "convert", "verify", "pack"].map(|name| {
         let text = std::fs::read_to_string(Path::new(ROOT).join(format!("examples/{name}.rs"))).unwrap();
         let start = text.find("use std::path::Path;").unwrap();
         text[start..text.find("\nfn main()").unwrap()].to_owned()
@@ -36,6 +39,10 @@ fn the_examples_do_their_jobs() {
     let [adapter, base, probe] = ["adapter", "base", "probe.safetensors"].map(|name| m.join(name));
     let temp = tempfile::tempdir().unwrap();
     let (converted, bundle) = (temp.path().join("adapter.gguf"), temp.path().join("bundle"));
+    let own = temp.path().join("own.gguf");
+    files::run(&adapter, &base, &own).unwrap();
+    let written = ptplus::format::gguf::open(&own).unwrap();
+    assert!(!written.tensors.is_empty() && written.tensors.iter().all(|t| t.dtype == ptplus::tensor::DType::Q8_0));
     convert::run(&adapter, &base, &probe, &converted).unwrap();
     assert!(verify::run(&converted, &base, &probe).unwrap());
     pack::run(&adapter, &base, &probe, &bundle).unwrap();
