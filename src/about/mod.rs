@@ -1,6 +1,6 @@
 //! What an adapter says beside its numbers: whose it is and under which licence, and what whoever runs it needs, its chat
 //! template and how to sample. All of it is GGUF metadata under the keys of ggml and llama.cpp; an adapter in safetensors
-//! carries the same in its configuration ([`foreign`]).
+//! carries the same in its configuration (`foreign.rs`).
 
 mod licence;
 

@@ -8,7 +8,7 @@
 //! `config` covers the sizes and constants that both dialects state, `query` the query projections (weight, bias, norm)
 //! of the adapted layers, by value and in Hugging Face row order: they are what the adapter's memories were trained
 //! against. `weights` covers every matrix that something is added to: small ones whole, of large ones rows at even distances
-//! ([`Sample`]), since a model that was trained further differs in all of them. Another element type may have rounded the same weights, so
+//! (`Sample`), since a model that was trained further differs in all of them. Another element type may have rounded the same weights, so
 //! unequal digests prove nothing then, and the answer has three values.
 
 use std::collections::{BTreeMap, BTreeSet};

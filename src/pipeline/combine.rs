@@ -39,8 +39,8 @@ pub struct Combined {
 ///
 /// # Errors
 ///
-/// Those of reading, of [`combine`] and of writing; [`Code::BaseDiffers`]; [`Code::NumbersDiffer`] where the sum does not compute
-/// what its parts do, [`Code::NoEffect`] where that is nothing, with nothing left behind.
+/// Those of reading, of [`combine`] and of writing; [`Code::BaseDiffers`](crate::error::Code::BaseDiffers); [`Code::NumbersDiffer`](crate::error::Code::NumbersDiffer) where the sum does not compute
+/// what its parts do, [`Code::NoEffect`](crate::error::Code::NoEffect) where that is nothing, with nothing left behind.
 pub fn combine_adapters(job: &Combine<'_>) -> Result<Combined> {
     check_place(&job.output)?;
     let base = job.output.base;
