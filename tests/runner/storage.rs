@@ -164,11 +164,11 @@ fn a_shared_tensor_is_kept_as_it_is() {
 const FAMILIES: [&str; 5] = ["phi3", "mixtral", "qwen2-moe", "qwen3-moe", "qwen3-moe-dense-layer"];
 const IN_LLAMA_CPP: &[&str] = FAMILIES.split_at(4).0;
 
-fn opened(name: &str) -> BaseModel {
+pub fn opened(name: &str) -> BaseModel {
     BaseModel::open(&model(name).join("base")).unwrap()
 }
 
-fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseModel> {
+pub fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseModel> {
     let plan = export::base::plan(base, None, &out_type.into())?.plan;
     let out = OutputFile::create(file, Overwrite::Force, &[])?;
     export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ())?;
@@ -177,7 +177,7 @@ fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseMode
 }
 
 /// The largest difference to PyTorch's logits, with the adapter and without.
-fn against_pytorch(base: &BaseModel, name: &str) -> f64 {
+pub fn against_pytorch(base: &BaseModel, name: &str) -> f64 {
     against(base, name, "probe.safetensors")
 }
 
