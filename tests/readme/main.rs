@@ -12,6 +12,7 @@
 mod common;
 
 mod card;
+mod families;
 mod help;
 mod library;
 mod licence;
