@@ -42,8 +42,8 @@ pub(super) const ROW: Row = Row {
     ropes: one_rope,
     read_folder: read,
     own_keys: &["logit_scale", "residual_scale", "embedding_scale", "attention.scale"],
-    read_gguf: read_gguf,
-    write_gguf: write_gguf,
+    read_gguf,
+    write_gguf,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: true, feed_forward: true },
         head: Head::Either,

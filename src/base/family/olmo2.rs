@@ -41,7 +41,7 @@ pub(super) const ROW: Row = Row {
     ropes: one_rope,
     read_folder: no_more_fields,
     own_keys: &[],
-    read_gguf: read_gguf,
+    read_gguf,
     write_gguf: nothing_to_write,
     llama_cpp: LlamaCpp {
         biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
