@@ -6,7 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{RawAdapter, exit, fixtures, json, ptplus, stderr};
+use common::{RawAdapter, Tensor, exit, fixtures, json, ptplus, stderr, write_safetensors};
 use ptplus::format::gguf;
 use serde_json::{Value, json as value};
 
@@ -299,4 +299,81 @@ fn checkpoints_are_read_like_folders() {
     });
     let (code, found) = document(&[&"validate", &projected]);
     assert_eq!((code, &found["findings"][0]["code"]), (7, &value!("config-unsupported")), "{found}");
+}
+
+/// A base of one layer with a window, whose family multiplies its embeddings.
+fn small_gemma(kind: &str, folder: &Path) -> PathBuf {
+    let (hidden, heads, kv, d, inner, vocab) = (8, 2, 1, 4, 8, 16);
+    let config = value!({
+        "model_type": kind, "architectures": [if kind == "gemma2" { "Gemma2ForCausalLM" } else { "Gemma3ForCausalLM" }],
+        "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": d, "intermediate_size": inner,
+        "vocab_size": vocab, "num_hidden_layers": 1, "layer_types": ["sliding_attention"], "sliding_window": 4, "dtype": "float32",
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 4, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+        "attn_logit_softcapping": null, "final_logit_softcapping": null, "max_position_embeddings": 64, "attention_bias": false,
+        "rope_theta": 10000.0,
+    });
+    let mut tensors = std::collections::BTreeMap::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        let values = (0..n).map(|i| ((i + name.len()) as f32 * 0.7).sin() * 0.3).collect();
+        tensors.insert(format!("model.{name}.weight"), Tensor { shape: shape.to_vec(), values });
+    };
+    add("embed_tokens", &[vocab, hidden]);
+    add("norm", &[hidden]);
+    for norm in ["input", "post_attention", "pre_feedforward", "post_feedforward"] {
+        add(&format!("layers.0.{norm}_layernorm"), &[hidden]);
+    }
+    for (name, rows, columns) in [
+        ("self_attn.q_proj", heads * d, hidden),
+        ("self_attn.k_proj", kv * d, hidden),
+        ("self_attn.v_proj", kv * d, hidden),
+        ("self_attn.o_proj", hidden, heads * d),
+        ("mlp.gate_proj", inner, hidden),
+        ("mlp.up_proj", inner, hidden),
+        ("mlp.down_proj", hidden, inner),
+    ] {
+        add(&format!("layers.0.{name}"), &[rows, columns]);
+    }
+    if kind != "gemma2" {
+        ["q", "k"].iter().for_each(|part| add(&format!("layers.0.self_attn.{part}_norm"), &[d]));
+    }
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    write_safetensors(&folder.join("model.safetensors"), &tensors);
+    folder.to_owned()
+}
+
+#[test]
+fn bases_that_treat_virtual_tokens_in_ways_of_their_own_are_refused_by_name() {
+    let temp = tempfile::tempdir().unwrap();
+    let made = |method: &str, row_len: usize, more: Value| {
+        let folder = temp.path().join(method);
+        let mut config = value!({"peft_type": method, "task_type": "CAUSAL_LM", "num_virtual_tokens": 2});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let values = (0..2 * row_len).map(|i| (i as f32).cos()).collect();
+        let tensors = [("prompt_embeddings".to_owned(), Tensor { shape: vec![2, row_len], values })];
+        RawAdapter { config, tensors: tensors.into_iter().collect() }.write(&folder);
+        folder
+    };
+    let prefix = made("PREFIX_TUNING", 8, value!({"num_layers": 1, "num_attention_heads": 1, "token_dim": 4}));
+    let prompt = made("PROMPT_TUNING", 8, value!({"token_dim": 8}));
+    let state = temp.path().join("a.bin");
+    for (kind, adapter, code, text) in [
+        // Which of the two a file was trained with, nothing says.
+        ("gemma2", &prompt, 7, "version 4 multiplies"),
+        ("gemma3_text", &prompt, 7, "iSWA"),
+        ("gemma2", &prefix, 7, "iSWA"),
+        ("gemma3_text", &prefix, 7, "iSWA"),
+    ] {
+        let base = small_gemma(kind, &temp.path().join(kind));
+        let valid = run(&[&"validate", adapter, &"--base", &base]);
+        assert_eq!(exit(&valid), 0, "{kind}: {}", stderr(&valid));
+        // On the runner, windows are no matter.
+        let beside = run(&[&"verify", adapter, &"--base", &base, &"--against", adapter]);
+        assert_eq!(exit(&beside), if text == "iSWA" { 0 } else { 7 }, "{kind}: {}", stderr(&beside));
+        let out = run(&[&"convert", adapter, &"--base", &base, &"-o", &state, &"--to", &"llama-state"]);
+        assert_eq!(exit(&out), code, "{kind}: {}", stderr(&out));
+        let told = if text == "iSWA" { stderr(&out) } else { stderr(&beside) };
+        assert!(told.contains(text) && !state.exists(), "{kind}: {told}");
+    }
 }
