@@ -220,3 +220,24 @@ fn nothing_is_computed_once_nobody_reads_on() {
     let n_tokens: usize = first.split("answer ").nth(1).and_then(|t| t.split(' ').next()?.parse().ok()).unwrap();
     assert!((code, n) == (0, 1) && n_tokens < 8, "{code} {n} {first}");
 }
+
+/// Virtual tokens take places of the context beside prompt and answer.
+#[test]
+#[ignore = "needs the real base, which fixtures/fetch-smollm2.sh fetches"]
+fn virtual_tokens_leave_room_for_prompt_and_answer_on_the_real_base() {
+    let temp = tempfile::tempdir().unwrap();
+    let values = (0..20 * 576).map(|i| (i as f32).sin() * 0.05).collect();
+    let tensors = [("prompt_embeddings".to_owned(), common::Tensor { shape: vec![20, 576], values })];
+    let config = serde_json::json!({"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 20, "token_dim": 576});
+    common::RawAdapter { config, tensors: tensors.into_iter().collect() }.write(temp.path());
+    let (base, adapter) = (smollm2(), temp.path().to_str().unwrap());
+    let args = ["run", "--base", base.to_str().unwrap(), "--adapter", adapter, "--temp", "0", "-p", "Hello"];
+    let (code, document) = json(args.iter().chain(&["-n", "2"]));
+    assert_eq!(code, 0, "{document}");
+    let n_prompt = document["answers"][0]["prompt_tokens"].as_u64().unwrap();
+    // Exactly enough, and one too few.
+    for (n_context, expected) in [(20 + n_prompt + 1, 0), (20 + n_prompt, 2)] {
+        let out = ptplus(args.iter().chain(&["-n", "1", "-c", &n_context.to_string()]));
+        assert_eq!(exit(&out), expected, "{n_context}: {}", stderr(&out));
+    }
+}

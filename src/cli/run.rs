@@ -14,6 +14,7 @@ use super::text::{read_template, read_text};
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::about::{self, About, agreed};
+use crate::adapter::Prefix;
 use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
@@ -135,7 +136,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         None if conversation => agreed("--system-prompt", said.iter().map(|s| s.system.as_deref()))?,
         given => given.as_deref(),
     };
-    let n_context = context_length(a, &text);
+    // Virtual tokens take places of the context; what is left is for prompt and answer.
+    let n_virtual = loaded.iter().filter_map(|a| a.adapter().as_prefix()).map(Prefix::n_tokens).max().unwrap_or(0);
+    let n_context = context_length(a, &text).saturating_sub(n_virtual);
     let tokens = prompts
         .iter()
         .map(|p| {
@@ -148,7 +151,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         .collect::<Result<Vec<_>>>()?;
     let limits = limits(a, n_context, &tokens);
     let on: Vec<(usize, f32)> = adapters.iter().map(|(_, scale)| *scale).enumerate().collect();
-    let mut engine = open_engine(a, &base, loaded, device, limits.n_context, ui)?;
+    let mut engine = open_engine(a, &base, loaded, device, limits.n_context + n_virtual, ui)?;
     check_effects(engine.as_mut(), &tokens[0], &adapters, &on, ui)?;
 
     let mut documents = Vec::new();
