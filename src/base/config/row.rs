@@ -13,6 +13,9 @@ use crate::format::gguf::Value;
 #[derive(Clone, Copy)]
 pub struct Family(pub(in crate::base) &'static Row);
 
+/// Hands keys of a GGUF file on.
+type WriteKeys = fn(&BaseConfig, &mut dyn FnMut(&str, Value)) -> Result<()>;
+
 /// What there is to say of a family.
 pub(in crate::base) struct Row {
     /// Its names in Hugging Face's `model_type`, of which the first names the family here.
@@ -51,7 +54,7 @@ pub(in crate::base) struct Row {
     /// `attention.sliding_window` in all of them.
     pub read_gguf: fn(&Keys, &mut BaseConfig) -> Result<()>,
     /// Hands on the keys, without the architecture, that a GGUF file of this configuration has beyond those of every family.
-    pub write_gguf: fn(&BaseConfig, &mut dyn FnMut(&str, Value)) -> Result<()>,
+    pub write_gguf: WriteKeys,
     /// What llama.cpp does with it.
     pub llama_cpp: LlamaCpp,
 }

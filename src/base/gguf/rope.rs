@@ -31,18 +31,15 @@ pub(super) fn parse<'t>(
         }
     };
     let mut attention_factor = keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
-    let divisors = match divisors(keys, family, tensor, kind, rotary_dim)? {
-        // llama.cpp divides by both.
-        Some(scaling) => Some(match (scaling, factor) {
-            (scaling, None) => scaling,
-            (RopeScaling::Divisors(x), Some(f)) => RopeScaling::Divisors(scaled(&x, f)),
-            (RopeScaling::LongRope { short, long, original_max_positions }, Some(f)) => {
-                RopeScaling::LongRope { short: scaled(&short, f), long: scaled(&long, f), original_max_positions }
-            }
-            (other, Some(_)) => other,
-        }),
-        None => None,
-    };
+    // llama.cpp divides by both.
+    let divisors = divisors(keys, family, tensor, kind, rotary_dim)?.map(|scaling| match (scaling, factor) {
+        (scaling, None) => scaling,
+        (RopeScaling::Divisors(x), Some(f)) => RopeScaling::Divisors(scaled(&x, f)),
+        (RopeScaling::LongRope { short, long, original_max_positions }, Some(f)) => {
+            RopeScaling::LongRope { short: scaled(&short, f), long: scaled(&long, f), original_max_positions }
+        }
+        (other, Some(_)) => other,
+    });
     let scaling = match (divisors, factor) {
         (Some(_), _) if kind == "yarn" => {
             let message = "expected no divisors of RoPE beside yarn: this is not computed here";

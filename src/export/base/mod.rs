@@ -149,11 +149,11 @@ fn in_gguf_values(base: &BaseModel, weight: Weight, t: LazyTensor) -> Result<Laz
         return Ok(t);
     }
     let factor = base.config.gguf_key_factor();
-    let makes_keys = match (weight, base.config.query_key_norm) {
+    let makes_keys = matches!(
+        (weight, base.config.query_key_norm),
         (Weight::Block(_, BlockWeight::KeyNorm), Some(_))
-        | (Weight::Block(_, BlockWeight::Key | BlockWeight::KeyBias), None) => true,
-        _ => false,
-    };
+            | (Weight::Block(_, BlockWeight::Key | BlockWeight::KeyBias), None)
+    );
     let shape = t.shape().to_vec();
     let multiplied = |mut values: Vec<f32>| {
         if makes_keys {
