@@ -152,7 +152,7 @@ fn normal_forms_and_spaces_are_the_folders() {
         (Value::Null, metaspace("never")),
         (Value::Null, value!({"type": "Sequence", "pretokenizers": [metaspace("first")]})),
         (sequence(&[prepend, replace.clone()]), Value::Null),
-        (sequence(&[replace.clone()]), Value::Null),
+        (sequence(std::slice::from_ref(&replace)), Value::Null),
         // Gemma's: nothing is left to split at.
         (
             replace,
