@@ -43,6 +43,7 @@ impl<T> Stated<T> {
 }
 
 /// A JSON object of one file, with its path inside the file for messages.
+#[derive(Clone)]
 pub(super) struct Fields<'a> {
     file: &'a Path,
     prefix: String,

@@ -237,24 +237,23 @@ fn divisors(p: &Fields, name: &str, rotary_dim: usize) -> Result<Vec<f32>> {
 /// How many components of a head are rotated: as the RoPE parameters say, or the field beside them. Both say the same.
 pub(in crate::base) fn rotary_dim(fields: &Fields, row: &Row, head_dim: usize) -> Result<usize> {
     let name = "partial_rotary_factor";
-    let mut stated = vec![fields.number(name)?.value()];
-    for parameters in ["rope_scaling", "rope_parameters"] {
-        if let Some(p) = fields.object(parameters)?.value() {
-            stated.push(p.number(name)?.value());
+    let mut stated: Option<(Fields, f64)> = None;
+    let nested = ["rope_scaling", "rope_parameters"].map(|parameters| fields.object(parameters).map(Stated::value));
+    for place in [Ok(Some(fields.clone()))].into_iter().chain(nested) {
+        let Some(place) = place? else { continue };
+        match (place.number(name)?.value(), &stated) {
+            (Some(found), Some((_, factor))) if found != *factor => {
+                return Err(place.invalid(name, format!("expected one factor, found {factor} and {found}")));
+            }
+            (Some(found), None) => stated = Some((place, found)),
+            _ => {}
         }
     }
-    let mut stated = stated.into_iter().flatten();
-    let Some(factor) = stated.next() else { return Ok(head_dim) };
-    if let Some(other) = stated.find(|x| *x != factor) {
-        return Err(fields.invalid(name, format!("expected one factor, found {factor} and {other}")));
-    }
-    if factor == 1.0 {
-        return Ok(head_dim);
-    }
+    let Some((place, factor)) = stated.filter(|(_, factor)| *factor != 1.0) else { return Ok(head_dim) };
     if !row.rotates_in_part() {
-        return Err(fields.unsupported(name, format!("expected rotation of the whole head, found {factor}")));
+        return Err(place.unsupported(name, format!("expected rotation of the whole head, found {factor}")));
     }
     let dim = head_dim as f64 * factor;
     let dim = if (0.0..=head_dim as f64).contains(&dim) { dim as usize } else { 0 };
-    check_rotary_dim(dim, head_dim).map_err(|message| fields.invalid(name, message))
+    check_rotary_dim(dim, head_dim).map_err(|message| place.invalid(name, message))
 }
