@@ -237,7 +237,8 @@ mod tests {
             ("layers.3.self_attn.q_proj", Some(Weight::Block(3, BlockWeight::Query))),
             ("embed_tokens", Some(Weight::TokenEmbedding)),
             ("lm_head", Some(Weight::Output)),
-            ("model.layers.3.self_attn.qkv_proj", None),
+            ("model.layers.3.self_attn.qkv_proj", Some(Weight::Block(3, BlockWeight::QueryKeyValue))),
+            ("model.layers.3.self_attn.c_attn", None),
             ("language_model.model.layers.3.self_attn.q_proj", None),
         ] {
             assert_eq!(weight_of(module), weight, "{module}");
