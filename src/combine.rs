@@ -147,7 +147,8 @@ fn lora(parts: &[(&Lora, f64)]) -> Result<Lora> {
         })
         .collect::<Result<BTreeMap<_, _>>>()?;
     refuse_zero(modules.values().filter(|m| m.scale.factor != 0.0).map(|m| &m.b))?;
-    Ok(Lora { config: parts[0].0.config.clone(), modules, saved: BTreeMap::new(), folded: BTreeMap::new() })
+    let config = parts[0].0.config.clone();
+    Ok(Lora { config, modules, saved: BTreeMap::new(), folded: BTreeMap::new(), key_factor: None })
 }
 
 /// The sum of what several adapters add to one weight.

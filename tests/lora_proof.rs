@@ -10,8 +10,15 @@ use common::{RawAdapter, Tensor, exit, fixtures, json, ptplus, read_safetensors,
 use serde_json::{Value, json as value};
 
 /// Cases with base and probe.
-const CASES: [&str; 6] =
-    ["llama-rslora-patterns", "llama-head-embed", "llama-dora", "qwen3-all-linear", "phi3-fused", "qwen2-moe-shared"];
+const CASES: [&str; 7] = [
+    "llama-rslora-patterns",
+    "llama-head-embed",
+    "llama-dora",
+    "qwen3-all-linear",
+    "phi3-fused",
+    "qwen2-moe-shared",
+    "gemma2-keys",
+];
 const MAX_ABS: f64 = 2e-4;
 
 fn case(name: &str) -> PathBuf {
@@ -22,6 +29,7 @@ fn case(name: &str) -> PathBuf {
 fn base(name: &str) -> PathBuf {
     match name {
         "phi3-fused" => common::model("phi3").join("base"),
+        "gemma2-keys" => common::model("gemma2").join("base"),
         "qwen2-moe-shared" => common::model("qwen2-moe").join("base"),
         _ => case(name).join("base"),
     }
@@ -220,5 +228,125 @@ fn additions_to_experts_and_routers_are_unsupported() {
         write_safetensors(&temp.path().join("adapter_model.safetensors"), &renamed);
         let (code, report) = verify(name, temp.path());
         assert_eq!(code, 7, "{to}: {report}");
+    }
+}
+
+fn keys(file: &Path) -> Vec<f32> {
+    let file = ptplus::format::gguf::open(file).unwrap();
+    let t = file.tensors.iter().find(|t| t.name == "blk.1.attn_k.weight.lora_b").unwrap();
+    t.bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn key_factor(file: &Path) -> Option<f32> {
+    ptplus::format::gguf::open(file).unwrap().metadata.f32("ptplus.lora.key_factor").unwrap()
+}
+
+/// A GGUF base with multiplied keys needs additions to keys multiplied alike; in memory they are those to the model's own.
+#[test]
+fn additions_to_keys_that_a_gguf_base_has_multiplied_are_multiplied_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "gemma2-keys";
+    let (base, probe) = (base(name), case(name).join("probe.safetensors"));
+    let run = |args: &[&dyn AsRef<Path>]| ptplus(args.iter().map(|a| a.as_ref().as_os_str()));
+    let gguf = temp.path().join("base.gguf");
+    assert_eq!(exit(&run(&[&"convert", &base, &"-o", &gguf])), 0);
+    let only_keys = changed(name, &temp.path().join("keys"), |raw| {
+        raw.tensors.retain(|tensor, _| tensor.contains("k_proj"));
+        raw.config["target_modules"] = value!(["k_proj"]);
+        raw.config["rank_pattern"] = value!({});
+    });
+    for (i, source) in [case(name).join("adapter"), only_keys].into_iter().enumerate() {
+        let raw = RawAdapter::read(&source);
+        let b = &raw.tensors["base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"];
+        let factor = (16f64 / 12.0).sqrt();
+        for (j, beside) in [&base, &gguf].into_iter().enumerate() {
+            let at = |what: &str| temp.path().join(format!("{i}{j}{what}"));
+            let (file, again, back) = (at(".gguf"), at("-again.gguf"), at("-back"));
+            // Which keys llama.cpp will add to, the adapter does not say.
+            let without = run(&[&"convert", &source, &"-o", &file, &"--arch", &"gemma2"]);
+            assert_eq!(exit(&without), 7, "{}", stderr(&without));
+            let mut args: Vec<&dyn AsRef<Path>> = vec![&"convert", &source, &"-o", &file, &"--base", beside];
+            if i == 0 {
+                args.extend([&"--probe" as &dyn AsRef<Path>, &probe]);
+            }
+            let out = run(&args);
+            assert_eq!(exit(&out), 0, "{}", stderr(&out));
+            assert_eq!(key_factor(&file), Some(factor as f32));
+            for (x, found) in b.values.iter().zip(keys(&file)) {
+                assert!((f64::from(*x) * factor - f64::from(found)).abs() < 1e-6, "{x} and {found}");
+            }
+            // A file stays one for the keys that it was for, and comes back as what it was.
+            assert_eq!(exit(&run(&[&"convert", &file, &"-o", &again])), 0);
+            assert_eq!((key_factor(&again), keys(&again)), (key_factor(&file), keys(&file)));
+            assert_eq!(exit(&run(&[&"convert", &again, &"-o", &back])), 0);
+            let after = RawAdapter::read(&back);
+            let scale = |raw: &RawAdapter| {
+                let rules = ptplus::adapter::lora::Rules::of(raw.config.as_object().unwrap()).unwrap();
+                rules.scale("model.layers.1.self_attn.k_proj", b.shape[1]).factor
+            };
+            let found = &after.tensors["base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"];
+            assert_eq!(scale(&raw) as f32, scale(&after) as f32);
+            assert!(b.values.iter().zip(&found.values).all(|(x, y)| (x - y).abs() < 1e-6));
+            for adapter in [&file, &again, &back] {
+                for beside in [&base, &gguf] {
+                    let mut args: Vec<&dyn AsRef<Path>> =
+                        vec![&"verify", adapter, &"--base", beside, &"--against", &source];
+                    let (code, report) = json(args.iter().map(|a| a.as_ref().as_os_str()));
+                    assert_eq!(code, 0, "{}: {report}", adapter.display());
+                    if i == 0 {
+                        args.splice(4.., [&"--probe" as &dyn AsRef<Path>, &probe]);
+                        let (code, report) = json(args.iter().map(|a| a.as_ref().as_os_str()));
+                        assert!(code == 0 && report["metrics"]["max_abs"].as_f64().unwrap() <= MAX_ABS, "{report}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Other converters look at no factor: what they write is about the model's own keys, and is read as that.
+#[test]
+fn a_file_that_says_nothing_of_keys_is_about_the_models_own() {
+    let temp = tempfile::tempdir().unwrap();
+    let name = "gemma2-keys";
+    let (source, base, probe) = (case(name).join("adapter"), base(name), case(name).join("probe.safetensors"));
+    let run = |args: &[&dyn AsRef<Path>]| ptplus(args.iter().map(|a| a.as_ref().as_os_str()));
+    // A base by whose configuration nothing is multiplied.
+    let plain = temp.path().join("plain");
+    fs::create_dir(&plain).unwrap();
+    fs::copy(base.join("model.safetensors"), plain.join("model.safetensors")).unwrap();
+    let mut config: Value = serde_json::from_slice(&fs::read(base.join("config.json")).unwrap()).unwrap();
+    config["query_pre_attn_scalar"] = value!(16);
+    fs::write(plain.join("config.json"), config.to_string()).unwrap();
+    let (file, anew, gguf) = (temp.path().join("a.gguf"), temp.path().join("anew.gguf"), temp.path().join("base.gguf"));
+    assert_eq!(exit(&run(&[&"convert", &source, &"-o", &file, &"--base", &plain])), 0);
+    assert_eq!(key_factor(&file), None);
+    assert_eq!(exit(&run(&[&"convert", &base, &"-o", &gguf])), 0);
+    for beside in [&base, &gguf] {
+        let args: [&dyn AsRef<Path>; 7] =
+            [&"verify", &file, &"--base", beside, &"--probe", &probe, &"--ignore-base-mismatch"];
+        let (code, report) = json(args.iter().map(|a| a.as_ref().as_os_str()));
+        assert!(code == 0 && report["metrics"]["max_abs"].as_f64().unwrap() <= MAX_ABS, "{report}");
+        let out = run(&[
+            &"convert",
+            &file,
+            &"-o",
+            &anew,
+            &"--base",
+            beside,
+            &"--probe",
+            &probe,
+            &"--force",
+            &"--ignore-base-mismatch",
+        ]);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        assert!(key_factor(&anew).is_some() && keys(&anew) != keys(&file));
+    }
+    // As it is, llama.cpp would add it to keys that are multiplied.
+    let opened = |path: &Path| ptplus::base::BaseModel::open(path).unwrap();
+    for (adapter, fits) in [(&file, [true, false, false]), (&anew, [false, true, true])] {
+        let read = ptplus::pipeline::read_adapter(adapter, Some(&opened(&base))).unwrap();
+        let lora = read.adapter().as_lora().unwrap();
+        assert_eq!([&plain, &base, &gguf].map(|base| lora.has_keys_of(&opened(base).config)), fits);
     }
 }

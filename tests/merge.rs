@@ -48,7 +48,13 @@ fn module(base: &BaseModel, weight: Weight, seed: usize) -> Module {
 
 fn lora(base: &BaseModel, weights: impl IntoIterator<Item = Weight>) -> Lora {
     let modules = weights.into_iter().enumerate().map(|(i, w)| (w, module(base, w, i))).collect();
-    Lora { config: serde_json::Map::new(), modules, saved: BTreeMap::new(), folded: Default::default() }
+    Lora {
+        config: serde_json::Map::new(),
+        modules,
+        saved: BTreeMap::new(),
+        folded: Default::default(),
+        key_factor: None,
+    }
 }
 
 fn blocks(base: &BaseModel, of: &[W]) -> Vec<Weight> {

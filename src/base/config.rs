@@ -260,7 +260,7 @@ impl BaseConfig {
 
     /// What is added to `weight` is multiplied with this where keys are with `key_factor`. A norm of the key takes the factor itself.
     pub fn addition_factor(&self, weight: Weight, key_factor: f64) -> f64 {
-        let makes_keys = matches!(weight, Weight::Block(_, BlockWeight::Key)) && self.query_key_norm.is_none();
+        let makes_keys = weight.makes_keys() && self.query_key_norm.is_none();
         if makes_keys { key_factor } else { 1.0 }
     }
 

@@ -152,8 +152,9 @@ impl Fingerprint {
             Touched::Weights(weights) => {
                 let sample = Sample::of_each(weights.len());
                 let named = |&weight: &Weight| {
+                    let seen = seen(weight, base);
                     // A head that is tied is the embedding.
-                    let stored = base.stored_weight(weight).ok().filter(|w| base.tensor(*w).is_some())?;
+                    let stored = base.stored_weight(seen).ok().filter(|w| base.tensor(*w).is_some())?;
                     Some((weight.name(Dialect::HuggingFace), Key::Weight(stored, sample)))
                 };
                 (Scheme::Weights, weights.iter().filter_map(named).collect())
@@ -243,6 +244,17 @@ pub fn identify(stated: &str, base: &BaseModel, touched: &Touched, depth: Depth)
         return Ok(Identity::Different(OTHER_CONFIG.into()));
     }
     Ok(Identity::CannotTell("only its configuration was compared, and it agrees".into()))
+}
+
+/// Keys that the dialects hold in different values, rounded, are seen by the queries of their layer.
+fn seen(weight: Weight, base: &BaseModel) -> Weight {
+    let c = &base.config;
+    match weight {
+        Weight::Block(i, _) if c.addition_factor(weight, c.gguf_key_factor()) != 1.0 => {
+            Weight::Block(i, BlockWeight::Query)
+        }
+        other => other,
+    }
 }
 
 /// What both dialects state in the same words. Left out: the vocabulary (files pad it), RoPE scaling (a tensor in GGUF,

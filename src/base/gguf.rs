@@ -113,7 +113,7 @@ pub(super) fn parse<'t>(
     };
     (family.0.read_gguf)(&keys, &mut config)?;
     if family.llama_cpp().attention_scale.is_some() {
-        config.key_factor = key_factor(metadata).map_err(|e| e.file(file))?;
+        config.key_factor = key_factor(metadata, KEY_FACTOR).map_err(|e| e.file(file))?;
     }
     Ok(config)
 }
@@ -121,13 +121,16 @@ pub(super) fn parse<'t>(
 /// The key for [`BaseConfig::key_factor`], which only files from here have: llama.cpp's own converter does not look.
 pub(crate) const KEY_FACTOR: &str = "ptplus.attention_key_factor";
 
-fn key_factor(metadata: &Metadata) -> Result<f64> {
-    match metadata.f32(KEY_FACTOR)? {
+/// What keys are multiplied with, as the key `field` says.
+///
+/// # Errors
+///
+/// [`Code::GgufKey`]; [`Code::ConfigField`] for what is no number above 0.
+pub(crate) fn key_factor(metadata: &Metadata, field: &str) -> Result<f64> {
+    match metadata.f32(field)? {
         None => Ok(1.0),
         Some(x) if x.is_normal() && x > 0.0 => Ok(f64::from(x)),
-        Some(x) => {
-            Err(Error::new(Code::ConfigField, format!("expected a number above 0, found {x}")).field(KEY_FACTOR))
-        }
+        Some(x) => Err(Error::new(Code::ConfigField, format!("expected a number above 0, found {x}")).field(field)),
     }
 }
 

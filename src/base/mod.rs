@@ -36,7 +36,7 @@ pub use config::{
     RopeTensors,
 };
 pub(crate) use fields::describe;
-pub(crate) use gguf::KEY_FACTOR;
+pub(crate) use gguf::{KEY_FACTOR, key_factor};
 pub use names::{BlockWeight, Dialect, ExpertMatrix, RopeFactors, Weight};
 pub use rope::{Rope, RopeScaling, Yarn};
 pub use row_order::RowOrder;

@@ -221,6 +221,11 @@ impl Weight {
         Some(Weight::Block(block, *weight))
     }
 
+    /// Whether it is what keys are projected with.
+    pub fn makes_keys(self) -> bool {
+        matches!(self, Weight::Block(_, BlockWeight::Key))
+    }
+
     /// Whether it is a matrix that a linear layer or an embedding multiplies with, or looks rows up in.
     pub fn is_linear(self) -> bool {
         use BlockWeight::{AttentionOutput, Down, Gate, GateUp, Key, Query, QueryKeyValue, Up, Value};

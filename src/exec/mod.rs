@@ -23,6 +23,7 @@ pub use store::Store;
 use std::path::{Path, PathBuf};
 
 use crate::about::About;
+use crate::adapter::Lora;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::doctor::{Diagnosis, Loading, Verdict};
@@ -77,9 +78,10 @@ pub struct Reading<'a> {
 pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>, store: &Store) -> Result<Ready> {
     if reading.probe.is_none() && source.is_file() && gguf::is_gguf(&map_file(source)?) {
         let adapter = read_adapter_with(source, &reading.stated, Some(base))?;
-        // Written anew, additions outside of the blocks are held against what llama.cpp can do.
+        // Written anew, additions outside of the blocks are held against what llama.cpp can do, and keys are multiplied as the base's.
         let lora = adapter.adapter().as_lora();
-        if lora.is_none_or(|l| l.tensors().all(|(slot, _)| slot.layer.is_some())) {
+        let is_as_it_is = |l: &Lora| l.has_keys_of(&base.config) && l.tensors().all(|(slot, _)| slot.layer.is_some());
+        if lora.is_none_or(is_as_it_is) {
             let base_identity = adapter.confirm_base(base, Depth::Weights, reading.base_mismatch)?;
             let (file, is_lora) = (absolute(source)?, lora.is_some());
             let about = About::of(adapter.adapter())?;

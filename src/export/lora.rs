@@ -7,10 +7,10 @@ use serde_json::{Map, Value as Json};
 use super::recorded::{gguf_metadata, own_metadata};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
-use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
+use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
 use crate::adapter::lora::{Lora, common_alpha, fold, is_reordered};
 use crate::adapter::{Part, Slot};
-use crate::base::{BaseModel, Dialect, RowOrder, Weight};
+use crate::base::{BaseModel, Dialect, Family, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Value};
 use crate::format::{TensorSpec, safetensors};
@@ -20,15 +20,20 @@ use crate::tensor::{DType, LazyTensor};
 use crate::transform::{cast, row_order};
 use crate::validate::Validated;
 
-/// llama.cpp would add to keys that its file of the base holds multiplied.
-fn refuse_multiplied_keys(lora: &Lora, base: Option<&BaseModel>) -> Result<()> {
-    let Some(c) = base.map(|b| &b.config) else { return Ok(()) };
-    match lora.modules.keys().find(|w| c.addition_factor(**w, c.gguf_key_factor()) != 1.0) {
-        Some(weight) => {
-            let message = "expected no addition to keys, which the base's GGUF file holds multiplied, found one: `ptplus convert BASE --merge ADAPTER` makes a base of both";
-            Err(Error::new(Code::ConfigUnsupported, message).field(weight.name(Dialect::HuggingFace)))
+/// What B of key projections is multiplied with, as the keys of the base's GGUF file are. Without the base, a GGUF file's stays.
+fn key_factor(lora: &Lora, architecture: &str, base: Option<&BaseModel>) -> Result<f64> {
+    let Some(&weight) = lora.modules.keys().find(|w| w.makes_keys()) else { return Ok(1.0) };
+    if let Some(c) = base.map(|b| &b.config) {
+        // As the file will say it.
+        return Ok(f64::from(c.addition_factor(weight, c.gguf_key_factor()) as f32));
+    }
+    match lora.key_factor {
+        Some(factor) => Ok(factor),
+        None if Family::from_gguf_architecture(architecture).is_some_and(Family::multiplies_keys) => {
+            let message = "expected --base: whether its GGUF file holds keys multiplied, nothing says";
+            Err(Error::new(Code::ConfigUnsupported, message).field(Slot::of_weight(weight, Part::B).canonical_name()))
         }
-        None => Ok(()),
+        None => Ok(1.0),
     }
 }
 
@@ -49,15 +54,16 @@ pub(super) fn plan_gguf(
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
     refuse_what_no_file_says(lora)?;
     refuse_tied(lora, base)?;
-    refuse_multiplied_keys(lora, base)?;
+    let key_factor = key_factor(lora, architecture, base)?;
     let head_dim = head_dim(lora, base);
-    let alpha = common_alpha(lora.modules.values());
+    let alpha = alpha(lora, key_factor);
     let mut types = Chooser::new(source, rules, Format::Gguf)?;
     let mut tensors = Vec::new();
     let mut specs = Vec::new();
     let mut folded: BTreeMap<Weight, f64> = lora.folded.clone();
     for (&weight, module) in &lora.modules {
-        let factor = fold(module, alpha);
+        let multiplier = if weight.makes_keys() { key_factor } else { 1.0 };
+        let factor = fold(module.scale.factor * multiplier, module.rank(), alpha);
         if factor != 1.0 {
             *folded.entry(weight).or_insert(1.0) *= factor;
         }
@@ -92,9 +98,22 @@ pub(super) fn plan_gguf(
         }
     }
     types.finish()?;
-    let own = own_keys(alpha, head_dim.filter(|_| order == RowOrder::Norm), &folded);
+    let mut own = own_keys(alpha, head_dim.filter(|_| order == RowOrder::Norm), &folded);
+    if key_factor != 1.0 {
+        own.push((KEY_FACTOR.to_owned(), Value::F32(key_factor as f32)));
+    }
     let metadata = gguf_metadata(source, architecture, &tensors, own, source_config(&lora.config))?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
+}
+
+/// The alpha of the file. Keys that are multiplied have no say in it: their factor belongs into B.
+fn alpha(lora: &Lora, key_factor: f64) -> f32 {
+    let others = lora.modules.iter().filter(|(w, _)| key_factor == 1.0 || !w.makes_keys());
+    let stated = || lora.modules.values().map(|m| m.scale.alpha as f32).find(|alpha| alpha.is_normal());
+    match others.clone().next() {
+        Some(_) => common_alpha(others.map(|(_, m)| m)),
+        None => stated().unwrap_or(1.0),
+    }
 }
 
 /// What llama.cpp's form has no place for.
@@ -213,15 +232,18 @@ pub(super) fn config(source: &Validated, lora: &Lora) -> Map<String, Json> {
 }
 
 /// What was folded and can be taken out exactly, with the type that the first source had: where rounding the quotients to that
-/// type and folding again gives the file's values.
+/// type and folding again gives the file's values. Of keys that were multiplied it is taken out in any case, in F32.
 fn unfolded(source: &Validated, lora: &Lora) -> BTreeMap<Weight, (f64, DType)> {
-    let exact = |(&weight, &ratio): (&Weight, &f64)| {
+    let are_keys_multiplied = lora.key_factor.is_some_and(|factor| factor != 1.0);
+    let undone = |(&weight, &ratio): (&Weight, &f64)| {
         let b = &lora.modules.get(&weight)?.b;
         let name = Slot::of_weight(weight, Part::B).canonical_name();
         let dtype = source.origin.recorded_dtypes.get(&name).copied().unwrap_or(b.dtype());
-        (ratio != 0.0 && can_be_undone(b, ratio, dtype)).then_some((weight, (ratio, dtype)))
+        let is_exact = ratio != 0.0 && can_be_undone(b, ratio, dtype);
+        let is_wanted = ratio != 0.0 && are_keys_multiplied && weight.makes_keys();
+        (is_exact || is_wanted).then_some((weight, (ratio, if is_exact { dtype } else { DType::F32 })))
     };
-    lora.folded.iter().filter_map(exact).collect()
+    lora.folded.iter().filter_map(undone).collect()
 }
 
 fn can_be_undone(b: &LazyTensor, ratio: f64, dtype: DType) -> bool {

@@ -21,7 +21,7 @@ pub(crate) const BASE_MODEL_COUNT: &str = "general.base_model.count";
 const MAX_BASE_MODELS: u32 = 4096;
 
 /// Keys that say what the file is: written anew from the adapter, so never carried.
-const OWN: [&str; 18] = [
+const OWN: [&str; 19] = [
     "general.architecture",
     "general.type",
     "general.alignment",
@@ -40,6 +40,7 @@ const OWN: [&str; 18] = [
     lora::gguf_keys::ALPHA,
     lora::gguf_keys::HEAD_DIM,
     lora::gguf_keys::FOLDED,
+    lora::gguf_keys::KEY_FACTOR,
 ];
 
 fn is_own(key: &str) -> bool {

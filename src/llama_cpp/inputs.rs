@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tempfile::TempDir;
 
 use super::{Adapter, Model, check_architecture, decode_to_f32};
-use crate::adapter;
+use crate::adapter::{self, Slot};
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
 use crate::export::{self, Values, types::OutType};
@@ -16,7 +16,7 @@ use crate::format::llama_state::Cache;
 use crate::format::mmap::open_regular;
 use crate::format::output::{OutputFile, Overwrite};
 use crate::runner::{Device, sequence_state};
-use crate::tensor::DType;
+use crate::tensor::{DType, LazyTensor};
 use crate::transform::cast::Overflow;
 use crate::validate::Validated;
 
@@ -77,12 +77,13 @@ pub fn readable_adapter(adapter: &Validated, base: &BaseModel) -> Result<Readabl
     let architecture = base.gguf_architecture();
     check_architecture(architecture)?;
     // llama.cpp rounds activations to the type of a LoRA's halves, and ends the program where a base has one tensor for
-    // embedding and head: writing it anew decodes the former and refuses the latter.
+    // embedding and head: writing it anew decodes the former and refuses the latter. Keys are then multiplied as the base's.
     let is_exact = match adapter.adapter() {
         adapter::Adapter::Plus(_) => true,
         adapter::Adapter::Prefix(_) => return Err(no_adapter_file()),
         adapter::Adapter::Lora(lora) => {
-            lora.tensors().all(|(slot, t)| t.stored_dtype() == DType::F32 && slot.layer.is_some())
+            let is_in_blocks = |(slot, t): (Slot, &LazyTensor)| t.stored_dtype() == DType::F32 && slot.layer.is_some();
+            lora.has_keys_of(&base.config) && lora.tensors().all(is_in_blocks)
         }
     };
     // In a bundle's archive the file is another one's part.

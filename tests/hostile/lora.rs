@@ -282,6 +282,9 @@ pub fn gguf_cases() -> Vec<Case> {
             ConfigField,
         ),
         refused("head_dim as text", halves(alpha().str("ptplus.lora.head_dim", "x")).build(), GgufKey),
+        refused("key factor as text", halves(alpha().str("ptplus.lora.key_factor", "x")).build(), GgufKey),
+        refused("key factor 0", halves(alpha().f32("ptplus.lora.key_factor", 0.0)).build(), ConfigField),
+        refused("key factor NaN", halves(alpha().f32("ptplus.lora.key_factor", f32::NAN)).build(), ConfigField),
         refused("a digest that is none", halves(alpha().str("ptplus.source_sha256", "x")).build(), ConfigField),
         refused(
             "types of others",

@@ -85,6 +85,7 @@ fn lora(base: &BaseModel, weight: Weight) -> Lora {
         modules: [(weight, module)].into(),
         saved: BTreeMap::new(),
         folded: Default::default(),
+        key_factor: None,
     }
 }
 

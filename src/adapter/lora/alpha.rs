@@ -21,7 +21,7 @@ pub fn common_alpha<'a>(modules: impl Iterator<Item = &'a Module> + Clone) -> f3
             continue;
         }
         tried.push(alpha);
-        let n = modules.clone().filter(|m| has_factor(m, alpha)).count();
+        let n = modules.clone().filter(|m| has_factor(m.scale.factor, m.rank(), alpha)).count();
         if best.is_none_or(|(most, _)| n > most) {
             best = Some((n, alpha));
         }
@@ -36,16 +36,16 @@ pub fn common_alpha<'a>(modules: impl Iterator<Item = &'a Module> + Clone) -> f3
 /// Most alphas that are compared: a pattern for each kind of layer, and more.
 const MOST_TRIED: usize = 256;
 
-/// Whether a module gets its factor from this alpha, as exactly as F32 has it.
-fn has_factor(module: &Module, alpha: f32) -> bool {
-    runtime_factor(alpha, module.rank()) == module.scale.factor as f32
+/// Whether a module of this rank gets its factor from this alpha, as exactly as F32 has it.
+fn has_factor(factor: f64, rank: usize, alpha: f32) -> bool {
+    runtime_factor(alpha, rank) == factor as f32
 }
 
-/// What B is to be multiplied with where the file says `alpha`: 1 where nothing is to be folded.
-pub fn fold(module: &Module, alpha: f32) -> f64 {
-    match has_factor(module, alpha) {
+/// What B is to be multiplied with for `factor` where the file says `alpha`: 1 where nothing is to be folded.
+pub fn fold(factor: f64, rank: usize, alpha: f32) -> f64 {
+    match has_factor(factor, rank, alpha) {
         true => 1.0,
-        false => module.scale.factor / f64::from(runtime_factor(alpha, module.rank())),
+        false => factor / f64::from(runtime_factor(alpha, rank)),
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
             let modules: Vec<Module> = modules.into_iter().map(|(r, a, f)| module(r, a, f)).collect();
             let found = common_alpha(modules.iter());
             assert_eq!(found, alpha);
-            let found: Vec<f64> = modules.iter().map(|m| fold(m, alpha)).collect();
+            let found: Vec<f64> = modules.iter().map(|m| fold(m.scale.factor, m.rank(), alpha)).collect();
             assert_eq!(found, folds);
         }
         assert_eq!(runtime_factor(0.0, 4), 1.0);

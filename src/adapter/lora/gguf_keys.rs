@@ -6,6 +6,8 @@ pub const ALPHA: &str = "adapter.lora.alpha";
 pub const HEAD_DIM: &str = "ptplus.lora.head_dim";
 /// Ours: what B of some modules was multiplied with, as JSON: weights' names and numbers.
 pub const FOLDED: &str = "ptplus.lora.folded";
+/// Ours: what B of key projections was multiplied with as the base's keys are, f32; see [`Lora::key_factor`](super::Lora::key_factor).
+pub const KEY_FACTOR: &str = "ptplus.lora.key_factor";
 
 /// Key of `adapter_config.json`, written by us: [`HEAD_DIM`] of the base that the adapter was converted for.
 pub const CONFIG_HEAD_DIM: &str = "ptplus_head_dim";

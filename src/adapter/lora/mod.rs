@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{Part, Slot};
-use crate::base::Weight;
+use crate::base::{BaseConfig, Weight};
 use crate::tensor::LazyTensor;
 
 pub use alpha::{common_alpha, fold, runtime_factor};
@@ -40,6 +40,10 @@ pub struct Lora {
     pub saved: BTreeMap<Weight, LazyTensor>,
     /// What an earlier conversion has multiplied into B, since GGUF has one alpha for all modules.
     pub folded: BTreeMap<Weight, f64>,
+    /// Of a GGUF file: what the keys of the base that llama.cpp adds it to are multiplied with
+    /// ([`BaseConfig::gguf_key_factor`](crate::base::BaseConfig::gguf_key_factor)). The factors of [`modules`](Self::modules) have
+    /// it divided out: they are about the model's own keys.
+    pub key_factor: Option<f64>,
 }
 
 /// What is added to one weight W `[rows, columns]`.
@@ -122,6 +126,13 @@ impl Lora {
                 .collect::<Vec<_>>()
                 .join("; "),
         }
+    }
+
+    /// Whether the GGUF file that this was read from is one for llama.cpp with this base: keys are multiplied in both alike.
+    pub fn has_keys_of(&self, base: &BaseConfig) -> bool {
+        let own = self.key_factor.unwrap_or(1.0) as f32;
+        let factor = |w: &Weight| base.addition_factor(*w, base.gguf_key_factor()) as f32;
+        self.modules.keys().filter(|w| w.makes_keys()).all(|w| factor(w) == own)
     }
 
     /// Whether a file of low-rank additions can say all of it.

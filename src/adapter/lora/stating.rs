@@ -123,7 +123,8 @@ mod tests {
 
     fn of(config: Value, modules: impl IntoIterator<Item = (Weight, Module)>) -> Lora {
         let config = config.as_object().unwrap().clone();
-        Lora { config, modules: modules.into_iter().collect(), saved: Default::default(), folded: Default::default() }
+        let modules = modules.into_iter().collect();
+        Lora { config, modules, saved: Default::default(), folded: Default::default(), key_factor: None }
     }
 
     #[test]

@@ -173,6 +173,11 @@ impl Family {
         self.0.row_order
     }
 
+    /// Whether GGUF files of the family can hold key projections multiplied, see [`BaseConfig::gguf_key_factor`].
+    pub fn multiplies_keys(self) -> bool {
+        self.0.llama_cpp.attention_scale.is_some() && self.0.query_key_norm.is_none()
+    }
+
     /// What llama.cpp does with the family.
     pub fn llama_cpp(self) -> &'static LlamaCpp {
         &self.0.llama_cpp

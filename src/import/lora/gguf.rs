@@ -6,10 +6,10 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::{Pieces, insert, modules, slot};
-use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM};
+use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
 use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
 use crate::adapter::{Kind, Part, gguf_names as shared};
-use crate::base::{BaseModel, RowOrder, Weight};
+use crate::base::{BaseModel, RowOrder, Weight, key_factor};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{Gguf, Metadata};
@@ -51,6 +51,8 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     }
     let config = config(meta)?;
     let folded = folded(meta)?;
+    // Other converters' files are for bases with the model's own keys.
+    let key_factor = key_factor(meta, KEY_FACTOR)?;
     let head_dim = match (order, base, meta.u32(HEAD_DIM)?) {
         (RowOrder::Neox, ..) => None,
         (RowOrder::Norm, Some(base), _) => Some(base.config.head_dim),
@@ -93,12 +95,13 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     if pieces.is_empty() && findings.is_empty() {
         findings.push(Finding::new(Code::AdapterMissing, "lora_a", "tensors of a LoRA", "none"));
     }
-    let scale = |_: Weight, rank: usize| {
-        let factor = runtime_factor(alpha, rank);
-        Scale { alpha: f64::from(alpha), factor: f64::from(factor) }
+    let scale = |weight: Weight, rank: usize| {
+        let multiplier = if weight.makes_keys() { key_factor } else { 1.0 };
+        let factor = f64::from(runtime_factor(alpha, rank)) / multiplier;
+        Scale { alpha: f64::from(alpha), factor }
     };
     let modules = modules(pieces, |_| None, scale, gguf_name, &mut findings);
-    let mut lora = Lora { config, modules, saved, folded: BTreeMap::new() };
+    let mut lora = Lora { config, modules, saved, folded: BTreeMap::new(), key_factor: Some(key_factor) };
     for (name, ratio) in folded {
         match Weight::parse_gguf(&name, &architecture).filter(|w| lora.modules.contains_key(w)) {
             Some(weight) => drop(lora.folded.insert(weight, ratio)),

@@ -89,7 +89,7 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         peft_name,
         &mut findings,
     );
-    let lora = Lora { config: carried, modules, saved, folded: BTreeMap::new() };
+    let lora = Lora { config: carried, modules, saved, folded: BTreeMap::new(), key_factor: None };
     against_config(&lora, &stated, &whole, base, &mut findings);
     let mut notes = Vec::new();
     for (reason, n) in &not_compared {
