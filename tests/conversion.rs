@@ -197,7 +197,9 @@ fn gguf_output_needs_to_know_the_row_order() {
     assert_eq!((exit(&out), gguf.exists()), (7, false));
     assert!(stderr(&out).contains("[base-architecture]"), "{}", stderr(&out));
     // Known row orders of bases that are refused: so are their names.
-    for (name, hint) in [("gemma", ""), ("gemma3_text", "gemma3_text is called gemma3"), ("mistral", "mistral is called llama in GGUF")] {
+    for (name, hint) in
+        [("gemma", ""), ("gemma3_text", "gemma3_text is called gemma3"), ("mistral", "mistral is called llama in GGUF")]
+    {
         let out = convert(&adapter, &gguf, &["--arch", name]);
         assert_eq!((exit(&out), gguf.exists()), (7, false), "{name}");
         let told = stderr(&out);

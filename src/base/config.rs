@@ -6,7 +6,7 @@ use super::rope::Rope;
 mod row;
 
 pub(super) use row::{BiasRule, BiasRules, Defaults, ExpertNames, Row};
-pub use row::{Family, Head, LlamaCpp, RopeTensors};
+pub use row::{Family, GivenEmbeddings, Head, LlamaCpp, RopeTensors};
 
 /// Which projections have a bias.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -32,8 +32,8 @@ mod weights;
 
 pub use checks::gguf_architecture_of;
 pub use config::{
-    Activation, BaseConfig, Biases, Experts, Family, FeedForward, Head, Layer, LlamaCpp, Norms, QueryKeyNorm,
-    RopeTensors,
+    Activation, BaseConfig, Biases, Experts, Family, FeedForward, GivenEmbeddings, Head, Layer, LlamaCpp, Norms,
+    QueryKeyNorm, RopeTensors,
 };
 pub(crate) use fields::describe;
 pub(crate) use gguf::{KEY_FACTOR, key_factor};

@@ -9,7 +9,7 @@ use super::device::Device;
 use super::effects::Front;
 use super::linear::Workspace;
 use super::rope::Ropes;
-use crate::base::BaseModel;
+use crate::base::{BaseModel, GivenEmbeddings};
 use crate::error::{Code, Error, Result};
 use crate::tensor::LazyTensor;
 use crate::transform::low_rank::decoded;
@@ -85,22 +85,22 @@ fn through_base(base: &BaseModel, embeddings: &LazyTensor, device: &Device) -> R
     Ok(layers)
 }
 
-/// What the model multiplies embeddings with that come from elsewhere than its table. Source: `GraniteModel.forward`, which multiplies
-/// whatever comes in, and `Gemma3TextScaledWordEmbedding`, which multiplies what is looked up, of transformers 5.24.
+/// What the model multiplies embeddings with that come from elsewhere than its table.
 ///
 /// # Errors
 ///
 /// [`Code::ConfigUnsupported`] where that depends on the version of transformers that the embeddings were trained with.
 fn multiplier(base: &BaseModel) -> Result<f32> {
     let of_table = base.config.embedding_multiplier as f32;
-    match base.gguf_architecture() {
+    match base.config.family.embeddings_from_elsewhere() {
         _ if of_table == 1.0 => Ok(1.0),
-        "granite" => Ok(of_table),
-        "gemma3" => Ok(1.0),
-        other => {
+        GivenEmbeddings::Multiplied => Ok(of_table),
+        GivenEmbeddings::AsTheyAre => Ok(1.0),
+        GivenEmbeddings::DependsOnVersion => {
             let message = format!(
-                "expected a base that treats embeddings alike in every version of transformers: of architecture {other:?} version 4 multiplies \
-                 virtual tokens by {of_table} and version 5 does not, and no file says which it was trained with"
+                "expected a base that treats embeddings alike in every version of transformers: of a {} version 4 multiplies virtual \
+                 tokens by {of_table} and version 5 does not, and no file says which it was trained with",
+                base.config.family
             );
             Err(Error::new(Code::ConfigUnsupported, message).file(&base.path))
         }

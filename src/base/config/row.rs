@@ -37,6 +37,8 @@ pub(in crate::base) struct Row {
     pub biases: BiasRules,
     /// Whether query, key and value are one matrix, and gate and up are.
     pub fused_projections: bool,
+    /// What the model does to embeddings that do not come from its table, as virtual tokens'.
+    pub embeddings_from_elsewhere: GivenEmbeddings,
     /// The key of `config.json` that names the activation, and the one that is computed.
     pub activation: (&'static str, Activation),
     /// The names of a mixture's weights in Hugging Face's files, of a family whose feed-forward networks may be mixtures.
@@ -57,6 +59,17 @@ pub(in crate::base) struct Row {
     pub write_gguf: WriteKeys,
     /// What llama.cpp does with it.
     pub llama_cpp: LlamaCpp,
+}
+
+/// What becomes of embeddings that are handed to a model, where it multiplies those of its table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenEmbeddings {
+    /// Nothing: the table multiplies what is looked up, as `Gemma3TextScaledWordEmbedding` of transformers does.
+    AsTheyAre,
+    /// They are multiplied like the table's, as in `GraniteModel.forward`.
+    Multiplied,
+    /// transformers 4 multiplies them and 5 does not.
+    DependsOnVersion,
 }
 
 /// What Hugging Face's files call the weights of a mixture of experts, within a block.
@@ -166,6 +179,11 @@ impl Family {
     /// The name in GGUF's `general.architecture`. Mistral is `llama` there.
     pub fn gguf_architecture(self) -> &'static str {
         self.0.gguf_architecture
+    }
+
+    /// What the model does to embeddings that do not come from its table.
+    pub fn embeddings_from_elsewhere(self) -> GivenEmbeddings {
+        self.0.embeddings_from_elsewhere
     }
 
     /// The order of query and key rows in GGUF files.

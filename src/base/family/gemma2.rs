@@ -2,8 +2,8 @@
 
 use super::{gemma, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, Head, Layer, LlamaCpp, Norms, RopeTensors,
-    Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, GivenEmbeddings, Head, Layer, LlamaCpp,
+    Norms, RopeTensors, Row,
 };
 use crate::base::fields::Fields;
 use crate::base::keys::Keys;
@@ -37,6 +37,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::DependsOnVersion,
     activation: ("hidden_activation", Activation::GeluTanh),
     experts: None,
     layers,

@@ -5,8 +5,8 @@ use serde_json::{Map, Value as Json};
 
 use super::gemma;
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, Head, Layer, LlamaCpp, Norms, QueryKeyNorm,
-    RopeTensors, Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, GivenEmbeddings, Head, Layer, LlamaCpp,
+    Norms, QueryKeyNorm, RopeTensors, Row,
 };
 use crate::base::fields::Fields;
 use crate::base::hf::rope;
@@ -42,6 +42,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_activation", Activation::GeluTanh),
     experts: None,
     layers,

@@ -2,7 +2,8 @@
 
 use super::{layers, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, GivenEmbeddings, Head, LlamaCpp, Norms, RopeTensors,
+    Row,
 };
 use crate::base::fields::Fields;
 use crate::base::keys::Keys;
@@ -36,6 +37,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Stated("mlp_bias"),
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::Multiplied,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::full,

@@ -2,7 +2,8 @@
 
 use super::{layers, mixture, no_more_fields, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Experts, Head, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Experts, GivenEmbeddings, Head, LlamaCpp, Norms,
+    RopeTensors, Row,
 };
 use crate::base::keys::Keys;
 use crate::base::row_order::RowOrder;
@@ -34,6 +35,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Stated("mlp_bias"),
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::full,

@@ -1,7 +1,9 @@
 //! Llama with a sliding window. GGUF has no architecture for it: such a file is a Llama's.
 
 use super::{layers, no_more_fields, no_more_keys, nothing_to_write, one_rope};
-use crate::base::config::{Activation, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row};
+use crate::base::config::{
+    Activation, BiasRule, BiasRules, Biases, Defaults, GivenEmbeddings, Head, LlamaCpp, Norms, RopeTensors, Row,
+};
 use crate::base::row_order::RowOrder;
 
 pub(super) const ROW: Row = Row {
@@ -30,6 +32,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::same_window,

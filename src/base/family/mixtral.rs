@@ -2,7 +2,8 @@
 
 use super::{layers, mixture, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, Head, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BiasRule, BiasRules, Biases, Defaults, ExpertNames, Experts, GivenEmbeddings, Head, LlamaCpp, Norms,
+    RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
 
@@ -32,6 +33,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: Some(ExpertNames {
         router: "block_sparse_moe.gate",

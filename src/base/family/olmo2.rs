@@ -2,8 +2,8 @@
 
 use super::{layers, no_more_fields, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, QueryKeyNorm, RopeTensors,
-    Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, GivenEmbeddings, Head, LlamaCpp, Norms,
+    QueryKeyNorm, RopeTensors, Row,
 };
 use crate::base::keys::Keys;
 use crate::base::row_order::RowOrder;
@@ -35,6 +35,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::full,

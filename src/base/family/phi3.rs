@@ -2,7 +2,8 @@
 
 use super::{layers, no_more_keys, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, RopeTensors, Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, GivenEmbeddings, Head, LlamaCpp, Norms, RopeTensors,
+    Row,
 };
 use crate::base::fields::Fields;
 use crate::base::rope::RopeScaling;
@@ -35,6 +36,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: true,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::window_if_stated,

@@ -2,7 +2,8 @@
 
 use super::{layers, no_more_fields, no_more_keys, nothing_to_write, one_rope};
 use crate::base::config::{
-    Activation, BiasRule, BiasRules, Biases, Defaults, Head, LlamaCpp, Norms, QueryKeyNorm, RopeTensors, Row,
+    Activation, BiasRule, BiasRules, Biases, Defaults, GivenEmbeddings, Head, LlamaCpp, Norms, QueryKeyNorm,
+    RopeTensors, Row,
 };
 use crate::base::row_order::RowOrder;
 
@@ -32,6 +33,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Never,
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers: layers::later_ones_with_window,

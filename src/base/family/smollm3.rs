@@ -2,8 +2,8 @@
 
 use super::{layers, no_more_fields, one_rope};
 use crate::base::config::{
-    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, Head, Layer, LlamaCpp, Norms, RopeTensors,
-    Row,
+    Activation, BaseConfig, BiasRule, BiasRules, Biases, Defaults, Family, GivenEmbeddings, Head, Layer, LlamaCpp,
+    Norms, RopeTensors, Row,
 };
 use crate::base::fields::{Fields, describe};
 use crate::base::keys::Keys;
@@ -37,6 +37,7 @@ pub(super) const ROW: Row = Row {
         feed_forward: BiasRule::Stated("mlp_bias"),
     },
     fused_projections: false,
+    embeddings_from_elsewhere: GivenEmbeddings::AsTheyAre,
     activation: ("hidden_act", Activation::Silu),
     experts: None,
     layers,
