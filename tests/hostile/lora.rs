@@ -230,7 +230,11 @@ const B: &str = "blk.0.attn_v.weight.lora_b";
 
 /// The right file's keys; `architecture` qwen2 reorders no rows.
 fn keys() -> Raw {
-    Raw::empty().str("general.architecture", "qwen2").str("general.type", "adapter").str("adapter.type", "lora")
+    of("qwen2")
+}
+
+fn of(architecture: &str) -> Raw {
+    Raw::empty().str("general.architecture", architecture).str("general.type", "adapter").str("adapter.type", "lora")
 }
 
 fn halves(raw: Raw) -> Raw {
@@ -264,6 +268,11 @@ pub fn gguf_cases() -> Vec<Case> {
             "A of a norm",
             halves(alpha()).f32s("blk.0.attn_norm.weight.lora_a", &[1], &[0.5]).build(),
             AdapterLeftOver,
+        ),
+        refused(
+            "a norm where another family has it",
+            halves(of("gemma2").f32("adapter.lora.alpha", 4.0)).f32s("blk.0.ffn_norm.weight", &[2], &[1.0; 2]).build(),
+            ConfigUnsupported,
         ),
         refused(
             "an activated LoRA",

@@ -196,6 +196,11 @@ impl Family {
         self.0.llama_cpp.attention_scale.is_some() && self.0.query_key_norm.is_none()
     }
 
+    /// Whether its norms stand before attention and before the feed-forward network, with the weights that multiply.
+    pub fn has_plain_norms(self) -> bool {
+        self.0.norms == super::Norms::BEFORE
+    }
+
     /// What llama.cpp does with the family.
     pub fn llama_cpp(self) -> &'static LlamaCpp {
         &self.0.llama_cpp

@@ -9,7 +9,7 @@ use super::{Pieces, insert, modules, slot};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
 use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
 use crate::adapter::{Kind, Part, gguf_names as shared};
-use crate::base::{BaseModel, RowOrder, Weight, key_factor};
+use crate::base::{BaseModel, Family, RowOrder, Weight, key_factor};
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::gguf::{Gguf, Metadata};
@@ -82,6 +82,15 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 fate = Fate::Consumed { slots: [slot(weight, part)].into() };
             }
             Some((weight, None)) => {
+                if !weight.is_linear()
+                    && !Family::from_gguf_architecture(&architecture).is_some_and(Family::has_plain_norms)
+                {
+                    let message = format!(
+                        "expected trained norms of a family that has them where Llama does and as they multiply, found one of {architecture:?}: \
+                         take PEFT's own files"
+                    );
+                    return Err(Error::new(Code::ConfigUnsupported, message).field(&t.name));
+                }
                 saved.insert(weight, tensor.clone());
                 fate = Fate::Consumed { slots: [slot(weight, Part::Whole)].into() };
             }
