@@ -151,6 +151,33 @@ fn what_cannot_be_a_state_is_refused_by_its_code() {
     assert!(found["error"]["message"].as_str().unwrap().contains("state of a sequence in llama.cpp"), "{found}");
 }
 
+/// A Gemma whose layers all see everything, so that its cache has the form of others.
+#[test]
+fn a_base_whose_keys_gguf_files_hold_multiplied_has_no_state() {
+    let temp = tempfile::tempdir().unwrap();
+    let (base, folder, file) = (temp.path().join("base"), temp.path().join("adapter"), temp.path().join("a.bin"));
+    let source = fixtures().join("models/gemma3/base");
+    std::fs::create_dir(&base).unwrap();
+    std::fs::copy(source.join("model.safetensors"), base.join("model.safetensors")).unwrap();
+    let mut raw = RawAdapter::read(&adapter());
+    for (name, n) in [("num_attention_heads", 1), ("token_dim", 16), ("num_layers", 3)] {
+        raw.config[name] = n.into();
+    }
+    let values = (0..P * 96).map(|i| (i as f32 * 0.37).sin()).collect();
+    raw.tensors.insert("prompt_embeddings".into(), common::Tensor { shape: vec![P, 96], values });
+    raw.write(&folder);
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
+    config["layer_types"] = vec!["full_attention"; 3].into();
+    for (scalar, code) in [(12, 7), (16, 0)] {
+        config["query_pre_attn_scalar"] = scalar.into();
+        std::fs::write(base.join("config.json"), config.to_string()).unwrap();
+        let (found, text) = convert(&folder, base.to_str().unwrap(), &file, &[]);
+        assert_eq!((found, file.exists()), (code, code == 0), "{scalar}: {text}");
+        assert!(code == 0 || text.contains("query_pre_attn_scalar"), "{text}");
+    }
+}
+
 fn hidden_differs() -> bool {
     let hidden = |base: &str| {
         let text = std::fs::read(fixtures().join(base).join("config.json")).unwrap();

@@ -16,7 +16,8 @@ pub const TOKEN: u32 = 0;
 ///
 /// # Errors
 ///
-/// [`Code::BaseArchitecture`]; [`Code::ConfigUnsupported`] for a base with windows that llama.cpp heeds; those of [`VirtualCache::new`] and of [`Cache::file`].
+/// [`Code::BaseArchitecture`]; [`Code::ConfigUnsupported`] for a base with windows that llama.cpp heeds, or one whose keys GGUF files
+/// hold multiplied; those of [`VirtualCache::new`] and of [`Cache::file`].
 pub fn sequence_state(prefix: &Prefix, base: &BaseModel, cache: &Cache, device: &Device) -> Result<Vec<u8>> {
     let architecture = base.gguf_architecture();
     let order = RowOrder::of_gguf_architecture(architecture)
@@ -27,6 +28,15 @@ pub fn sequence_state(prefix: &Prefix, base: &BaseModel, cache: &Cache, device: 
              whose state has another form, found a window of {window} in architecture {architecture:?}"
         );
         return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("sliding_window"));
+    }
+    let c = &base.config;
+    if c.gguf_key_factor() != c.key_factor {
+        let message = format!(
+            "expected a base whose GGUF file holds the model's own keys, found one where they are multiplied by {} (ptplus.attention_key_factor), \
+             as those of its state would have to be",
+            c.gguf_key_factor() / c.key_factor
+        );
+        return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("query_pre_attn_scalar"));
     }
     let virtual_cache = VirtualCache::new(base, &Front::of(prefix), device)?;
     let (n_heads, d, n) = (base.config.n_kv_heads, base.config.head_dim, prefix.n_tokens());
