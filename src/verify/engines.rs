@@ -149,15 +149,14 @@ fn comparable(
     // Virtual tokens take places in the window.
     let n_virtual = adapter.adapter().as_prefix().map_or(0, Prefix::n_tokens);
     let window = base.config.windows().min().filter(|_| !base.config.family.llama_cpp().applies_windows);
-    let window = window.map(|w| w.saturating_sub(n_virtual));
     let all: Vec<usize> = positions.collect();
-    let kept: Vec<usize> = all.iter().copied().filter(|p| window.is_none_or(|w| *p < w)).collect();
+    let kept: Vec<usize> = all.iter().copied().filter(|p| window.is_none_or(|w| p + n_virtual < w)).collect();
     if kept.is_empty() {
         return Err(Error::new(Code::NothingCompared, "expected positions within the base's window, found none"));
     }
     let notes = match window {
         Some(w) if kept.len() < all.len() => vec![format!(
-            "llama.cpp ignores the base's sliding window: {} of {} positions compared, those below {w}, within it",
+            "llama.cpp ignores the base's sliding window of {w}: {} of {} positions compared, those within it",
             kept.len(),
             all.len()
         )],
