@@ -105,7 +105,7 @@ pub fn decide(
 ) -> Result<(Vec<(String, DType)>, Decision)> {
     let Adapter::Plus(adapter) = trials.source else {
         let message =
-            "expected a Prefix-Tuning+ adapter: types of a LoRA are not searched for; name them with --outtype";
+            "expected a Prefix-Tuning+ adapter: types of other kinds are not searched for; name them with --outtype";
         return Err(Error::new(Code::ConfigUnsupported, message).field("--auto"));
     };
     let slots: Vec<Slot> = adapter.tensors().map(|(slot, _)| slot).collect();
