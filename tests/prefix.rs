@@ -11,13 +11,15 @@ use ptplus::format::gguf;
 use serde_json::{Value, json as value};
 
 /// Every case with its base.
-const CASES: [(&str, &str); 6] = [
+const CASES: [(&str, &str); 8] = [
     ("llama-prefix", "lora/llama-dora"),
     ("llama-prompt", "lora/llama-dora"),
     ("mistral-prefix", "models/mistral-swa"),
     ("mistral-prompt", "models/mistral-swa"),
     ("qwen2-prefix-projected", "models/qwen2"),
     ("qwen3-ptuning", "lora/qwen3-all-linear"),
+    ("granite-prompt", "models/granite"),
+    ("gemma3-prompt", "models/gemma3"),
 ];
 
 fn case(name: &str) -> PathBuf {
