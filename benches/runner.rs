@@ -1,6 +1,6 @@
 //! Speed of the runner on SmolLM2-135M: a prompt of 512 tokens, then single tokens, without and with the adapter.
 //!
-//! `PTPLUS_SMOLLM2=model.gguf cargo bench --bench runner` prints tokens per second. To compare with PyTorch eager,
+//! `cargo bench --bench runner [-- model.gguf]` prints tokens per second. To compare with PyTorch eager,
 //! F32: 551 tokens/s for the prompt and 24 while decoding, on two cores.
 
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use ptplus::runner::{Device, Logits, Model};
 
 #[path = "../tests/runner/common.rs"]
 mod common;
+#[path = "../tests/common/mod.rs"]
+mod files;
 
 const PROMPT_TOKENS: usize = 512;
 const DECODED_TOKENS: usize = 32;

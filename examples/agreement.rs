@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let mut rows = Vec::new();
     for name in ["llama-mha", "llama-gqa", "qwen2", "qwen3", "mistral-swa", "qwen3-pre-rope", "llama-pre-rope"] {
         let folder = fixtures.join("models").join(name);
-        rows.push((name, folder.clone(), folder.join("base.gguf"), 5e-4));
+        rows.push((name, folder.clone(), folder.join("base"), 5e-4));
     }
     if fixtures.join(SMOLLM2).is_file() {
         rows.push(("SmolLM2-135M", fixtures.join("smollm2-pirate"), fixtures.join(SMOLLM2), 5e-3));

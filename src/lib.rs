@@ -40,6 +40,9 @@ pub mod adapter;
 #[cfg(feature = "runner")]
 pub mod auto;
 pub mod base;
+#[cfg(test)]
+#[path = "../tests/common/base_gguf.rs"]
+mod base_gguf;
 pub mod bundle;
 #[cfg(feature = "cli")]
 pub mod cli;

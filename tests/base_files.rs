@@ -35,7 +35,7 @@ fn metadata(file: &Gguf) -> BTreeMap<&str, &Value> {
 fn a_folder_becomes_the_file_that_llama_cpp_was_seen_to_load() {
     let temp = tempfile::tempdir().unwrap();
     for name in MODELS {
-        let shipped = gguf::open(&model(name).join("base.gguf")).unwrap();
+        let shipped = gguf::open(&common::base_gguf(name)).unwrap();
         let ours = converted(&model(name).join("base"), &temp.path().join(name), &["--to", "gguf"]);
         assert_eq!(tensors(&ours), tensors(&shipped), "{name}");
         // The shipped files are named by hand, and have no label for their size.
@@ -52,7 +52,7 @@ fn a_folder_becomes_the_file_that_llama_cpp_was_seen_to_load() {
 fn what_a_file_says_is_carried_over_and_only_types_change() {
     let temp = tempfile::tempdir().unwrap();
     for name in MODELS {
-        let path = model(name).join("base.gguf");
+        let path = common::base_gguf(name);
         let shipped = gguf::open(&path).unwrap();
         let kept = converted(&path, &temp.path().join("kept.gguf"), &["-f"]);
         assert_eq!(std::fs::read(&kept.path).unwrap(), std::fs::read(&path).unwrap(), "{name}: nothing to change");
@@ -84,14 +84,14 @@ fn folder_and_file_of_one_model_are_quantized_to_the_same_bytes_by_any_number_of
             &["--outtype", dtype, "-f", "--threads", "1"],
         );
         let from_file = converted(
-            &model(name).join("base.gguf"),
+            &common::base_gguf(name),
             &temp.path().join("b.gguf"),
             &["--outtype", dtype, "-f", "--threads", "3"],
         );
         assert_eq!(tensors(&from_folder), tensors(&from_file), "{name} {dtype}");
         let file_type = |g: &Gguf| g.metadata.u32("general.file_type").unwrap();
         assert_eq!(file_type(&from_folder), file_type(&from_file));
-        let source = gguf::open(&model(name).join("base.gguf")).unwrap();
+        let source = gguf::open(&common::base_gguf(name)).unwrap();
         let sources = tensors(&source);
         for t in from_file.tensors.iter().filter(|t| t.shape.len() == 2) {
             let (from, _, bytes) = sources[t.name.as_str()];

@@ -254,7 +254,7 @@ fn every_name_gives_the_types_and_bytes_of_llama_cpps_quantizer() {
     }
     for name in MODELS {
         compare_with_llama_quantize(
-            &model(name).join("base.gguf"),
+            &common::base_gguf(name),
             temp.path(),
             &["f16", "q8_0", "q4_1", "q2_k", "q5_k_m"],
             name,

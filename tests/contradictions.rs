@@ -53,7 +53,7 @@ impl Scratch {
 }
 
 fn of(part: &str) -> String {
-    model(MODEL).join(part).to_str().unwrap().to_owned()
+    common::base_as(part, MODEL).to_str().unwrap().to_owned()
 }
 
 fn ok(args: &[&str]) {

@@ -19,7 +19,7 @@ struct Place {
 
 impl Place {
     fn new() -> Place {
-        Place { folder: tempfile::tempdir().unwrap(), base: model("llama-gqa").join("base.gguf") }
+        Place { folder: tempfile::tempdir().unwrap(), base: common::base_gguf("llama-gqa") }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -217,7 +217,7 @@ fn every_kind_of_adapter_becomes_a_file_that_the_graft_reads() {
 
     let foreign = model("llama-mha").join("foreign");
     let one = |adapter: &Path, more: &[&str]| {
-        let base = model("llama-mha").join("base.gguf");
+        let base = common::base_gguf("llama-mha");
         let arguments =
             [&["exec", "--print-env", "--base", base.to_str().unwrap(), "--adapter", adapter.to_str().unwrap()], more]
                 .concat();
@@ -232,14 +232,8 @@ fn every_kind_of_adapter_becomes_a_file_that_the_graft_reads() {
     // What is written is what `verify` finds right.
     let lines = stdout(&settled);
     let written = lines.lines().find_map(|l| l.strip_prefix("PTPLUS_ADAPTER_1=")).unwrap();
-    let verified = p.run(&[
-        "verify",
-        written,
-        "--base",
-        model("llama-mha").join("base.gguf").to_str().unwrap(),
-        "--probe",
-        &probe,
-    ]);
+    let verified =
+        p.run(&["verify", written, "--base", common::base_gguf("llama-mha").to_str().unwrap(), "--probe", &probe]);
     assert_eq!(exit(&verified), 0, "{}", stderr(&verified));
 
     let all: Vec<&str> = ["--adapter", "style:1.gguf"].repeat(17);
@@ -261,7 +255,7 @@ fn the_model_is_the_programs_own_and_must_fit() {
         }
         command.output().unwrap()
     };
-    let (base, other) = (p.base.to_str().unwrap(), model("qwen2").join("base.gguf"));
+    let (base, other) = (p.base.to_str().unwrap(), common::base_gguf("qwen2"));
     let joined = format!("--model={base}");
     for arguments in [
         &["--", "sh", "-c", "true", "-m", base][..],

@@ -30,7 +30,7 @@ fn every_fixture_agrees_with_pytorch_from_every_form() {
         assert_eq!(exit(&out), 0, "{name}: {}", stderr(&out));
         for base in ["base", "base.gguf"] {
             for adapter in [dir.join("adapter"), gguf.clone()] {
-                assert_agrees(&adapter, &dir.join(base), &dir.join("probe.safetensors"), 2e-4, 1e-9);
+                assert_agrees(&adapter, &common::base_as(base, name), &dir.join("probe.safetensors"), 2e-4, 1e-9);
             }
         }
     }

@@ -251,7 +251,7 @@ fn every_command_that_reads_a_checkpoint_refuses_a_base_that_was_trained() {
     let (out, bundle, probe) =
         (temp.path().join("out.gguf"), temp.path().join("bundle"), model("llama-mha").join("probe.safetensors"));
     let text = |p: &std::path::Path| p.to_str().unwrap().to_owned();
-    for base in [model("llama-mha").join("base"), model("llama-mha").join("base.gguf")] {
+    for base in [model("llama-mha").join("base"), common::base_gguf("llama-mha")] {
         for args in [
             vec!["validate", &text(&folder)],
             vec!["convert", &text(&folder), "-o", &text(&out)],

@@ -250,7 +250,7 @@ fn verify_searches_as_well() {
         "verify".as_ref(),
         source.as_path(),
         "--base".as_ref(),
-        model("llama-mha").join("base.gguf").as_path(),
+        common::base_gguf("llama-mha").as_path(),
         "--probe".as_ref(),
         probe_of("llama-mha").as_path(),
     ]);

@@ -101,7 +101,7 @@ fn a_merged_file_computes_what_the_adapter_does_beside_the_base() {
     let mut failures = Vec::new();
     for name in ["llama-mha", "llama-gqa", "mistral-swa", "qwen2", "qwen3"] {
         for dialect in ["base", "base.gguf"] {
-            let base = BaseModel::open(&model(name).join(dialect)).unwrap();
+            let base = BaseModel::open(&common::base_as(dialect, name)).unwrap();
             let outer = [Weight::TokenEmbedding, Weight::Output];
             let all = lora(&base, blocks(&base, &LINEARS).into_iter().chain(outer));
             let mut dora = lora(&base, blocks(&base, &[W::Query, W::Value, W::Down]));
@@ -142,7 +142,7 @@ fn learned_biases_become_biases_of_a_base_that_had_none() {
         ("qwen3", vec![Weight::Block(1, W::Key)]),
     ] {
         for dialect in ["base", "base.gguf"] {
-            let base = BaseModel::open(&model(name).join(dialect)).unwrap();
+            let base = BaseModel::open(&common::base_as(dialect, name)).unwrap();
             let mut lora = lora(&base, weights.iter().copied());
             for (i, (weight, module)) in lora.modules.iter_mut().enumerate() {
                 module.bias = Some(vector(weight.expected_shape(&base.config).unwrap()[0], i, 0.3));
@@ -158,7 +158,7 @@ fn learned_biases_become_biases_of_a_base_that_had_none() {
 fn a_learned_bias_that_llama_cpp_would_not_load_is_refused() {
     for (name, weight) in [("qwen3", Weight::Block(0, W::AttentionOutput)), ("llama-mha", Weight::Output)] {
         for dialect in ["base", "base.gguf"] {
-            let base = BaseModel::open(&model(name).join(dialect)).unwrap();
+            let base = BaseModel::open(&common::base_as(dialect, name)).unwrap();
             let mut lora = lora(&base, [weight]);
             let n = lora.modules[&weight].b.shape()[0];
             lora.modules.get_mut(&weight).unwrap().bias = Some(vector(n, 1, 0.3));
@@ -177,7 +177,7 @@ fn weights_that_replace_the_bases_are_written_in_its_order() {
     let keep = TypeRules::from(OutType::Keep);
     for name in ["llama-mha", "llama-gqa", "qwen3"] {
         for dialect in ["base", "base.gguf"] {
-            let base = BaseModel::open(&model(name).join(dialect)).unwrap();
+            let base = BaseModel::open(&common::base_as(dialect, name)).unwrap();
             // A replaced projection: the sum of the base's and what an addition to it would be, so that lanes can say it.
             let weight = Weight::Block(1, W::Query);
             let addition = lora(&base, [weight]);
@@ -229,7 +229,7 @@ fn embeddings_with_new_rows_make_a_larger_vocabulary() {
         for (found, plain) in found.chunks_exact(v + 2).zip(plain.chunks_exact(v)) {
             assert!(difference(&found[..v], plain) < 5e-5, "{name}");
         }
-        let gguf = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+        let gguf = BaseModel::open(&common::base_gguf(name)).unwrap();
         assert_eq!(merge(&gguf, &[(&lora, 1.0)]).unwrap_err().code(), Code::ConfigUnsupported);
     }
 }

@@ -42,7 +42,7 @@ impl Place {
         Place {
             dir: tempfile::tempdir().unwrap(),
             adapter: text(&m.join("adapter")),
-            base: text(&m.join("base.gguf")),
+            base: text(&common::base_gguf("llama-pre-rope")),
             hf: text(&m.join("base")),
         }
     }

@@ -103,7 +103,7 @@ fn every_type_answers_as_its_page_says_on_the_real_base() {
 
 #[test]
 fn what_cannot_be_run_is_refused_with_its_code() {
-    let base = model("llama-gqa").join("base.gguf");
+    let base = common::base_gguf("llama-gqa");
     let base = base.to_str().unwrap();
     let folder = model("llama-gqa").join("base");
     let cases: &[(&[&str], i32, &str)] = &[

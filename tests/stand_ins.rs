@@ -32,6 +32,7 @@ fn copy(from: &Path, to: &Path) {
 /// `M` for the model's folder, `T` for tokenizers, `D` for a folder of its own.
 fn run(dir: &Path, line: &str) -> Output {
     let word = |w: &str| match w.split_once('/') {
+        Some(("M", "base.gguf")) => common::base_gguf("llama-gqa").display().to_string(),
         Some(("M", rest)) => model("llama-gqa").join(rest).display().to_string(),
         Some(("T", rest)) => fixtures().join("tokenizers").join(rest).display().to_string(),
         Some(("D", rest)) => dir.join(rest).display().to_string(),

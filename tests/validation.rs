@@ -24,7 +24,7 @@ fn every_fixture_is_valid_on_either_form_of_its_base() {
                 "validate".as_ref(),
                 model(name).join("adapter").as_path(),
                 "--base".as_ref(),
-                model(name).join(base).as_path(),
+                common::base_as(base, name).as_path(),
                 "--deep".as_ref(),
             ]);
             assert_eq!((code, &report["pass"]), (0, &true.into()), "{name}: {report}");
@@ -157,7 +157,7 @@ fn inspect_tells_adapters_bases_and_plain_files_apart() {
         (m.join("adapter/adapter_model.safetensors"), "adapter", 6),
         (gguf, "adapter", 6),
         (m.join("base"), "base", 25),
-        (m.join("base.gguf"), "base", 25),
+        (common::base_gguf("qwen3"), "base", 25),
         (m.join("probe.safetensors"), "safetensors", 7),
     ];
     for (path, kind, n_tensors) in cases {
@@ -199,10 +199,10 @@ fn errors_are_one_line_with_a_code_and_the_documented_exit_code() {
     };
     let missing = temp.path().join("missing");
     let empty = write("empty.gguf", b"");
-    let truncated = write("t.gguf", &std::fs::read(model("qwen2").join("base.gguf")).unwrap()[..1000]);
+    let truncated = write("t.gguf", &std::fs::read(common::base_gguf("qwen2")).unwrap()[..1000]);
     let text = write("a.txt", b"hello, this is no model at all");
     let adapter = model("qwen2").join("adapter");
-    let base = model("qwen2").join("base.gguf");
+    let base = common::base_gguf("qwen2");
     let cases: [(Vec<&std::ffi::OsStr>, i32); 9] = [
         (vec!["inspect".as_ref(), missing.as_ref()], 1),
         (vec!["inspect".as_ref(), empty.as_ref()], 7),

@@ -403,6 +403,7 @@ fn join(types: &BTreeSet<&'static str>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base_gguf::base_gguf;
     use crate::tensor::LazyTensor;
     use std::path::PathBuf;
 
@@ -420,8 +421,7 @@ mod tests {
         let prints: Vec<Fingerprint> = names
             .iter()
             .map(|name| {
-                let (folder, gguf) =
-                    (of(model(name).join("base"), &[0, 1]), of(model(name).join("base.gguf"), &[0, 1]));
+                let (folder, gguf) = (of(model(name).join("base"), &[0, 1]), of(base_gguf(name), &[0, 1]));
                 assert_eq!(folder, gguf, "{name}");
                 assert_eq!(Fingerprint::parse(&folder.to_string()).unwrap(), folder, "{name}");
                 folder
@@ -497,7 +497,7 @@ mod tests {
     fn every_adapted_weight_counts_and_no_other() {
         for name in ["llama-gqa", "llama-mha", "qwen3"] {
             let base = BaseModel::open(&model(name).join("base")).unwrap();
-            let gguf = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+            let gguf = BaseModel::open(&base_gguf(name)).unwrap();
             for weight in base.weights().filter(|w| base.tensor(*w).is_some_and(|t| t.shape.len() == 2)) {
                 let print = of_weights(&base, &[weight]);
                 assert_eq!(print, of_weights(&gguf, &[weight]), "{name} {weight:?}");

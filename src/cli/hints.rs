@@ -261,11 +261,14 @@ mod tests {
     #[test]
     fn paths_in_the_wrong_part_are_told() {
         let m = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
+        let gguf = crate::base_gguf::base_gguf("llama-gqa").display().to_string();
         let hints = |line: &str| {
-            let words = line.split(' ').map(|w| w.replace("M/", &format!("{}/", m.display())));
+            let in_place = |w: &str| w.replace("M/base.gguf", &gguf).replace("M/", &format!("{}/", m.display()));
+            let words = line.split(' ').map(in_place);
             let matches = crate::cli::Cli::command().try_get_matches_from(words).unwrap();
             let (command, matches) = matches.subcommand().unwrap();
-            Given::of(command, matches).mistaken().join("; ").replace(&m.display().to_string(), "M")
+            let shown = Given::of(command, matches).mistaken().join("; ");
+            shown.replace(&gguf, "M/base.gguf").replace(&m.display().to_string(), "M")
         };
         let adapter_for = "M/adapter --base M/base --probe M/probe.safetensors";
         for (line, expected) in [

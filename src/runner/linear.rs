@@ -158,14 +158,11 @@ impl InplaceOp1 for DecodeRows<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::base::BlockWeight as W;
 
     fn projections() -> Vec<Rows> {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa/base.gguf");
-        let base = BaseModel::open(&file).unwrap();
+        let base = BaseModel::open(&crate::base_gguf::base_gguf("llama-gqa")).unwrap();
         [W::Query, W::Key, W::Value].map(|w| base.rows(Weight::Block(0, w)).unwrap()).into()
     }
 

@@ -120,14 +120,14 @@ mod tests {
     use super::*;
     use crate::base::{RopeScaling, Yarn};
 
-    fn base(file: &str) -> BaseModel {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa");
-        BaseModel::open(&folder.join(file)).unwrap()
+    fn base() -> BaseModel {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models/llama-gqa/base");
+        BaseModel::open(&folder).unwrap()
     }
 
     #[test]
     fn linear_scaling_divides_every_frequency() {
-        let mut config = base("base").config;
+        let mut config = base().config;
         config.ropes[0].scaling = RopeScaling::None;
         let plain = Frequencies::new(&config, &config.ropes[0], 1).values;
         config.ropes[0].scaling = RopeScaling::Linear { factor: 4.0 };
@@ -138,15 +138,16 @@ mod tests {
 
     #[test]
     fn the_formula_of_llama3_gives_the_divisors_that_ggufs_conversion_stored() {
-        let frequencies = |file| base(file).config.ropes[0].frequencies(64, 1);
-        for (a, b) in frequencies("base").iter().zip(frequencies("base.gguf")) {
+        let gguf = BaseModel::open(&crate::base_gguf::base_gguf("llama-gqa")).unwrap();
+        let frequencies = |base: BaseModel| base.config.ropes[0].frequencies(64, 1);
+        for (a, b) in frequencies(base()).iter().zip(frequencies(gguf)) {
             assert!((a - b).abs() <= 1e-6 * a, "{a} {b}");
         }
     }
 
     #[test]
     fn a_rotation_with_an_attention_factor_is_undone() {
-        let mut base = base("base");
+        let mut base = base();
         base.config.ropes[0].attention_factor = 1.25;
         base.config.ropes[0].scaling = RopeScaling::Yarn(Yarn {
             factor: 4.0,

@@ -7,7 +7,7 @@ use ptplus::base::fingerprint::{Fingerprint, Touched};
 use serde_json::Value;
 
 use crate::commands::{pack, text};
-use crate::common::{exit, json, model, ptplus, read_safetensors, stderr, write_safetensors};
+use crate::common::{base_gguf, exit, json, model, ptplus, read_safetensors, stderr, write_safetensors};
 
 /// A copy of a fixture's base with one value of one tensor changed.
 pub fn changed_base(name: &str, tensor: &str, folder: &Path) {
@@ -57,7 +57,7 @@ fn another_base_of_the_same_shapes_is_refused_and_ignoring_that_is_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let m = model("llama-gqa"); // adapts layers 0 and 2 of 3
-    let (base, gguf_base) = (text(&m.join("base")), text(&m.join("base.gguf")));
+    let (base, gguf_base) = (text(&m.join("base")), text(&base_gguf("llama-gqa")));
     changed_base("llama-gqa", "model.layers.2.self_attn.q_proj.weight", &path("adapted"));
     changed_base("llama-gqa", "model.layers.1.self_attn.q_proj.weight", &path("not-adapted"));
     changed_base("llama-gqa", "model.layers.0.mlp.up_proj.weight", &path("elsewhere"));

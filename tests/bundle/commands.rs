@@ -331,7 +331,7 @@ fn hash_lines_are_those_of_llama_gguf_hash() {
     let line = format!("sha256    {}  {file}", digest(&all));
     assert!(out.lines().any(|l| l == line), "{line}\n{out}");
     // A base is no adapter, and has tensors all the same.
-    let out = ptplus(["hash", &text(&m.join("base.gguf")), "--tensors"]);
+    let out = ptplus(["hash", &text(&crate::common::base_gguf("llama-gqa")), "--tensors"]);
     assert_eq!(exit(&out), 0);
     assert!(stdout(&out).contains(":token_embd.weight") && !stdout(&out).contains("canonical"));
 }

@@ -1,10 +1,13 @@
 //! Shared by the integration tests: the fixtures, the built tool, and a way to write variants of an adapter.
 #![allow(dead_code)] // each test file uses its own part
 
+mod base_gguf;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+pub use base_gguf::base_gguf;
 use serde_json::Value;
 
 /// The models under `fixtures/models`, each with base, adapter and PyTorch's answer.
@@ -17,6 +20,14 @@ pub fn fixtures() -> PathBuf {
 
 pub fn model(name: &str) -> PathBuf {
     fixtures().join("models").join(name)
+}
+
+/// `base`, or `base.gguf` and so the same model in GGUF.
+pub fn base_as(form: &str, name: &str) -> PathBuf {
+    match form {
+        "base.gguf" => base_gguf(name),
+        _ => model(name).join(form),
+    }
 }
 
 /// The real base. Tests that need it have `real_base` in their names and are ignored, so that none passes without having run:

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::common::{MODELS, exit, fixtures, json, model, ptplus, smollm2, stderr};
+use crate::common::{MODELS, base_gguf, exit, fixtures, json, model, ptplus, smollm2, stderr};
 
 /// Figures that the project promises for F32 without flash attention.
 const FIXTURES_MAX_ABS: f64 = 5e-4;
@@ -43,9 +43,9 @@ fn every_fixture_agrees_with_pytorch_and_candle() {
     for name in MODELS {
         let dir = model(name);
         let gguf = temp.path().join(format!("{name}.gguf"));
-        convert(&dir.join("adapter"), &dir.join("base.gguf"), &gguf);
+        convert(&dir.join("adapter"), &base_gguf(name), &gguf);
         for adapter in [dir.join("adapter"), gguf] {
-            let outcome = verify(&adapter, &dir.join("base.gguf"), &dir.join("probe.safetensors"), &[]);
+            let outcome = verify(&adapter, &base_gguf(name), &dir.join("probe.safetensors"), &[]);
             assert_agrees(name, outcome, FIXTURES_MAX_ABS);
         }
     }
@@ -63,7 +63,7 @@ fn the_real_adapter_agrees_with_pytorch_and_candle_on_the_real_base() {
 #[test]
 fn a_window_that_llama_cpp_ignores_limits_the_positions_and_is_said() {
     let dir = model("mistral-swa");
-    let (_, report) = verify(&dir.join("adapter"), &dir.join("base.gguf"), &dir.join("probe.safetensors"), &[]);
+    let (_, report) = verify(&dir.join("adapter"), &base_gguf("mistral-swa"), &dir.join("probe.safetensors"), &[]);
     let n = report["metrics"]["n_positions"].as_u64().unwrap();
     let n_rows = 2;
     assert!(n > 0 && n <= 8 * n_rows, "{report}");
@@ -77,7 +77,7 @@ fn another_adapter_s_numbers_fail() {
     raw.config["feature_map"] = "elu".into();
     raw.write(temp.path());
     let dir = model("qwen3");
-    let (code, report) = verify(temp.path(), &dir.join("base.gguf"), &dir.join("probe.safetensors"), &[]);
+    let (code, report) = verify(temp.path(), &base_gguf("qwen3"), &dir.join("probe.safetensors"), &[]);
     assert_eq!(code, 5, "{report}");
     assert_eq!(report["pass"], false);
 }
@@ -87,9 +87,9 @@ fn against_another_form_of_the_adapter_the_reference_is_candle_s() {
     let temp = tempfile::tempdir().unwrap();
     let dir = model("llama-gqa");
     let gguf = temp.path().join("a.gguf");
-    convert(&dir.join("adapter"), &dir.join("base.gguf"), &gguf);
+    convert(&dir.join("adapter"), &base_gguf("llama-gqa"), &gguf);
     let args = [OsStr::new("verify"), gguf.as_os_str(), "--base".as_ref()];
-    let (base, adapter) = (dir.join("base.gguf"), dir.join("adapter"));
+    let (base, adapter) = (base_gguf("llama-gqa"), dir.join("adapter"));
     let rest = [base.as_os_str(), "--against".as_ref(), adapter.as_os_str(), "--engine".as_ref(), "llama.cpp".as_ref()];
     assert_agrees("llama-gqa", json(args.into_iter().chain(rest)), FIXTURES_MAX_ABS);
 }

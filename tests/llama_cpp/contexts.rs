@@ -8,7 +8,7 @@ use ptplus::llama_cpp::{Adapter, CacheType, Context, ContextOptions, FlashAttent
 use ptplus::pipeline::read_adapter;
 use ptplus::runner::{DeviceChoice, Lane, Sink, StreamOptions, stream};
 
-use crate::common::{RawAdapter, exit, fixtures, model, ptplus, smollm2, stderr};
+use crate::common::{RawAdapter, base_gguf, exit, fixtures, model, ptplus, smollm2, stderr};
 
 pub const PLAIN: ContextOptions = ContextOptions {
     n_positions: 256,
@@ -72,7 +72,7 @@ fn load(base: &Path, adapter: &Path) -> Loaded {
 }
 
 fn fixture(name: &str) -> Loaded {
-    load(&model(name).join("base.gguf"), &model(name).join("adapter"))
+    load(&base_gguf(name), &model(name).join("adapter"))
 }
 
 /// Ways to give llama.cpp the same tokens: against one batch, and limits relative to the adapter's effect.
@@ -161,7 +161,7 @@ fn without_a_memory_or_with_scale_0_it_is_stock_bit_for_bit() {
         let mut raw = RawAdapter::fixture(name);
         raw.change("memory", |t| crate::common::Tensor { shape: t.shape.clone(), values: vec![0.0; t.values.len()] });
         raw.write(&temp.path().join("zero"));
-        let zero = load(&model(name).join("base.gguf"), &temp.path().join("zero"));
+        let zero = load(&base_gguf(name), &temp.path().join("zero"));
         let real = fixture(name);
         let ids = ids(4, 70, real.model.vocab_size());
         for flash_attention in [FlashAttention::Off, FlashAttention::On] {
@@ -203,7 +203,7 @@ impl Sink for Keep {
 
 #[test]
 fn the_terms_of_several_adapters_add_up_as_on_candle() {
-    let base_path = model("llama-gqa").join("base.gguf");
+    let base_path = base_gguf("llama-gqa");
     let base = BaseModel::open(&base_path).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let second = temp.path().join("second");

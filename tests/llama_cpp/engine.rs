@@ -6,11 +6,11 @@ use ptplus::generate::Engine;
 use ptplus::llama_cpp::engine::LlamaCpp;
 use ptplus::pipeline::read_adapter;
 
-use crate::common::model;
+use crate::common::{base_as, base_gguf, model};
 use crate::contexts::ids;
 
 fn open(name: &str, n_positions: usize) -> LlamaCpp {
-    let base = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+    let base = BaseModel::open(&base_gguf(name)).unwrap();
     let adapter = read_adapter(&model(name).join("adapter"), Some(&base)).unwrap();
     LlamaCpp::open(&base, &[&adapter], n_positions, 2).unwrap()
 }
@@ -56,7 +56,7 @@ fn what_does_not_fit_is_refused() {
 #[test]
 fn a_hugging_face_folder_computes_what_its_gguf_file_does() {
     let logits = |base: &str| {
-        let base = BaseModel::open(&model("qwen2").join(base)).unwrap();
+        let base = BaseModel::open(&base_as(base, "qwen2")).unwrap();
         LlamaCpp::open(&base, &[], 16, 1).unwrap().append(&[1, 2, 3]).unwrap()
     };
     assert_eq!(logits("base"), logits("base.gguf"));

@@ -11,7 +11,7 @@ use ptplus::llama_cpp::{Adapter, Context, Model};
 use ptplus::pipeline::read_adapter;
 use ptplus::runner::Device;
 
-use crate::common::{exit, fixtures, json, model, ptplus, stderr};
+use crate::common::{base_gguf, exit, fixtures, json, model, ptplus, stderr};
 use crate::contexts::{PLAIN, converted, difference, ids, logits};
 
 const CASES: [&str; 3] = ["llama-rslora-patterns", "llama-head-embed", "qwen3-all-linear"];
@@ -81,7 +81,7 @@ fn a_dora_is_refused_and_its_merged_base_runs() {
 #[test]
 fn scales_of_loras_and_memories_are_switched_side_by_side() {
     let temp = tempfile::tempdir().unwrap();
-    let base = model("llama-gqa").join("base.gguf");
+    let base = base_gguf("llama-gqa");
     let plus = converted(&model("llama-gqa").join("adapter"), &model("llama-gqa").join("base"), temp.path());
     // A LoRA on o_proj and v_proj of this base: o_proj shares its input with the term.
     let c = BaseModel::open(&base).unwrap().config;

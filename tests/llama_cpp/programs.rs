@@ -10,7 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use ptplus::verify::probe::Probe;
 
-use crate::common::{MODELS, RawAdapter, Tensor, model};
+use crate::common::{MODELS, RawAdapter, Tensor, base_gguf, model};
 use crate::contexts::converted;
 use crate::refusals::File;
 
@@ -130,7 +130,7 @@ fn a_c_program_with_the_graft_in_it_agrees_with_pytorch() {
     compile("tests/llama_c/attached_host.c", LINKED, &attached);
     compile("tests/llama_c/host.c", &[], &plain);
     for name in MODELS {
-        let base = model(name).join("base.gguf");
+        let base = base_gguf(name);
         let adapter = converted(&model(name).join("adapter"), &base, temp.path());
         let probe = Probe::open(&model(name).join("probe.safetensors")).unwrap();
         let (found, stock) = (temp.path().join("found"), temp.path().join("stock"));
@@ -153,8 +153,8 @@ fn a_c_program_with_the_graft_in_it_agrees_with_pytorch() {
             assert!(!compared.is_empty(), "{name}");
         }
     }
-    let adapter = converted(&model("qwen2").join("adapter"), &model("qwen2").join("base.gguf"), temp.path());
-    let base = model("qwen3").join("base.gguf");
+    let adapter = converted(&model("qwen2").join("adapter"), &base_gguf("qwen2"), temp.path());
+    let base = base_gguf("qwen3");
     let out = run(&attached, &[base.as_os_str(), adapter.as_os_str(), "/dev/null".as_ref(), "1".as_ref()], &[]);
     assert_eq!(out.status.code(), Some(4), "{}", said(&out));
     assert!(said(&out).contains("general.architecture: expected qwen3"), "{}", said(&out));
@@ -177,7 +177,7 @@ impl World {
         let (host, library) = (temp.path().join("host"), temp.path().join("libptplus_graft.so"));
         compile("tests/llama_c/host.c", &[], &host);
         std::fs::write(&library, ptplus::graft::library().expect("a C compiler")).unwrap();
-        let base = model(name).join("base.gguf");
+        let base = base_gguf(name);
         let adapter = converted(&model(name).join("adapter"), &base, temp.path());
         World { temp, host, library, base, adapter }
     }
@@ -306,7 +306,7 @@ mod preloaded {
         let w = World::of("llama-gqa");
         let (alone, on) = (w.logits(&[]), w.logits(&w.grafted(&[])));
         for other in ["qwen3", "llama-mha", "mistral-swa", "llama-pre-rope"] {
-            let other = model(other).join("base.gguf");
+            let other = base_gguf(other);
             let both = w.logits(&w.grafted(&[("BESIDE", other.as_os_str())]));
             assert!(both[..on.len()] == on, "{other:?} beside");
             assert!(both[on.len()..] == w.logits_of(&other, &SOME_IDS.map(OsStr::new), &[]), "{other:?} has the term");

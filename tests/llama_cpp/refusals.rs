@@ -9,7 +9,7 @@ use ptplus::format::gguf::{self, Array, Metadata, Value};
 use ptplus::llama_cpp::{Adapter, Context, Model};
 use ptplus::tensor::DType;
 
-use crate::common::{model, ptplus};
+use crate::common::{base_gguf, model, ptplus};
 use crate::contexts::{PLAIN, converted, ids};
 
 const KEY: &str = "adapter.prefix_tuning_plus.";
@@ -55,14 +55,14 @@ impl File {
 }
 
 fn adapter_of(name: &str, folder: &Path) -> PathBuf {
-    converted(&model(name).join("adapter"), &model(name).join("base.gguf"), folder)
+    converted(&model(name).join("adapter"), &base_gguf(name), folder)
 }
 
 #[test]
 fn adapters_that_do_not_fit_and_hostile_files_are_refused_with_the_reason() {
     let temp = tempfile::tempdir().unwrap();
     let good = adapter_of("qwen3", temp.path());
-    let loaded = Model::load(&model("qwen3").join("base.gguf")).unwrap();
+    let loaded = Model::load(&base_gguf("qwen3")).unwrap();
     assert!(Adapter::load(&good, &loaded).is_ok());
     type Change = Box<dyn Fn(&mut File)>;
     let set = |field: &'static str, value: Value| -> Change { Box::new(move |f| f.set(field, value.clone())) };
@@ -134,7 +134,7 @@ fn adapters_that_do_not_fit_and_hostile_files_are_refused_with_the_reason() {
 fn every_truncation_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let good = std::fs::read(adapter_of("qwen2", temp.path())).unwrap();
-    let loaded = Model::load(&model("qwen2").join("base.gguf")).unwrap();
+    let loaded = Model::load(&base_gguf("qwen2")).unwrap();
     let path = temp.path().join("short.gguf");
     // The last bytes are padding at most: the data ends before them.
     for len in (0..good.len() - 31).step_by(61).chain([0, 4, good.len() - 32]) {
@@ -150,7 +150,7 @@ fn every_truncation_is_refused() {
 fn flipped_bytes_never_end_the_process() {
     let temp = tempfile::tempdir().unwrap();
     let good = std::fs::read(adapter_of("qwen2", temp.path())).unwrap();
-    let loaded = Model::load(&model("qwen2").join("base.gguf")).unwrap();
+    let loaded = Model::load(&base_gguf("qwen2")).unwrap();
     let path = temp.path().join("flipped.gguf");
     let mut n_refused = 0;
     // The header, where the structure is.
@@ -168,7 +168,7 @@ fn an_adapter_of_another_model_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     for (adapter, base) in [("qwen2", "qwen3"), ("llama-mha", "llama-gqa"), ("llama-pre-rope", "mistral-swa")] {
         let file = adapter_of(adapter, temp.path());
-        let loaded = Model::load(&model(base).join("base.gguf")).unwrap();
+        let loaded = Model::load(&base_gguf(base)).unwrap();
         let e = Adapter::load(&file, &loaded).err().unwrap_or_else(|| panic!("{adapter} on {base}"));
         assert_eq!(e.code(), Code::LlamaCppAdapter, "{e}");
     }
@@ -193,7 +193,7 @@ fn a_denominator_of_0_is_an_error_and_the_context_survives_it() {
         raw.tensors.insert(format!("{layer}.normalizer"), of(&shape[..2], 1.0));
     }
     raw.write(&temp.path().join("zero"));
-    let base = model("qwen2").join("base.gguf");
+    let base = base_gguf("qwen2");
     let file = converted(&temp.path().join("zero"), &base, temp.path());
     let loaded = Rc::new(Model::load(&base).unwrap());
     let adapters = [Rc::new(Adapter::load(&file, &loaded).unwrap())];
@@ -227,8 +227,8 @@ fn the_command_line_refuses_with_the_codes_of_the_specification() {
         ]);
         crate::common::exit(&out)
     };
-    assert_eq!(run(&model("qwen3").join("base.gguf")), 4);
-    assert_eq!(run(&dir.join("base.gguf")), 0);
+    assert_eq!(run(&base_gguf("qwen3")), 4);
+    assert_eq!(run(&base_gguf("qwen2")), 0);
     let e = ptplus::llama_cpp::check_architecture("cohere").unwrap_err();
     assert_eq!(e.kind().exit_code(), 7);
     assert_eq!(run(&dir.join("base")), 0, "a folder is written as GGUF first");

@@ -10,7 +10,7 @@ use ptplus::verify::engines::{Engines, verify_in_llama_cpp};
 use ptplus::verify::tolerance::Tolerance;
 use ptplus::verify::{Options, Prompts, Reference, Report};
 
-use crate::common::{RawAdapter, Tensor, exit, model, ptplus, stderr};
+use crate::common::{RawAdapter, Tensor, base_gguf, exit, model, ptplus, stderr};
 
 /// Runs the adapter in llama.cpp and on candle.
 fn side_by_side(adapter: &Path, base: &BaseModel) -> (Report, Engines) {
@@ -89,7 +89,7 @@ fn variant(fixture: &str, map: &str, parts: &Parts, folder: &Path) {
 
 #[test]
 fn every_feature_map_computes_what_candle_computes() {
-    let base = BaseModel::open(&model("llama-gqa").join("base.gguf")).unwrap();
+    let base = BaseModel::open(&base_gguf("llama-gqa")).unwrap();
     for map in FeatureMap::ALL {
         let temp = tempfile::tempdir().unwrap();
         let positive = matches!(map.name(), "elu_plus_one" | "softplus" | "sigmoid" | "exp");
@@ -128,7 +128,7 @@ fn every_sharing_and_every_part_computes_what_candle_computes() {
     ] {
         let temp = tempfile::tempdir().unwrap();
         variant(fixture, "elu_plus_one", &parts, temp.path());
-        let base = BaseModel::open(&model(fixture).join("base.gguf")).unwrap();
+        let base = BaseModel::open(&base_gguf(fixture)).unwrap();
         assert_same(&format!("{fixture} {}", parts.sharing), side_by_side(temp.path(), &base));
     }
 }
@@ -137,7 +137,7 @@ fn every_sharing_and_every_part_computes_what_candle_computes() {
 fn memories_of_every_type_compute_what_candle_computes_of_them() {
     // Memories are decoded to F32: ggml's products would round phi to what goes with their type.
     let dir = model("qwen3");
-    let base = BaseModel::open(&dir.join("base.gguf")).unwrap();
+    let base = BaseModel::open(&base_gguf("qwen3")).unwrap();
     for outtype in ["f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1"] {
         let temp = tempfile::tempdir().unwrap();
         let file = temp.path().join("a.gguf");

@@ -84,7 +84,7 @@ fn check(folder: &Path, base: &Path, template: Option<&Path>, to: &str, machine:
 fn the_commands_of_a_card_work() {
     let small = model("llama-gqa");
     for to in ["gguf", "safetensors"] {
-        check(&small, &small.join("base.gguf"), None, to, this_machine(false));
+        check(&small, &common::base_gguf("llama-gqa"), None, to, this_machine(false));
     }
 }
 

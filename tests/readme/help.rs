@@ -46,7 +46,6 @@ fn make_files(at: &Path) {
     for (from, to) in [
         ("adapter", "adapter"),
         ("base", "model"),
-        ("base.gguf", "model.gguf"),
         ("probe.safetensors", "probe.safetensors"),
         ("foreign/training-checkpoint/checkpoint.pt", "checkpoint.pt"),
         ("foreign/flat", "adapters/flat"),
@@ -54,6 +53,7 @@ fn make_files(at: &Path) {
     ] {
         copy(&m.join(from), &at.join(to));
     }
+    copy(&common::base_gguf("llama-mha"), &at.join("model.gguf"));
     std::fs::write(at.join("password"), "correct horse\n").unwrap();
     std::fs::write(at.join("template.jinja"), "{{ messages }}").unwrap();
     must(&["convert", &path("adapter"), "-o", &path("adapter.gguf"), "--base", &path("model")]);

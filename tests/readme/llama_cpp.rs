@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::common::{exit, model, ptplus, stderr};
+use crate::common::{base_gguf, exit, model, ptplus, stderr};
 use crate::pages::Page;
 use crate::shell::compile;
 
@@ -30,7 +30,7 @@ fn the_c_code_of_the_page_runs() {
     compile(&source, &["-DPTPLUS_LINKED", "csrc/ptplus_graft.c"], &libraries, &program);
     let run = |base: &str| {
         let mut command = Command::new(&program);
-        command.arg(model(base).join("base.gguf")).env("LD_LIBRARY_PATH", env!("PTPLUS_LLAMA_LIB"));
+        command.arg(base_gguf(base)).env("LD_LIBRARY_PATH", env!("PTPLUS_LLAMA_LIB"));
         command.current_dir(temp.path()).output().unwrap()
     };
     let m = model("llama-gqa");

@@ -7,13 +7,13 @@ use ptplus::base::{BaseModel, Dialect, Weight};
 use ptplus::error::Code;
 use serde_json::{Value, json};
 
-use crate::common::{MODELS, model};
+use crate::common::{MODELS, base_gguf, model};
 
 #[test]
 fn both_dialects_state_the_same_model_and_hold_the_same_weights() {
     for name in MODELS {
         let hf = BaseModel::open(&model(name).join("base")).unwrap();
-        let gguf = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+        let gguf = BaseModel::open(&base_gguf(name)).unwrap();
         assert_eq!((hf.dialect, gguf.dialect), (Dialect::HuggingFace, Dialect::Gguf));
         assert_eq!(hf.gguf_architecture(), gguf.gguf_architecture());
         let (a, mut b) = (hf.config.clone(), gguf.config.clone());
@@ -129,7 +129,7 @@ fn names_of_a_layer_that_the_configuration_does_not_have_are_refused() {
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("x.gguf");
-    let bytes = fs::read(model("llama-mha").join("base.gguf")).unwrap();
+    let bytes = fs::read(base_gguf("llama-mha")).unwrap();
     fs::write(&file, renamed("blk.2.attn_v.weight", "blk.2.attn_w.weight")(bytes.clone())).unwrap();
     assert_eq!(BaseModel::open(&file).unwrap_err().field_name(), Some("blk.2.attn_v.weight"));
     // One layer less by metadata: the names of the last are not of this model.

@@ -1,33 +1,15 @@
 //! What the runner's tests share: fixtures, canonical adapters and probes, read with as little as possible.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unused_imports)] // each test binary uses its part
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ptplus::adapter::plus::{self, Conventions, FeatureMap, Geometry, MemorySharing, Plus, QueryTap};
 use ptplus::error::Result;
 use ptplus::format::{StoredTensor, json, safetensors};
 use ptplus::runner::Sink;
 
-/// The seven small models.
-pub const MODELS: [&str; 7] =
-    ["llama-mha", "llama-gqa", "llama-pre-rope", "mistral-swa", "qwen2", "qwen3", "qwen3-pre-rope"];
-
-pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
-}
-
-pub fn model(name: &str) -> PathBuf {
-    fixtures().join("models").join(name)
-}
-
-/// The 98 MB GGUF of SmolLM2, which `fixtures/fetch-smollm2.sh` fetches.
-pub fn smollm2() -> PathBuf {
-    let path = std::env::var_os("PTPLUS_SMOLLM2")
-        .map_or_else(|| fixtures().join("fetched/SmolLM2-135M-Instruct.Q4_1.gguf"), PathBuf::from);
-    assert!(path.is_file(), "run fixtures/fetch-smollm2.sh first, or set PTPLUS_SMOLLM2 to the GGUF file");
-    path
-}
+pub use crate::files::{MODELS, base_as, base_gguf, fixtures, model, smollm2};
 
 /// Reads a canonical adapter folder.
 pub fn adapter(folder: &Path) -> Plus {

@@ -4,6 +4,8 @@
 mod base;
 mod common;
 mod families;
+#[path = "../common/mod.rs"]
+mod files;
 mod low_rank;
 mod storage;
 
@@ -31,7 +33,7 @@ fn every_fixture_gives_pytorchs_logits_queries_and_terms_from_both_dialects() {
         let probe = Probe::open(&folder.join("probe.safetensors"));
         let adapter = adapter(&folder.join("adapter"));
         for file in ["base", "base.gguf"] {
-            let base = BaseModel::open(&folder.join(file)).unwrap();
+            let base = BaseModel::open(&common::base_as(file, name)).unwrap();
             let found = run(&base, &adapter, &probe);
             let mut check = |what: String, found: &[f32], limit: f64| {
                 let difference = max_difference(found, &probe.get(&what).unwrap().1);
@@ -72,7 +74,7 @@ fn the_cache_gives_the_logits_of_the_whole_prompt_however_it_is_split() {
         let folder = model(name);
         let probe = Probe::open(&folder.join("probe.safetensors"));
         let adapter = adapter(&folder.join("adapter"));
-        let mut model = Model::load(&BaseModel::open(&folder.join("base.gguf")).unwrap(), &Device::cpu()).unwrap();
+        let mut model = Model::load(&BaseModel::open(&common::base_gguf(name)).unwrap(), &Device::cpu()).unwrap();
         let ids = probe.input_ids();
         let (shape, adapted) = probe.get("logits").unwrap();
         let [n_batches, n_positions, vocab_size] = shape[..] else { panic!("{shape:?}") };
@@ -153,7 +155,7 @@ fn wanted_positions_are_those_of_all() {
 
 #[test]
 fn input_that_does_not_fit_is_refused() {
-    let base = BaseModel::open(&model("llama-mha").join("base.gguf")).unwrap();
+    let base = BaseModel::open(&common::base_gguf("llama-mha")).unwrap();
     let foreign = adapter(&model("qwen3").join("adapter"));
     let options = StreamOptions { positions: None, device: Device::cpu() };
     let run = |ids: &[Vec<u32>], lane: Lane| {

@@ -17,11 +17,8 @@ use ptplus::tensor::{DType, LazyTensor};
 use ptplus::transform::cast::Overflow;
 use serde_json::json;
 
-use crate::common::{Collect, MODELS, Probe, adapter, max_difference, model};
-
-#[path = "../common/mod.rs"]
-mod files;
-use files::{Tensor, read_safetensors, write_safetensors};
+use crate::common::{Collect, MODELS, Probe, adapter, base_gguf, max_difference, model};
+use crate::files::{Tensor, read_safetensors, write_safetensors};
 
 /// Writes a GGUF file in which the tensors that end in one of `parts` are one tensor of each block, called `whole`.
 fn fused(file: &Path, groups: &[(&str, &[&str])], to: &Path) {
@@ -95,7 +92,7 @@ fn query_key_and_value_in_one_tensor_are_what_they_are_in_three() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("fused.gguf");
     for name in MODELS {
-        let plain = BaseModel::open(&model(name).join("base.gguf")).unwrap();
+        let plain = BaseModel::open(&base_gguf(name)).unwrap();
         fused(&plain.path, QKV, &file);
         let base = BaseModel::open(&file).unwrap();
         assert_eq!(base.config, plain.config, "{name}");
@@ -119,7 +116,7 @@ fn additions_are_merged_where_the_weight_begins_in_its_tensor() {
     let temp = tempfile::tempdir().unwrap();
     let (file, merged) = (temp.path().join("fused.gguf"), temp.path().join("merged.gguf"));
     for name in ["llama-gqa", "qwen2", "qwen3"] {
-        fused(&model(name).join("base.gguf"), QKV, &file);
+        fused(&base_gguf(name), QKV, &file);
         let base = BaseModel::open(&file).unwrap();
         for weight in [W::Query, W::Key, W::Value, W::Down].map(|w| Weight::Block(1, w)) {
             let lora = lora(&base, weight);
@@ -139,7 +136,7 @@ fn additions_are_merged_where_the_weight_begins_in_its_tensor() {
 fn a_weight_that_shares_its_tensor_is_not_replaced_in_a_gguf_file() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("fused.gguf");
-    fused(&model("llama-gqa").join("base.gguf"), QKV, &file);
+    fused(&base_gguf("llama-gqa"), QKV, &file);
     let base = BaseModel::open(&file).unwrap();
     let weight = Weight::Block(0, W::Key);
     let own = base.in_hugging_face_order(weight).unwrap();
@@ -151,7 +148,7 @@ fn a_weight_that_shares_its_tensor_is_not_replaced_in_a_gguf_file() {
 fn a_shared_tensor_is_kept_as_it_is() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("fused.gguf");
-    fused(&model("llama-gqa").join("base.gguf"), QKV, &file);
+    fused(&base_gguf("llama-gqa"), QKV, &file);
     let base = BaseModel::open(&file).unwrap();
     let kept = export::base::plan(&base, None, &OutType::Keep.into()).unwrap().plan;
     assert_eq!(kept.tensors.len(), base.tensors().count());
