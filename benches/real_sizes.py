@@ -5,8 +5,9 @@
 
 FOLDER needs room for three times the base, and is emptied of what this made. Prints for each command wall and processor time
 and the largest resident memory, anonymous and shared memory apart from mapped files; beside `convert` and `quantize` of a base
-`cp` of it with a sync, and beside `verify` (512 positions) PyTorch's forward pass with the weights loaded, in float32, if
-PYTHON has torch and transformers. Processor time and memory mean something on a busy machine too; wall time does not.
+`cp` of it with a sync, beside `convert` of a LoRA (rank 16 on every linear layer, F32) `cp` of that, nine times in turn, and
+beside `verify` (512 positions) PyTorch's forward pass with the weights loaded, in float32, if PYTHON has torch and
+transformers. Processor time and memory mean something on a busy machine too; wall time does not.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import os
 import random
 import resource
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -147,18 +149,20 @@ def make_base(folder, config):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
+def write_signs(file, name, n):
+    """n numbers in F32: random signs, 1/1024 in magnitude."""
+    bits = random.Random(name).randbytes(n)
+    file.write(b"".join(b"\x00\x00\x80\x3a" if b & 1 else b"\x00\x00\x80\xba" for b in bits))
+
+
 def make_adapter(folder, config):
-    """Small memories in every layer: random signs, 1/1024 in magnitude."""
+    """Small memories in every layer."""
     folder.mkdir()
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     d = config["hidden_size"] // heads
 
-    def write_values(file, name, n):
-        bits = random.Random(name).randbytes(n)
-        file.write(b"".join(b"\x00\x00\x80\x3a" if b & 1 else b"\x00\x00\x80\xba" for b in bits))
-
     specs = [(f"layers.{i}.memory", "F32", [heads, d, d]) for i in range(layers)]
-    write_safetensors(folder / "adapter_model.safetensors", specs, write_values)
+    write_safetensors(folder / "adapter_model.safetensors", specs, write_signs)
     stated = {
         "peft_type": "PREFIX_TUNING_PLUS",
         "feature_map": "elu",
@@ -176,8 +180,23 @@ def make_adapter(folder, config):
     (folder / "adapter_config.json").write_text(json.dumps(stated))
 
 
+def make_lora(folder, config):
+    """What PEFT saves of a LoRA of rank 16 on every linear layer."""
+    folder.mkdir()
+    specs, targets = [], set()
+    for name, shape in tensors(config):
+        if name.endswith("_proj.weight"):
+            module = "base_model.model." + name.removesuffix(".weight")
+            targets.add(module.rsplit(".", 1)[1])
+            specs.append((module + ".lora_A.weight", "F32", [16, shape[1]]))
+            specs.append((module + ".lora_B.weight", "F32", [shape[0], 16]))
+    write_safetensors(folder / "adapter_model.safetensors", specs, write_signs)
+    stated = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "target_modules": sorted(targets), "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(stated))
+
+
 def measure(what, command, shows_output=False):
-    """Runs a command to its end, and prints what it took."""
+    """Runs a command to its end, and prints what it took. Returns wall time in seconds."""
     start = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     os.set_blocking(child.stdout.fileno(), False)
@@ -209,6 +228,7 @@ def measure(what, command, shows_output=False):
     )
     if shows_output:
         print(output.decode(errors="replace"), end="", flush=True)
+    return wall
 
 
 PYTORCH = """
@@ -227,21 +247,22 @@ with torch.no_grad():
 
 def bench(name, config, folder, arguments):
     program, is_wanted = arguments.ptplus, lambda step: not arguments.only or step in arguments.only
-    base, adapter = folder / "base", folder / "adapter"
+    base, adapter, lora = folder / "base", folder / "adapter", folder / "lora"
     make_base(base, config)
     make_adapter(adapter, config)
+    make_lora(lora, config)
     n_bytes = sum(f.stat().st_size for f in base.iterdir())
     print(f"{name}: {n_bytes / 1e9:.2f} GB in {len(list(base.glob('*.safetensors')))} shards")
 
     def ptplus(what, *words):
-        measure(f"  {what}", [program, *map(str, words)])
+        return measure(f"  {what}", [program, *map(str, words)])
 
-    def cp():
+    def cp(source=base):
         copy = folder / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        script = f"cp -r --reflink=never {base} {copy} && sync {copy}/*"
-        measure("  cp --reflink=never, sync", ["sh", "-c", script])
+        script = f"cp -r --reflink=never {source} {copy} && sync {copy}/*"
+        wall = measure("  cp --reflink=never, sync", ["sh", "-c", script])
         shutil.rmtree(copy)
+        return wall
 
     if is_wanted("inspect"):
         ptplus("inspect base", "inspect", base)
@@ -249,6 +270,11 @@ def bench(name, config, folder, arguments):
         ptplus("validate", "validate", adapter, "--base", base)
     if is_wanted("convert"):
         ptplus("convert adapter", "convert", adapter, "-o", folder / "adapter.gguf", "--base", base)
+    if is_wanted("lora"):
+        turns = [(cp(lora), ptplus("convert lora", "convert", lora, "-o", folder / "lora.gguf", "--base", base, "-f"))
+                 for _ in range(9)]
+        copied, converted = map(statistics.median, zip(*turns))
+        print(f"  medians: cp {copied:.3f} s, convert lora {converted:.3f} s, ratio {copied / converted:.2f}")
     if is_wanted("base"):
         cp()
         ptplus("convert base", "convert", base, "-o", folder / "base.gguf")
@@ -274,7 +300,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptplus", default=Path(__file__).parents[1] / "target/release/ptplus")
     parser.add_argument("--base", action="append", choices=list(BASES))
-    parser.add_argument("--only", type=lambda text: text.split(","), help="inspect, validate, convert, base, quantize, verify, pack")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="inspect, validate, convert, lora, base, quantize, verify, pack")
     parser.add_argument("--pytorch", help="a Python that has torch and transformers")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

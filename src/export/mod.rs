@@ -136,18 +136,21 @@ pub fn write_tensors(
         Values::Unchecked => vec![Vec::new(); plan.tensors.len()],
     };
     assert_eq!(entries.len(), plan.tensors.len(), "the plan is of this adapter");
-    let results: Vec<WrittenTensor> = plan
-        .tensors
-        .par_iter()
-        .zip(&plan.file.tensors)
-        .zip(&entries)
-        .map(|((t, planned), entries)| {
-            let job = TensorJob { t, file_offset: planned.file_offset, entries, values, out, overflow, progress };
-            let written = job.write().map_err(|e| e.field(&t.label));
-            t.source.release();
-            written
-        })
-        .collect::<Result<_>>()?;
+    let results: Vec<WrittenTensor> = out.sync_during(|written| {
+        let progress = &|n| {
+            written(n);
+            progress(n);
+        };
+        let tensors = plan.tensors.par_iter().zip(&plan.file.tensors).zip(&entries);
+        tensors
+            .map(|((t, planned), entries)| {
+                let job = TensorJob { t, file_offset: planned.file_offset, entries, values, out, overflow, progress };
+                let written = job.write().map_err(|e| e.field(&t.label));
+                t.source.release();
+                written
+            })
+            .collect()
+    })?;
     let mut written = Written::default();
     for (tensor, planned) in results.into_iter().zip(&plan.file.tensors) {
         written.sources.extend(tensor.sources);

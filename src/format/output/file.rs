@@ -116,6 +116,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_while_it_is_synced_is_whole_and_errors_come_through() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = OutputFile::create(&dir.path().join("out"), Overwrite::Never, &[]).unwrap();
+        let part = vec![7; 5 << 20];
+        let n = out.sync_during(|written| {
+            (0..10).try_for_each(|i| {
+                out.write_all_at(i * part.len() as u64, &part)?;
+                written(part.len() as u64);
+                Ok(())
+            })?;
+            Ok(10)
+        });
+        assert_eq!(n.unwrap(), 10);
+        let failed = || Error::new(Code::Io, "expected room, found none");
+        assert_eq!(out.sync_during::<()>(|_| Err(failed())).unwrap_err().code(), Code::Io);
+        out.commit().unwrap();
+        assert!(std::fs::read(dir.path().join("out")).unwrap() == part.repeat(10));
+    }
+
+    #[test]
     fn a_dropped_file_leaves_nothing_and_the_old_one_stays() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("out");

@@ -15,8 +15,13 @@ pub use temporary::discard_all;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 
 use crate::error::{Code, Error, Result};
+
+/// How much is written before a sync in between. Enough for a disk to be busy with, and a small part of what takes time.
+const SYNC_BYTES: u64 = 16 << 20;
 
 /// What happens where the output exists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +62,31 @@ impl StagedFile {
         self.file
             .write_all_at(bytes, file_offset)
             .map_err(|e| Error::io(&self.target, "cannot write", e).at(file_offset))
+    }
+
+    /// Does `write`, which calls its argument with the lengths of what it has written, while another thread syncs what there is: the
+    /// sync before the rename then waits for the last of it only.
+    ///
+    /// # Errors
+    ///
+    /// Those of `write`; [`Code::Io`] where a sync fails, which no later sync would say again.
+    pub(crate) fn sync_during<T>(&self, write: impl FnOnce(&(dyn Fn(u64) + Sync)) -> Result<T>) -> Result<T> {
+        let (go, wait) = mpsc::sync_channel(1);
+        std::thread::scope(|scope| {
+            let syncing = scope.spawn(move || wait.into_iter().try_for_each(|()| self.sync()));
+            let n_written = AtomicU64::new(0);
+            let result = write(&|n| {
+                let before = n_written.fetch_add(n, Ordering::Relaxed);
+                if before / SYNC_BYTES < (before + n) / SYNC_BYTES {
+                    // Full where a sync is yet to begin, which will see these bytes too.
+                    let _ = go.try_send(());
+                }
+            });
+            drop(go);
+            let synced = syncing.join().expect("syncing does not panic");
+            let done = result?;
+            synced.map(|()| done)
+        })
     }
 
     /// Where the bytes can be read before they are committed.
