@@ -13,7 +13,7 @@ use crate::about::{About, OTHER, is_of_hub};
 use crate::adapter::Adapter;
 use crate::adapter::lora::{Lora, Module};
 use crate::adapter::plus::{self, Plus};
-use crate::adapter::prefix::{Prefix, VirtualTokens};
+use crate::adapter::prefix::VirtualTokens;
 use crate::base::BaseModel;
 use crate::format::bundle::CHAT_TEMPLATE_FILE;
 use crate::format::hub::is_hub_id;
@@ -95,11 +95,16 @@ impl Card<'_> {
         self.running(&mut out);
         self.verification(&mut out);
         out.push_str("## What it is\n\n");
-        match self.adapter.adapter() {
-            Adapter::Plus(plus) => self.table(plus, &mut out),
-            Adapter::Lora(lora) => self.lora_table(lora, &mut out),
-            Adapter::Prefix(prefix) => self.prefix_table(prefix, &mut out),
+        let rows = match self.adapter.adapter() {
+            Adapter::Plus(plus) => self.plus_rows(plus),
+            Adapter::Lora(lora) => self.lora_rows(lora),
+            Adapter::Prefix(prefix) => prefix.fields().into_iter().map(|(key, value)| (key, value.text())).collect(),
+        };
+        out.push_str("| | |\n|---|---|\n");
+        for (what, value) in rows.into_iter().chain([("suggested file name", format!("`{}`", self.download_name))]) {
+            let _ = writeln!(out, "| {what} | {value} |");
         }
+        out.push('\n');
         self.tensors(&mut out);
         self.origin(&mut out);
         out
@@ -289,35 +294,21 @@ impl Card<'_> {
         out.push('\n');
     }
 
-    fn prefix_table(&self, prefix: &Prefix, out: &mut String) {
-        out.push_str("| | |\n|---|---|\n");
-        let fields = prefix.fields().into_iter().map(|(key, value)| (key, value.text()));
-        for (what, value) in fields.chain([("suggested file name", format!("`{}`", self.download_name))]) {
-            let _ = writeln!(out, "| {what} | {value} |");
-        }
-        out.push('\n');
-    }
-
-    fn lora_table(&self, lora: &Lora, out: &mut String) {
+    fn lora_rows(&self, lora: &Lora) -> Vec<(&'static str, String)> {
         let layers: Vec<String> = self.adapter.adapter().layer_numbers().map(|i| i.to_string()).collect();
         let kinds: Vec<String> = lora.kinds().into_iter().map(|kind| format!("`{kind}`")).collect();
         let ranks: BTreeSet<usize> = lora.modules.values().map(Module::rank).collect();
         let scales: BTreeSet<String> = lora.modules.values().map(|m| (m.scale.factor as f32).to_string()).collect();
         let list = |items: Vec<String>| items.join(", ");
-        out.push_str("| | |\n|---|---|\n");
-        for (what, value) in [
+        vec![
             ("adapted layers", list(layers)),
             ("adapted weights", format!("{}: {}", lora.modules.len(), list(kinds))),
             ("ranks", list(ranks.iter().map(usize::to_string).collect())),
             ("scales, the factors on B A", list(scales.into_iter().collect())),
-            ("suggested file name", format!("`{}`", self.download_name)),
-        ] {
-            let _ = writeln!(out, "| {what} | {value} |");
-        }
-        out.push('\n');
+        ]
     }
 
-    fn table(&self, a: &Plus, out: &mut String) {
+    fn plus_rows(&self, a: &Plus) -> Vec<(&'static str, String)> {
         let (c, g) = (&a.config.conventions, &a.config.geometry);
         let layers = if a.layers.len() == g.n_layers {
             format!("all {}", g.n_layers)
@@ -329,8 +320,7 @@ impl Card<'_> {
             (Some(architecture), order) => format!("{order} (GGUF architecture `{architecture}`)"),
             (None, order) => format!("{order} (Hugging Face)"),
         };
-        out.push_str("| | |\n|---|---|\n");
-        for (what, value) in [
+        vec![
             ("adapted layers", layers),
             ("phi", format!("`{}`{}", c.feature_map, learned(a))),
             ("query tap", format!("`{}`", c.query_tap)),
@@ -341,11 +331,7 @@ impl Card<'_> {
                 format!("{}, {}, {}, {}", g.n_heads, g.n_kv_heads, g.head_dim, g.n_features),
             ),
             ("row order of the query's components", order),
-            ("suggested file name", format!("`{}`", self.download_name)),
-        ] {
-            let _ = writeln!(out, "| {what} | {value} |");
-        }
-        out.push('\n');
+        ]
     }
 
     /// One row for tensors that differ in their layer alone.

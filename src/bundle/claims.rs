@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use super::digest::{AdapterDigest, of_tensors};
 use super::provenance;
 use crate::about::About;
-use crate::adapter::Adapter;
-use crate::adapter::lora::{Lora, Module};
+use crate::adapter::lora::Module;
+use crate::adapter::{Adapter, Plus};
 use crate::base::fingerprint::{self, Depth, Identity, identify};
 use crate::base::{BaseModel, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
@@ -30,56 +30,34 @@ use crate::validate::{self, Validated};
 
 /// The manifest's `adapter`, but for the name under which it is offered.
 pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
-    let a = match adapter.adapter() {
-        Adapter::Plus(plus) => plus,
-        Adapter::Lora(lora) => return of_lora(adapter, lora, digest),
-        Adapter::Prefix(_) => return of_prefix(adapter, digest),
+    let layers = || ("layers", adapter.adapter().layer_numbers().collect());
+    let own: Vec<(&str, Value)> = match adapter.adapter() {
+        Adapter::Plus(plus) => {
+            let fields = plus.fields().filter(|(field, _)| field.is_in_config);
+            fields.map(|(field, value)| (field.key, value.json())).chain([layers()]).collect()
+        }
+        Adapter::Lora(lora) => {
+            let ranks: BTreeSet<usize> = lora.modules.values().map(Module::rank).collect();
+            let (targets, n_modules) = (lora.kinds().into_iter().collect(), lora.modules.len().into());
+            vec![layers(), ("targets", targets), ("ranks", json!(ranks)), ("num_modules", n_modules)]
+        }
+        Adapter::Prefix(prefix) => prefix.fields().into_iter().map(|(key, value)| (key, value.json())).collect(),
     };
-    let fields = a.fields().filter(|(field, _)| field.is_in_config).map(|(field, value)| (field.key, value.json()));
     let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
-    let others = [
-        ("layers", a.layers.keys().copied().collect()),
+    let last = [
         ("gguf_architecture", adapter.origin.gguf_architecture.as_deref().into()),
         ("row_order", adapter.origin.row_order.name().into()),
-        ("conventions_settled_by", a.config.extra.get(RECORD_KEY).cloned().unwrap_or_default()),
     ];
-    first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
+    let settled_by = |plus: &Plus| plus.config.extra.get(RECORD_KEY).cloned().unwrap_or_default();
+    let settled_by = adapter.adapter().as_plus().map(|plus| ("conventions_settled_by", settled_by(plus)));
+    let all = first.into_iter().chain(own).chain(last).chain(settled_by);
+    all.map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// An entry of the manifest's `forms`.
 #[cfg(feature = "runner")]
 pub(super) fn of_form(form: &super::form::PackedForm) -> Value {
     json!({ "name": form.name, "file": form.file, "type": form.dtype, "report": form.report, "digest": form.digest })
-}
-
-/// [`of_adapter`], of a LoRA: how many weights it adds to, and with which ranks and factors.
-fn of_lora(adapter: &Validated, lora: &Lora, digest: &AdapterDigest) -> Map<String, Value> {
-    let ranks: BTreeSet<usize> = lora.modules.values().map(Module::rank).collect();
-    let described = json!({
-        "type": adapter.adapter().kind().name(),
-        "digest": digest,
-        "layers": adapter.adapter().layer_numbers().collect::<Vec<_>>(),
-        "targets": lora.kinds(),
-        "ranks": ranks,
-        "num_modules": lora.modules.len(),
-        "gguf_architecture": adapter.origin.gguf_architecture,
-        "row_order": adapter.origin.row_order.name(),
-    });
-    match described {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
-}
-
-/// [`of_adapter`], of virtual tokens: the method and the sizes.
-fn of_prefix(adapter: &Validated, digest: &AdapterDigest) -> Map<String, Value> {
-    let first = [("type", adapter.adapter().kind().name().into()), ("digest", json!(digest))];
-    let fields = adapter.adapter().fields().into_iter().map(|(key, value)| (key, value.json()));
-    let others = [
-        ("gguf_architecture", adapter.origin.gguf_architecture.as_deref().into()),
-        ("row_order", adapter.origin.row_order.name().into()),
-    ];
-    first.into_iter().chain(fields).chain(others).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 /// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,
