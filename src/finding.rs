@@ -65,6 +65,11 @@ impl Findings {
         }
     }
 
+    /// [`push`](Self::push) of [`Finding::new`].
+    pub fn add(&mut self, code: Code, place: impl Into<String>, expected: impl ToString, found: impl ToString) {
+        self.push(Finding::new(code, place, expected, found));
+    }
+
     pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
         findings.into_iter().for_each(|f| self.push(f));
     }

@@ -214,7 +214,7 @@ pub fn open_base(path: &Path) -> Result<(BaseModel, Option<String>)> {
 fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     match source::open_form(path, options.form.as_deref())? {
         Source::Gguf(file) => {
-            if !import::is_gguf_adapter(&file.metadata).map_err(|e| e.file(path))? {
+            if import::gguf_kind(&file.metadata).map_err(|e| e.file(path))?.is_none() {
                 return plain_gguf(path, file);
             }
             let (format, metadata) = gguf_description(&file);
@@ -222,9 +222,7 @@ fn file(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Insp
             Ok(Inspection { format, metadata, ..inspection })
         }
         // No part of an adapter by its name, and nobody says otherwise.
-        Source::Tensors(tensors)
-            if options.layout.is_none() && !import::has_parts(&tensors.tensors) && !import::is_of_peft(&tensors) =>
-        {
+        Source::Tensors(tensors) if options.layout.is_none() && import::kind_of_tensors(&tensors).is_none() => {
             plain_tensors(path, tensors)
         }
         tensors => match of_source(path, tensors, options, base) {
@@ -331,7 +329,7 @@ fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
     ledger.entries.iter().map(line).collect()
 }
 
-fn lora_inspection(path: &Path, lora: &Lora, imported: &Imported) -> Inspection {
+fn lora_summary(lora: &Lora, imported: &Imported) -> LoraSummary {
     let mut targets: IndexMap<(String, usize, u64, u64), usize> = IndexMap::new();
     for (&weight, m) in &lora.modules {
         let name = module_name(weight);
@@ -345,8 +343,7 @@ fn lora_inspection(path: &Path, lora: &Lora, imported: &Imported) -> Inspection 
         alpha: f64::from_bits(alpha),
         scale: f64::from_bits(scale),
     };
-    let mut out = empty(path, "adapter", imported.origin.layout.clone());
-    out.lora = Some(LoraSummary {
+    LoraSummary {
         layout: imported.origin.layout.clone(),
         row_order: imported.origin.row_order.to_string(),
         adapted_layers: imported.adapter.layer_numbers().collect(),
@@ -355,22 +352,11 @@ fn lora_inspection(path: &Path, lora: &Lora, imported: &Imported) -> Inspection 
         dora: lora.modules.values().any(|m| m.magnitude.is_some()),
         lora_bias: lora.modules.values().any(|m| m.bias.is_some()),
         saved: lora.saved.keys().map(|w| w.name(Dialect::HuggingFace)).collect(),
-    });
-    out.metadata = lora.config.clone();
-    out
+    }
 }
 
-fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
-    if let Adapter::Lora(lora) = &imported.adapter {
-        let mut out = lora_inspection(path, lora, &imported);
-        out.tensors = ledger_lines(&imported.ledger);
-        out.findings = imported.findings;
-        out.notes = [imported.notes, object_notes(&imported.ledger.objects)].concat();
-        finish(&mut out, imported.origin.files);
-        return out;
-    }
+fn adapter_summary(imported: &Imported) -> AdapterSummary {
     let adapter = &imported.adapter;
-    let mut out = empty(path, "adapter", imported.origin.layout.clone());
     let mut fields = Map::new();
     for (key, value) in adapter.fields() {
         fields.insert(report_key(key), value.json());
@@ -379,8 +365,16 @@ fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
         }
     }
     let (layout, row_order) = (imported.origin.layout.clone(), imported.origin.row_order.to_string());
-    out.adapter = Some(AdapterSummary { kind: adapter.kind(), layout, fields, row_order });
-    out.metadata = adapter.extra().clone();
+    AdapterSummary { kind: adapter.kind(), layout, fields, row_order }
+}
+
+fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
+    let mut out = empty(path, "adapter", imported.origin.layout.clone());
+    match &imported.adapter {
+        Adapter::Lora(lora) => out.lora = Some(lora_summary(lora, &imported)),
+        Adapter::Plus(_) | Adapter::Prefix(_) => out.adapter = Some(adapter_summary(&imported)),
+    }
+    out.metadata = imported.adapter.extra().clone();
     out.tensors = ledger_lines(&imported.ledger);
     out.findings = imported.findings;
     out.notes = [imported.notes, object_notes(&imported.ledger.objects)].concat();

@@ -10,7 +10,6 @@ mod values;
 use serde_json::{Map, Value};
 
 use crate::about::About;
-use crate::adapter::field::{FieldValue, SettledBy};
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::plus::{Geometry, MemorySharing, PARTS, PartSpec, Plus, gguf_names};
 use crate::adapter::{Adapter, Slot};
@@ -23,8 +22,8 @@ use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY};
 use crate::quant;
-use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
+use crate::tensor::{DType, LazyTensor};
 
 /// An adapter that passed [`check`].
 #[derive(Debug, Clone)]
@@ -197,7 +196,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
     match &adapter {
         Adapter::Plus(plus) => {
             if plus.layers.is_empty() && findings.is_empty() {
-                findings.push(Finding::new(Code::AdapterMissing, "layers", "at least one adapted layer", "none"));
+                findings.add(Code::AdapterMissing, "layers", "at least one adapted layer", "none");
             }
             against_itself(plus, &mut findings);
             uneven(plus, &mut findings);
@@ -348,14 +347,14 @@ fn not_read(ledger: &Ledger) -> Option<String> {
 fn own_fields(extra: &Map<String, Value>, findings: &mut Findings) {
     let mut check = |field: &str, expected: &str, holds: fn(&str) -> bool| {
         if let Some(value) = extra.get(field).filter(|v| !v.as_str().is_some_and(holds)) {
-            findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
+            findings.add(Code::ConfigField, field, expected, shorten(&value.to_string()));
         }
     };
     check(WIDENED_FROM, "the name of a type that weights may have", |text| weight_type(text).is_some());
     check(BASE_FINGERPRINT, "the fingerprint of a base", fingerprint::is_well_formed);
     let mut check = |field: &str, expected: &str, holds: fn(&Value) -> bool| {
         if let Some(value) = extra.get(field).filter(|v| !holds(v)) {
-            findings.push(Finding::new(Code::ConfigField, field, expected, shorten(&value.to_string())));
+            findings.add(Code::ConfigField, field, expected, shorten(&value.to_string()));
         }
     };
     check(BASE_MISMATCH_IGNORED, "true or false", Value::is_boolean);
@@ -370,29 +369,29 @@ fn weight_type(name: &str) -> Option<DType> {
 fn against_itself(adapter: &Plus, findings: &mut Findings) {
     let g = &adapter.config.geometry;
     if !g.n_heads.is_multiple_of(g.n_kv_heads) {
-        findings.push(Finding::new(
+        findings.add(
             Code::ConfigField,
             "num_key_value_heads",
             format!("a divisor of num_attention_heads = {}", g.n_heads),
             g.n_kv_heads,
-        ));
+        );
     }
     for (&i, layer) in &adapter.layers {
         if i >= g.n_layers {
-            findings.push(Finding::new(
+            findings.add(
                 Code::AdapterMismatch,
                 format!("layers.{i}"),
                 format!("a layer below num_layers = {}", g.n_layers),
                 format!("layer {i}"),
-            ));
+            );
         }
         if layer.feature_weight.is_none() && g.n_features != g.head_dim {
-            findings.push(Finding::new(
+            findings.add(
                 Code::AdapterMismatch,
                 format!("layers.{i}"),
                 format!("num_features = head_dim = {} without a learned feature map", g.head_dim),
                 format!("num_features {}", g.n_features),
-            ));
+            );
         }
         for (part, t) in layer.tensors() {
             let name = Slot::attention(i, part).canonical_name();
@@ -401,15 +400,19 @@ fn against_itself(adapter: &Plus, findings: &mut Findings) {
             if t.shape() != expected {
                 let found = format!("{:?}{}", t.shape(), other_sharing(adapter, t.shape(), &expected));
                 let expected = format!("{} = {expected:?}", spec.symbols());
-                findings.push(Finding::new(Code::AdapterShape, &name, expected, found));
+                findings.add(Code::AdapterShape, &name, expected, found);
             }
-            if !t.dtype().is_float() {
-                findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
-            } else if !quant::can_decode(t.stored_dtype()) {
-                let expected = "a type that ptplus decodes";
-                findings.push(Finding::new(Code::ConfigUnsupported, name, expected, t.stored_dtype()));
-            }
+            check_type(&name, t, findings);
         }
+    }
+}
+
+/// Numbers of a type that can be computed with.
+fn check_type(name: &str, t: &LazyTensor, findings: &mut Findings) {
+    if !t.dtype().is_float() {
+        findings.add(Code::AdapterShape, name, "a float type", t.dtype());
+    } else if !quant::can_decode(t.stored_dtype()) {
+        findings.add(Code::ConfigUnsupported, name, "a type that ptplus decodes", t.stored_dtype());
     }
 }
 
@@ -429,39 +432,29 @@ fn uneven(adapter: &Plus, findings: &mut Findings) {
         let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(part).is_some()) else { continue };
         for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(part).is_none()) {
             let expected = format!("a tensor in every adapted layer, as in layer {first}");
-            findings.push(Finding::new(
-                Code::AdapterMissing,
-                Slot::attention(i, part).canonical_name(),
-                expected,
-                "no such tensor",
-            ));
+            findings.add(Code::AdapterMissing, Slot::attention(i, part).canonical_name(), expected, "no such tensor");
         }
     }
 }
 
 /// Where sizes differ: which base the adapter may be for.
 fn other_base(adapter: &Plus, base: &BaseModel) -> Option<String> {
-    let g = &adapter.config.geometry;
-    let sizes = [
-        ("layers", base.config.n_layers, g.n_layers),
-        ("heads", base.config.n_heads, g.n_heads),
-        ("kv heads", base.config.n_kv_heads, g.n_kv_heads),
-        ("head_dim", base.config.head_dim, g.head_dim),
-    ];
-    let differ: Vec<_> = sizes.into_iter().filter(|(_, base_has, adapter_has)| base_has != adapter_has).collect();
-    if differ.is_empty() {
+    let list = |has: fn((usize, usize)) -> usize| {
+        let differ = adapter.config.other_sizes(&base.config).filter(|(field, ..)| field.is_in_config);
+        let sizes: Vec<String> = differ.map(|(field, a, b)| format!("{} {}", field.key, has((a, b)))).collect();
+        sizes.join(", ")
+    };
+    let (base_has, adapter_has) = (list(|sizes| sizes.0), list(|sizes| sizes.1));
+    if base_has.is_empty() {
         return None;
     }
-    let list = |has: fn(&(&str, usize, usize)) -> usize| {
-        differ.iter().map(|d| format!("{} {}", d.0, has(d))).collect::<Vec<_>>().join(", ")
-    };
     let stated = |key: &str| adapter.config.extra.get(key)?.as_str().filter(|s| !s.is_empty());
     let whose = match (stated("base_model_name_or_path"), &adapter.config.base_model_type) {
         (Some(path), _) if name_in(path).is_some() => name_in(path).unwrap_or_default().to_owned(),
         (_, Some(family)) => format!("another {family} model"),
         _ => "another model".to_owned(),
     };
-    Some(format!("this base has {}; the adapter {}: is it for {whose}?", list(|d| d.1), list(|d| d.2)))
+    Some(format!("this base has {base_has}; the adapter {adapter_has}: is it for {whose}?"))
 }
 
 /// The last part of a trainer's path, unless it names no model.
@@ -473,25 +466,20 @@ fn name_in(path: &str) -> Option<&str> {
 
 fn against_base(adapter: &Plus, base: &BaseModel, findings: &mut Findings) {
     let Geometry { n_layers, head_dim, .. } = adapter.config.geometry;
-    for (field, has) in adapter.fields() {
-        let SettledBy::Base(of_base) = field.settled_by else { continue };
-        let base_has = of_base(&base.config);
-        if has != FieldValue::Count(base_has) {
-            let expected = format!("{base_has}, as the base has");
-            findings.push(Finding::new(Code::AdapterMismatch, field.key, expected, has.text()));
-        }
+    for (field, base_has, has) in adapter.config.other_sizes(&base.config) {
+        findings.add(Code::AdapterMismatch, field.key, format!("{base_has}, as the base has"), has);
     }
     for &i in adapter.layers.keys().filter(|i| **i >= base.config.n_layers && **i < n_layers) {
-        findings.push(Finding::new(
+        findings.add(
             Code::AdapterMismatch,
             format!("layers.{i}"),
             format!("a layer below the base's {}", base.config.n_layers),
             format!("layer {i}"),
-        ));
+        );
     }
     let order = RowOrder::of_gguf_architecture(base.gguf_architecture());
     if order == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
-        findings.push(Finding::new(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim));
+        findings.add(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim);
     }
 }
 
@@ -501,30 +489,30 @@ fn family_against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, fin
     if let Some(stated) = &origin.gguf_architecture
         && stated != architecture
     {
-        findings.push(Finding::new(
+        findings.add(
             Code::AdapterMismatch,
             "general.architecture",
             format!("{architecture:?}, as the base has"),
             format!("{stated:?}"),
-        ));
+        );
     }
     match (adapter.base_model_type(), &base.config.model_type) {
         (Some(stated), Some(has)) if stated != has => {
-            findings.push(Finding::new(
+            findings.add(
                 Code::AdapterMismatch,
                 "base_model_type",
                 format!("{has:?}, as the base has"),
                 format!("{stated:?}"),
-            ));
+            );
         }
         // A GGUF base does not say which of the families that share an architecture it is.
         (Some(stated), None) if gguf_architecture_of(stated) != Some(architecture) => {
-            findings.push(Finding::new(
+            findings.add(
                 Code::AdapterMismatch,
                 "base_model_type",
                 format!("a model type of architecture {architecture:?}"),
                 format!("{stated:?}"),
-            ));
+            );
         }
         _ => {}
     }
@@ -536,15 +524,6 @@ fn family_against_base(adapter: &Adapter, origin: &Origin, base: &BaseModel, fin
 ///
 /// [`Rejected`], with every finding.
 pub fn check_in_memory(adapter: Adapter, base: Option<&BaseModel>) -> Result<Validated, Rejected> {
-    let origin = Origin {
-        path: "memory".into(),
-        files: Vec::new(),
-        layout: "memory".into(),
-        gguf_architecture: None,
-        row_order: RowOrder::Neox,
-        recorded_dtypes: Default::default(),
-        recorded_source_sha256: None,
-        config_digest_text: String::new(),
-    };
+    let origin = Origin::of_tensors("memory".into(), Vec::new(), "memory".into(), String::new());
     check(Imported { adapter, ledger: Ledger::default(), findings: Vec::new(), notes: Vec::new(), origin }, base)
 }

@@ -115,7 +115,8 @@ fn a_wrong_base_leads_to_the_right_one() {
         assert_eq!(exit(&out), 4, "{}", stderr(&out));
         assert!(
             stderr(&out).contains(
-                "this base has layers 2, heads 4, kv heads 2; the adapter layers 3, heads 3, kv heads 3: is it for "
+                "this base has num_layers 2, num_attention_heads 4, num_key_value_heads 2; \
+                 the adapter num_layers 3, num_attention_heads 3, num_key_value_heads 3: is it for "
             ),
             "{}",
             stderr(&out)

@@ -158,7 +158,7 @@ pub fn of_path_reporting(
     let source = source::open(path)?;
     let (adapter, note) = match &source {
         // Not worth reading again.
-        Source::Tensors(s) if !import::has_parts(&s.tensors) && !import::is_of_peft(s) => {
+        Source::Tensors(s) if import::kind_of_tensors(s).is_none() => {
             (None, Some("no digest of an adapter: no tensor has the name of a part of one".to_owned()))
         }
         _ => match adapter_of(path, base) {

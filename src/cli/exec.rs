@@ -11,6 +11,7 @@ use super::scaled::path_and_scale;
 use super::ui::{Status, Ui};
 use super::usage;
 use crate::about::About;
+use crate::adapter::Kind;
 use crate::base::BaseModel;
 use crate::doctor::{self, Diagnosis, Verdict};
 use crate::error::{Code, Error, Result};
@@ -18,7 +19,7 @@ use crate::exec::control::{self, Control};
 use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store, lora};
 use crate::format::bundle::container::is_bundle;
 use crate::graft;
-use crate::import;
+use crate::import::{self, source};
 use crate::verify::probe::Probe;
 
 #[derive(clap::Args)]
@@ -69,11 +70,12 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     let library = graft::library().ok_or_else(not_built_in)?;
     let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
-    if let Some((path, _)) = adapters.iter().find(|(path, _)| import::is_virtual_tokens(path)) {
+    if let Some((path, _)) = adapters.iter().find(|(path, _)| kind_at(path) == Some(Kind::Prefix)) {
         return with_virtual_tokens(a, path, &adapters, program.as_ref(), ui);
     }
     // A program that cannot have the graft is refused before any file is made, where the graft is needed for sure.
-    let needs_graft = !adapters.iter().any(|(path, _)| import::may_be_lora(path));
+    let may_be_lora = |path| kind_at(path).map_or_else(|| is_bundle(path), |kind| kind == Kind::Lora);
+    let needs_graft = !adapters.iter().any(|(path, _)| may_be_lora(path));
     if let Some(program) = program.as_ref().filter(|_| needs_graft) {
         program.check(library, ui)?;
     }
@@ -166,6 +168,12 @@ fn with_virtual_tokens(
         Some(program) if !a.print_env => Err(program.start(&state.arguments, &Environment::unchanged())),
         _ => print(&Environment::unchanged(), &state.arguments, &[], &base, program, ui),
     }
+}
+
+/// The kind of the adapter at `path`; none of a bundle, which may hold any, and of what cannot be opened, which is told when it is
+/// read.
+fn kind_at(path: &Path) -> Option<Kind> {
+    source::open(path).ok().and_then(|source| import::kind_of(&source))
 }
 
 fn not_built_in() -> Error {

@@ -6,19 +6,9 @@ use std::path::Path;
 use super::Ready;
 use super::flags::knows;
 use crate::error::{Code, Error, Result};
-use crate::format::gguf::Metadata;
 
 /// What a program that takes LoRAs has in it: the name of a flag of llama.cpp's `common/arg.cpp`.
 const FLAG: &str = "--lora-scaled";
-
-/// Whether a GGUF adapter is one that llama.cpp adds itself.
-///
-/// # Errors
-///
-/// Those of reading the file.
-pub fn is_lora(metadata: &Metadata) -> Result<bool> {
-    Ok(metadata.str("adapter.type")? == Some("lora"))
-}
 
 /// `--lora FILE` for each, or `--lora-scaled FILE:SCALE`.
 ///

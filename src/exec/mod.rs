@@ -23,7 +23,7 @@ pub use store::Store;
 use std::path::{Path, PathBuf};
 
 use crate::about::About;
-use crate::adapter::Lora;
+use crate::adapter::{Kind, Lora};
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::doctor::{Diagnosis, Loading, Verdict};
@@ -31,7 +31,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::elf;
 use crate::format::gguf;
 use crate::format::mmap::map_file;
-use crate::import::Options;
+use crate::import::{Options, gguf_kind};
 use crate::pipeline::{Convert, Format, Proof, convert, read_adapter_with};
 use crate::runner::Device;
 use crate::validate::BaseMismatch;
@@ -105,9 +105,9 @@ pub fn ready(source: &Path, scale: f32, base: &BaseModel, reading: &Reading<'_>,
     let file = store.put("adapters", &format!("{}.gguf", stem(source)?), &map_file(&staged)?)?;
     let (base_identity, notes) = (converted.base_identity, converted.notes);
     let metadata = gguf::open(&file)?.metadata;
-    let is_lora = lora::is_lora(&metadata).map_err(|e| e.file(&file))?;
+    let kind = gguf_kind(&metadata).map_err(|e| e.file(&file))?;
     let about = About::of_metadata(&metadata).map_err(|e| e.file(&file))?;
-    Ok(Ready { source: source.to_owned(), file, scale, is_lora, about, base_identity, notes })
+    Ok(Ready { source: source.to_owned(), file, scale, is_lora: kind == Some(Kind::Lora), about, base_identity, notes })
 }
 
 /// What people call an adapter: its file's or folder's name without the ending.

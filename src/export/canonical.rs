@@ -36,10 +36,7 @@ pub fn plan(source: &Validated, rules: &TypeRules) -> Result<Plan> {
         })
         .collect::<Result<_>>()?;
     types.finish()?;
-    let specs: Vec<TensorSpec> = tensors
-        .iter()
-        .map(|t| TensorSpec { name: t.label.clone(), dtype: t.dtype, shape: t.source.shape().to_vec() })
-        .collect();
+    let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec(t.label.clone())).collect();
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     Ok(Plan { file: safetensors::plan(&metadata, &specs)?, tensors })
 }

@@ -55,9 +55,8 @@ pub fn plan(source: &Validated, architecture: &str, base: Option<&BaseModel>, ru
         })
         .collect::<Result<_>>()?;
     types.finish()?;
-    let specs: Vec<TensorSpec> = (adapter.tensors().zip(&tensors))
-        .map(|((slot, _), t)| TensorSpec { name: slot.gguf_name(), dtype: t.dtype, shape: t.source.shape().to_vec() })
-        .collect();
+    let specs: Vec<TensorSpec> =
+        adapter.tensors().zip(&tensors).map(|((slot, _), t)| t.spec(slot.gguf_name())).collect();
     let (own, config) = (own_keys(adapter, order)?, source_config(adapter, base_model_type));
     let metadata = gguf_metadata(source, architecture, &tensors, own, config)?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })

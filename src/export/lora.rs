@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
-use super::recorded::{gguf_metadata, own_metadata};
+use super::recorded::{gguf_metadata, own_metadata, without_gguf_keys, without_own_keys};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
@@ -14,8 +14,6 @@ use crate::base::{BaseModel, Dialect, Family, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Value};
 use crate::format::{TensorSpec, safetensors};
-use crate::import::foreign;
-use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::{cast, row_order};
 use crate::validate::Validated;
@@ -92,8 +90,8 @@ pub(super) fn plan_gguf(
             if factor != 1.0 && types.keeps(&name) {
                 choice.dtype = DType::F32;
             }
-            specs.push(TensorSpec { name, dtype: choice.dtype, shape: in_file.shape().to_vec() });
             let output = OutputTensor::new(slot.canonical_name(), in_file, t.clone(), choice);
+            specs.push(output.spec(name));
             tensors.push(OutputTensor { factor, ..output });
         }
     }
@@ -102,7 +100,7 @@ pub(super) fn plan_gguf(
     if key_factor != 1.0 {
         own.push((KEY_FACTOR.to_owned(), Value::F32(key_factor as f32)));
     }
-    let metadata = gguf_metadata(source, architecture, &tensors, own, source_config(&lora.config))?;
+    let metadata = gguf_metadata(source, architecture, &tensors, own, without_gguf_keys(&lora.config))?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
 }
 
@@ -175,13 +173,6 @@ fn own_keys(alpha: f32, head_dim: Option<usize>, folded: &BTreeMap<Weight, f64>)
     own
 }
 
-/// `adapter_config.json` without what has a key of its own.
-fn source_config(config: &Map<String, Json>) -> Map<String, Json> {
-    let own = [foreign::KEY, BASE_FINGERPRINT, CONFIG_HEAD_DIM];
-    let recorded = config.iter().filter(|(key, _)| !own.contains(&key.as_str()));
-    recorded.map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
 /// Plans `adapter_model.safetensors` with PEFT's names; what an earlier conversion has folded into B is taken out again where that
 /// gives the first source's values back.
 ///
@@ -210,10 +201,7 @@ pub(super) fn plan_peft(source: &Validated, lora: &Lora, rules: &TypeRules) -> R
         tensors.push(OutputTensor { factor, ..OutputTensor::new(label, in_file, t.clone(), choice) });
     }
     types.finish()?;
-    let specs: Vec<TensorSpec> = tensors
-        .iter()
-        .map(|t| TensorSpec { name: t.label.clone(), dtype: t.dtype, shape: t.source.shape().to_vec() })
-        .collect();
+    let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.spec(t.label.clone())).collect();
     let metadata = own_metadata(source, &tensors);
     Ok(Plan { file: safetensors::plan(&metadata, &specs)?, tensors })
 }
@@ -226,9 +214,7 @@ pub(super) fn config(source: &Validated, lora: &Lora) -> Map<String, Json> {
             module.scale.factor *= ratio;
         }
     }
-    let mut config = lora.stated_config();
-    config.retain(|key, _| !key.starts_with(OWN_KEYS));
-    config
+    without_own_keys(lora.stated_config())
 }
 
 /// What was folded and can be taken out exactly, with the type that the first source had: where rounding the quotients to that

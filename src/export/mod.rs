@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::adapter::{Part, Slot};
 use crate::digest::{TensorDigest, hex};
 use crate::error::{Code, Error, Result};
-use crate::format::{FilePlan, output::StagedFile};
+use crate::format::{FilePlan, TensorSpec, output::StagedFile};
 use crate::import::ledger::{Entry, Fate};
 use crate::quant;
 use crate::tensor::{DType, LazyTensor};
@@ -65,6 +65,11 @@ impl OutputTensor {
     fn new(label: String, source: LazyTensor, canonical: LazyTensor, choice: Choice) -> Self {
         let Choice { dtype, unfit } = choice;
         OutputTensor { label, source, canonical, factor: 1.0, dtype, unfit, additions: Vec::new() }
+    }
+
+    /// What a file's header says of it, under this name.
+    fn spec(&self, name: String) -> TensorSpec {
+        TensorSpec { name, dtype: self.dtype, shape: self.source.shape().to_vec() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::recorded::{gguf_metadata, own_metadata};
+use super::recorded::{gguf_metadata, own_metadata, without_gguf_keys, without_own_keys};
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::prefix::gguf_keys::{VERSION, key};
@@ -11,9 +11,7 @@ use crate::adapter::{Part, Slot};
 use crate::base::RowOrder;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Value};
-use crate::format::{TensorSpec, safetensors};
-use crate::import::foreign;
-use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS};
+use crate::format::safetensors;
 use crate::transform::row_order;
 use crate::validate::Validated;
 
@@ -38,11 +36,13 @@ pub(super) fn plan_gguf(source: &Validated, prefix: &Prefix, architecture: &str,
         };
         let name = slot.gguf_name();
         let choice = types.choose(slot, &name, &in_file)?;
-        specs.push(TensorSpec { name, dtype: choice.dtype, shape: in_file.shape().to_vec() });
-        tensors.push(OutputTensor::new(slot.canonical_name(), in_file, t.clone(), choice));
+        let output = OutputTensor::new(slot.canonical_name(), in_file, t.clone(), choice);
+        specs.push(output.spec(name));
+        tensors.push(output);
     }
     types.finish()?;
-    let metadata = gguf_metadata(source, architecture, &tensors, own_keys(prefix, order)?, source_config(prefix))?;
+    let metadata =
+        gguf_metadata(source, architecture, &tensors, own_keys(prefix, order)?, without_gguf_keys(&prefix.config))?;
     Ok(Plan { file: gguf::plan(&metadata, &specs)?, tensors })
 }
 
@@ -68,13 +68,6 @@ fn own_keys(prefix: &Prefix, order: RowOrder) -> Result<Vec<(String, Value)>> {
     Ok(own)
 }
 
-/// `adapter_config.json` without what has a key of its own for every kind.
-fn source_config(prefix: &Prefix) -> Map<String, Json> {
-    let own = [foreign::KEY, BASE_FINGERPRINT];
-    let recorded = prefix.config.iter().filter(|(key, _)| !own.contains(&key.as_str()));
-    recorded.map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
 /// Plans `adapter_model.safetensors` with the one tensor that PEFT reads.
 ///
 /// # Errors
@@ -88,15 +81,12 @@ pub(super) fn plan_peft(source: &Validated, prefix: &Prefix, rules: &TypeRules) 
     };
     let choice = types.choose(slot, PROMPT_EMBEDDINGS, &tensor)?;
     types.finish()?;
-    let spec = TensorSpec { name: PROMPT_EMBEDDINGS.to_owned(), dtype: choice.dtype, shape: tensor.shape().to_vec() };
     let tensors = vec![OutputTensor::new(PROMPT_EMBEDDINGS.to_owned(), tensor.clone(), tensor, choice)];
     let metadata = own_metadata(source, &tensors);
-    Ok(Plan { file: safetensors::plan(&metadata, &[spec])?, tensors })
+    Ok(Plan { file: safetensors::plan(&metadata, &[tensors[0].spec(PROMPT_EMBEDDINGS.to_owned())])?, tensors })
 }
 
 /// `adapter_config.json` of a plan by [`plan_peft`].
 pub(super) fn config(prefix: &Prefix) -> Map<String, Json> {
-    let mut config = prefix.config.clone();
-    config.retain(|key, _| !key.starts_with(OWN_KEYS));
-    config
+    without_own_keys(prefix.config.clone())
 }

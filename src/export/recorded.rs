@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value as Json};
 
 use super::{OutputTensor, file_type};
+use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::{Slot, gguf_names as names};
 use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{json, limits};
 use crate::import::foreign;
-use crate::import::stated::{OWN_KEYS, WIDENED_FROM};
+use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, WIDENED_FROM};
 use crate::tensor::DType;
 use crate::validate::Validated;
 
@@ -95,6 +96,19 @@ fn source_dtypes(source: &Validated) -> String {
 pub(super) fn widened_from(source: &Validated, tensors: &[OutputTensor]) -> Option<DType> {
     let coarsest = source.coarsest_dtype();
     tensors.iter().all(|t| t.dtype.fineness() > coarsest.fineness()).then_some(coarsest)
+}
+
+/// PEFT's configuration without what has a key of its own in GGUF.
+pub(super) fn without_gguf_keys(config: &Map<String, Json>) -> Map<String, Json> {
+    let own = [foreign::KEY, BASE_FINGERPRINT, CONFIG_HEAD_DIM];
+    let recorded = config.iter().filter(|(key, _)| !own.contains(&key.as_str()));
+    recorded.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// PEFT's configuration without what only ptplus knows, which is in the [metadata](own_metadata) of the weights.
+pub(super) fn without_own_keys(mut config: Map<String, Json>) -> Map<String, Json> {
+    config.retain(|key, _| !key.starts_with(OWN_KEYS));
+    config
 }
 
 /// What ptplus itself has to say, as metadata of a safetensors file of PEFT's: older versions of PEFT refuse a configuration with keys

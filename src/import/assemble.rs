@@ -27,12 +27,12 @@ pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<us
         let (memory, feature_weight, feature_bias, normalizer) =
             (part(Part::Memory), part(Part::FeatureWeight), part(Part::FeatureBias), part(Part::Normalizer));
         if feature_bias.is_some() && feature_weight.is_none() {
-            findings.push(Finding::new(
+            findings.add(
                 Code::AdapterMissing,
                 Slot::attention(i, Part::FeatureWeight).canonical_name(),
                 "a weight beside the bias",
                 "no such tensor",
-            ));
+            );
         }
         match memory {
             Some(memory) => {
@@ -46,12 +46,12 @@ pub(super) fn layers(mut pieces: Pieces, findings: &mut Findings) -> BTreeMap<us
                     },
                 );
             }
-            None => findings.push(Finding::new(
+            None => findings.add(
                 Code::AdapterMissing,
                 Slot::attention(i, Part::Memory).canonical_name(),
                 "a memory in this layer, which has other tensors",
                 "no such tensor",
-            )),
+            ),
         }
     }
     layers

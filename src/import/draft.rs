@@ -28,7 +28,7 @@ use super::statements::{self, Doubt, Settled};
 use super::{Imported, Options, Origin};
 use crate::adapter::plus::{self, FeatureMap, MemorySharing, Plus, QueryTap};
 use crate::adapter::{Part, Slot};
-use crate::base::{BaseModel, RowOrder};
+use crate::base::BaseModel;
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
@@ -429,16 +429,12 @@ impl Draft {
             ledger: self.ledger,
             findings: findings.into_vec(),
             notes: self.notes,
-            origin: Origin {
-                path: self.path,
-                files: self.files,
-                layout: self.layout,
-                gguf_architecture: None,
-                row_order: RowOrder::Neox,
-                recorded_dtypes: Default::default(),
-                recorded_source_sha256: None,
-                config_digest_text: json::as_python_writes(&sorted_compact_json(&Value::Object(self.config))),
-            },
+            origin: Origin::of_tensors(
+                self.path,
+                self.files,
+                self.layout,
+                json::as_python_writes(&sorted_compact_json(&Value::Object(self.config))),
+            ),
         })
     }
 }

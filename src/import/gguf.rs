@@ -6,14 +6,13 @@ use super::assemble::{self, Pieces};
 use super::ledger::{Entry, Fate, Ledger};
 use super::statements::{self, Sizes};
 use super::{Imported, Options};
-use crate::adapter::gguf_names as names;
 use crate::adapter::plus::gguf_names::{VERSION, in_gguf_terms, key, parse_tensor_name, place_in_gguf};
 use crate::adapter::plus::{PartSpec, Plus};
 use crate::adapter::{Kind, Part, Slot};
 use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
-use crate::format::gguf::{self, Gguf, Metadata};
+use crate::finding::Findings;
+use crate::format::gguf::{self, Gguf};
 use crate::tensor::{DType, LazyTensor};
 use crate::transform::row_order;
 
@@ -63,15 +62,9 @@ fn agree(options: &Options, file: &Gguf, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a GGUF file says that it is an adapter of this kind.
-pub(crate) fn is_adapter(metadata: &Metadata) -> Result<bool> {
-    Ok(metadata.str("general.type")? == Some(names::GENERAL_TYPE)
-        && metadata.str("adapter.type")? == Some(Kind::Plus.name()))
-}
-
 fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> {
     let meta = &file.metadata;
-    if !is_adapter(meta)? {
+    if super::gguf_kind(meta)? != Some(Kind::Plus) {
         let found = match (meta.str("general.type")?, meta.str("adapter.type")?) {
             (Some("adapter"), Some(other)) => format!("an adapter of type {other:?}"),
             (Some(kind), _) => format!("a file of general.type {kind:?}"),
@@ -97,7 +90,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let slot = parse_tensor_name(&t.name);
         if slot.is_some_and(|slot| slot.part.stays_f32()) && t.dtype != DType::F32 {
             let expected = "F32, as biases and normalisers are in every GGUF file";
-            findings.push(Finding::new(Code::AdapterShape, &t.name, expected, t.dtype));
+            findings.add(Code::AdapterShape, &t.name, expected, t.dtype);
         }
         let fate = match slot {
             Some(slot) => {
@@ -105,12 +98,12 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
                 Fate::Consumed { slots: [slot].into() }
             }
             None => {
-                findings.push(Finding::new(
+                findings.add(
                     Code::AdapterLeftOver,
                     &t.name,
                     "only tensors of a Prefix-Tuning+ adapter",
                     "a tensor that belongs to no part of the adapter",
-                ));
+                );
                 Fate::LeftOver
             }
         };
@@ -143,7 +136,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         && gguf_architecture_of(stated).is_some_and(|a| a != architecture)
     {
         let expected = format!("a model type of architecture {architecture:?}");
-        findings.push(Finding::new(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}")));
+        findings.add(Code::AdapterMismatch, "base_model_type", expected, format!("{stated:?}"));
     }
     let adapter = Plus { config, layers }.into();
     let origin = keys::origin(path, file, "GGUF", (architecture, order), &adapter, true)?;

@@ -22,7 +22,7 @@ mod suggest;
 
 use std::path::{Path, PathBuf};
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Kind, gguf_names as names};
 use crate::base::{BaseModel, RowOrder};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
@@ -74,6 +74,22 @@ pub struct Origin {
     pub config_digest_text: String,
 }
 
+impl Origin {
+    /// Of tensors in Hugging Face order: nothing but GGUF files records an earlier source.
+    pub(crate) fn of_tensors(path: PathBuf, files: Vec<PathBuf>, layout: String, config_digest_text: String) -> Origin {
+        Origin {
+            path,
+            files,
+            layout,
+            gguf_architecture: None,
+            row_order: RowOrder::Neox,
+            recorded_dtypes: Default::default(),
+            recorded_source_sha256: None,
+            config_digest_text,
+        }
+    }
+}
+
 /// What the caller states beyond the files.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -119,31 +135,58 @@ pub fn open(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<
 
 /// [`open`], of a source that is open.
 pub(crate) fn open_source(path: &Path, source: Source, options: &Options, base: Option<&BaseModel>) -> Result<Opened> {
-    match source {
-        Source::Gguf(file) if lora::is_gguf_lora(&file.metadata) => {
-            refuse_options(options, "a LoRA")?;
-            lora::import_gguf(path, &file, base).map(|i| Opened::Adapter(Box::new(i)))
+    // A layout file says of any tensors that they are a Prefix-Tuning+ adapter's.
+    let kind = match &source {
+        Source::Tensors(_) if options.layout.is_some() => Kind::Plus,
+        source => kind_of(source).unwrap_or(Kind::Plus),
+    };
+    match kind {
+        Kind::Plus => {}
+        Kind::Lora => refuse_options(options, "a LoRA")?,
+        Kind::Prefix => refuse_options(options, "virtual tokens")?,
+    }
+    let imported = match (source, kind) {
+        (Source::Gguf(file), Kind::Plus) => gguf::import(path, &file, options, base),
+        (Source::Gguf(file), Kind::Lora) => lora::import_gguf(path, &file, base),
+        (Source::Gguf(file), Kind::Prefix) => prefix::import_gguf(path, &file),
+        (Source::Tensors(tensors), Kind::Plus) => {
+            return draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d)));
         }
-        Source::Gguf(file) if prefix::is_gguf_prefix(&file.metadata) => {
-            refuse_options(options, "virtual tokens")?;
-            prefix::import_gguf(path, &file).map(|i| Opened::Adapter(Box::new(i)))
-        }
-        Source::Gguf(file) => gguf::import(path, &file, options, base).map(|i| Opened::Adapter(Box::new(i))),
-        Source::Tensors(tensors) if options.layout.is_none() && is_lora(&tensors) => {
-            refuse_options(options, "a LoRA")?;
-            lora::read(path, tensors, base).map(|i| Opened::Adapter(Box::new(i)))
-        }
-        Source::Tensors(tensors) if options.layout.is_none() && is_prefix(&tensors) => {
-            refuse_options(options, "virtual tokens")?;
-            prefix::read(path, tensors, base).map(|i| Opened::Adapter(Box::new(i)))
-        }
-        Source::Tensors(tensors) => draft::read(path, tensors, options, base).map(|d| Opened::Draft(Box::new(d))),
+        (Source::Tensors(tensors), Kind::Lora) => lora::read(path, tensors, base),
+        (Source::Tensors(tensors), Kind::Prefix) => prefix::read(path, tensors, base),
+    };
+    imported.map(|i| Opened::Adapter(Box::new(i)))
+}
+
+/// The kind of adapter that a GGUF file says it is, if it is one that is read here.
+///
+/// # Errors
+///
+/// [`Code::GgufKey`] for keys of another type.
+pub(crate) fn gguf_kind(metadata: &Metadata) -> Result<Option<Kind>> {
+    match metadata.str("general.type")? {
+        Some(names::GENERAL_TYPE) => Ok(metadata.str("adapter.type")?.and_then(Kind::parse)),
+        _ => Ok(None),
     }
 }
 
-/// Whether a GGUF file says that it is an adapter of a kind that is read here.
-pub(crate) fn is_gguf_adapter(metadata: &Metadata) -> Result<bool> {
-    Ok(gguf::is_adapter(metadata)? || lora::is_gguf_lora(metadata) || prefix::is_gguf_prefix(metadata))
+/// The kind of adapter that a source is: by what a GGUF file says, else by PEFT's configuration and names. What nothing shows to be
+/// of another kind may still be a checkpoint with memories.
+pub(crate) fn kind_of(source: &Source) -> Option<Kind> {
+    match source {
+        Source::Gguf(file) => gguf_kind(&file.metadata).unwrap_or_default(),
+        Source::Tensors(source) => kind_of_tensors(source),
+    }
+}
+
+/// [`kind_of`], of named tensors.
+pub(crate) fn kind_of_tensors(source: &TensorSource) -> Option<Kind> {
+    match source {
+        _ if draft::has_parts(&source.tensors) => Some(Kind::Plus),
+        _ if lora::is_lora(source) => Some(Kind::Lora),
+        _ if prefix::is_prefix(source) => Some(Kind::Prefix),
+        _ => None,
+    }
 }
 
 /// Conventions and layouts are those of Prefix-Tuning+.
@@ -154,41 +197,6 @@ fn refuse_options(options: &Options, what: &str) -> Result<()> {
     let message = format!("expected no conventions of Prefix-Tuning+ and no layout, since the adapter is {what}");
     let flag = options.stated.keys().next().map_or("--layout", |key| flag_of(key).unwrap_or(key));
     Err(Error::new(Code::Usage, message).field(flag))
-}
-
-/// Whether tensors are those of an adapter that PEFT itself has.
-pub(crate) fn is_of_peft(source: &TensorSource) -> bool {
-    is_lora(source) || is_prefix(source)
-}
-
-/// Whether tensors are virtual tokens, and no part of a Prefix-Tuning+ adapter is among them.
-fn is_prefix(source: &TensorSource) -> bool {
-    !draft::has_parts(&source.tensors) && prefix::is_prefix(source)
-}
-
-/// Whether tensors are a LoRA's: by PEFT's names, and no part of a Prefix-Tuning+ adapter is among them.
-fn is_lora(source: &TensorSource) -> bool {
-    !draft::has_parts(&source.tensors) && lora::is_lora(source)
-}
-
-/// Whether the adapter at `path` is virtual tokens; what cannot be opened is told when it is read.
-#[cfg(feature = "cli")]
-pub(crate) fn is_virtual_tokens(path: &Path) -> bool {
-    match source::open(path) {
-        Ok(Source::Gguf(file)) => prefix::is_gguf_prefix(&file.metadata),
-        Ok(Source::Tensors(source)) => is_prefix(&source),
-        Err(_) => false,
-    }
-}
-
-/// Whether the adapter at `path` is a LoRA, or a bundle, which may hold one; what cannot be opened is told when it is read.
-#[cfg(feature = "cli")]
-pub(crate) fn may_be_lora(path: &Path) -> bool {
-    match source::open(path) {
-        Ok(Source::Gguf(file)) => lora::is_gguf_lora(&file.metadata),
-        Ok(Source::Tensors(source)) => is_lora(&source),
-        Err(_) => crate::format::bundle::container::is_bundle(path),
-    }
 }
 
 /// Reads the adapter at `path`: a folder, safetensors (one file or an index), a PyTorch checkpoint, or GGUF.

@@ -1,5 +1,7 @@
 //! What a source states about its adapter: `adapter_config.json`, read strictly, nothing assumed.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::foreign;
@@ -14,6 +16,24 @@ pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
 
 /// How keys begin that are written by us.
 pub const OWN_KEYS: &str = "ptplus_";
+
+/// PEFT's configuration together with what ptplus wrote beside the tensors, of which objects are JSON.
+///
+/// # Errors
+///
+/// Those of [`foreign::of_config`].
+pub(super) fn with_own_keys(
+    config: &Map<String, Value>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Map<String, Value>> {
+    let mut out = config.clone();
+    for (key, text) in metadata.iter().filter(|(key, _)| key.starts_with(OWN_KEYS)) {
+        let value = json::parse(text.as_bytes()).ok().filter(|v| !v.is_string());
+        out.insert(key.clone(), value.unwrap_or_else(|| text.as_str().into()));
+    }
+    foreign::of_config(&out)?;
+    Ok(out)
+}
 
 /// Key of `adapter_config.json`, written by us: the coarsest type that the weights were in before they were widened to
 /// the type that they have in the file.

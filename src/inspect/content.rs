@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::adapter::Kind;
 use crate::error::Result;
 use crate::format::gguf::{self, Gguf};
 use crate::format::links::{self, is_present};
@@ -49,19 +50,16 @@ pub fn content_of(path: &Path) -> Option<Content> {
         }
         return is_base(path).unwrap_or(false).then_some(Content::Base);
     }
-    let tensors = match source::open(path).ok()? {
-        Source::Gguf(file) => {
-            return match import::is_gguf_adapter(&file.metadata).ok()? {
-                true => Some(Content::Adapter),
-                false => says_model(&file).unwrap_or(false).then_some(Content::Base),
-            };
-        }
-        Source::Tensors(source) if import::is_of_peft(&source) => return Some(Content::Adapter),
-        Source::Tensors(source) => source.tensors,
-    };
-    match is_probe(tensors.iter().map(|t| t.name.as_str())) {
-        true => Some(Content::Probe),
-        false => import::has_parts(&tensors).then_some(Content::Adapter),
+    match source::open(path).ok()? {
+        Source::Gguf(file) => match import::gguf_kind(&file.metadata).ok()? {
+            Some(_) => Some(Content::Adapter),
+            None => says_model(&file).unwrap_or(false).then_some(Content::Base),
+        },
+        Source::Tensors(source) => match import::kind_of_tensors(&source) {
+            Some(Kind::Lora | Kind::Prefix) => Some(Content::Adapter),
+            _ if is_probe(source.tensors.iter().map(|t| t.name.as_str())) => Some(Content::Probe),
+            kind => kind.map(|_| Content::Adapter),
+        },
     }
 }
 

@@ -188,18 +188,10 @@ impl Effects<'_> {
 
 impl AttentionTerm<'_> {
     fn check_fits(&self, base: &BaseModel) -> Result<()> {
-        let (g, c) = (&self.config.geometry, &base.config);
-        for (what, expected, found) in [
-            ("num_attention_heads", c.n_heads, g.n_heads),
-            ("num_key_value_heads", c.n_kv_heads, g.n_kv_heads),
-            ("head_dim", c.head_dim, g.head_dim),
-            ("value head length", c.value_head_dim, g.value_head_dim),
-        ] {
-            if expected != found {
-                return Err(mismatch(what, expected, found));
-            }
+        match self.config.other_sizes(&base.config).next() {
+            Some((field, base_has, has)) => Err(mismatch(field.key, base_has, has)),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 

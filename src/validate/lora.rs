@@ -1,34 +1,28 @@
 //! A LoRA against itself and its base.
 
+use super::check_type;
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
 use crate::adapter::lora::{Lora, module_name};
 use crate::adapter::{Part, Slot};
 use crate::base::{BaseModel, Weight};
 use crate::error::Code;
-use crate::finding::{Finding, Findings};
-use crate::quant;
+use crate::finding::Findings;
 use crate::tensor::LazyTensor;
 
 pub(super) fn against_itself(lora: &Lora, findings: &mut Findings) {
     for (slot, t) in lora.tensors() {
-        let name = slot.canonical_name();
-        if !t.dtype().is_float() {
-            findings.push(Finding::new(Code::AdapterShape, name, "a float type", t.dtype()));
-        } else if !quant::can_decode(t.stored_dtype()) {
-            let expected = "a type that ptplus decodes";
-            findings.push(Finding::new(Code::ConfigUnsupported, name, expected, t.stored_dtype()));
-        }
+        check_type(&slot.canonical_name(), t, findings);
     }
     for (&weight, module) in &lora.modules {
         let scale = module.scale;
         if !(scale.factor as f32).is_finite() || (scale.factor != 0.0 && !(scale.factor as f32).is_normal()) {
             let expected = "a factor that F32 can hold";
-            findings.push(Finding::new(Code::ConfigField, module_name(weight), expected, scale.factor));
+            findings.add(Code::ConfigField, module_name(weight), expected, scale.factor);
         }
     }
     let adds_nothing = |m: &crate::adapter::lora::Module| m.scale.factor == 0.0 && m.magnitude.is_none();
     if !lora.modules.is_empty() && lora.saved.is_empty() && lora.modules.values().all(adds_nothing) {
-        findings.push(Finding::new(Code::NoEffect, "lora_alpha", "a factor other than 0", "0 for every module"));
+        findings.add(Code::NoEffect, "lora_alpha", "a factor other than 0", "0 for every module");
     }
 }
 
@@ -38,19 +32,14 @@ pub(super) fn against_base(lora: &Lora, base: &BaseModel, findings: &mut Finding
         let name = slot.canonical_name();
         if let Some(layer) = slot.layer.filter(|i| *i >= c.n_layers) {
             let expected = format!("a layer below the base's {}", c.n_layers);
-            findings.push(Finding::new(Code::AdapterMismatch, name, expected, format!("layer {layer}")));
+            findings.add(Code::AdapterMismatch, name, expected, format!("layer {layer}"));
             continue;
         }
         let Some([rows, columns]) = slot.weight().and_then(|w| matrix(w, base)) else {
             if slot.part == Part::Whole {
                 whole_vector(slot, t, base, findings);
             } else {
-                findings.push(Finding::new(
-                    Code::AdapterMismatch,
-                    name,
-                    "a weight that the base has",
-                    "an addition to another",
-                ));
+                findings.add(Code::AdapterMismatch, name, "a weight that the base has", "an addition to another");
             }
             continue;
         };
@@ -65,14 +54,14 @@ pub(super) fn against_base(lora: &Lora, base: &BaseModel, findings: &mut Finding
         };
         if !is_right {
             let expected = format!("{expected}, as the base's weight has");
-            findings.push(Finding::new(Code::AdapterShape, name, expected, format!("{:?}", t.shape())));
+            findings.add(Code::AdapterShape, name, expected, format!("{:?}", t.shape()));
         }
     }
     if let Some(stated) = lora.config.get(CONFIG_HEAD_DIM)
         && stated.as_u64() != Some(c.head_dim as u64)
     {
         let expected = format!("{}, as the base has", c.head_dim);
-        findings.push(Finding::new(Code::AdapterMismatch, "head_dim", expected, stated));
+        findings.add(Code::AdapterMismatch, "head_dim", expected, stated);
     }
 }
 
@@ -99,16 +88,11 @@ fn whole_vector(slot: Slot, t: &LazyTensor, base: &BaseModel, findings: &mut Fin
         Some(shape) if shape == t.shape() => {}
         Some(shape) => {
             let expected = format!("{shape:?}, as the base's weight has");
-            findings.push(Finding::new(
-                Code::AdapterShape,
-                slot.canonical_name(),
-                expected,
-                format!("{:?}", t.shape()),
-            ));
+            findings.add(Code::AdapterShape, slot.canonical_name(), expected, format!("{:?}", t.shape()));
         }
         None => {
             let expected = "a weight that the base has";
-            findings.push(Finding::new(Code::AdapterMismatch, slot.canonical_name(), expected, "another"));
+            findings.add(Code::AdapterMismatch, slot.canonical_name(), expected, "another");
         }
     }
 }

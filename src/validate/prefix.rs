@@ -1,10 +1,10 @@
 //! Virtual tokens against themselves and their base.
 
+use super::check_type;
 use crate::adapter::prefix::{Prefix, VirtualTokens};
 use crate::base::{BaseConfig, BaseModel};
 use crate::error::Code;
-use crate::finding::{Finding, Findings};
-use crate::quant;
+use crate::finding::Findings;
 
 /// Most virtual tokens: each takes a position of the context, and PEFT's examples have 8 to 100.
 const MAX_TOKENS: usize = 1 << 16;
@@ -17,28 +17,23 @@ pub(super) fn against_itself(prefix: &Prefix, findings: &mut Findings) {
     };
     for (slot, t) in prefix.tensors() {
         let name = slot.canonical_name();
-        if !t.dtype().is_float() {
-            findings.push(Finding::new(Code::AdapterShape, &name, "a float type", t.dtype()));
-        } else if !quant::can_decode(t.stored_dtype()) {
-            let expected = "a type that ptplus decodes";
-            findings.push(Finding::new(Code::ConfigUnsupported, &name, expected, t.stored_dtype()));
-        }
+        check_type(&name, t, findings);
         if t.shape().len() != expected_axes || t.shape().contains(&0) {
             let expected = format!("{expected_axes} dimensions above 0");
-            findings.push(Finding::new(Code::AdapterShape, &name, expected, format!("{:?}", t.shape())));
+            findings.add(Code::AdapterShape, &name, expected, format!("{:?}", t.shape()));
         }
         match &first {
             None => first = Some((name, t.shape().to_vec())),
             Some((other, shape)) if t.shape() != shape => {
                 let (expected, found) = (format!("{shape:?}, as {other} has"), format!("{:?}", t.shape()));
-                findings.push(Finding::new(Code::AdapterShape, name, expected, found));
+                findings.add(Code::AdapterShape, name, expected, found);
             }
             Some(_) => {}
         }
     }
     if prefix.n_tokens() > MAX_TOKENS {
         let expected = format!("at most {MAX_TOKENS} virtual tokens");
-        findings.push(Finding::new(Code::AdapterShape, "num_virtual_tokens", expected, prefix.n_tokens()));
+        findings.add(Code::AdapterShape, "num_virtual_tokens", expected, prefix.n_tokens());
     }
 }
 
@@ -47,7 +42,7 @@ pub(super) fn against_base(prefix: &Prefix, base: &BaseModel, findings: &mut Fin
     let mut differ = |place: &str, expected: usize, found: usize, why: &str| {
         if expected != found {
             let expected = format!("{expected}, as the base has");
-            findings.push(Finding::new(Code::AdapterMismatch, place, expected, format!("{found}{why}")));
+            findings.add(Code::AdapterMismatch, place, expected, format!("{found}{why}"));
         }
     };
     match &prefix.tokens {
@@ -58,7 +53,7 @@ pub(super) fn against_base(prefix: &Prefix, base: &BaseModel, findings: &mut Fin
             differ("head_dim", c.head_dim, *head_dim, reckoned_before_0_18(c, *head_dim));
             if c.value_head_dim != c.head_dim {
                 let expected = "a base whose values are as long as its keys, as PEFT takes them to be";
-                findings.push(Finding::new(Code::ConfigUnsupported, "head_dim", expected, "another"));
+                findings.add(Code::ConfigUnsupported, "head_dim", expected, "another");
             }
         }
         VirtualTokens::Embeddings(t) => {

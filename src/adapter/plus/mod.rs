@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::field::{Field, FieldValue};
+use super::field::{Field, FieldValue, Get, SettledBy};
 use super::{Part, Slot};
+use crate::base::BaseConfig;
 use crate::named::named_enum;
 use crate::tensor::LazyTensor;
 
@@ -69,6 +70,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// The sizes in which this adapter and a base of `config` differ: of each the field, the base's size and the adapter's.
+    pub fn other_sizes<'a>(
+        &'a self,
+        config: &'a BaseConfig,
+    ) -> impl Iterator<Item = (&'static Field<Config>, usize, usize)> + 'a {
+        let sizes = FIELDS.iter().filter_map(|field| match (&field.settled_by, &field.get) {
+            (SettledBy::Base(of_base), Get::Count(get)) => Some((field, of_base(config), get(self))),
+            _ => None,
+        });
+        sizes.filter(|(_, base_has, has)| base_has != has)
+    }
+
     /// The length of an axis of a layer's tensors.
     fn len_of(&self, axis: Axis) -> usize {
         let g = &self.geometry;

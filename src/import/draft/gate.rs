@@ -7,7 +7,7 @@ use super::Draft;
 use super::layers::MAX_STACKED;
 use crate::adapter::plus;
 use crate::error::{Code, Result};
-use crate::finding::{Finding, Findings};
+use crate::finding::Findings;
 use crate::import::axes::{Axes, Axis, Sizes};
 use crate::import::gate_map::GateMap;
 use crate::quant;
@@ -52,7 +52,7 @@ impl Draft {
                         }
                     }
                 }
-                None => findings.push(Finding::new(
+                None => findings.add(
                     Code::AdapterShape,
                     &gate.name,
                     format!(
@@ -60,7 +60,7 @@ impl Draft {
                         numbers.len()
                     ),
                     format!("shape {:?}", gate.tensor.shape()),
-                )),
+                ),
             }
         }
         for (i, layer) in layers {

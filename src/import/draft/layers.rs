@@ -9,7 +9,7 @@ use crate::adapter::plus::{self, MemorySharing, PARTS, StatedLayers};
 use crate::adapter::{Part, Slot};
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
+use crate::finding::Findings;
 use crate::import::assemble::{self, Pieces};
 use crate::import::axes::{Axes, Axis};
 use crate::import::ledger::Fate;
@@ -107,7 +107,7 @@ impl Draft {
         let mut by_layer: HashSet<Slot> = HashSet::new();
         for p in &self.parts {
             let Some((axes, sizes)) = Self::stored_axes(p, o, &known) else {
-                findings.push(Finding::new(
+                findings.add(
                     Code::AdapterShape,
                     &p.name,
                     format!(
@@ -115,7 +115,7 @@ impl Draft {
                         Axes::new(p.own_axes().into_iter().map(|a| vec![a]).collect())
                     ),
                     format!("shape {:?}", p.tensor.shape()),
-                ));
+                );
                 continue;
             };
             let all = axes.apply(p.tensor.clone(), &sizes).map_err(|e| e.file(&self.path).field(&p.name))?;
@@ -124,19 +124,19 @@ impl Draft {
                 None => self.stacked_layers.clone().filter(|l| l.len() == all.shape()[0]).unwrap_or_default(),
             };
             if p.layer.is_none() && layers.is_empty() {
-                findings.push(Finding::new(
+                findings.add(
                     Code::AdapterShape,
                     &p.name,
                     "as many layers in this tensor as are adapted (--layers says which)",
                     format!("{} in shape {:?}", all.shape()[0], p.tensor.shape()),
-                ));
+                );
                 continue;
             }
             if p.layer.is_none()
                 && let Some(other) = stacks.insert((p.part, p.head), &p.name)
             {
                 let found = format!("{other:?} and {:?}", p.name);
-                findings.push(Finding::new(Code::AdapterDuplicate, p.part.name(), "one tensor of all layers", found));
+                findings.add(Code::AdapterDuplicate, p.part.name(), "one tensor of all layers", found);
                 continue;
             }
             for (k, layer) in layers.into_iter().enumerate() {
@@ -145,12 +145,12 @@ impl Draft {
                 // All of a slot have a head, or none has.
                 let mixed = || heads.first_key_value().filter(|(h, _)| h.is_none() != p.head.is_none()).map(|(_, v)| v);
                 if let Some((other, _)) = heads.get(&p.head).or_else(mixed) {
-                    findings.push(Finding::new(
+                    findings.add(
                         Code::AdapterDuplicate,
                         slot.canonical_name(),
                         "one tensor",
                         format!("{other:?} and {:?}", p.name),
-                    ));
+                    );
                     // In all layers of a stack alike.
                     break;
                 }
@@ -168,12 +168,12 @@ impl Draft {
         let mut pieces = Pieces::new();
         for (slot, heads) in slots {
             if let Some(missing) = heads.keys().flatten().enumerate().find(|(i, h)| i != *h).map(|(i, _)| i) {
-                findings.push(Finding::new(
+                findings.add(
                     Code::AdapterMissing,
                     slot.canonical_name(),
                     format!("heads from 0 to {}", heads.len().max(missing + 1) - 1),
                     format!("no tensor for head {missing}"),
-                ));
+                );
                 continue;
             }
             let place = |e: Error| e.file(&self.path).field(slot.canonical_name());

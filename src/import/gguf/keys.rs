@@ -227,6 +227,27 @@ pub(in crate::import) fn source_config(meta: &Metadata) -> Result<serde_json::Ma
     }
 }
 
+/// `adapter_config.json` of an adapter of PEFT's own: what the file records of the first source's, and what has a key of its own.
+///
+/// # Errors
+///
+/// [`Code::GgufKey`], [`Code::ConfigField`].
+pub(in crate::import) fn peft_config(
+    meta: &Metadata,
+    peft_type: &str,
+    own: Option<(&str, Value)>,
+) -> Result<Map<String, Value>> {
+    let mut config = source_config(meta)?;
+    let fingerprint = meta.str(names::BASE_FINGERPRINT)?.map(|text| (BASE_FINGERPRINT, text.into()));
+    for (key, value) in [("peft_type", peft_type.into())].into_iter().chain(own).chain(fingerprint) {
+        config.insert(key.into(), value);
+    }
+    if let Some(carried) = foreign::carried(meta, &config) {
+        config.insert(foreign::KEY.to_owned(), carried);
+    }
+    Ok(config)
+}
+
 pub(in crate::import) fn recorded_dtypes(meta: &Metadata) -> Result<BTreeMap<String, DType>> {
     let Some(text) = meta.str(names::SOURCE_DTYPES)? else { return Ok(BTreeMap::new()) };
     let wrong = |found: String| {

@@ -3,30 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{Pieces, insert, modules, slot};
+use crate::adapter::Part;
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
 use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
-use crate::adapter::{Kind, Part, gguf_names as shared};
 use crate::base::{BaseModel, Family, RowOrder, Weight, key_factor};
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
+use crate::finding::Findings;
 use crate::format::gguf::{Gguf, Metadata};
 use crate::format::json;
+use crate::import::Imported;
 use crate::import::gguf::keys;
 use crate::import::ledger::{Entry, Fate, Ledger};
-use crate::import::stated::BASE_FINGERPRINT;
-use crate::import::{Imported, foreign};
 
 /// Keys of an activated LoRA.
 const ALORA: &str = "adapter.alora.invocation_tokens";
-
-/// Whether a GGUF file says that it is a LoRA.
-pub(in crate::import) fn is_lora(metadata: &Metadata) -> bool {
-    let says = |key: &str, value: &str| matches!(metadata.str(key), Ok(Some(found)) if found == value);
-    says("general.type", shared::GENERAL_TYPE) && says("adapter.type", Kind::Lora.name())
-}
 
 /// # Errors
 ///
@@ -49,7 +42,8 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
     if !alpha.is_finite() {
         return Err(Error::new(Code::ConfigField, format!("expected a finite number, found {alpha}")).field(ALPHA));
     }
-    let config = config(meta)?;
+    let head_dim_key = meta.u32(HEAD_DIM)?.map(|d| (CONFIG_HEAD_DIM, d.into()));
+    let config = keys::peft_config(meta, PEFT_TYPE, head_dim_key)?;
     let folded = folded(meta)?;
     // Other converters' files are for bases with the model's own keys.
     let key_factor = key_factor(meta, KEY_FACTOR)?;
@@ -96,13 +90,13 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
             }
             None => {
                 let expected = "a linear weight of the model with .lora_a or .lora_b behind it";
-                findings.push(Finding::new(Code::AdapterLeftOver, &t.name, expected, "another name"));
+                findings.add(Code::AdapterLeftOver, &t.name, expected, "another name");
             }
         }
         ledger.entries.push(Entry { tensor: Some(tensor), fate, ..Entry::new(&t.name, t.dtype, &t.shape) });
     }
     if pieces.is_empty() && findings.is_empty() {
-        findings.push(Finding::new(Code::AdapterMissing, "lora_a", "tensors of a LoRA", "none"));
+        findings.add(Code::AdapterMissing, "lora_a", "tensors of a LoRA", "none");
     }
     let scale = |weight: Weight, rank: usize| {
         let multiplier = if weight.makes_keys() { key_factor } else { 1.0 };
@@ -152,37 +146,16 @@ fn in_hugging_face_order(
         if !std::mem::replace(is_told, true) {
             let expected =
                 "--base: how many rows a head has, by which those of q's and k's B are ordered, the file does not say";
-            findings.push(Finding::new(Code::RowOrderUnknown, name, expected, "none"));
+            findings.add(Code::RowOrderUnknown, name, expected, "none");
         }
         return t;
     };
     let rows = t.shape().first().copied().unwrap_or(0);
     if d == 0 || !d.is_multiple_of(2) || !rows.is_multiple_of(d) || t.shape().len() != 2 {
-        findings.push(Finding::new(
-            Code::AdapterShape,
-            name,
-            format!("rows of whole heads of {d}"),
-            format!("{:?}", t.shape()),
-        ));
+        findings.add(Code::AdapterShape, name, format!("rows of whole heads of {d}"), format!("{:?}", t.shape()));
         return t;
     }
     crate::transform::row_order::rows_to_hugging_face(t, d)
-}
-
-/// `adapter_config.json` of the first source, where it is recorded.
-fn config(meta: &Metadata) -> Result<Map<String, Value>> {
-    let mut config = keys::source_config(meta)?;
-    config.insert("peft_type".into(), PEFT_TYPE.into());
-    if let Some(d) = meta.u32(HEAD_DIM)? {
-        config.insert(CONFIG_HEAD_DIM.into(), d.into());
-    }
-    if let Some(fingerprint) = meta.str(shared::BASE_FINGERPRINT)? {
-        config.insert(BASE_FINGERPRINT.into(), fingerprint.into());
-    }
-    if let Some(carried) = foreign::carried(meta, &config) {
-        config.insert(foreign::KEY.to_owned(), carried);
-    }
-    Ok(config)
 }
 
 /// What B of some modules was multiplied with, by the weights' names.

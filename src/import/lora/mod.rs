@@ -5,7 +5,7 @@ mod gguf;
 mod names;
 mod peft;
 
-pub(super) use gguf::{import as import_gguf, is_lora as is_gguf_lora};
+pub(super) use gguf::import as import_gguf;
 pub(super) use peft::{is_lora, read};
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::adapter::lora::{Half, MAX_RANK, Module, Scale};
 use crate::adapter::{Part, Slot};
 use crate::base::Weight;
 use crate::error::Code;
-use crate::finding::{Finding, Findings};
+use crate::finding::Findings;
 use crate::tensor::LazyTensor;
 
 /// What was found of each addition, in the axes of the weight, with the file's name for it.
@@ -27,7 +27,7 @@ fn insert(pieces: &mut Pieces, slot: (Weight, Part), name: &str, tensor: LazyTen
         std::collections::btree_map::Entry::Vacant(place) => drop(place.insert((name.to_owned(), tensor))),
         std::collections::btree_map::Entry::Occupied(other) => {
             let found = format!("{} and this", other.get().0);
-            findings.push(Finding::new(Code::AdapterDuplicate, name, "one tensor for this place", found));
+            findings.add(Code::AdapterDuplicate, name, "one tensor for this place", found);
         }
     }
 }
@@ -49,13 +49,13 @@ fn modules(
         for (half, is_there) in [(Half::A, a.is_some()), (Half::B, b.is_some())] {
             if !is_there {
                 let name = missing_name(weight, half);
-                findings.push(Finding::new(Code::AdapterMissing, name, "both halves of an addition", "no such tensor"));
+                findings.add(Code::AdapterMissing, name, "both halves of an addition", "no such tensor");
             }
         }
         let (Some((a_name, a)), Some((b_name, b))) = (a, b) else { continue };
         let mut is_whole = true;
         let mut wrong = |name: &str, expected: String, found: String| {
-            findings.push(Finding::new(Code::AdapterShape, name, expected, found));
+            findings.add(Code::AdapterShape, name, expected, found);
             is_whole = false;
         };
         let (a_shape, b_shape) = (a.shape().to_vec(), b.shape().to_vec());

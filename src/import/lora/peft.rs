@@ -10,16 +10,15 @@ use super::names::{self, Meaning, weight_of};
 use super::{Pieces, insert, modules, slot};
 use crate::adapter::Part;
 use crate::adapter::lora::{Half, Lora, PEFT_TYPE, module_name, peft_name};
-use crate::base::{BaseModel, Dialect, RowOrder, Weight, describe};
+use crate::base::{BaseModel, Dialect, Weight, describe};
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
-use crate::format::json;
+use crate::finding::Findings;
 use crate::import::base_weights::{self, Against};
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::rules;
 use crate::import::source::{CONFIG_FILE, SourceTensor, TensorSource};
-use crate::import::stated::OWN_KEYS;
+use crate::import::stated::with_own_keys;
 use crate::import::{Imported, Origin};
 use crate::tensor::{LazyTensor, shape};
 
@@ -69,16 +68,10 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         let entry = reading.tensor(&t).map_err(|e| e.file(path))?;
         ledger.entries.push(entry);
     }
-    // What ptplus wrote beside the tensors; objects are JSON.
-    let mut carried = config.clone();
-    for (key, text) in source.metadata.iter().filter(|(key, _)| key.starts_with(OWN_KEYS)) {
-        let value = json::parse(text.as_bytes()).ok().filter(|v| !v.is_string());
-        carried.insert(key.clone(), value.unwrap_or_else(|| text.as_str().into()));
-    }
-    crate::import::foreign::of_config(&carried).map_err(|e| e.file(path))?;
+    let carried = with_own_keys(&config, &source.metadata).map_err(|e| e.file(path))?;
     let Reading { pieces, patterns, saved, whole, mut findings, not_compared, .. } = reading;
     if pieces.is_empty() && saved.is_empty() {
-        findings.push(Finding::new(Code::AdapterMissing, "lora_A", "tensors of a LoRA", "none"));
+        findings.add(Code::AdapterMissing, "lora_A", "tensors of a LoRA", "none");
     }
     // PEFT's patterns are held against the name that the module has in the model that was trained.
     let pattern_name = |weight: Weight| patterns.get(&weight).cloned().unwrap_or_else(|| module_name(weight));
@@ -105,16 +98,12 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         ledger,
         findings: findings.into_vec(),
         notes,
-        origin: Origin {
-            path: path.to_owned(),
-            files: source.files,
-            layout: format!("LoRA of PEFT, {}", source.format),
-            gguf_architecture: None,
-            row_order: RowOrder::Neox,
-            recorded_dtypes: BTreeMap::new(),
-            recorded_source_sha256: None,
-            config_digest_text: sorted_compact_json(&Value::Object(config)),
-        },
+        origin: Origin::of_tensors(
+            path.to_owned(),
+            source.files,
+            format!("LoRA of PEFT, {}", source.format),
+            sorted_compact_json(&Value::Object(config)),
+        ),
     })
 }
 
@@ -200,7 +189,7 @@ impl Reading<'_> {
     }
 
     fn left_over(&mut self, name: &str, expected: &str, found: &str) {
-        self.findings.push(Finding::new(Code::AdapterLeftOver, name, expected, found));
+        self.findings.add(Code::AdapterLeftOver, name, expected, found);
     }
 
     fn open(&mut self, t: &SourceTensor) -> Result<LazyTensor> {
@@ -226,7 +215,7 @@ impl Reading<'_> {
                 Some(_) => (Code::AdapterMismatch, "a linear weight that the base has"),
                 None => (Code::ConfigUnsupported, "a linear weight of a family that ptplus reads"),
             };
-            self.findings.push(Finding::new(code, &t.name, expected, format!("additions to {module:?}")));
+            self.findings.add(code, &t.name, expected, format!("additions to {module:?}"));
             return None;
         };
         let is_embedding = weight == Weight::TokenEmbedding;
@@ -240,7 +229,7 @@ impl Reading<'_> {
             (names::Part::Magnitude, false) => Part::Magnitude,
             (names::Part::Magnitude, true) => {
                 let expected = "DoRA of linear layers, whose magnitudes are those of rows";
-                self.findings.push(Finding::new(Code::ConfigUnsupported, &t.name, expected, "DoRA of an embedding"));
+                self.findings.add(Code::ConfigUnsupported, &t.name, expected, "DoRA of an embedding");
                 return None;
             }
             _ => {
@@ -266,7 +255,7 @@ impl Reading<'_> {
                 return Ok(());
             }
             let expected = "a weight that models have here";
-            self.findings.push(Finding::new(Code::ConfigUnsupported, &t.name, expected, "a module of another kind"));
+            self.findings.add(Code::ConfigUnsupported, &t.name, expected, "a module of another kind");
             return Ok(());
         };
         self.whole.insert(module_name(weight));
@@ -285,7 +274,7 @@ impl Reading<'_> {
                 let tensor = self.open(t)?;
                 if self.saved.insert(weight, tensor.clone()).is_some() {
                     let expected = format!("one tensor for {}", weight.name(Dialect::HuggingFace));
-                    self.findings.push(Finding::new(Code::AdapterDuplicate, &t.name, expected, "two"));
+                    self.findings.add(Code::AdapterDuplicate, &t.name, expected, "two");
                 }
                 entry.tensor = Some(tensor);
                 entry.fate = Fate::Consumed { slots: [slot(weight, Part::Whole)].into() };
@@ -313,15 +302,10 @@ fn against_config(
             match (is_stated, is_there) {
                 (true, false) => {
                     let expected = format!("a tensor, as {key} says");
-                    findings.push(Finding::new(Code::AdapterMissing, place, expected, "none"));
+                    findings.add(Code::AdapterMissing, place, expected, "none");
                 }
                 (false, true) => {
-                    findings.push(Finding::new(
-                        Code::AdapterLeftOver,
-                        place,
-                        format!("none without {key}"),
-                        "a tensor",
-                    ));
+                    findings.add(Code::AdapterLeftOver, place, format!("none without {key}"), "a tensor");
                 }
                 _ => {}
             }
@@ -334,14 +318,14 @@ fn against_config(
         });
         if !is_there {
             let expected = format!("the weights of {module:?}, as modules_to_save says");
-            findings.push(Finding::new(Code::AdapterMissing, "modules_to_save", expected, "none"));
+            findings.add(Code::AdapterMissing, "modules_to_save", expected, "none");
         }
     }
     let Some(targets) = base.and_then(|base| stated.targets(base)) else { return };
     for weight in targets {
         if !lora.modules.contains_key(&weight) {
             let expected = "additions to every module that target_modules names";
-            findings.push(Finding::new(Code::AdapterMissing, module_name(weight), expected, "none"));
+            findings.add(Code::AdapterMissing, module_name(weight), expected, "none");
         }
     }
 }

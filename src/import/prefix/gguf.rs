@@ -7,23 +7,16 @@ use serde_json::{Map, Value};
 
 use crate::adapter::prefix::gguf_keys::{VERSION, key};
 use crate::adapter::prefix::{KeysValues, Method, Prefix, VirtualTokens, parse_gguf_name};
-use crate::adapter::{Kind, Part, Slot, gguf_names as shared};
+use crate::adapter::{Part, Slot};
 use crate::base::RowOrder;
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
+use crate::finding::Findings;
 use crate::format::gguf::{Gguf, Metadata};
+use crate::import::Imported;
 use crate::import::gguf::keys;
 use crate::import::ledger::{Entry, Fate, Ledger};
-use crate::import::stated::BASE_FINGERPRINT;
-use crate::import::{Imported, foreign};
 use crate::tensor::LazyTensor;
 use crate::transform::row_order;
-
-/// Whether a GGUF file says that it holds virtual tokens.
-pub(in crate::import) fn is_prefix(metadata: &Metadata) -> bool {
-    let says = |key: &str, value: &str| matches!(metadata.str(key), Ok(Some(found)) if found == value);
-    says("general.type", shared::GENERAL_TYPE) && says("adapter.type", Kind::Prefix.name())
-}
 
 /// # Errors
 ///
@@ -46,14 +39,7 @@ fn read(path: &Path, file: &Gguf) -> Result<Imported> {
         // Embeddings have one order everywhere.
         Method::PromptTuning | Method::PTuning => RowOrder::Neox,
     };
-    let mut config = keys::source_config(meta)?;
-    config.insert("peft_type".into(), method.name().into());
-    if let Some(fingerprint) = meta.str(shared::BASE_FINGERPRINT)? {
-        config.insert(BASE_FINGERPRINT.into(), fingerprint.into());
-    }
-    if let Some(carried) = foreign::carried(meta, &config) {
-        config.insert(foreign::KEY.to_owned(), carried);
-    }
+    let config = keys::peft_config(meta, method.name(), None)?;
 
     let mut findings = Findings::default();
     let mut ledger = Ledger::default();
@@ -71,7 +57,7 @@ fn read(path: &Path, file: &Gguf) -> Result<Imported> {
             }
             None => {
                 let expected = format!("only tensors of {method}");
-                findings.push(Finding::new(Code::AdapterLeftOver, &t.name, expected, "another name"));
+                findings.add(Code::AdapterLeftOver, &t.name, expected, "another name");
             }
         }
         ledger.entries.push(Entry { tensor: Some(tensor), fate, ..Entry::new(&t.name, t.dtype, &t.shape) });
@@ -124,7 +110,7 @@ fn canonical(
     let t = if t.shape().len() + 1 == expected.len() { t.unsqueeze0() } else { t };
     if t.shape() != expected {
         let (expected, found) = (format!("{expected:?}, as the keys say"), format!("{:?}", t.shape()));
-        findings.push(Finding::new(Code::AdapterShape, name, expected, found));
+        findings.add(Code::AdapterShape, name, expected, found);
         return Ok(None);
     }
     if slot.part != Part::PrefixKeys || order == RowOrder::Neox {
@@ -132,7 +118,7 @@ fn canonical(
     }
     let d = expected[2];
     if d == 0 || !d.is_multiple_of(2) {
-        findings.push(Finding::new(Code::AdapterShape, name, format!("an even length, as row order {order} needs"), d));
+        findings.add(Code::AdapterShape, name, format!("an even length, as row order {order} needs"), d);
         return Ok(None);
     }
     Ok(Some(row_order::components_to_hugging_face(t, 2)))
@@ -163,7 +149,7 @@ fn layers(
     }
     if let Some(slot) = parts.keys().next() {
         let expected = format!("layers below {n_layers}, as {} says", key("block_count"));
-        findings.push(Finding::new(Code::AdapterMismatch, slot.gguf_name(), expected, "a layer beyond"));
+        findings.add(Code::AdapterMismatch, slot.gguf_name(), expected, "a layer beyond");
     } else if out.len() < n_layers && findings.is_empty() {
         missing(Slot::attention(out.len(), Part::PrefixKeys), findings);
     }
@@ -171,7 +157,7 @@ fn layers(
 }
 
 fn missing(slot: Slot, findings: &mut Findings) {
-    findings.push(Finding::new(Code::AdapterMissing, slot.gguf_name(), "a tensor of virtual tokens", "none"));
+    findings.add(Code::AdapterMissing, slot.gguf_name(), "a tensor of virtual tokens", "none");
 }
 
 /// The sizes that PEFT's configuration has, from the keys.

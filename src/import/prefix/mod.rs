@@ -4,5 +4,5 @@ mod config;
 mod gguf;
 mod peft;
 
-pub(super) use gguf::{import as import_gguf, is_prefix as is_gguf_prefix};
+pub(super) use gguf::import as import_gguf;
 pub(super) use peft::{is_prefix, read};

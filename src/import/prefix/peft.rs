@@ -8,16 +8,15 @@ use serde_json::Value;
 use super::config::{self, Stated};
 use crate::adapter::prefix::{Method, PROMPT_EMBEDDINGS, Prefix, VirtualTokens, of_prompt_embeddings};
 use crate::adapter::{Adapter, Slot};
-use crate::base::{BaseModel, RowOrder, describe};
+use crate::base::{BaseModel, describe};
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
-use crate::finding::{Finding, Findings};
-use crate::format::json;
+use crate::finding::Findings;
 use crate::import::base_weights::BaseWeights;
 use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::rules;
 use crate::import::source::{CONFIG_FILE, SourceTensor, TensorSource};
-use crate::import::stated::OWN_KEYS;
+use crate::import::stated::with_own_keys;
 use crate::import::{Imported, Origin};
 use crate::tensor::{LazyTensor, shape};
 
@@ -99,12 +98,12 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
                     None => found = Some((t.name.clone(), tensor, ledger.entries.len())),
                     Some((other, ..)) => {
                         let (expected, found) = ("one tensor of virtual tokens", format!("{other} and this"));
-                        findings.push(Finding::new(Code::AdapterDuplicate, &t.name, expected, found));
+                        findings.add(Code::AdapterDuplicate, &t.name, expected, found);
                     }
                 }
             }
             Role::Refused { expected, found } => {
-                findings.push(Finding::new(Code::ConfigUnsupported, &t.name, expected, found));
+                findings.add(Code::ConfigUnsupported, &t.name, expected, found);
             }
             Role::Other => match rules::read(&t.name) {
                 rules::Meaning::Ignored(reason) => {
@@ -115,7 +114,7 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
                 }
                 _ => {
                     let (expected, found) = ("only virtual tokens and weights of the base", "a tensor of another name");
-                    findings.push(Finding::new(Code::AdapterLeftOver, &t.name, expected, found));
+                    findings.add(Code::AdapterLeftOver, &t.name, expected, found);
                 }
             },
         }
@@ -125,7 +124,7 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         None => {
             if findings.is_empty() {
                 let (expected, found) = ("the tensor of virtual tokens", "none");
-                findings.push(Finding::new(Code::AdapterMissing, PROMPT_EMBEDDINGS, expected, found));
+                findings.add(Code::AdapterMissing, PROMPT_EMBEDDINGS, expected, found);
             }
             None
         }
@@ -136,29 +135,19 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
             Some(tokens)
         }
     };
-    // What ptplus wrote beside the tensor; objects are JSON.
-    let mut carried = config.clone();
-    for (key, text) in source.metadata.iter().filter(|(key, _)| key.starts_with(OWN_KEYS)) {
-        let value = json::parse(text.as_bytes()).ok().filter(|v| !v.is_string());
-        carried.insert(key.clone(), value.unwrap_or_else(|| text.as_str().into()));
-    }
-    crate::import::foreign::of_config(&carried).map_err(|e| e.file(path))?;
+    let carried = with_own_keys(&config, &source.metadata).map_err(|e| e.file(path))?;
     let tokens = tokens.unwrap_or_else(|| VirtualTokens::KeysValues(BTreeMap::new()));
     Ok(Imported {
         adapter: Prefix { config: carried, method: stated.method, tokens }.into(),
         ledger,
         findings: findings.into_vec(),
         notes: weights.note().into_iter().collect(),
-        origin: Origin {
-            path: path.to_owned(),
-            files: source.files,
-            layout: format!("virtual tokens of PEFT, {}", source.format),
-            gguf_architecture: None,
-            row_order: RowOrder::Neox,
-            recorded_dtypes: BTreeMap::new(),
-            recorded_source_sha256: None,
-            config_digest_text: sorted_compact_json(&Value::Object(config)),
-        },
+        origin: Origin::of_tensors(
+            path.to_owned(),
+            source.files,
+            format!("virtual tokens of PEFT, {}", source.format),
+            sorted_compact_json(&Value::Object(config)),
+        ),
     })
 }
 
@@ -200,7 +189,7 @@ fn tokens(
     findings: &mut Findings,
 ) -> Result<VirtualTokens> {
     let wrong = |expected: String, findings: &mut Findings| {
-        findings.push(Finding::new(Code::AdapterShape, name, expected, format!("{:?}", tensor.shape())));
+        findings.add(Code::AdapterShape, name, expected, format!("{:?}", tensor.shape()));
     };
     let n_tokens = tensor.shape().first().copied();
     if let Some(n) = stated.n_tokens.filter(|n| Some(*n) != n_tokens) {
