@@ -18,11 +18,11 @@ use crate::error::{Code, Error, Result};
 pub use crate::export::types::{Format, OutType, Override, TypeRules};
 use crate::export::{self, Plan, Values, Written};
 use crate::format::bundle::{container, place};
-use crate::format::json;
 use crate::format::names::shorten;
 use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace};
+use crate::format::{json, safetensors};
 use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
-use crate::import::stated::PEFT_TYPE;
+use crate::import::stated::{PEFT_TYPE, TOOL_VERSION};
 use crate::import::{self, Opened, Options};
 use crate::search::{self, Settlement};
 use crate::transform::cast::Overflow;
@@ -277,12 +277,15 @@ pub(crate) fn convert_read(
     Ok(report)
 }
 
-/// The files of the adapter folder `folder`, if its configuration is one that ptplus writes; else none.
+/// The files of the adapter folder `folder`, if it is one that ptplus writes; else none. PEFT's own kinds are what PEFT saves as well:
+/// of those the weights say who wrote them.
 fn files_of_adapter(folder: &Path) -> BTreeSet<String> {
     let config = json::read_config(&folder.join(CONFIG_FILE)).unwrap_or_default();
-    match config.get("peft_type").and_then(serde_json::Value::as_str) {
-        Some(PEFT_TYPE) => [CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into(),
-        _ => BTreeSet::new(),
+    let is_canonical = config.get("peft_type").and_then(serde_json::Value::as_str) == Some(PEFT_TYPE);
+    let says_so = || safetensors::open(&folder.join(WEIGHTS_FILE)).is_ok_and(|f| f.metadata.contains_key(TOOL_VERSION));
+    match is_canonical || says_so() {
+        true => [CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into(),
+        false => BTreeSet::new(),
     }
 }
 

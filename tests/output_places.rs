@@ -82,7 +82,13 @@ fn force_replaces_what_ptplus_wrote_and_touches_no_folder_that_holds_anything_el
     let p = Place::new();
     p.ok(&["pack", &p.adapter, "--base", &p.base, "-o", &p.at("packed.tar"), "-q"]);
     std::fs::create_dir(p.path("many")).unwrap();
-    let commands: [(&str, Vec<String>); 5] = [
+    let of_peft = |kind: &str| {
+        let folder = text(&common::fixtures().join(kind).join("adapter"));
+        ["convert", &folder, "--to", "safetensors"].map(str::to_owned).to_vec()
+    };
+    let commands: [(&str, Vec<String>); 7] = [
+        ("lora", of_peft("lora/llama-plain")),
+        ("virtual-tokens", of_peft("prefix/llama-prefix")),
         ("pack", ["pack", &p.adapter, "--base", &p.base].map(str::to_owned).to_vec()),
         ("unpack", vec!["unpack".into(), p.at("packed.tar")]),
         (
@@ -125,6 +131,23 @@ fn force_replaces_what_ptplus_wrote_and_touches_no_folder_that_holds_anything_el
             std::fs::remove_file(&gone).or_else(|_| std::fs::remove_dir_all(&gone)).unwrap();
         }
         assert_eq!(exit(&ptplus(args(&["--force"]))), 0, "{folder}");
+    }
+}
+
+/// What PEFT trained has the same names and the same configuration.
+#[test]
+fn force_does_not_replace_what_peft_wrote() {
+    let p = Place::new();
+    for (i, trained) in ["lora/llama-plain", "prefix/llama-prefix", "prefix/llama-prompt"].into_iter().enumerate() {
+        let (trained, folder) = (common::fixtures().join(trained).join("adapter"), p.path(&i.to_string()));
+        std::fs::create_dir(&folder).unwrap();
+        for file in std::fs::read_dir(&trained).unwrap().map(|entry| entry.unwrap()) {
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+        let before = content(&folder);
+        let said = p.refused(&["convert", &text(&trained), "--to", "safetensors", "-o", &text(&folder), "--force"]);
+        assert!(said.contains("adapter_model.safetensors"), "{said}");
+        assert_eq!(content(&folder), before);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::gguf::{self, Metadata, Value};
 use crate::format::{json, limits};
 use crate::import::foreign;
-use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, WIDENED_FROM};
+use crate::import::stated::{BASE_FINGERPRINT, OWN_KEYS, TOOL_VERSION, WIDENED_FROM};
 use crate::tensor::DType;
 use crate::validate::Validated;
 
@@ -120,6 +120,7 @@ pub(super) fn own_metadata(source: &Validated, tensors: &[OutputTensor]) -> BTre
     if let Some(coarsest) = widened_from(source, tensors) {
         out.insert(WIDENED_FROM.to_owned(), coarsest.name().to_owned());
     }
+    out.insert(TOOL_VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     out.insert("format".to_owned(), "pt".to_owned());
     out
 }

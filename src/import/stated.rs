@@ -17,6 +17,10 @@ pub const PEFT_TYPE: &str = "PREFIX_TUNING_PLUS";
 /// How keys begin that are written by us.
 pub const OWN_KEYS: &str = "ptplus_";
 
+/// Key in the metadata of safetensors files, written by us: which version of ptplus wrote the file. A folder with PEFT's own kinds of
+/// adapters has nothing else by which `--force` knows whose it is.
+pub const TOOL_VERSION: &str = "ptplus_tool_version";
+
 /// PEFT's configuration together with what ptplus wrote beside the tensors, of which objects are JSON.
 ///
 /// # Errors
@@ -27,7 +31,7 @@ pub(super) fn with_own_keys(
     metadata: &BTreeMap<String, String>,
 ) -> Result<Map<String, Value>> {
     let mut out = config.clone();
-    for (key, text) in metadata.iter().filter(|(key, _)| key.starts_with(OWN_KEYS)) {
+    for (key, text) in metadata.iter().filter(|(key, _)| key.starts_with(OWN_KEYS) && *key != TOOL_VERSION) {
         let value = json::parse(text.as_bytes()).ok().filter(|v| !v.is_string());
         out.insert(key.clone(), value.unwrap_or_else(|| text.as_str().into()));
     }
