@@ -9,10 +9,10 @@ use std::time::Instant;
 use ptplus::base::BaseModel;
 use ptplus::runner::{Device, Logits, Model};
 
-#[path = "../tests/runner/common.rs"]
-mod common;
+#[path = "../tests/it/runner/common.rs"]
+mod canonical;
 #[path = "../tests/common/mod.rs"]
-mod files;
+mod common;
 
 const PROMPT_TOKENS: usize = 512;
 const DECODED_TOKENS: usize = 32;
@@ -27,7 +27,7 @@ fn main() {
     let mut model = Model::load(&base, &Device::cpu()).expect("the base loads");
     println!("opened in {:.1} ms, loaded in {:.1} ms", 1e3 * opened.as_secs_f64(), 1e3 * start.elapsed().as_secs_f64());
     measure("base", &model);
-    let adapter = common::adapter(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2-pirate/adapter"));
+    let adapter = canonical::adapter(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/smollm2-pirate/adapter"));
     if adapter.config.geometry.n_layers == base.config.n_layers {
         model.set_adapters(&[((&adapter).into(), 1.0)]).expect("the adapter fits");
         measure("adapter", &model);

@@ -3,8 +3,6 @@
 //!
 //! `cargo test --features llama-cpp --test base_llama_cpp`
 
-#![cfg(feature = "llama-cpp")]
-
 mod common;
 
 use std::collections::BTreeMap;

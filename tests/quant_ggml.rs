@@ -2,7 +2,6 @@
 //!
 //! `PTPLUS_WRITE_GOLDENS=1 cargo test --features llama-cpp --test quant_ggml` writes what ggml makes of the inputs to
 //! `fixtures/quant/goldens.tsv`.
-#![cfg(feature = "llama-cpp")]
 
 use std::ffi::CStr;
 use std::fmt::Write;

@@ -1,7 +1,7 @@
 //! Block formats: slices in, slices out.
 //!
 //! Every format has one file: a diagram of the block, the formula, the code. All of them do bit for bit what ggml does
-//! (llama-cpp-sys-2 0.1.161, no importance matrix, on x86-64): `tests/quant_goldens.rs` proves it with stored results
+//! (llama-cpp-sys-2 0.1.161, no importance matrix, on x86-64): `tests/it/quant_goldens.rs` proves it with stored results
 //! of ggml, `tests/quant_ggml.rs` against ggml itself.
 //!
 //! A tensor is rows of blocks, and no row shares a block with another; so a row is the unit of work for threads.

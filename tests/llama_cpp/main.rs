@@ -1,5 +1,4 @@
 //! Adapters inside the real llama.cpp.
-#![cfg(feature = "llama-cpp")]
 
 #[path = "../common/mod.rs"]
 mod common;
