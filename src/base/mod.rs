@@ -16,6 +16,7 @@ use indexmap::IndexMap;
 mod checks;
 pub(crate) mod complete;
 mod config;
+mod digests;
 mod family;
 mod fields;
 pub mod fingerprint;
@@ -63,7 +64,7 @@ pub struct BaseModel {
     /// The weights as views of those tensors.
     weights: HashMap<Weight, StoredTensor>,
     /// What [`fingerprint`] has read, so that many adapters of one base cost it once.
-    digests: fingerprint::Digests,
+    digests: digests::Digests,
 }
 
 impl BaseConfig {

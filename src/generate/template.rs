@@ -1,6 +1,7 @@
 //! Chat templates: Jinja as Hugging Face sets it up, from a file that nobody has to trust.
 
 mod bounds;
+mod cost;
 mod values;
 
 use std::any::Any;

@@ -15,7 +15,8 @@ use minijinja::machinery::ast::{
 use minijinja::machinery::{Token, tokenize};
 use minijinja::syntax::SyntaxConfig;
 
-use super::values::{APPLY, AS_IT_IS, PAID, PLAIN, STEP_BYTES, STORED, TEST};
+use super::cost::STEP_BYTES;
+use super::values::{APPLY, AS_IT_IS, PAID, PLAIN, STORED, TEST};
 use crate::error::{Code, Error, Result};
 
 /// Words and signs in one tag: chains of operators nest what they make. The longest tags of known templates have some

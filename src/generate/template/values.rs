@@ -1,15 +1,19 @@
-//! What templates may make of values, beyond what minijinja counts: how deep they nest, and everything that makes much
-//! of little.
+//! The functions, filters, tests and methods that templates call on values, each paid for: what nests, and everything that
+//! makes much of little.
 
-use std::fmt::{self, Write as _};
 use std::io;
 use std::sync::Arc;
 
-use minijinja::value::{DynObject, Kwargs, ObjectRepr, Rest, Tuple, ValueKind, ValueOrKwargs};
+use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters, functions};
 use minijinja_contrib::pycompat;
 use serde::Serialize;
 use serde_json::ser::Formatter;
+
+use super::cost::{
+    Counted, LEVELS, STEP_BYTES, VALUE_BYTES, bytes_left, copied, pay, pay_for_both, pay_for_joined, pay_for_parts,
+    pay_for_text, refused,
+};
 
 /// The filter for values that are made: a copy of lists and dicts, namespaces and macros as they are.
 pub(super) const PLAIN: &str = "ptplus_plain";
@@ -59,15 +63,6 @@ const COSTLY_TESTS: [&str; 21] = [
     "startingwith",
     "upper",
 ];
-
-/// Levels of lists and dicts. The schemas of tools, the deepest that templates see, have some ten.
-const LEVELS: usize = 32;
-
-/// Bytes that cost as much as one step, as in minijinja.
-pub(super) const STEP_BYTES: usize = 64;
-
-/// Bytes of one value in a list.
-const VALUE_BYTES: usize = 32;
 
 /// Most digits of a width or an index in `str.format`.
 const FORMAT_DIGITS: usize = 3;
@@ -133,10 +128,6 @@ pub(super) fn set_up(environment: &mut Environment<'static>) {
 /// Tells what a template raises from what goes wrong in it.
 pub(super) const RAISED: &str = "the template refuses: ";
 
-fn refused(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
-}
-
 /// Numbers that minijinja's own arithmetic cannot overflow on.
 fn range(lower: isize, upper: Option<isize>, step: Option<isize>) -> Result<Value, Error> {
     let numbers = [Some(lower), upper, step];
@@ -150,88 +141,6 @@ fn range(lower: isize, upper: Option<isize>, step: Option<isize>) -> Result<Valu
 fn namespace(state: &State, values: Option<Value>, more: Kwargs) -> Result<Value, Error> {
     let values = copied(state, &functions::dict(values, more)?, true, LEVELS)?;
     functions::namespace(Some(ValueOrKwargs::from(values)))
-}
-
-/// What is owed for parts and bytes until it makes whole steps.
-struct Bill<'a, 'b, 'c> {
-    state: &'a State<'b, 'c>,
-    bytes: usize,
-}
-
-impl<'a, 'b, 'c> Bill<'a, 'b, 'c> {
-    fn new(state: &'a State<'b, 'c>) -> Self {
-        Bill { state, bytes: 0 }
-    }
-
-    fn add(&mut self, bytes: usize) -> Result<(), Error> {
-        self.bytes += bytes;
-        let steps = self.bytes / STEP_BYTES;
-        self.bytes %= STEP_BYTES;
-        if steps == 0 { Ok(()) } else { self.state.consume_fuel(steps as u64) }
-    }
-}
-
-/// `value` with its lists and dicts copied, so that nothing in it is computed later, each part paid for.
-/// Namespaces, macros and the like stay what they are, or are refused where there is to be `data_alone`.
-fn copied(state: &State, value: &Value, data_alone: bool, levels: usize) -> Result<Value, Error> {
-    copy(&mut Bill::new(state), value, data_alone, levels)
-}
-
-fn copy(bill: &mut Bill, value: &Value, data_alone: bool, levels: usize) -> Result<Value, Error> {
-    bill.add(VALUE_BYTES)?;
-    let Some(object) = value.as_object() else { return Ok(value.clone()) };
-    if object.repr() == ObjectRepr::Plain || is_minijinjas_own(object) {
-        return match data_alone {
-            true => Err(refused("a namespace holds text, numbers, lists and dicts alone")),
-            false => Ok(value.clone()),
-        };
-    }
-    let Some(below) = levels.checked_sub(1) else {
-        return Err(refused(format!("lists and dicts nest more than {LEVELS} levels")));
-    };
-    let mut copy = |part: Value| copy(bill, &part, data_alone, below);
-    if let (ObjectRepr::Map, Some(pairs)) = (object.repr(), object.try_iter_pairs()) {
-        let pairs = pairs.map(|(key, value)| Ok((copy(key)?, copy(value)?)));
-        return Ok(Value::from_pairs(pairs.collect::<Result<Vec<(Value, Value)>, Error>>()?));
-    }
-    let Some(parts) = object.try_iter() else { return Ok(value.clone()) };
-    let parts = parts.map(copy).collect::<Result<Vec<Value>, Error>>()?;
-    Ok(if value.is_tuple() { Value::from(Tuple::from(parts)) } else { Value::from(parts) })
-}
-
-/// Charges for all that `value` holds; the result is what that is, in bytes.
-fn pay(state: &State, value: &Value) -> Result<usize, Error> {
-    let mut bill = Bill::new(state);
-    size(&mut bill, value)
-}
-
-fn size(bill: &mut Bill, value: &Value) -> Result<usize, Error> {
-    let own = value.as_str().map_or(VALUE_BYTES, str::len);
-    bill.add(own)?;
-    let Some(object) = value.as_object() else { return Ok(own) };
-    let mut bytes = own;
-    if let (ObjectRepr::Map, Some(pairs)) = (object.repr(), object.try_iter_pairs()) {
-        for (key, value) in pairs {
-            bytes += size(bill, &key)? + size(bill, &value)?;
-        }
-    } else if let Some(parts) = object.try_iter() {
-        for part in parts {
-            bytes += size(bill, &part)?;
-        }
-    }
-    Ok(bytes)
-}
-
-/// Charges for `value` and `given`, and once more for each [`STEP_BYTES`] of what is given: a filter may go through the
-/// one for every part of the other.
-fn pay_for_both(state: &State, value: &Value, given: &[Value]) -> Result<(), Error> {
-    let bytes = pay(state, value)?;
-    let mut more = 0;
-    for given in given {
-        more += pay(state, given)?;
-    }
-    let steps = (bytes / STEP_BYTES + 1).saturating_mul(more / STEP_BYTES);
-    state.consume_fuel(steps as u64)
 }
 
 fn apply(state: &mut State, value: Value, name: &str, given: Rest<ValueOrKwargs>) -> Result<Value, Error> {
@@ -293,23 +202,6 @@ fn compare_all(state: &mut State, own: &str, values: Rest<ValueOrKwargs>) -> Res
     state.apply_filter(own, &args)
 }
 
-/// Whether it is a namespace, a macro or a `loop`, whose types minijinja keeps to itself.
-fn is_minijinjas_own(object: &DynObject) -> bool {
-    ["::Namespace", "::Macro", "::Loop"].iter().any(|name| object.type_name().ends_with(name))
-}
-
-/// Charges for the text of a list or dict before it is made.
-fn pay_for_text(state: &State, value: &Value) -> Result<(), Error> {
-    if value.as_object().is_none() {
-        return Ok(());
-    }
-    let mut counted = Counted { left: bytes_left(state), text: None };
-    if write!(counted, "{value}").is_err() {
-        return Err(ErrorKind::OutOfFuel.into());
-    }
-    state.consume_fuel(((bytes_left(state) - counted.left) / STEP_BYTES) as u64)
-}
-
 /// minijinja's `join`, each part paid for before: a sum of lists is made while it is read, and may have any length.
 fn join(state: &mut State, value: Value, options: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
     let between = options.first().cloned().or_else(|| named.peek("d").ok());
@@ -319,61 +211,6 @@ fn join(state: &mut State, value: Value, options: Rest<Value>, named: Kwargs) ->
     args.extend(options.iter().cloned());
     args.push(named.into());
     state.apply_filter(JOIN, &args)
-}
-
-/// Charges for the text that the parts of `value` make with so many bytes between.
-fn pay_for_joined(state: &State, value: &Value, between: usize) -> Result<(), Error> {
-    if let Some(text) = value.as_str() {
-        return state.consume_fuel((text.len().saturating_mul(between + 1) / STEP_BYTES) as u64);
-    }
-    let Ok(parts) = value.try_iter() else { return Ok(()) };
-    for part in parts {
-        pay_for_text(state, &part)?;
-        let len = part.as_str().map_or(0, str::len) + between;
-        state.consume_fuel(1 + (len / STEP_BYTES) as u64)?;
-    }
-    Ok(())
-}
-
-/// Charges for the list that the parts of a text become.
-fn pay_for_parts(state: &State, value: &Value) -> Result<(), Error> {
-    let bytes = value.as_str().map_or(0, str::len).saturating_mul(VALUE_BYTES);
-    state.consume_fuel((bytes / STEP_BYTES) as u64)
-}
-
-fn bytes_left(state: &State) -> usize {
-    let steps = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
-    usize::try_from(steps).map_or(usize::MAX, |n| n.saturating_mul(STEP_BYTES))
-}
-
-/// Counts text, and keeps it where it is wanted; more than may be is an error.
-struct Counted {
-    left: usize,
-    text: Option<Vec<u8>>,
-}
-
-impl Counted {
-    fn take(&mut self, bytes: &[u8]) -> Option<()> {
-        self.left = self.left.checked_sub(bytes.len())?;
-        self.text.iter_mut().for_each(|text| text.extend_from_slice(bytes));
-        Some(())
-    }
-}
-
-impl fmt::Write for Counted {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        self.take(text.as_bytes()).ok_or(fmt::Error)
-    }
-}
-
-impl io::Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.take(bytes).map(|()| bytes.len()).ok_or_else(|| io::ErrorKind::StorageFull.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Methods of dicts that look at the key alone.
