@@ -92,10 +92,11 @@ fn read_weight(base: &BaseModel, weight: Weight, sample: Sample) -> Result<(DTyp
     let which: Vec<usize> = sample.rows(rows.n_rows(), rows.row_len()).collect();
     let is_whole = which.len() == rows.n_rows();
     // With a row come pages around it, up to megabytes, which count as this process' memory.
-    let each = which.into_iter().inspect(|_| {
-        if !is_whole {
+    let each = which.into_iter().enumerate().map(|(i, row)| {
+        if !is_whole && i > 0 && i.is_multiple_of(Sample::ROWS[0]) {
             release();
         }
+        row
     });
     let digest = weight_digest(&rows, each);
     release();

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::links;
 use crate::error::{Code, Error, Result};
@@ -52,25 +52,54 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     // bytes may change between two reads (no code relies on reading the same value twice for memory safety; the bytes
     // are only ever viewed as `[u8]`), or the system ends this process with SIGBUS. docs/ARCHITECTURE.md says so.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io(path, "cannot map", e))?;
-    Ok(Bytes::new(Arc::new(Mapped(map))))
+    Ok(Bytes::new(Arc::new(Mapped { map, pending: Mutex::default() })))
 }
 
+/// Bytes whose release is put off: each call interrupts the processors of the other threads, which costs more than reading a
+/// small tensor.
+const PENDING_BYTES: usize = 4 << 20;
+
 /// A read-only memory map of a file.
-struct Mapped(memmap2::Mmap);
+struct Mapped {
+    map: memmap2::Mmap,
+    pending: Mutex<Pending>,
+}
+
+/// What is not needed and not released yet.
+#[derive(Default)]
+struct Pending {
+    ranges: Vec<Range<usize>>,
+    n_bytes: usize,
+}
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.map
     }
 }
 
 impl Backing for Mapped {
     fn release(&self, range: Range<usize>) {
-        // SAFETY: DontNeed drops the pages from this process. The map is private, read-only and backed by its file, so
-        // nothing was written that could be lost, and the next access reads the same bytes from the file again.
-        let advised = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
-        // Advice is a courtesy: without it the pages stay until the system wants them.
-        drop(advised);
+        let mut pending = self.pending.lock().unwrap_or_else(|e| e.into_inner());
+        pending.n_bytes += range.len();
+        match pending.ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => pending.ranges.push(range),
+        }
+        if pending.n_bytes < PENDING_BYTES {
+            return;
+        }
+        let Pending { mut ranges, .. } = std::mem::take(&mut *pending);
+        drop(pending);
+        ranges.sort_by_key(|range| range.start);
+        for range in ranges.chunk_by(|a, b| a.end == b.start) {
+            let (start, end) = (range[0].start, range[range.len() - 1].end);
+            // SAFETY: DontNeed drops the pages from this process. The map is private, read-only and backed by its file, so
+            // nothing was written that could be lost, and the next access reads the same bytes from the file again.
+            let advised = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
+            // Advice is a courtesy: without it the pages stay until the system wants them.
+            drop(advised);
+        }
     }
 }
 
