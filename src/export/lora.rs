@@ -8,7 +8,7 @@ use super::recorded::{gguf_metadata, own_metadata, without_gguf_keys, without_ow
 use super::types::{Chooser, Format, TypeRules};
 use super::{OutputTensor, Plan};
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
-use crate::adapter::lora::{Lora, common_alpha, fold, is_reordered};
+use crate::adapter::lora::{Lora, common_alpha, fold, is_reordered, turned_for_gguf, turned_for_peft};
 use crate::adapter::{Part, Slot};
 use crate::base::{BaseModel, Dialect, Family, RowOrder, Weight};
 use crate::error::{Code, Error, Result};
@@ -67,9 +67,8 @@ pub(super) fn plan_gguf(
         }
         for (part, t) in [(Part::A, &module.a), (Part::B, &module.b)] {
             let slot = Slot::of_weight(weight, part);
-            let in_file = match (weight, part) {
-                (Weight::TokenEmbedding, Part::A) => t.clone().transpose(0, 1), // lora_b [hidden, r]
-                _ if is_reordered(weight, part, order) => {
+            let in_file = match is_reordered(weight, part, order) {
+                true => {
                     let d = head_dim.ok_or_else(|| {
                         let message =
                             "expected --base: the order of B's rows depends on how many a head has, which nothing says";
@@ -81,7 +80,7 @@ pub(super) fn plan_gguf(
                     }
                     row_order::rows_to_norm(t.clone(), d)
                 }
-                _ => t.clone(),
+                false => turned_for_gguf(weight, part, t.clone()),
             };
             let name = slot.gguf_name();
             let mut choice = types.choose(slot, &name, &in_file)?;
@@ -184,9 +183,9 @@ pub(super) fn plan_peft(source: &Validated, lora: &Lora, rules: &TypeRules) -> R
     let mut types = Chooser::new(source, rules, Format::Safetensors)?;
     let mut tensors = Vec::new();
     for (slot, t) in source.adapter().tensors() {
-        let in_file = match (slot.weight(), slot.part) {
-            (Some(Weight::TokenEmbedding), Part::A | Part::B) => t.clone().transpose(0, 1),
-            _ => t.clone(),
+        let in_file = match slot.weight() {
+            Some(weight) => turned_for_peft(weight, slot.part, t.clone()),
+            None => t.clone(),
         };
         let label = slot.canonical_name();
         let mut choice = types.choose(slot, &label, &in_file)?;

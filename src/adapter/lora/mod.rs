@@ -23,8 +23,8 @@ use crate::base::{BaseConfig, Weight};
 use crate::tensor::LazyTensor;
 
 pub use alpha::{common_alpha, fold, runtime_factor};
-pub use names::{Half, gguf_name, is_reordered, module_name, peft_name};
 pub(super) use names::{canonical_name, gguf_tensor_name, parse_canonical_name};
+pub use names::{is_reordered, module_name, turned_for_gguf, turned_for_peft};
 pub use scale::{MAX_RANK, Rules, Scale};
 pub use stating::PEFT_TYPE;
 

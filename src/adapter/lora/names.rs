@@ -2,17 +2,7 @@
 
 use super::super::{Part, Slot};
 use crate::base::{BlockWeight, Dialect, RowOrder, Weight};
-use crate::named::named_enum;
-
-named_enum! {
-    /// One of the two factors of an addition.
-    Half {
-        /// `[r, columns]`
-        A = "lora_A",
-        /// `[rows, r]`
-        B = "lora_B",
-    }
-}
+use crate::tensor::LazyTensor;
 
 /// The module that holds `weight` in transformers: `model.layers.0.self_attn.q_proj`.
 pub fn module_name(weight: Weight) -> String {
@@ -20,41 +10,28 @@ pub fn module_name(weight: Weight) -> String {
     name.strip_suffix(".weight").unwrap_or(&name).to_owned()
 }
 
-/// The tensor's name in PEFT's files: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. An embedding's halves
-/// are those of the matrix that a one-hot row is multiplied with, `[hidden, V]`: what is B here is A there, transposed.
-pub fn peft_name(weight: Weight, half: Half) -> String {
-    let module = module_name(weight);
-    match (weight, half) {
-        (Weight::TokenEmbedding, Half::A) => format!("base_model.model.{module}.lora_embedding_B"),
-        (Weight::TokenEmbedding, Half::B) => format!("base_model.model.{module}.lora_embedding_A"),
-        _ => format!("base_model.model.{module}.{half}.weight"),
+/// The name in PEFT's files: `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`. An embedding's halves are those of the
+/// matrix that a one-hot row is multiplied with, `[hidden, V]`: what is B here is A there, transposed.
+pub(in super::super) fn canonical_name(slot: Slot) -> String {
+    let weight = slot.weight().expect("a LoRA's slots are about weights");
+    let module = format!("base_model.model.{}", module_name(weight));
+    match (slot.part, weight) {
+        (Part::A, Weight::TokenEmbedding) => format!("{module}.lora_embedding_B"),
+        (Part::B, Weight::TokenEmbedding) => format!("{module}.lora_embedding_A"),
+        (half @ (Part::A | Part::B), _) => format!("{module}.{half}.weight"),
+        (Part::Magnitude, _) => format!("{module}.lora_magnitude_vector"),
+        (Part::Bias, _) => format!("{module}.lora_B.bias"),
+        (Part::Whole, _) => format!("base_model.model.{}", weight.name(Dialect::HuggingFace)),
+        (Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer, _) => no_part_of_a_lora(slot),
+        (Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens, _) => no_part_of_a_lora(slot),
     }
 }
 
-/// The tensor's name in llama.cpp's files: `blk.0.attn_q.weight.lora_a`. An embedding's halves have PEFT's names there, too; its
-/// `lora_a` is transposed, so that rows can be looked up in it.
-pub fn gguf_name(weight: Weight, half: Half) -> String {
-    let suffix = match (weight, half) {
-        (Weight::TokenEmbedding, Half::A) => "lora_b",
-        (Weight::TokenEmbedding, Half::B) => "lora_a",
-        (_, Half::A) => "lora_a",
-        (_, Half::B) => "lora_b",
-    };
-    format!("{}.{suffix}", weight.name(Dialect::Gguf))
-}
-
-/// The name in PEFT's files of whatever is in a slot of a weight.
-pub(in super::super) fn canonical_name(slot: Slot) -> String {
-    let weight = slot.weight().expect("a LoRA's slots are about weights");
-    let module = || format!("base_model.model.{}", module_name(weight));
-    match slot.part {
-        Part::B => peft_name(weight, Half::B),
-        Part::Magnitude => format!("{}.lora_magnitude_vector", module()),
-        Part::Bias => format!("{}.lora_B.bias", module()),
-        Part::Whole => format!("base_model.model.{}", weight.name(Dialect::HuggingFace)),
-        Part::A => peft_name(weight, Half::A),
-        Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
-        Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => no_part_of_a_lora(slot),
+/// A half of an addition as PEFT's files have it, or back: see [`canonical_name`].
+pub fn turned_for_peft(weight: Weight, part: Part, t: LazyTensor) -> LazyTensor {
+    match (weight, part, t.shape().len()) {
+        (Weight::TokenEmbedding, Part::A | Part::B, 2) => t.transpose(0, 1),
+        _ => t,
     }
 }
 
@@ -77,15 +54,26 @@ pub(in super::super) fn parse_canonical_name(name: &str) -> Option<Slot> {
     (slot.canonical_name() == name).then_some(slot)
 }
 
-/// The name in llama.cpp's files; what they have no place for has the weight's.
+/// The name in llama.cpp's files: `blk.0.attn_q.weight.lora_a`. An embedding's halves have PEFT's names there, too; what they have no
+/// place for has the weight's.
 pub(in super::super) fn gguf_tensor_name(slot: Slot) -> String {
     let weight = slot.weight().expect("a LoRA's slots are about weights");
-    match slot.part {
-        Part::A => gguf_name(weight, Half::A),
-        Part::B => gguf_name(weight, Half::B),
-        Part::Magnitude | Part::Bias | Part::Whole => weight.name(Dialect::Gguf),
-        Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer => no_part_of_a_lora(slot),
-        Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens => no_part_of_a_lora(slot),
+    let name = weight.name(Dialect::Gguf);
+    match (slot.part, weight == Weight::TokenEmbedding) {
+        (Part::A, false) | (Part::B, true) => format!("{name}.lora_a"),
+        (Part::A, true) | (Part::B, false) => format!("{name}.lora_b"),
+        (Part::Magnitude | Part::Bias | Part::Whole, _) => name,
+        (Part::Memory | Part::FeatureWeight | Part::FeatureBias | Part::Normalizer, _) => no_part_of_a_lora(slot),
+        (Part::PrefixKeys | Part::PrefixValues | Part::VirtualTokens, _) => no_part_of_a_lora(slot),
+    }
+}
+
+/// A half of an addition as llama.cpp's files have it, or back: an embedding's `lora_a` lies so that rows can be looked up in it, its
+/// `lora_b` `[hidden, r]`.
+pub fn turned_for_gguf(weight: Weight, part: Part, t: LazyTensor) -> LazyTensor {
+    match (weight, part, t.shape().len()) {
+        (Weight::TokenEmbedding, Part::A, 2) => t.transpose(0, 1),
+        _ => t,
     }
 }
 
@@ -117,11 +105,15 @@ mod tests {
 
     #[test]
     fn every_file_has_its_own_names() {
-        let query = Weight::Block(3, BlockWeight::Query);
-        assert_eq!(peft_name(query, Half::B), "base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight");
-        assert_eq!(gguf_name(query, Half::A), "blk.3.attn_q.weight.lora_a");
-        assert_eq!(peft_name(Weight::TokenEmbedding, Half::B), "base_model.model.model.embed_tokens.lora_embedding_A");
-        assert_eq!(gguf_name(Weight::Output, Half::B), "output.weight.lora_b");
-        assert_eq!(gguf_name(Weight::TokenEmbedding, Half::B), "token_embd.weight.lora_a");
+        let names = |weight, part| {
+            let slot = Slot::of_weight(weight, part);
+            (slot.canonical_name(), slot.gguf_name())
+        };
+        let query = "base_model.model.model.layers.3.self_attn.q_proj.lora_B.weight";
+        let of_query = names(Weight::Block(3, BlockWeight::Query), Part::B);
+        assert_eq!(of_query, (query.into(), "blk.3.attn_q.weight.lora_b".into()));
+        let embedding = "base_model.model.model.embed_tokens.lora_embedding_A";
+        assert_eq!(names(Weight::TokenEmbedding, Part::B), (embedding.into(), "token_embd.weight.lora_a".into()));
+        assert_eq!(names(Weight::Output, Part::B).1, "output.weight.lora_b");
     }
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Pieces, insert, modules, slot};
-use crate::adapter::Part;
 use crate::adapter::lora::gguf_keys::{ALPHA, CONFIG_HEAD_DIM, FOLDED, HEAD_DIM, KEY_FACTOR};
-use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, gguf_name, is_reordered, runtime_factor};
+use crate::adapter::lora::{Lora, PEFT_TYPE, Scale, is_reordered, runtime_factor, turned_for_gguf};
+use crate::adapter::{Part, Slot};
 use crate::base::{BaseModel, Family, RowOrder, Weight, key_factor};
 use crate::error::{Code, Error, Result};
 use crate::finding::Findings;
@@ -63,11 +63,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let mut fate = Fate::LeftOver;
         match place(&t.name, &architecture) {
             Some((weight, Some(part))) => {
-                let turned = match (weight, part) {
-                    // lora_b of the embedding, [hidden, r]
-                    (Weight::TokenEmbedding, Part::A) if tensor.shape().len() == 2 => tensor.clone().transpose(0, 1),
-                    _ => tensor.clone(),
-                };
+                let turned = turned_for_gguf(weight, part, tensor.clone());
                 let in_order = match is_reordered(weight, part, order) {
                     true => in_hugging_face_order(turned, head_dim, &t.name, &mut is_told, &mut findings),
                     false => turned,
@@ -103,7 +99,7 @@ fn read(path: &Path, file: &Gguf, base: Option<&BaseModel>) -> Result<Imported> 
         let factor = f64::from(runtime_factor(alpha, rank)) / multiplier;
         Scale { alpha: f64::from(alpha), factor }
     };
-    let modules = modules(pieces, |_| None, scale, gguf_name, &mut findings);
+    let modules = modules(pieces, |_| None, scale, Slot::gguf_name, &mut findings);
     let mut lora = Lora { config, modules, saved, folded: BTreeMap::new(), key_factor: Some(key_factor) };
     for (name, ratio) in folded {
         match Weight::parse_gguf(&name, &architecture).filter(|w| lora.modules.contains_key(w)) {

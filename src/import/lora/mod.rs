@@ -10,7 +10,7 @@ pub(super) use peft::{is_lora, read};
 
 use std::collections::BTreeMap;
 
-use crate::adapter::lora::{Half, MAX_RANK, Module, Scale};
+use crate::adapter::lora::{MAX_RANK, Module, Scale};
 use crate::adapter::{Part, Slot};
 use crate::base::Weight;
 use crate::error::Code;
@@ -33,12 +33,12 @@ fn insert(pieces: &mut Pieces, slot: (Weight, Part), name: &str, tensor: LazyTen
 }
 
 /// Halves joined to modules whose shapes agree with each other; what does not is a finding. `scale` gives the factor of a module
-/// of this rank, `expected_rank` what the configuration says of it.
+/// of this rank, `expected_rank` what the configuration says of it, `name` what the file would call a tensor.
 fn modules(
     pieces: Pieces,
     expected_rank: impl Fn(Weight) -> Option<usize>,
     scale: impl Fn(Weight, usize) -> Scale,
-    missing_name: impl Fn(Weight, Half) -> String,
+    name: impl Fn(Slot) -> String,
     findings: &mut Findings,
 ) -> BTreeMap<Weight, Module> {
     let mut out = BTreeMap::new();
@@ -46,9 +46,9 @@ fn modules(
         let mut take = |part: Part| parts.remove(&part);
         let (a, b) = (take(Part::A), take(Part::B));
         let (magnitude, bias) = (take(Part::Magnitude), take(Part::Bias));
-        for (half, is_there) in [(Half::A, a.is_some()), (Half::B, b.is_some())] {
+        for (half, is_there) in [(Part::A, a.is_some()), (Part::B, b.is_some())] {
             if !is_there {
-                let name = missing_name(weight, half);
+                let name = name(slot(weight, half));
                 findings.add(Code::AdapterMissing, name, "both halves of an addition", "no such tensor");
             }
         }

@@ -5,7 +5,7 @@
 //!   wrappers           the module, as patterns see it    word     adapter's name, in state dicts only
 //! ```
 
-use crate::adapter::lora::Half;
+use crate::adapter::Part;
 use crate::base::{Dialect, Weight};
 
 /// What a name says.
@@ -17,6 +17,8 @@ pub(super) enum Meaning {
         module: String,
         /// What of the addition it is, as the file calls it.
         part: Part,
+        /// Whether it is called one of an embedding: `lora_embedding_A`.
+        is_embedding: bool,
         /// The adapter's name, where the tensor's has it.
         adapter: Option<String>,
     },
@@ -33,19 +35,6 @@ pub(super) enum Meaning {
     Ignored(&'static str),
     /// Words of PEFT's that nothing here knows.
     Unknown,
-}
-
-/// A tensor beside a module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// `lora_A.weight` or `lora_B.weight`
-    Half(Half),
-    /// `lora_embedding_A` or `lora_embedding_B`
-    Embedding(Half),
-    /// `lora_B.bias`
-    Bias,
-    /// `lora_magnitude_vector`
-    Magnitude,
 }
 
 /// Words that wrappers put anywhere.
@@ -111,22 +100,19 @@ fn without_holders<'a, 'b>(words: &'a [&'b str]) -> &'a [&'b str] {
 }
 
 fn part(module: &[&str], word: &str, rest: &[&str]) -> Meaning {
+    let is_embedding = word.starts_with("lora_embedding_");
+    let half = if word.ends_with('A') { Part::A } else { Part::B };
     let (part, adapter) = match (word, rest) {
-        ("lora_A" | "lora_B", ["weight"]) => (Part::Half(half(word)), None),
-        ("lora_A" | "lora_B", [adapter, "weight"]) => (Part::Half(half(word)), Some(*adapter)),
+        ("lora_A" | "lora_B", ["weight"]) | ("lora_embedding_A" | "lora_embedding_B", []) => (half, None),
+        ("lora_A" | "lora_B", [adapter, "weight"]) => (half, Some(*adapter)),
+        ("lora_embedding_A" | "lora_embedding_B", [adapter]) => (half, Some(*adapter)),
         ("lora_B", ["bias"]) => (Part::Bias, None),
         ("lora_B", [adapter, "bias"]) => (Part::Bias, Some(*adapter)),
-        ("lora_embedding_A" | "lora_embedding_B", []) => (Part::Embedding(half(word)), None),
-        ("lora_embedding_A" | "lora_embedding_B", [adapter]) => (Part::Embedding(half(word)), Some(*adapter)),
         ("lora_magnitude_vector", [] | ["weight"]) => (Part::Magnitude, None),
         ("lora_magnitude_vector", [adapter] | [adapter, "weight"]) => (Part::Magnitude, Some(*adapter)),
         _ => return Meaning::Unknown,
     };
-    Meaning::Part { module: module.join("."), part, adapter: adapter.map(str::to_owned) }
-}
-
-fn half(word: &str) -> Half {
-    if word.ends_with('A') { Half::A } else { Half::B }
+    Meaning::Part { module: module.join("."), part, is_embedding, adapter: adapter.map(str::to_owned) }
 }
 
 fn whole(words: &[&str], is_trained: bool, adapter: Option<String>) -> Meaning {
@@ -150,43 +136,23 @@ mod tests {
     fn names_say_module_part_and_adapter() {
         const Q: &str = "model.layers.0.self_attn.q_proj";
         for (name, module, part, adapter) in [
-            ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", Q, Part::Half(Half::A), None),
-            (
-                "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight",
-                Q,
-                Part::Half(Half::B),
-                Some("default"),
-            ),
-            ("model.layers.0.self_attn.q_proj.lora_A.weight", Q, Part::Half(Half::A), None),
-            (
-                "_orig_mod.module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
-                Q,
-                Part::Half(Half::A),
-                None,
-            ),
+            ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", Q, Part::A, None),
+            ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight", Q, Part::B, Some("default")),
+            ("model.layers.0.self_attn.q_proj.lora_A.weight", Q, Part::A, None),
+            ("_orig_mod.module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", Q, Part::A, None),
             (
                 "model.base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
                 Q,
-                Part::Half(Half::A),
+                Part::A,
                 None,
             ),
             ("state_dict.base_model.model.lm_head.lora_B.bias", "lm_head", Part::Bias, None),
-            (
-                "base_model.model.layers.0.self_attn.q_proj.lora_A.weight",
-                "layers.0.self_attn.q_proj",
-                Part::Half(Half::A),
-                None,
-            ),
-            (
-                "base_model.model.model.embed_tokens.lora_embedding_A",
-                "model.embed_tokens",
-                Part::Embedding(Half::A),
-                None,
-            ),
+            ("base_model.model.layers.0.self_attn.q_proj.lora_A.weight", "layers.0.self_attn.q_proj", Part::A, None),
+            ("base_model.model.model.embed_tokens.lora_embedding_A", "model.embed_tokens", Part::A, None),
             (
                 "base_model.model.model.embed_tokens.lora_embedding_B.pirate",
                 "model.embed_tokens",
-                Part::Embedding(Half::B),
+                Part::B,
                 Some("pirate"),
             ),
             ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", Q, Part::Magnitude, None),
@@ -197,7 +163,9 @@ mod tests {
                 Some("default"),
             ),
         ] {
-            let expected = Meaning::Part { module: module.into(), part, adapter: adapter.map(str::to_owned) };
+            let (module, adapter) = (module.to_owned(), adapter.map(str::to_owned));
+            let is_embedding = name.contains("lora_embedding_");
+            let expected = Meaning::Part { module, part, is_embedding, adapter };
             assert_eq!(read(name), expected, "{name}");
         }
     }

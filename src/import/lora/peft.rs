@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::config::{Stated, unsupported};
 use super::names::{self, Meaning, weight_of};
 use super::{Pieces, insert, modules, slot};
-use crate::adapter::Part;
-use crate::adapter::lora::{Half, Lora, PEFT_TYPE, module_name, peft_name};
+use crate::adapter::lora::{Lora, PEFT_TYPE, module_name, turned_for_peft};
+use crate::adapter::{Part, Slot};
 use crate::base::{BaseModel, Dialect, Weight, describe};
 use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
@@ -79,7 +79,7 @@ pub(in crate::import) fn read(path: &Path, source: TensorSource, base: Option<&B
         pieces,
         |weight| Some(stated.rules.rank(&pattern_name(weight))),
         |weight, rank| stated.rules.scale(&pattern_name(weight), rank),
-        peft_name,
+        Slot::canonical_name,
         &mut findings,
     );
     let lora = Lora { config: carried, modules, saved, folded: BTreeMap::new(), key_factor: None };
@@ -162,15 +162,10 @@ impl Reading<'_> {
                 };
                 self.left_over(&t.name, &expected, "one of another adapter");
             }
-            Meaning::Part { module, part, .. } => {
-                if let Some((weight, part)) = self.place(t, &module, part) {
+            Meaning::Part { module, part, is_embedding, .. } => {
+                if let Some((weight, part)) = self.place(t, &module, part, is_embedding) {
                     let tensor = self.open(t)?;
-                    let in_axes = match (weight, part) {
-                        (Weight::TokenEmbedding, Part::A | Part::B) if tensor.shape().len() == 2 => {
-                            tensor.clone().transpose(0, 1)
-                        }
-                        _ => tensor.clone(),
-                    };
+                    let in_axes = turned_for_peft(weight, part, tensor.clone());
                     self.patterns.entry(weight).or_insert(module);
                     insert(&mut self.pieces, (weight, part), &t.name, in_axes, &mut self.findings);
                     entry.tensor = Some(tensor);
@@ -204,7 +199,13 @@ impl Reading<'_> {
     }
 
     /// Where a tensor beside `module` belongs; otherwise a finding.
-    fn place(&mut self, t: &SourceTensor, module: &str, part: names::Part) -> Option<(Weight, Part)> {
+    fn place(
+        &mut self,
+        t: &SourceTensor,
+        module: &str,
+        part: Part,
+        is_called_embedding: bool,
+    ) -> Option<(Weight, Part)> {
         let Some(weight) = weight_of(module).filter(|w| w.is_linear()) else {
             // Of a known base it is a mismatch; without one the family may be one that is not read here.
             let (code, expected) = match self.base {
@@ -218,16 +219,12 @@ impl Reading<'_> {
             self.findings.add(code, &t.name, expected, format!("additions to {module:?}"));
             return None;
         };
-        let is_embedding = weight == Weight::TokenEmbedding;
-        let part = match (part, is_embedding) {
-            (names::Part::Half(Half::A), false) => Part::A,
-            (names::Part::Half(Half::B), false) => Part::B,
+        let part = match (part, is_called_embedding, weight == Weight::TokenEmbedding) {
+            (part, false, false) => part,
             // What is B of the matrix that a one-hot row is multiplied with is A of the embedding, transposed.
-            (names::Part::Embedding(Half::B), true) => Part::A,
-            (names::Part::Embedding(Half::A), true) => Part::B,
-            (names::Part::Bias, false) => Part::Bias,
-            (names::Part::Magnitude, false) => Part::Magnitude,
-            (names::Part::Magnitude, true) => {
+            (Part::B, true, true) => Part::A,
+            (Part::A, true, true) => Part::B,
+            (Part::Magnitude, _, true) => {
                 let expected = "DoRA of linear layers, whose magnitudes are those of rows";
                 self.findings.add(Code::ConfigUnsupported, &t.name, expected, "DoRA of an embedding");
                 return None;
