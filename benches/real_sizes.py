@@ -271,8 +271,13 @@ def bench(name, config, folder, arguments):
     if is_wanted("convert"):
         ptplus("convert adapter", "convert", adapter, "-o", folder / "adapter.gguf", "--base", base)
     if is_wanted("lora"):
-        turns = [(cp(lora), ptplus("convert lora", "convert", lora, "-o", folder / "lora.gguf", "--base", base, "-f"))
-                 for _ in range(9)]
+        def converting():
+            output = folder / "lora.gguf"
+            wall = ptplus("convert lora", "convert", lora, "-o", output, "--base", base)
+            output.unlink()
+            return wall
+
+        turns = [(cp(lora), converting()) for _ in range(9)]
         copied, converted = map(statistics.median, zip(*turns))
         print(f"  medians: cp {copied:.3f} s, convert lora {converted:.3f} s, ratio {copied / converted:.2f}")
     if is_wanted("base"):
