@@ -27,7 +27,7 @@ use crate::runner::{self, Device, Lane, StreamOptions};
 use crate::tensor::DType;
 use crate::tensor::dtype::coarsest;
 use crate::validate::Validated;
-pub use merged::verify_merged;
+pub use merged::{verify_merged, verify_merged_beside_parts};
 use probe::Probe;
 pub use prompts::Prompts;
 use sinks::{AgainstProbe, Collect, SideBySide};
@@ -292,16 +292,19 @@ fn stream_options(options: &Options<'_>, positions: Option<&[usize]>) -> StreamO
     StreamOptions { device: options.device.clone(), positions: positions.map(<[usize]>::to_vec) }
 }
 
-/// The limits that are stated, or else those of the coarsest type that any of the adapters has ever been in.
+/// The limits that are stated, or else those of the coarsest type that any of the adapters has ever been in. Those of a
+/// type are the adapters' kind's.
 ///
 /// # Errors
 ///
 /// [`Code::NothingCompared`] where none are established for it.
 pub(crate) fn tolerance(options: &Options<'_>, adapters: &[&Validated]) -> Result<Tolerance> {
-    if let Some(t) = &options.tolerance {
-        return Ok(t.clone());
-    }
-    Tolerance::for_dtype(coarsest(adapters.iter().map(|a| a.coarsest_dtype())))
+    let tolerance = match &options.tolerance {
+        Some(stated) => stated.clone(),
+        None => Tolerance::for_dtype(coarsest(adapters.iter().map(|a| a.coarsest_dtype())))?,
+    };
+    let kinds = adapters.iter().map(|a| a.adapter().kind());
+    Ok(kinds.fold(tolerance, Tolerance::of_kind))
 }
 
 fn report(

@@ -16,7 +16,7 @@ fn size(x: &[f32]) -> f64 {
 }
 
 /// `max(so_far, difference)`, where NaN wins.
-fn worse(so_far: f64, difference: f64) -> f64 {
+pub(super) fn worse(so_far: f64, difference: f64) -> f64 {
     if so_far.is_nan() || difference.is_nan() { f64::NAN } else { so_far.max(difference) }
 }
 
