@@ -167,7 +167,10 @@ pub fn inspect(path: &Path) -> Result<Inspection> {
 pub fn inspect_with(path: &Path, options: &Options, base: Option<&BaseModel>) -> Result<Inspection> {
     let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
     if crate::format::bundle::container::is_bundle(path) {
-        let mut out = adapter(path, options, base)?;
+        let mut out = match crate::format::bundle::container::holds_model(path) {
+            true => model_of_bundle(path)?,
+            false => adapter(path, options, base)?,
+        };
         out.format = format!("{} in a bundle whose hashes hold", out.format);
         return Ok(out);
     }
@@ -394,6 +397,16 @@ fn plain_gguf(path: &Path, file: Gguf) -> Result<Inspection> {
         base => summarise_base(&mut out, base)?,
     }
     list(&mut out, gguf::open(path)?.tensors);
+    Ok(out)
+}
+
+fn model_of_bundle(path: &Path) -> Result<Inspection> {
+    let model = BaseModel::open(path)?;
+    let metadata = model.metadata.iter().flat_map(|m| m.iter());
+    let metadata = metadata.map(|(k, v)| (k.to_owned(), v.to_json(Some(SHOWN_ELEMENTS)))).collect();
+    let mut out = Inspection { metadata, ..empty(path, "base", "GGUF".into()) };
+    list(&mut out, model.tensors_in_file_order().cloned().collect());
+    summarise_base(&mut out, Ok(model))?;
     Ok(out)
 }
 

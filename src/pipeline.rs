@@ -29,6 +29,7 @@ use crate::transform::cast::Overflow;
 use crate::transform::loss::{Bound, Metric};
 use crate::validate::{self, BaseMismatch, Validated};
 pub use base::{ConvertBase, convert_base};
+pub(crate) use base::{convert_base_into, read_adapters};
 pub use combine::{Combine, Combined, combine_adapters};
 use converted::unfit_notes;
 pub use converted::{Converted, ConvertedTensor, OutputError};

@@ -42,6 +42,9 @@ const SYSTEM: &str = "ptplus.system_prompt";
 const SAMPLING: &str = "general.sampling.";
 const BASE: &str = "base_model_name_or_path";
 
+/// What addresses of the hub's models begin with.
+const HUB: &str = "https://huggingface.co/";
+
 /// What the hub calls a licence that is none of its list.
 pub const OTHER: &str = "other";
 
@@ -91,6 +94,30 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// What is stated here, and else there.
+    pub fn or(&self, other: &Sampling) -> Sampling {
+        Sampling {
+            temp: self.temp.or(other.temp),
+            top_k: self.top_k.or(other.top_k),
+            top_p: self.top_p.or(other.top_p),
+            min_p: self.min_p.or(other.min_p),
+            repeat_penalty: self.repeat_penalty.or(other.repeat_penalty),
+            repeat_last_n: self.repeat_last_n.or(other.repeat_last_n),
+        }
+    }
+
+    /// What is stated here and not there.
+    pub fn without(&self, other: &Sampling) -> Sampling {
+        Sampling {
+            temp: self.temp.filter(|_| other.temp.is_none()),
+            top_k: self.top_k.filter(|_| other.top_k.is_none()),
+            top_p: self.top_p.filter(|_| other.top_p.is_none()),
+            min_p: self.min_p.filter(|_| other.min_p.is_none()),
+            repeat_penalty: self.repeat_penalty.filter(|_| other.repeat_penalty.is_none()),
+            repeat_last_n: self.repeat_last_n.filter(|_| other.repeat_last_n.is_none()),
+        }
+    }
+
     /// Flag, llama.cpp's key and value of each that is stated.
     pub fn stated(&self) -> impl Iterator<Item = (&'static str, &'static str, Value)> {
         let Sampling { temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n } = *self;
@@ -231,6 +258,54 @@ impl About {
     pub fn write_into(&self, adapter: &mut Adapter) -> Result<()> {
         self.check()?;
         let mut meta = foreign::of_config(adapter.extra())?;
+        self.put(&mut meta);
+        if let Some(id) = &self.base_model {
+            // Made from the name, like all that follows from it.
+            remove_below(&mut meta, foreign::BASE_MODEL);
+            adapter.extra_mut().insert(BASE.into(), id.as_str().into());
+        }
+        if meta.is_empty() {
+            return Ok(());
+        }
+        let carried: Map<String, Json> =
+            meta.iter().map(|(key, value)| (key.to_owned(), value.to_typed_json())).collect();
+        adapter.extra_mut().insert(foreign::KEY.into(), carried.into());
+        Ok(())
+    }
+
+    /// [`of_metadata`](Self::of_metadata), of a model that was made from another, which its metadata name.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn of_model(meta: &Metadata) -> Result<About> {
+        let url = meta.str(&format!("{}0.repo_url", foreign::BASE_MODEL)).ok().flatten();
+        let id = url.and_then(|url| url.strip_prefix(HUB)).filter(|id| is_hub_id(id));
+        Ok(About { base_model: id.map(str::to_owned), ..Self::of_metadata(meta)? })
+    }
+
+    /// Has a model say this, instead of what its metadata say of the same matters.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check).
+    pub fn put_into_model(&self, meta: &mut Metadata) -> Result<()> {
+        self.check()?;
+        self.put(meta);
+        // Those of what it was made from name that one's own base.
+        remove_below(meta, foreign::BASE_MODEL);
+        if let Some(id) = &self.base_model {
+            let (organization, name) = id.split_once('/').unwrap_or(("", id));
+            meta.insert(foreign::BASE_MODEL_COUNT, Value::U32(1));
+            let key = |field: &str| format!("{}0.{field}", foreign::BASE_MODEL);
+            meta.insert(key("name"), name);
+            meta.insert(key("organization"), organization);
+            meta.insert(key("repo_url"), format!("{HUB}{id}"));
+        }
+        Ok(())
+    }
+
+    fn put(&self, meta: &mut Metadata) {
         for (key, value) in [
             (NAME, &self.name),
             (VERSION, &self.version),
@@ -260,7 +335,7 @@ impl About {
             }
         }
         if !self.datasets.is_empty() {
-            remove_below(&mut meta, DATASET);
+            remove_below(meta, DATASET);
             meta.insert(DATASET_COUNT, Value::U32(self.datasets.len() as u32));
             for (i, id) in self.datasets.iter().enumerate() {
                 let (organization, name) = id.split_once('/').map_or((None, id.as_str()), |(o, n)| (Some(o), n));
@@ -268,24 +343,12 @@ impl About {
                 if let Some(organization) = organization {
                     meta.insert(format!("{DATASET}{i}.organization"), organization);
                 }
-                meta.insert(format!("{DATASET}{i}.repo_url"), format!("https://huggingface.co/datasets/{id}"));
+                meta.insert(format!("{DATASET}{i}.repo_url"), format!("{HUB}datasets/{id}"));
             }
         }
         for (_, key, value) in self.sampling.stated() {
             meta.insert(format!("{SAMPLING}{key}"), value);
         }
-        if let Some(id) = &self.base_model {
-            // Made from the name, like all that follows from it.
-            remove_below(&mut meta, foreign::BASE_MODEL);
-            adapter.extra_mut().insert(BASE.into(), id.as_str().into());
-        }
-        if meta.is_empty() {
-            return Ok(());
-        }
-        let carried: Map<String, Json> =
-            meta.iter().map(|(key, value)| (key.to_owned(), value.to_typed_json())).collect();
-        adapter.extra_mut().insert(foreign::KEY.into(), carried.into());
-        Ok(())
     }
 
     /// Whether nothing is said.

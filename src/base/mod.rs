@@ -8,9 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Code, Error, Result};
-use crate::format::gguf::Metadata;
+use crate::format::bundle::form::file_of_form;
+use crate::format::bundle::{Bundle, MODEL_FILE, check, container};
+use crate::format::gguf::{Gguf, Metadata};
 use crate::format::names::is_hidden;
 use crate::format::{StoredTensor, gguf as gguf_format, index, json, links, mmap, pickle, recognize, safetensors};
+use crate::tensor::Bytes;
 use indexmap::IndexMap;
 
 mod checks;
@@ -79,7 +82,7 @@ impl BaseConfig {
 }
 
 impl BaseModel {
-    /// Opens a Hugging Face folder or a GGUF file.
+    /// Opens a Hugging Face folder, a GGUF file, or a bundle of a model, which is checked first, whole.
     ///
     /// ```
     /// use ptplus::base::{BaseModel, RowOrder};
@@ -92,9 +95,17 @@ impl BaseModel {
     ///
     /// # Errors
     ///
-    /// What [`from_hf_folder`](Self::from_hf_folder) and [`from_gguf`](Self::from_gguf) refuse.
+    /// What [`from_hf_folder`](Self::from_hf_folder), [`from_gguf`](Self::from_gguf) and [`from_bundle`](Self::from_bundle) refuse; of
+    /// a bundle the first finding of [`check::check`], with all others.
     pub fn open(path: &Path) -> Result<Self> {
         let metadata = fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open the base model", e))?;
+        if container::is_bundle(path) {
+            let bundle = Bundle::open(path)?;
+            if let Some(e) = check::check(&bundle, None).to_error() {
+                return Err(e.file(path));
+            }
+            return Self::from_bundle(&bundle);
+        }
         if metadata.is_dir() { Self::from_hf_folder(path) } else { Self::from_gguf(path) }
     }
 
@@ -105,7 +116,7 @@ impl BaseModel {
     ///
     /// As there.
     pub fn open_without(path: &Path, is_foreign: &dyn Fn(&str) -> bool) -> Result<(Self, Vec<String>)> {
-        if !path.is_dir() {
+        if !path.is_dir() || container::is_bundle(path) {
             return Ok((Self::open(path)?, Vec::new()));
         }
         let (config, tensors) = read_hf_folder(path)?;
@@ -132,7 +143,34 @@ impl BaseModel {
     ///
     /// As [`from_hf_folder`](Self::from_hf_folder), and what the GGUF reader refuses.
     pub fn from_gguf(file: &Path) -> Result<Self> {
-        let container = gguf_format::open(file)?;
+        Self::of_container(file, gguf_format::open(file)?)
+    }
+
+    /// The model in a bundle that was checked, in its first form.
+    ///
+    /// # Errors
+    ///
+    /// [`Code::BaseArchitecture`] for a bundle of an adapter; those of [`from_gguf`](Self::from_gguf).
+    pub fn from_bundle(bundle: &Bundle) -> Result<Self> {
+        let file = file_of_form(bundle, None)?;
+        let bytes = bundle.files.get(&file).filter(|_| bundle.files.contains_key(MODEL_FILE)).ok_or_else(|| {
+            let message = "expected a base model, found a bundle of an adapter, which is for --adapter";
+            Error::new(Code::BaseArchitecture, message).file(&bundle.path)
+        })?;
+        let place = if bundle.is_tar { bundle.path.clone() } else { bundle.path.join(&file) };
+        Self::from_gguf_bytes(&place, bytes)
+    }
+
+    /// Opens a GGUF file whose bytes are at hand; `file` names it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`from_gguf`](Self::from_gguf).
+    pub fn from_gguf_bytes(file: &Path, bytes: &Bytes) -> Result<Self> {
+        Self::of_container(file, gguf_format::parse_whole(file, bytes)?)
+    }
+
+    fn of_container(file: &Path, container: Gguf) -> Result<Self> {
         let find = |name: &str| container.tensors.iter().find(|t| t.name == name);
         let config = gguf::parse(file, &container.metadata, find)?;
         Self::checked(file, Dialect::Gguf, config, Some(container.metadata), container.tensors)

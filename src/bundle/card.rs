@@ -91,9 +91,9 @@ impl Card<'_> {
                 )
             }
         };
-        self.description(&mut out);
+        describe(&mut out, self.about, self.description);
         self.running(&mut out);
-        self.verification(&mut out);
+        verification(&mut out, Of::Adapter, self.report, self.reference, self.notes, self.forms);
         out.push_str("## What it is\n\n");
         let rows = match self.adapter.adapter() {
             Adapter::Plus(plus) => self.plus_rows(plus),
@@ -111,28 +111,6 @@ impl Card<'_> {
     }
 
     fn front_matter(&self) -> String {
-        let a = self.about;
-        let mut out = String::from("---\n");
-        let mut put = |key: &str, value: &str| {
-            let _ = writeln!(out, "{key}: {value}");
-        };
-        if let Some(license) = &a.license {
-            match is_of_hub(license) {
-                true => put("license", &yaml(&license.to_lowercase())),
-                false => {
-                    put("license", OTHER);
-                    put("license_name", &yaml(license));
-                }
-            }
-        }
-        if let Some(link) = &a.license_link {
-            put("license_link", &yaml(link));
-        }
-        // The hub links to what this names, so only a hub name will do; a path of the trainer's machine is none.
-        if let Some(id) = &a.base_model {
-            put("base_model", &yaml(id));
-            put("base_model_relation", "adapter");
-        }
         let (library, kinds): (_, &[&str]) = match self.adapter.adapter() {
             // What the hub shows for PEFT needs PEFT's files.
             Adapter::Plus(_) if !self.is_peft() => ("ptplus", &["prefix-tuning-plus", "prefix-tuning", "adapter"]),
@@ -140,18 +118,9 @@ impl Card<'_> {
             Adapter::Lora(_) => ("peft", &["lora", "adapter"]),
             Adapter::Prefix(_) => ("peft", &["virtual-tokens", "adapter"]),
         };
-        put("library_name", library);
-        put("pipeline_tag", "text-generation");
         let forms = [("gguf", self.is_gguf()), ("safetensors", self.is_peft())];
         let forms = forms.into_iter().filter(|(_, is_there)| *is_there).map(|(form, _)| form);
-        let tags: Vec<&str> = kinds.iter().copied().chain(forms).collect();
-        let more = a.tags.iter().map(String::as_str).filter(|tag| !tags.contains(tag));
-        let more: BTreeSet<&str> = more.collect();
-        out.push_str(&list("tags", tags.into_iter().chain(more)));
-        out.push_str(&list("language", a.languages.iter().map(String::as_str)));
-        out.push_str(&list("datasets", a.datasets.iter().map(String::as_str)));
-        out.push_str("---\n\n");
-        out
+        front_matter(self.about, "adapter", library, kinds.iter().copied().chain(forms).collect())
     }
 
     fn is_gguf(&self) -> bool {
@@ -161,30 +130,6 @@ impl Card<'_> {
     /// Whether the folder is a PEFT model.
     fn is_peft(&self) -> bool {
         self.forms.iter().any(|form| form.file == WEIGHTS_FILE)
-    }
-
-    fn description(&self, out: &mut String) {
-        match (self.description, &self.about.description) {
-            (Some(written), _) => {
-                let _ = writeln!(out, "{}\n", written.trim());
-            }
-            (None, Some(text)) => {
-                text.lines().for_each(|line| {
-                    let _ = writeln!(out, "{}", markdown(line));
-                });
-                out.push('\n');
-            }
-            (None, None) => {}
-        }
-        let a = self.about;
-        for (what, value) in [("Version", &a.version), ("Author", &a.author), ("Organization", &a.organization)] {
-            if let Some(value) = value {
-                let _ = writeln!(out, "{what}: {}  ", markdown(value));
-            }
-        }
-        if a.version.is_some() || a.author.is_some() || a.organization.is_some() {
-            out.push('\n');
-        }
     }
 
     fn running(&self, out: &mut String) {
@@ -244,54 +189,7 @@ impl Card<'_> {
                  `ptplus run`; under a template that it does not know, an adapter can answer with nothing.\n\n"
             }
         });
-        let said: Vec<String> =
-            self.about.sampling.stated().map(|(flag, _, value)| format!("`{flag} {}`", value.to_json(None))).collect();
-        if !said.is_empty() {
-            let _ = write!(out, "Unless flags say otherwise, tokens are chosen with {}.\n\n", said.join(", "));
-        }
-        if let Some(system) = &self.about.system {
-            let _ = write!(out, "Unless `--system` says otherwise, the model is told first: {}\n\n", markdown(system));
-        }
-    }
-
-    fn verification(&self, out: &mut String) {
-        let m = &self.report.metrics;
-        let x = super::reports::two_digits;
-        let limit = self.report.limits.max_abs.map_or(String::new(), |l| format!(" (limit {:.1e})", x(l)));
-        let _ = write!(
-            out,
-            "## Verification\n\nBefore this bundle was made, the file in it was run on its base and compared with {}:\n\n\
-             | figure | value |\n|---|---|\n\
-             | largest difference of a logit | {:.1e}{limit} |\n\
-             | effect of the adapter on the logits | {:.1e} |\n\
-             | mean KL divergence, nats | {:.1e} |\n\
-             | same top token | {} % of {} positions |\n\n",
-            self.reference,
-            x(m.max_abs),
-            x(self.report.found_effect),
-            x(m.mean_kl),
-            x(m.top1_agreement * 100.0),
-            m.n_positions
-        );
-        for note in self.notes {
-            let _ = writeln!(out, "- {}", markdown(note));
-        }
-        if !self.notes.is_empty() {
-            out.push('\n');
-        }
-        if self.forms.len() < 2 {
-            return;
-        }
-        out.push_str(
-            "Each form of the adapter was held against the same; `--form NAME` chooses, and the first is used where nothing does:\n\n\
-             | form | file | type | largest difference of a logit | mean KL divergence, nats |\n|---|---|---|---|---|\n",
-        );
-        for form in self.forms {
-            let m = &form.verification.metrics;
-            let (max, kl) = (x(m.max_abs), x(m.mean_kl));
-            let _ = writeln!(out, "| `{}` | `{}` | {} | {max:.1e} | {kl:.1e} |", form.name, form.file, form.dtype);
-        }
-        out.push('\n');
+        defaults(out, self.about);
     }
 
     fn lora_rows(&self, lora: &Lora) -> Vec<(&'static str, String)> {
@@ -334,27 +232,13 @@ impl Card<'_> {
         ]
     }
 
-    /// One row for tensors that differ in their layer alone.
     fn tensors(&self, out: &mut String) {
-        let mut rows: IndexMap<(String, String, String), usize> = IndexMap::new();
-        for e in self.adapter.ledger.consumed() {
-            *rows.entry((any_layer(&e.name), e.dtype.to_string(), format!("{:?}", e.shape))).or_default() += 1;
-        }
-        out.push_str("| tensors | how many | type | shape |\n|---|---|---|---|\n");
-        for ((name, dtype, shape), n) in rows {
-            let _ = writeln!(out, "| `{name}` | {n} | {dtype} | `{shape}` |");
-        }
-        out.push('\n');
+        let consumed = self.adapter.ledger.consumed();
+        tensor_table(out, consumed.map(|e| (e.name.clone(), e.dtype.to_string(), e.shape.clone())));
     }
 
     fn origin(&self, out: &mut String) {
-        let _ = write!(
-            out,
-            "## Origin\n\nMade by ptplus {} with\n\n{fence}sh\n{}\n{fence}\n\n",
-            env!("CARGO_PKG_VERSION"),
-            crate::error::escape(self.command),
-            fence = fence(self.command)
-        );
+        made_with(out, self.command);
         if let Some(record) = self.adapter.adapter().extra().get(crate::import::RECORD_KEY).and_then(Value::as_object) {
             let _ = writeln!(out, "Conventions that the checkpoint did not state were settled by:\n");
             for (key, by) in record {
@@ -371,11 +255,175 @@ impl Card<'_> {
             let _ = writeln!(out, "Digest of the source: `{digest}`  ");
         }
         let _ = writeln!(out, "Digest of the adapter, independent of its file: `{}`", self.digest);
-        out.push_str(
-            "\nThis card, licences and images are text for people, and may be edited; every other file is under `manifest.json`.\n",
-        );
+        out.push_str(FOR_PEOPLE);
     }
 }
+
+/// The front matter. `relation` is what the hub calls the way from base to this; `tags` come before the packer's.
+pub(super) fn front_matter(a: &About, relation: &str, library: &str, tags: Vec<&str>) -> String {
+    let mut out = String::from("---\n");
+    let mut put = |key: &str, value: &str| {
+        let _ = writeln!(out, "{key}: {value}");
+    };
+    if let Some(license) = &a.license {
+        match is_of_hub(license) {
+            true => put("license", &yaml(&license.to_lowercase())),
+            false => {
+                put("license", OTHER);
+                put("license_name", &yaml(license));
+            }
+        }
+    }
+    if let Some(link) = &a.license_link {
+        put("license_link", &yaml(link));
+    }
+    // The hub links to what this names, so only a hub name will do; a path of the trainer's machine is none.
+    if let Some(id) = &a.base_model {
+        put("base_model", &yaml(id));
+        put("base_model_relation", relation);
+    }
+    put("library_name", library);
+    put("pipeline_tag", "text-generation");
+    let more = a.tags.iter().map(String::as_str).filter(|tag| !tags.contains(tag));
+    let more: BTreeSet<&str> = more.collect();
+    out.push_str(&list("tags", tags.into_iter().chain(more)));
+    out.push_str(&list("language", a.languages.iter().map(String::as_str)));
+    out.push_str(&list("datasets", a.datasets.iter().map(String::as_str)));
+    out.push_str("---\n\n");
+    out
+}
+
+/// What it says of itself; `written` by the packer may be Markdown.
+pub(super) fn describe(out: &mut String, a: &About, written: Option<&str>) {
+    match (written, &a.description) {
+        (Some(written), _) => {
+            let _ = writeln!(out, "{}\n", written.trim());
+        }
+        (None, Some(text)) => {
+            text.lines().for_each(|line| {
+                let _ = writeln!(out, "{}", markdown(line));
+            });
+            out.push('\n');
+        }
+        (None, None) => {}
+    }
+    for (what, value) in [("Version", &a.version), ("Author", &a.author), ("Organization", &a.organization)] {
+        if let Some(value) = value {
+            let _ = writeln!(out, "{what}: {}  ", markdown(value));
+        }
+    }
+    if a.version.is_some() || a.author.is_some() || a.organization.is_some() {
+        out.push('\n');
+    }
+}
+
+/// How tokens are chosen, and what the model is told, where that is said.
+pub(super) fn defaults(out: &mut String, a: &About) {
+    let said: Vec<String> =
+        a.sampling.stated().map(|(flag, _, value)| format!("`{flag} {}`", value.to_json(None))).collect();
+    if !said.is_empty() {
+        let _ = write!(out, "Unless flags say otherwise, tokens are chosen with {}.\n\n", said.join(", "));
+    }
+    if let Some(system) = &a.system {
+        let _ = write!(out, "Unless `--system` says otherwise, the model is told first: {}\n\n", markdown(system));
+    }
+}
+
+/// What a card is about.
+#[derive(Clone, Copy)]
+pub(super) enum Of {
+    Adapter,
+    Model,
+}
+
+/// What was found before the bundle was made.
+pub(super) fn verification(
+    out: &mut String,
+    of: Of,
+    report: &Report,
+    reference: &str,
+    notes: &[String],
+    forms: &[PackedForm],
+) {
+    let m = &report.metrics;
+    let x = super::reports::two_digits;
+    let limit = report.limits.max_abs.map_or(String::new(), |l| format!(" (limit {:.1e})", x(l)));
+    let (ran, name, effect, choice) = match of {
+        Of::Adapter => (
+            "the file in it was run on its base and compared",
+            "adapter",
+            "effect of the adapter on the logits",
+            "`--form NAME` chooses, and the first is used where nothing does",
+        ),
+        Of::Model => (
+            "the model in it was run and compared",
+            "model",
+            "effect of what was merged on the logits",
+            "the first is used where no file is named",
+        ),
+    };
+    let _ = write!(
+        out,
+        "## Verification\n\nBefore this bundle was made, {ran} with {reference}:\n\n\
+         | figure | value |\n|---|---|\n\
+         | largest difference of a logit | {:.1e}{limit} |\n\
+         | {effect} | {:.1e} |\n\
+         | mean KL divergence, nats | {:.1e} |\n\
+         | same top token | {} % of {} positions |\n\n",
+        x(m.max_abs),
+        x(report.found_effect),
+        x(m.mean_kl),
+        x(m.top1_agreement * 100.0),
+        m.n_positions
+    );
+    for note in notes {
+        let _ = writeln!(out, "- {}", markdown(note));
+    }
+    if !notes.is_empty() {
+        out.push('\n');
+    }
+    if forms.len() < 2 {
+        return;
+    }
+    let _ = write!(
+        out,
+        "Each form of the {name} was held against the same; {choice}:\n\n\
+         | form | file | type | largest difference of a logit | mean KL divergence, nats |\n|---|---|---|---|---|\n"
+    );
+    for form in forms {
+        let m = &form.verification.metrics;
+        let (max, kl) = (x(m.max_abs), x(m.mean_kl));
+        let _ = writeln!(out, "| `{}` | `{}` | {} | {max:.1e} | {kl:.1e} |", form.name, form.file, form.dtype);
+    }
+    out.push('\n');
+}
+
+/// One row for tensors that differ in their layer alone: name, type and shape of each.
+pub(super) fn tensor_table(out: &mut String, tensors: impl Iterator<Item = (String, String, Vec<usize>)>) {
+    let mut rows: IndexMap<(String, String, String), usize> = IndexMap::new();
+    for (name, dtype, shape) in tensors {
+        *rows.entry((any_layer(&name), dtype, format!("{shape:?}"))).or_default() += 1;
+    }
+    out.push_str("| tensors | how many | type | shape |\n|---|---|---|---|\n");
+    for ((name, dtype, shape), n) in rows {
+        let _ = writeln!(out, "| `{name}` | {n} | {dtype} | `{shape}` |");
+    }
+    out.push('\n');
+}
+
+/// The command that made the bundle.
+pub(super) fn made_with(out: &mut String, command: &str) {
+    let _ = write!(
+        out,
+        "## Origin\n\nMade by ptplus {} with\n\n{fence}sh\n{}\n{fence}\n\n",
+        env!("CARGO_PKG_VERSION"),
+        crate::error::escape(command),
+        fence = fence(command)
+    );
+}
+
+/// What may be edited.
+pub(super) const FOR_PEOPLE: &str = "\nThis card, licences and images are text for people, and may be edited; every other file is under `manifest.json`.\n";
 
 fn learned(a: &Plus) -> &'static str {
     let has = |f: fn(&plus::Layer) -> bool| a.layers.values().any(f);
@@ -404,7 +452,7 @@ pub fn base_name(adapter: &Adapter, base: &BaseModel) -> String {
 }
 
 /// Text from a file, without what Markdown or HTML would act on.
-fn markdown(text: &str) -> String {
+pub(super) fn markdown(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in crate::error::escape(text).chars() {
         if "\\`*_[]<>#|!&".contains(c) {

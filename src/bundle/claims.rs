@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
-use super::digest::{AdapterDigest, of_tensors};
+use super::digest::{AdapterDigest, of_model_tensors, of_tensors};
 use super::provenance;
 use crate::about::About;
 use crate::adapter::lora::Module;
@@ -18,7 +18,8 @@ use crate::finding::Finding;
 use crate::format::bundle::manifest::{Manifest, canonical_text, is_sha256};
 use crate::format::bundle::path::check_path;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, PROVENANCE_FILE, VERIFICATION_REPORT,
+    ADAPTER_FILE, Bundle, CHAT_TEMPLATE_FILE, GENERATION_FILE, MANIFEST_FILE, MODEL_FILE, PROVENANCE_FILE,
+    VERIFICATION_REPORT,
 };
 use crate::format::json;
 use crate::format::limits::{MANIFEST_BYTES, MANIFEST_VALUES};
@@ -57,7 +58,11 @@ pub(super) fn of_adapter(adapter: &Validated, digest: &AdapterDigest) -> Map<Str
 /// An entry of the manifest's `forms`.
 #[cfg(feature = "runner")]
 pub(super) fn of_form(form: &super::form::PackedForm) -> Value {
-    json!({ "name": form.name, "file": form.file, "type": form.dtype, "report": form.report, "digest": form.digest })
+    let mut out = json!({ "name": form.name, "file": form.file, "type": form.dtype, "report": form.report, "digest": form.digest });
+    if form.digest.is_none() {
+        out.as_object_mut().map(|form| form.shift_remove("digest"));
+    }
+    out
 }
 
 /// Whether `base` is the one that the manifest names, by what the adapter itself does not say of it: fingerprint,
@@ -91,6 +96,19 @@ pub fn confirm_base(manifest: &Manifest, adapter: &Validated, base: &BaseModel) 
     }
 }
 
+/// [`compare`] or [`compare_model`], by what the bundle has, in its first form.
+///
+/// # Errors
+///
+/// Those of reading it.
+pub fn compare_contents(manifest: &Manifest, bundle: &Bundle) -> Result<Vec<Finding>> {
+    if bundle.files.contains_key(MODEL_FILE) {
+        return Ok(compare_model(manifest, bundle, &BaseModel::from_bundle(bundle)?));
+    }
+    let adapter = validate::check(read_bundle(bundle, None)?, None).map_err(|r| r.into_error().file(&bundle.path))?;
+    Ok(compare(manifest, bundle, &adapter))
+}
+
 /// Compares everything that the manifest states of the adapter, each key where it is stated: the tensors' digests,
 /// `adapter`, what `base` says, the source's digest and the reports. Reads every tensor twice.
 pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec<Finding> {
@@ -114,14 +132,73 @@ pub fn compare(manifest: &Manifest, bundle: &Bundle, adapter: &Validated) -> Vec
             check.equal(&["source", "sha256"], &recorded.as_str().into());
         }
     }
-    check.about(bundle, adapter);
-    check.provenance(bundle);
-    check.forms(bundle);
-    check.fits(&["command"], "a text", |_| true);
-    check.texts("notes");
-    check.is_object("tool");
-    check.reports(bundle);
+    check.about(bundle, ADAPTER_FILE, About::of(adapter.adapter()));
+    check.forms(|file| {
+        let found =
+            validate::check(read_bundle(bundle, Some(file))?, None).map_err(|rejected| rejected.into_error())?;
+        Ok((main_type(&found), Some(json!(AdapterDigest::of(found.adapter())))))
+    });
+    check.rest(bundle);
     check.findings
+}
+
+/// [`compare`], of a bundle of a model. Reads every tensor.
+pub fn compare_model(manifest: &Manifest, bundle: &Bundle, model: &BaseModel) -> Vec<Finding> {
+    let mut check = Claims { manifest, findings: Vec::new() };
+    match of_model_tensors(model) {
+        Ok(tensors) => check.equal(&["tensors"], &json!(tensors)),
+        Err(e) => check.findings.push(Finding::new(e.code(), MODEL_FILE, "tensors that can be read", e.message())),
+    }
+    if check.is_object("model") {
+        for (key, actual) in of_model(model) {
+            check.equal(&["model", &key], &actual);
+        }
+        check.fits(&["model", "download_name"], "the name of a file", |name| {
+            !name.contains('/') && check_path(name).is_ok()
+        });
+    }
+    if check.is_object("base") {
+        check.fits(&["base", "name"], "a text", |_| true);
+        check.fits(&["base", "fingerprint"], "the fingerprint of a base", fingerprint::is_well_formed);
+        check.equal(&["base", "architecture"], &model.gguf_architecture().into());
+        check.fits(&["base", "model_type"], "a text", |_| true);
+        if check.stated(&["base", "mismatch_ignored"]).is_some_and(|v| !v.is_boolean()) {
+            check.differ(&["base", "mismatch_ignored"], "true or false".into(), "another value".into());
+        }
+    }
+    check.merged();
+    check.about(bundle, MODEL_FILE, model.metadata.as_ref().map_or_else(|| Ok(About::default()), About::of_model));
+    let place = |file: &str| if bundle.is_tar { bundle.path.clone() } else { bundle.path.join(file) };
+    check.forms(|file| {
+        let missing = || Error::new(Code::BundleMissing, "none");
+        let bytes = bundle.files.get(file).ok_or_else(missing)?;
+        Ok((main_type_of_model(&BaseModel::from_gguf_bytes(&place(file), bytes)?), None))
+    });
+    check.rest(bundle);
+    check.findings
+}
+
+/// The manifest's `model`, but for the name under which it is offered.
+pub(super) fn of_model(model: &BaseModel) -> Map<String, Value> {
+    let n_parameters: u64 = model.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
+    let described = json!({
+        "type": "merged",
+        "architecture": model.gguf_architecture(),
+        "row_order": model.row_order().name(),
+        "num_layers": model.config.n_layers,
+        "num_parameters": n_parameters,
+        "dtype": main_type_of_model(model).name(),
+    });
+    match described {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// The type that most elements of a model's matrices have.
+pub(super) fn main_type_of_model(model: &BaseModel) -> DType {
+    let matrices = model.tensors().filter(|t| t.shape.len() > 1);
+    export::main_type(matrices.map(|t| (t.dtype, t.shape.iter().product())))
 }
 
 struct Claims<'a> {
@@ -204,13 +281,13 @@ impl Claims<'_> {
     }
 
     /// What the adapter says, the manifest and the files beside it say, too.
-    fn about(&mut self, bundle: &Bundle, adapter: &Validated) {
-        let about = match About::of(adapter.adapter()) {
+    fn about(&mut self, bundle: &Bundle, weights_file: &str, said: Result<About>) {
+        let about = match said {
             Ok(about) => about,
             Err(e) => {
                 return self.findings.push(Finding::new(
                     e.code(),
-                    ADAPTER_FILE,
+                    weights_file,
                     "metadata of ggml's types",
                     e.message(),
                 ));
@@ -240,8 +317,34 @@ impl Claims<'_> {
         }
     }
 
-    /// Each form is an adapter with the digest that is stated, and has a report that says that it passed.
-    fn forms(&mut self, bundle: &Bundle) {
+    /// What was merged is a list of adapters, each with what it was and its factor.
+    fn merged(&mut self) {
+        let Some(stated) = self.stated(&["merged"]).cloned() else { return };
+        let is_one = |part: &Value| {
+            ["name", "type"].iter().all(|key| part.get(key).is_some_and(Value::is_string))
+                && part.get("scale").is_some_and(Value::is_number)
+                && part.get("digest").is_some_and(Value::is_object)
+        };
+        if !stated.as_array().is_some_and(|parts| !parts.is_empty() && parts.iter().all(is_one)) {
+            self.differ(
+                &["merged"],
+                "a list of adapters, each with name, type, scale and digest".into(),
+                short(&stated),
+            );
+        }
+    }
+
+    /// What is alike in all bundles.
+    fn rest(&mut self, bundle: &Bundle) {
+        self.provenance(bundle);
+        self.fits(&["command"], "a text", |_| true);
+        self.texts("notes");
+        self.is_object("tool");
+        self.reports(bundle);
+    }
+
+    /// Each form can be read and has the type and the digest that are stated, and a report that says that it passed.
+    fn forms(&mut self, read: impl Fn(&str) -> Result<(DType, Option<Value>)>) {
         let Some(stated) = self.stated(&["forms"]).cloned() else { return };
         let list = stated.as_array().map(Vec::as_slice).unwrap_or_default();
         if list.is_empty() {
@@ -255,17 +358,16 @@ impl Claims<'_> {
                 self.differ(&[&place], "name, and file and report of the bundle".into(), short(form));
                 continue;
             }
-            let read = read_bundle(bundle, Some(text("file")));
-            let read = read.and_then(|found| validate::check(found, None).map_err(|rejected| rejected.into_error()));
-            match read {
-                Ok(found) => {
-                    let digest = json!(AdapterDigest::of(found.adapter()));
-                    let dtype = main_type(&found);
-                    if form.get("digest") != Some(&digest) || text("type") != dtype.name() {
-                        self.differ(&[&place], format!("{} {digest}", dtype.name()), short(form));
+            match read(text("file")) {
+                Ok((dtype, digest)) => {
+                    if form.get("digest") != digest.as_ref() || text("type") != dtype.name() {
+                        let digest = digest.map_or(String::new(), |digest| format!(" {digest}"));
+                        self.differ(&[&place], format!("{}{digest}", dtype.name()), short(form));
                     }
                 }
-                Err(e) => self.findings.push(Finding::new(e.code(), text("file"), "an adapter", e.message())),
+                Err(e) => {
+                    self.findings.push(Finding::new(e.code(), text("file"), "what it is said to be", e.message()))
+                }
             }
         }
     }

@@ -207,6 +207,16 @@ pub fn of_tensors(adapter: &Validated) -> Vec<TensorDigest> {
     consumed.into_par_iter().map(|(name, t)| tensor_digest(name, t, &|_| {})).collect()
 }
 
+/// Of each tensor of a model, in the file's order.
+///
+/// # Errors
+///
+/// Those of opening the tensors.
+pub fn of_model_tensors(model: &BaseModel) -> Result<Vec<TensorDigest>> {
+    let tensors: Vec<_> = model.tensors_in_file_order().collect();
+    tensors.into_par_iter().map(|t| Ok(tensor_digest(&t.name, &t.lazy()?, &|_| {}))).collect()
+}
+
 /// One tensor's bytes as the file has them.
 fn tensor_digest(name: &str, t: &LazyTensor, step: &(dyn Fn(u64) + Sync)) -> TensorDigest {
     let mut hasher = Sha256::new();

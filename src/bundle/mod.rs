@@ -15,6 +15,10 @@ pub mod digest;
 #[cfg(feature = "runner")]
 mod form;
 #[cfg(feature = "runner")]
+pub mod merged;
+#[cfg(feature = "runner")]
+mod model_card;
+#[cfg(feature = "runner")]
 mod naming;
 #[cfg(feature = "runner")]
 pub mod pack;
@@ -24,7 +28,9 @@ mod provenance;
 mod reports;
 pub mod seal;
 #[cfg(feature = "runner")]
+mod staging;
+#[cfg(feature = "runner")]
 mod yaml;
 
 #[cfg(feature = "runner")]
-pub use form::PackedForm;
+pub use form::{PackedForm, Part};

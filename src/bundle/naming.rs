@@ -11,10 +11,10 @@ const VERSION: &str = "1";
 /// Characters of the base's name that go into it: the whole is the name of a file.
 const MAX_BASE_NAME: usize = 96;
 
-/// The suggested name. `base` is the base's name, perhaps with an organization; `n_parameters` the base's, for the size
+/// The suggested name, of an adapter of this kind or of a model into which some were merged. `base` is the base's name, perhaps with an organization; `n_parameters` the base's, for the size
 /// label where the name has none.
 pub fn download_name(
-    kind: Kind,
+    kind: Option<Kind>,
     base: Option<&str>,
     n_parameters: u64,
     version: Option<&str>,
@@ -34,9 +34,10 @@ pub fn download_name(
     // A point would look like the beginning of an ending, and the naming rule has none outside sizes and versions.
     let plain = |text: &str| text.replace('.', "-");
     let (fine_tune, suffix) = match kind {
-        Kind::Plus => (vec![FINE_TUNE.to_owned()], ""),
-        Kind::Lora => (Vec::new(), "-LoRA"),
-        Kind::Prefix => (vec!["virtual-tokens".to_owned()], ""),
+        Some(Kind::Plus) => (vec![FINE_TUNE.to_owned()], ""),
+        Some(Kind::Lora) => (Vec::new(), "-LoRA"),
+        Some(Kind::Prefix) => (vec!["virtual-tokens".to_owned()], ""),
+        None => (vec!["merged".to_owned()], ""),
     };
     let parts = [vec![plain(&base_name), size], after.iter().map(|w| plain(w)).collect(), fine_tune];
     format!("{}-v{version}-{}{suffix}.gguf", parts.concat().join("-"), encoding.name())
@@ -84,16 +85,18 @@ mod tests {
             (None, "base-1.2M-prefix-tuning-plus-v1-Q8_0.gguf"),
         ];
         for (base, expected) in cases {
-            let name = download_name(Kind::Plus, base, 1_234_567, None, DType::Q8_0);
-            let lora = download_name(Kind::Lora, base, 1_234_567, None, DType::Q8_0);
+            let name = download_name(Some(Kind::Plus), base, 1_234_567, None, DType::Q8_0);
+            let lora = download_name(Some(Kind::Lora), base, 1_234_567, None, DType::Q8_0);
             assert_eq!(lora.strip_suffix("-LoRA.gguf"), name.replace("-prefix-tuning-plus", "").strip_suffix(".gguf"));
             assert_eq!(name, expected);
             assert!(rule.is_match(&name), "{name}");
         }
         for (version, expected) in [("1.2", "v1.2"), ("v3", "v3"), ("nightly", "v1"), ("1.", "v1"), ("../x", "v1")] {
-            let name = download_name(Kind::Lora, None, 1_234_567, Some(version), DType::F16);
+            let name = download_name(Some(Kind::Lora), None, 1_234_567, Some(version), DType::F16);
             assert_eq!(name, format!("base-1.2M-{expected}-F16-LoRA.gguf"));
         }
+        let merged = download_name(None, Some("a/SmolLM2-135M"), 1, None, DType::F16);
+        assert_eq!(merged, "SmolLM2-135M-merged-v1-F16.gguf");
         assert_eq!(size_label(8_030_000_000), "8B");
     }
 }

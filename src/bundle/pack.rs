@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -15,28 +14,29 @@ use super::naming::download_name;
 use super::provenance::{self, Materials};
 use super::reports;
 use super::seal::{self, Signers};
+use super::staging::{Place, entries, entry};
 use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
 use crate::export::types::OutType;
-use crate::format::bundle::check::file_sha256;
-use crate::format::bundle::manifest::{self, FileEntry};
+use crate::format::bundle::form::file_of_form;
+use crate::format::bundle::manifest;
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, OWN_FILES, PROVENANCE_FILE,
-    VERIFICATION_REPORT, container, model_signing, place,
+    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, PROVENANCE_FILE, VERIFICATION_REPORT,
+    container, model_signing,
 };
 use crate::format::mmap::map_file;
-use crate::format::output::{OutputFile, OutputFolder, Overwrite, Replace, Scratch};
-use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE, file_of_form};
+use crate::format::output::{OutputFile, Overwrite};
+use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::pipeline::{self, Convert, Converted, Format, TypeRules};
 use crate::search::Settlement;
 use crate::tensor::Bytes;
 use crate::validate::Validated;
 use crate::verify::{self, Prompts, Reference, Report};
 
-const CONVERSION_REPORT: &str = "reports/conversion.json";
+pub(super) const CONVERSION_REPORT: &str = "reports/conversion.json";
 
 /// What to pack and how; [`Pack::new`] has the defaults.
 #[non_exhaustive]
@@ -103,8 +103,8 @@ pub struct Packed {
     pub files: BTreeMap<String, u64>,
     /// Name suggested for a download.
     pub download_name: String,
-    /// Digests of the adapter.
-    pub digest: AdapterDigest,
+    /// Digests of the adapter; none of a model.
+    pub digest: Option<AdapterDigest>,
     /// Whether the base is the one that the adapter was made for, where it said which.
     pub base_identity: Option<Identity>,
     /// Base64 of the key that signed.
@@ -121,34 +121,6 @@ pub struct Packed {
     pub missing_for_a_hub: Vec<&'static str>,
 }
 
-/// Where a bundle grows.
-enum Place {
-    Folder(OutputFolder),
-    Archive(OutputFile, Scratch),
-}
-
-impl Place {
-    fn open(job: &Pack<'_>, inputs: &[&Path]) -> Result<Place> {
-        let (output, overwrite) = (job.convert.output, job.convert.overwrite);
-        place::refuse_inside_bundle(output)?;
-        if job.is_tar {
-            return Ok(Place::Archive(OutputFile::create(output, overwrite, inputs)?, Scratch::beside(output)?));
-        }
-        let replace = match overwrite {
-            Overwrite::Never => Replace::Nothing,
-            Overwrite::Force => Replace::Files(place::files_of_bundle(output)),
-        };
-        Ok(Place::Folder(OutputFolder::create(output, replace, inputs)?))
-    }
-
-    fn work(&self) -> &Path {
-        match self {
-            Place::Folder(folder) => folder.staged_path(),
-            Place::Archive(_, scratch) => scratch.path(),
-        }
-    }
-}
-
 /// Packs an adapter.
 ///
 /// # Errors
@@ -163,7 +135,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         .chain([job.convert.adapter])
         .chain(job.convert.prove.as_ref().map(|p| p.path))
         .collect();
-    let place = Place::open(&job, &inputs)?;
+    let place = Place::open(job.convert.output, job.is_tar, job.convert.overwrite, &inputs)?;
     let probe = job.convert.prove.as_ref().map(|p| p.path);
     let Pack { convert, options, prompts, signer, model_signer, more_forms, about, command, date, .. } = job;
 
@@ -211,8 +183,13 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let encoding = claims::main_type(adapter);
     let base_name = card::base_name(adapter.adapter(), base);
     let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
-    let name =
-        download_name(adapter.adapter().kind(), Some(&base_name), n_parameters, said.version.as_deref(), encoding);
+    let name = download_name(
+        Some(adapter.adapter().kind()),
+        Some(&base_name),
+        n_parameters,
+        said.version.as_deref(),
+        encoding,
+    );
     let public_key = signer.map(Signer::public_base64);
     let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     let text = |v: Value| manifest::canonical_text(&v).into_bytes();
@@ -232,7 +209,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
             name: form.clone(),
             file: made.files[0].clone(),
             dtype: claims::main_type(&made.adapter).name(),
-            digest: AdapterDigest::of(made.adapter.adapter()),
+            digest: Some(AdapterDigest::of(made.adapter.adapter())),
             report: named(VERIFICATION_REPORT),
             verification: made.report.clone(),
         });
@@ -297,14 +274,14 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         seal::subject(&name),
     )?);
 
-    let output = put(place, &files, &texts)?;
+    let output = place.put(&files, &texts)?;
     let mut files: BTreeMap<String, u64> = entries.into_iter().map(|(path, e)| (path, e.size)).collect();
     files.extend(texts.iter().map(|(path, text)| (path.clone(), text.len() as u64)));
     Ok(Packed {
         output,
         files,
         download_name: name,
-        digest,
+        digest: Some(digest),
         base_identity: identity,
         public_key,
         reference,
@@ -406,20 +383,6 @@ fn against_source(
     verify::verify(adapter, base, reference, options)?.passed("no bundle was made", &source.origin.path)
 }
 
-fn entries(work: &Path, files: &[String], texts: &BTreeMap<String, Vec<u8>>) -> Result<BTreeMap<String, FileEntry>> {
-    let mut all: Vec<(String, Bytes)> =
-        texts.iter().map(|(path, text)| (path.clone(), Bytes::from(text.clone()))).collect();
-    for file in files {
-        all.push((file.clone(), map_file(&work.join(file))?));
-    }
-    let hashed = |(path, bytes): (String, Bytes)| (path, entry(&bytes));
-    Ok(all.into_par_iter().map(hashed).collect::<Vec<_>>().into_iter().collect())
-}
-
-fn entry(bytes: &Bytes) -> FileEntry {
-    FileEntry { size: bytes.len() as u64, sha256: file_sha256(bytes) }
-}
-
 fn describe_base(adapter: &Validated, base: &BaseModel, name: &str) -> Result<Value> {
     let fingerprint = match adapter.base_fingerprint() {
         Some(text) => text.to_owned(),
@@ -440,35 +403,6 @@ fn describe_source(source: &Validated, converted: Option<&Converted>) -> Value {
         "layout": source.origin.layout,
         "sha256": converted.and_then(|c| c.source_sha256.clone()).or_else(|| source.origin.recorded_source_sha256.clone()),
     })
-}
-
-/// Writes what is missing and puts the bundle in its place.
-fn put(place: Place, files: &[String], texts: &BTreeMap<String, Vec<u8>>) -> Result<PathBuf> {
-    match place {
-        Place::Folder(folder) => {
-            files.iter().for_each(|file| folder.adopt(file));
-            // The manifest comes last: without it nothing is a bundle.
-            let last = |path: &str| OWN_FILES.contains(&path);
-            let (end, begin): (Vec<_>, Vec<_>) = texts.iter().partition(|(path, _)| last(path));
-            for (path, text) in begin.into_iter().chain(end) {
-                folder.file(path)?.write_all_at(0, text)?;
-            }
-            let target = folder.target().to_owned();
-            folder.commit()?;
-            Ok(target)
-        }
-        Place::Archive(out, scratch) => {
-            let mut all: BTreeMap<&str, Bytes> =
-                texts.iter().map(|(path, text)| (path.as_str(), Bytes::from(text.clone()))).collect();
-            for file in files {
-                all.insert(file, map_file(&scratch.path().join(file))?);
-            }
-            seal::write_archive(&out, &all)?;
-            let target = out.target().to_owned();
-            out.commit()?;
-            Ok(target)
-        }
-    }
 }
 
 /// The date that `SOURCE_DATE_EPOCH` asks for, as `2026-01-31`; without it a bundle has none.

@@ -6,13 +6,14 @@ use serde_json::json;
 use super::base_check::{self, BaseCheck};
 use super::progress::Unit;
 use super::ui::{self, Status, Ui};
+use super::usage;
 use crate::base::fingerprint::{Depth, Identity};
 use crate::bundle::claims;
 use crate::error::{ErrorKind, Result, escape};
 use crate::format::bundle::check::{Checked, Demands, Signature, check_reporting};
 use crate::format::bundle::signature::{self, PublicKey};
 use crate::format::bundle::tar::Strictness;
-use crate::format::bundle::{Bundle, MANIFEST_FILE, container, model_signing};
+use crate::format::bundle::{Bundle, MANIFEST_FILE, MODEL_FILE, container, model_signing};
 use crate::format::mmap::map_file;
 use crate::inspect::{Content, content_of};
 use crate::pipeline::read_adapter;
@@ -45,7 +46,14 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let demands = Demands { is_strict: a.strict, ..keys.demands() };
     let mut checked = check_reporting(&bundle, demands, &|done, total| ui.progress(done, total, Unit::Bytes));
     let mut identity = None;
-    if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass()) {
+    let is_model = bundle.files.contains_key(MODEL_FILE);
+    if is_model && base.is_some() {
+        return Err(usage("--base", "expected none beside a bundle of a model, which is a base itself"));
+    }
+    if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass() && is_model) {
+        checked.findings = claims::compare_contents(manifest, &bundle)?;
+    }
+    if let Some(manifest) = checked.manifest.as_ref().filter(|_| checked.pass() && !is_model) {
         // What is inside must also be an adapter, fit, and be the one that the manifest describes.
         let adapter = read_adapter(&a.bundle, base.as_ref())?;
         checked.findings = claims::compare(manifest, &bundle, &adapter);

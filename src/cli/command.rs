@@ -43,6 +43,14 @@ impl Recorded {
         self.value(flag, path.map(last_part));
     }
 
+    /// `FLAG FILE`, of the path the last part alone; `FLAG FILE:SCALE` for another scale than 1.
+    pub fn scaled_file(&mut self, flag: &str, path: &Path, scale: f64) {
+        self.file(flag, Some(path));
+        if scale != 1.0 {
+            self.weight(scale);
+        }
+    }
+
     /// `FLAG`, if it is given.
     pub fn flag(&mut self, flag: &str, is_given: bool) {
         if is_given {

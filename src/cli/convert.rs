@@ -218,6 +218,7 @@ fn run_base(
         merge: &merge,
         base_mismatch: a.base_check.mismatch(),
         prove,
+        about: None,
         tokenizer: a.tokenizer.choice(),
         types,
         max_error: &max_error,

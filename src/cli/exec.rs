@@ -17,22 +17,23 @@ use crate::doctor::{self, Diagnosis, Verdict};
 use crate::error::{Code, Error, Result};
 use crate::exec::control::{self, Control};
 use crate::exec::{self, Environment, LIBRARY_NAME, MAX_ADAPTERS, Ready, Store, lora};
-use crate::format::bundle::container::is_bundle;
+use crate::format::bundle::container::{holds_model, is_bundle};
 use crate::graft;
 use crate::import::{self, source};
 use crate::verify::probe::Probe;
 
 #[derive(clap::Args)]
 #[command(
-    override_usage = "ptplus exec --adapter ADAPTER[:SCALE]... [OPTIONS] -- PROGRAM [ARGS]...\n       ptplus exec --print-env --adapter ADAPTER[:SCALE]... --base MODEL [OPTIONS]",
-    after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-completion -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env"
+    override_usage = "ptplus exec --adapter ADAPTER[:SCALE]... [OPTIONS] -- PROGRAM [ARGS]...\n       ptplus exec --print-env --adapter ADAPTER[:SCALE]... --base MODEL [OPTIONS]\n       ptplus exec --base BUNDLE [OPTIONS] -- PROGRAM [ARGS]...",
+    after_help = "The program takes the place of ptplus: same process, streams and signals. Programs that it starts have the adapters, too. Exit code 127: no such program; 126: it cannot be run; before it starts, those of ptplus; afterwards, its own.\n\nExamples:\n  ptplus exec --adapter adapter.gguf -- llama-server -m model.gguf\n  ptplus exec --adapter style/:0.5 --adapter facts.gguf --control scales \\\n      -- llama-completion -m model.gguf -p 'Who are you?'\n  ptplus exec --adapter adapter.gguf --base model.gguf -- node chat.mjs\n  ptplus exec --adapter adapter.gguf --base model.gguf --print-env\n  ptplus exec --base merged-bundle/ -- llama-server"
 )]
 pub struct Arguments {
     /// Adapter (folder, GGUF, bundle, checkpoint), with a factor on what it adds; may be given more than once. LoRAs are
     /// given to programs of llama.cpp as --lora, and what an adapter says as --chat-template-file and flags of sampling
-    #[arg(long, value_name = "ADAPTER[:SCALE]", required = true)]
+    #[arg(long, value_name = "ADAPTER[:SCALE]", required_unless_present = "base")]
     adapter: Vec<String>,
-    /// The model that the program loads, where its arguments do not name one with -m or --model
+    /// The model that the program loads, where its arguments do not name one with -m or --model; a bundle of a model, which needs no
+    /// adapter, is given to the program as its -m
     #[arg(long)]
     base: Option<PathBuf>,
     /// PyTorch's answer: settles what nothing states about a checkpoint, and proves the file that the program gets
@@ -67,6 +68,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let started = a.command.split_first();
     if started.is_none() && !a.print_env {
         return Err(usage("PROGRAM", "expected a program to start, after --, found none"));
+    }
+    if adapters.is_empty() {
+        return with_model(a, &stated, ui);
     }
     let library = graft::library().ok_or_else(not_built_in)?;
     let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
@@ -125,7 +129,8 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let path = program.as_ref().map(|p| p.path.as_path());
     let said = exec::said(&abouts, path, started.map_or(&[], |(_, rest)| rest), &is_set, &store)?;
     said.notes.iter().for_each(|note| ui.note(note));
-    let more = [lora::arguments(&loras)?, said.arguments].concat();
+    let model = model_argument(a, &base, program.as_ref())?;
+    let more = [model, lora::arguments(&loras)?, said.arguments].concat();
     match program {
         Some(program) if !a.print_env => Err(program.start(&more, &environment)),
         _ => {
@@ -133,6 +138,58 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             print(&environment, &more, &all, &base, program.as_ref(), ui)
         }
     }
+}
+
+/// A bundle of a model, which has everything in it, as the model of a llama.cpp program.
+fn with_model(a: &Arguments, stated: &import::Options, ui: &Ui) -> Result<u8> {
+    let path = a.base.as_deref().expect("clap wants --base or --adapter");
+    if !holds_model(path) {
+        return Err(usage("--adapter", "expected an adapter, or a bundle of a model as --base, found neither"));
+    }
+    let of_adapters = [
+        ("--control", a.control.is_some()),
+        ("--probe", a.probe.is_some()),
+        ("how to read a checkpoint", !stated.is_empty() || stated.form.is_some()),
+    ];
+    if let Some((flag, _)) = of_adapters.into_iter().find(|(_, is_given)| *is_given) {
+        return Err(usage(flag, "expected no such flag without an adapter"));
+    }
+    let started = a.command.split_first();
+    let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
+    let base = BaseModel::open(path)?;
+    let about = base.metadata.as_ref().map_or_else(|| Ok(About::default()), About::of_model)?;
+    let store = Store::open()?;
+    store.note().into_iter().for_each(|note| ui.note(note));
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let program_path = program.as_ref().map(|p| p.path.as_path());
+    let said = exec::said(&[&about], program_path, started.map_or(&[], |(_, rest)| rest), &is_set, &store)?;
+    said.notes.iter().for_each(|note| ui.note(note));
+    let more = [model_argument(a, &base, program.as_ref())?, said.arguments].concat();
+    match program {
+        Some(program) if !a.print_env => Err(program.start(&more, &Environment::unchanged())),
+        _ => print(&Environment::unchanged(), &more, &[], &base, program.as_ref(), ui),
+    }
+}
+
+/// `-m FILE` of a bundle's model, for a program whose arguments name none.
+fn model_argument(a: &Arguments, base: &BaseModel, program: Option<&Program<'_>>) -> Result<Vec<OsString>> {
+    let Some(path) = a.base.as_deref().filter(|path| holds_model(path)) else { return Ok(Vec::new()) };
+    let given = program.map_or(&[][..], |p| p.arguments);
+    if exec::names_model(given) {
+        return Err(usage(
+            "--base",
+            "expected no model among the program's arguments beside a bundle of one, found -m",
+        ));
+    }
+    if path.is_file() {
+        let message = "expected a folder, since no program of llama.cpp reads an archive, found one";
+        let hint = format!("ptplus unpack {} -o FOLDER", path.display());
+        return Err(Error::new(Code::Usage, message).file(path).field("--base").hints([hint]));
+    }
+    if let Some(program) = program {
+        exec::check_takes_model(&program.path)?;
+    }
+    Ok(vec!["-m".into(), exec::absolute(&base.path)?.into()])
 }
 
 /// llama-server with the state of a slot in the place of adapters in its graph.

@@ -41,6 +41,7 @@ impl Given {
         let adapter: (&str, &'static [Content]) = match command {
             // These take base models, too.
             "convert" | "quantize" => ("ADAPTER", &[Content::Adapter, Content::Base]),
+            "pack" if values("merge").next().is_some() => ("BASE", &[Content::Base]),
             "run" => ("--adapter", &[Content::Adapter]),
             _ => ("ADAPTER", &[Content::Adapter]),
         };

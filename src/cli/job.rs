@@ -92,6 +92,12 @@ pub struct TokenizerArguments {
 }
 
 impl TokenizerArguments {
+    pub fn record(&self, command: &mut Recorded) {
+        let TokenizerArguments { tokenizer_pre, no_tokenizer } = self;
+        command.value("--tokenizer-pre", tokenizer_pre.as_ref());
+        command.flag("--no-tokenizer", *no_tokenizer);
+    }
+
     pub fn choice(&self) -> Tokenizer<'_> {
         match &self.tokenizer_pre {
             Some(pre) => Tokenizer::Stated(pre),

@@ -7,15 +7,19 @@ use serde_json::json;
 use super::about::AboutFlags;
 use super::base_check::{self, BaseCheck};
 use super::command::Recorded;
+use super::job::TokenizerArguments;
 use super::password::PasswordArguments;
 use super::progress::Unit;
 use super::reading::Reading;
+use super::scaled::path_and_scale;
 use super::types::TypeArguments;
 use super::ui::Ui;
 use super::usage;
 #[cfg(feature = "report")]
 use crate::base::BaseModel;
+use crate::bundle::merged::{PackMerged, pack_merged};
 use crate::bundle::pack::{Form, Pack, Packed, pack, source_date};
+use crate::bundle::seal::Signers;
 use crate::error::{Result, escape};
 use crate::export::types::OutType;
 use crate::format::bundle::container::is_called_tar;
@@ -25,7 +29,7 @@ use crate::format::output::Overwrite;
 use crate::import::Options;
 #[cfg(feature = "report")]
 use crate::pipeline;
-use crate::pipeline::{Convert, Format, Measure, Proof, TypeRules};
+use crate::pipeline::{Convert, ConvertBase, Format, Measure, Proof, Tokenizer, TypeRules};
 #[cfg(feature = "report")]
 use crate::report;
 #[cfg(feature = "report")]
@@ -39,14 +43,17 @@ use crate::verify::{self, Prompts};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source. It is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of every file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar \\\n      --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle\n  ptplus pack adapter/ --base model/ -o bundle --name Pirate --license mit \\\n      --language en --chat-template-file template.jinja --temp 0"
+    after_help = "A bundle is made only of an adapter that was verified: against PyTorch with --probe, else by running it beside its source. It is a folder, or with an output that ends in .tar one uncompressed archive: the adapter, a manifest with the SHA-256 of every file, reports and a model card. The same inputs give the same bytes.\n\nExamples:\n  ptplus pack adapter/ --base model/ --probe probe.safetensors -o bundle\n  ptplus pack adapter.gguf --base model.gguf -o bundle.tar \\\n      --sign publisher.key --password-file password\n  ptplus pack adapter/ --base model/ --outtype q8_0 -o bundle\n  ptplus pack adapter/ --base model/ -o bundle --name Pirate --license mit \\\n      --language en --chat-template-file template.jinja --temp 0\n  ptplus pack base/ --merge lora/ --probe merged-probe.safetensors -o bundle"
 )]
 pub struct Arguments {
-    /// Adapter: canonical folder, GGUF, bundle, or a checkpoint of another training code
+    /// Adapter: canonical folder, GGUF, bundle, or a checkpoint of another training code; with --merge the base
     adapter: PathBuf,
     /// Base model: Hugging Face folder or GGUF
-    #[arg(long)]
-    base: PathBuf,
+    #[arg(long, required_unless_present = "merge", conflicts_with = "merge")]
+    base: Option<PathBuf>,
+    /// Pack a model, the base given with this LoRA merged into it, with a factor on what it adds; may be given more than once
+    #[arg(long, value_name = "ADAPTER[:SCALE]")]
+    merge: Vec<String>,
     /// Bundle to write: a folder, or a file that ends in .tar
     #[arg(short, long, visible_alias = "outfile", value_name = "BUNDLE")]
     output: PathBuf,
@@ -96,6 +103,8 @@ pub struct Arguments {
     #[command(flatten)]
     types: TypeArguments,
     #[command(flatten)]
+    tokenizer: TokenizerArguments,
+    #[command(flatten)]
     about: AboutFlags,
     #[command(flatten)]
     reading: Reading,
@@ -120,6 +129,18 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let is_gguf = a.to.contains(&To::Gguf);
     let kept = TypeRules::from(OutType::Keep);
     let more_forms = more_forms(a, &all_types, &kept)?;
+    let merge: Vec<(PathBuf, f64)> = a
+        .merge
+        .iter()
+        .map(|text| path_and_scale("--merge", text).map(|(path, scale)| (path, f64::from(scale))))
+        .collect::<Result<_>>()?;
+    if !merge.is_empty() {
+        return pack_model(a, &all_types, &merge, date, ui);
+    }
+    if a.tokenizer.choice() != Tokenizer::Known {
+        return Err(usage("--tokenizer-pre, --no-tokenizer", "expected no such flag: the input is an adapter"));
+    }
+    let base_path = a.base.as_deref().expect("clap wants --base or --merge");
     let types = all_types[0].clone();
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
     let device = a.device.parse::<DeviceChoice>()?;
@@ -131,7 +152,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
     let device = device.open()?;
-    let base = base_check::open(&a.base, ui)?;
+    let base = base_check::open(base_path, ui)?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;
     #[cfg(feature = "report")]
     let report_file = super::report::create(
@@ -141,7 +162,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
             inputs: &[
                 &[
                     Some(a.adapter.as_path()),
-                    Some(a.base.as_path()),
+                    a.base.as_deref(),
                     a.probe.as_deref(),
                     reading.layout.as_deref(),
                     a.sign.as_deref(),
@@ -156,7 +177,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         },
     )?;
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
-    let command = recorded(a, tolerance.as_ref(), &all_types, (&max_error, auto_kl), &reading).line();
+    let command = recorded(a, &merge, tolerance.as_ref(), &all_types, (&max_error, auto_kl), &reading).line();
     let options = verify::Options { device: &device, tolerance, progress: &steps };
     let prove =
         probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
@@ -196,29 +217,102 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     #[cfg(feature = "report")]
     let reported = write_report(report_file, a, &reading, &outcome, &run, ui);
     let done = outcome?;
-    let mut document = json!(done);
-    document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
-    for form in document["forms"].as_array_mut().into_iter().flatten() {
-        form["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
-    }
-    ui.made(document, text(a, &done));
-    done.notes.iter().for_each(|n| ui.note(n));
+    show(a, &done, ui);
     base_check::note(ui, done.base_identity.as_ref());
     if a.probe.is_none() {
         ui.note(base_check::NOT_PROVED);
-    }
-    if !done.missing_for_a_hub.is_empty() {
-        let fields = done.missing_for_a_hub.join(", ");
-        ui.note(&format!("a hub would want what the card does not say: {fields} (ptplus pack has flags for it, and README.md may be edited)"));
     }
     #[cfg(feature = "report")]
     reported?;
     Ok(0)
 }
 
+/// A base with adapters merged into it, as a bundle of a model.
+fn pack_model(
+    a: &Arguments,
+    all_types: &[TypeRules],
+    merge: &[(PathBuf, f64)],
+    date: Option<String>,
+    ui: &Ui,
+) -> Result<u8> {
+    let of_adapters = [
+        ("--to", a.to.contains(&To::Safetensors)),
+        ("--auto", a.types.auto_kl()?.is_some()),
+        ("how to read a checkpoint", !a.reading.options()?.is_empty()),
+        #[cfg(feature = "report")]
+        ("--report", a.report.is_some()),
+    ];
+    if let Some((flag, _)) = of_adapters.iter().find(|(_, is_given)| *is_given) {
+        return Err(usage(flag, "expected no such flag beside --merge: what is packed is a model, in GGUF"));
+    }
+    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
+    let max_error = a.types.bounds()?;
+    let about = a.about.read(&merge[0].0)?;
+    a.types.set_threads()?;
+    let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
+    let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
+    let device = a.device.parse::<DeviceChoice>()?.open()?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
+    let command = recorded(a, merge, tolerance.as_ref(), all_types, (&max_error, None), &Options::default()).line();
+    let options = verify::Options { device: &device, tolerance, progress: &steps };
+    let prove =
+        probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
+    let done = pack_merged(PackMerged {
+        convert: ConvertBase {
+            base: &a.adapter,
+            output: &a.output,
+            merge,
+            base_mismatch: a.base_check.mismatch(),
+            prove,
+            about: Some(&about),
+            tokenizer: a.tokenizer.choice(),
+            types: &all_types[0],
+            max_error: &max_error,
+            overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
+            overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
+            dry_run: false,
+            progress: &|done, total| ui.progress(done, total, Unit::Bytes),
+        },
+        more_types: &all_types[1..],
+        is_tar: is_called_tar(&a.output),
+        options,
+        prompts: Prompts::DEFAULT,
+        signers: Signers { manifest: signer.as_ref(), model: model_signer.as_ref() },
+        command: &command,
+        date,
+    })?;
+    show(a, &done, ui);
+    ui.note("the whole base is in this bundle: its licence holds for it, and wants its text and notices beside the card (LICENSE, NOTICE)");
+    if a.probe.is_none() {
+        ui.note(NOT_PROVED_MERGED);
+    }
+    Ok(0)
+}
+
+/// A merged model is held against its parts without a probe, and nothing says that these are right.
+const NOT_PROVED_MERGED: &str =
+    "no --probe: that the base with the adapters computes what PyTorch did was not checked (docs/VERIFY.md)";
+
+/// What was made, and what a reader should know.
+fn show(a: &Arguments, done: &Packed, ui: &Ui) {
+    let mut document = json!(done);
+    document["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
+    for form in document["forms"].as_array_mut().into_iter().flatten() {
+        form["verification"].as_object_mut().map(|v| v.shift_remove("positions"));
+    }
+    ui.made(document, text(a, done));
+    done.notes.iter().for_each(|n| ui.note(n));
+    if !done.missing_for_a_hub.is_empty() {
+        let fields = done.missing_for_a_hub.join(", ");
+        ui.note(&format!("a hub would want what the card does not say: {fields} (ptplus pack has flags for it, and README.md may be edited)"));
+    }
+}
+
 /// What the bundle records; see [`convert`](super::convert).
 fn recorded(
     a: &Arguments,
+    merge: &[(PathBuf, f64)],
     tolerance: Option<&Tolerance>,
     rules: &[TypeRules],
     (max_error, auto_kl): (&[Bound], Option<f64>),
@@ -227,6 +321,7 @@ fn recorded(
     let Arguments {
         adapter,
         base,
+        merge: _,
         output: _,
         probe,
         to,
@@ -242,11 +337,14 @@ fn recorded(
             report: _,
         base_check,
         types: _,
+        tokenizer,
         about,
         reading: _,
     } = a;
     let mut command = Recorded::new("pack", adapter);
-    command.file("--base", Some(base));
+    command.file("--base", base.as_deref());
+    merge.iter().for_each(|(path, scale)| command.scaled_file("--merge", path, *scale));
+    tokenizer.record(&mut command);
     command.file("--probe", probe.as_deref());
     match (to.contains(&To::Gguf), to.contains(&To::Safetensors)) {
         (_, false) => {}

@@ -111,7 +111,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     loaded.iter().flat_map(|v| &v.notes).for_each(|n| ui.note(n));
     let said = loaded.iter().zip(&adapters).map(|(v, (path, _))| About::of(v.adapter()).map_err(|e| e.file(path)));
     let said: Vec<About> = said.collect::<Result<_>>()?;
-    let sampling = sampling(a, &said)?;
+    let of_base = base.metadata.as_ref().map_or_else(|| Ok(About::default()), About::of_model);
+    let of_base = of_base.map_err(|e| e.file(&a.base))?;
+    let sampling = sampling(a, &said, &of_base)?;
     let of_adapters = match template.is_some() || a.no_conversation {
         true => None,
         false => agreed("--chat-template-file", said.iter().map(|s| s.chat_template.as_deref()))?,
@@ -121,6 +123,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let text = BaseText::of(&base, chosen.or_else(|| says_so().zip(of_adapters)))?;
     text.notes.iter().for_each(|n| ui.note(n));
     adapters.iter().zip(&said).for_each(|((path, _), said)| note_what_is_said(a, path, said, ui));
+    note_what_is_said(a, &a.base, &left_to_base(&of_base, &said), ui);
     let mut identities = Vec::new();
     for adapter in &loaded {
         let identity = adapter.confirm_base(&base, Depth::Weights, a.base_check.mismatch())?;
@@ -133,7 +136,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         return Err(usage("--system-prompt", "expected a base with a chat template, found one without"));
     }
     let system = match &a.system_prompt {
-        None if conversation => agreed("--system-prompt", said.iter().map(|s| s.system.as_deref()))?,
+        None if conversation => {
+            agreed("--system-prompt", said.iter().map(|s| s.system.as_deref()))?.or(of_base.system.as_deref())
+        }
         given => given.as_deref(),
     };
     // Virtual tokens take places of the context; what is left is for prompt and answer.
@@ -232,10 +237,10 @@ fn prompts(a: &Arguments) -> Result<Vec<String>> {
     Ok(prompts)
 }
 
-/// What the flags say, else what the adapters say, else llama.cpp's defaults.
-fn sampling(a: &Arguments, said: &[About]) -> Result<Sampling> {
+/// What the flags say, else what the adapters say, else what the base's file does, else llama.cpp's defaults.
+fn sampling(a: &Arguments, said: &[About], of_base: &About) -> Result<Sampling> {
     let said: Vec<about::Sampling> = said.iter().map(|s| s.sampling).collect();
-    let found = about::Sampling::agreed(a.sampling.stated()?, &said)?;
+    let found = about::Sampling::agreed(a.sampling.stated()?, &said)?.or(&of_base.sampling);
     let default = Sampling::default();
     Ok(Sampling {
         temp: found.temp.unwrap_or(default.temp),
@@ -248,7 +253,17 @@ fn sampling(a: &Arguments, said: &[About]) -> Result<Sampling> {
     })
 }
 
-/// Tells what an adapter decides that no flag does.
+/// What the base's file says, as a merged model's may, and no adapter does. Its chat template is its tokenizer's.
+fn left_to_base(of_base: &About, said: &[About]) -> About {
+    let of_adapters = said.iter().fold(about::Sampling::default(), |all, s| all.or(&s.sampling));
+    About {
+        system: of_base.system.clone().filter(|_| said.iter().all(|s| s.system.is_none())),
+        sampling: of_base.sampling.without(&of_adapters),
+        ..About::default()
+    }
+}
+
+/// Tells what an adapter or the base decides that no flag does.
 fn note_what_is_said(a: &Arguments, path: &Path, said: &About, ui: &Ui) {
     let given: Vec<&str> =
         a.sampling.stated().iter().flat_map(|s| s.stated().map(|(flag, ..)| flag).collect::<Vec<_>>()).collect();

@@ -16,7 +16,7 @@ mod store;
 
 pub use environment::{Environment, MAX_ADAPTERS};
 pub use flags::{Said, said};
-pub use model::model_in;
+pub use model::{check_takes_model, model_in, names_model};
 pub use state::{SlotState, slot_state};
 pub use store::Store;
 

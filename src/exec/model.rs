@@ -2,8 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use super::flags::knows;
 use crate::error::{Code, Error, Result};
 use crate::format::gguf;
 use crate::format::mmap::map_file;
@@ -43,6 +44,24 @@ pub fn model_in(arguments: &[OsString], from_environment: Option<OsString>) -> R
 
 fn usage(message: &str) -> Error {
     Error::new(Code::Usage, message).field("--base").hints([HINT.to_owned()])
+}
+
+/// Whether the arguments name a model, of whatever kind.
+pub fn names_model(arguments: &[OsString]) -> bool {
+    !named(arguments).is_empty()
+}
+
+/// Refuses a program that has no flag for its model: it might ignore it.
+///
+/// # Errors
+///
+/// [`Code::ProgramUnfit`]; those of reading the program.
+pub fn check_takes_model(program: &Path) -> Result<()> {
+    if knows(program, "--model")? && knows(program, "--ctx-size")? {
+        return Ok(());
+    }
+    let message = "expected a program of llama.cpp, which takes a model as -m, found another: give it the bundle's model.gguf itself";
+    Err(Error::new(Code::ProgramUnfit, message).file(program))
 }
 
 /// The values of `-m` and `--model`, in order.

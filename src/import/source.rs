@@ -9,17 +9,17 @@ use serde_json::Value;
 
 use crate::base::WEIGHTS_FILES;
 use crate::error::{Code, Error, Result};
-use crate::format::bundle::manifest::Manifest;
-use crate::format::bundle::{ADAPTER_FILE, Bundle, MANIFEST_FILE, check, container};
-use crate::format::names::{is_hidden, shorten};
+use crate::format::bundle::form::{PEFT_FILES, file_of_form};
+use crate::format::bundle::{ADAPTER_FILE, Bundle, check, container};
+use crate::format::names::is_hidden;
 use crate::format::output::resolved;
 use crate::format::{StoredTensor, gguf, index, json, links, mmap, pickle, recognize, safetensors};
 use crate::tensor::{Bytes, DType, LazyTensor};
 
 /// Configuration file of an adapter folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
+pub const CONFIG_FILE: &str = PEFT_FILES[1];
 /// Weights file of an adapter folder.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub const WEIGHTS_FILE: &str = PEFT_FILES[0];
 /// Index of sharded weights in an adapter folder.
 pub const INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 /// Files with the weights of an adapter's folder, in the order in which PEFT prefers them; older versions wrote the last two.
@@ -164,40 +164,6 @@ fn open_bundle(path: &Path, form: Option<&str>) -> Result<Source> {
         return Err(e.file(path));
     }
     of_bundle(&bundle, form)
-}
-
-/// The forms of the adapter that a bundle's manifest names, each with the file of its weights; none where there is but one.
-pub fn forms(bundle: &Bundle) -> Vec<(String, String)> {
-    let manifest = bundle.files.get(MANIFEST_FILE).and_then(|text| Manifest::parse(text).ok());
-    let list = manifest.as_ref().and_then(|m| m.document.get("forms")).and_then(Value::as_array);
-    let text = |form: &Value, key: &str| form.get(key).and_then(Value::as_str).map(str::to_owned);
-    list.into_iter().flatten().filter_map(|form| Some((text(form, "name")?, text(form, "file")?))).collect()
-}
-
-/// The file of the weights of the form that is asked for, by its name or its file's; else of the first.
-///
-/// # Errors
-///
-/// [`Code::Usage`] for a form that is not there; [`Code::BundleExtra`] for two adapters of which the manifest says nothing.
-pub fn file_of_form(bundle: &Bundle, form: Option<&str>) -> Result<String> {
-    let path = bundle.path.as_path();
-    let mut listed = forms(bundle);
-    if listed.is_empty() {
-        let file = if bundle.files.contains_key(ADAPTER_FILE) { ADAPTER_FILE } else { WEIGHTS_FILE };
-        let second = [WEIGHTS_FILE, CONFIG_FILE].into_iter().find(|name| bundle.files.contains_key(*name));
-        if let Some(second) = second.filter(|_| file == ADAPTER_FILE) {
-            let message = format!("expected one adapter in the bundle, found {ADAPTER_FILE} and {second}");
-            return Err(Error::new(Code::BundleExtra, message).file(path));
-        }
-        listed.push((file.to_owned(), file.to_owned()));
-    }
-    let Some(asked) = form else { return Ok(listed.swap_remove(0).1) };
-    let names: Vec<String> = listed.iter().map(|(name, _)| name.clone()).collect();
-    let found = listed.into_iter().find(|(name, file)| name.eq_ignore_ascii_case(asked) || file == asked);
-    found.map(|(_, file)| file).ok_or_else(|| {
-        let message = format!("expected one of {}, which the bundle has, found {:?}", names.join(", "), shorten(asked));
-        Error::new(Code::Usage, message).file(path).field("--form")
-    })
 }
 
 /// The adapter in a bundle that was checked, in the form that is asked for or else the first.

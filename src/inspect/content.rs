@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::adapter::Kind;
 use crate::error::Result;
+use crate::format::bundle::container;
 use crate::format::gguf::{self, Gguf};
 use crate::format::links::{self, is_present};
 use crate::import;
@@ -17,6 +18,9 @@ use crate::import::source::{self, Source, is_adapter_folder};
 /// Those of opening.
 pub fn is_base(path: &Path) -> Result<bool> {
     let meta = std::fs::metadata(path).map_err(|e| links::not_opened(path, "cannot open", e))?;
+    if container::is_bundle(path) {
+        return Ok(container::holds_model(path));
+    }
     if meta.is_dir() {
         return Ok(is_present(&path.join("config.json")) && !is_adapter_folder(path));
     }
@@ -44,8 +48,11 @@ pub enum Content {
 
 /// What seems to lie at `path`; `None` for anything else, a broken file included.
 pub fn content_of(path: &Path) -> Option<Content> {
+    if container::is_bundle(path) {
+        return Some(if container::holds_model(path) { Content::Base } else { Content::Adapter });
+    }
     if path.is_dir() {
-        if is_adapter_folder(path) || crate::format::bundle::container::is_bundle(path) {
+        if is_adapter_folder(path) {
             return Some(Content::Adapter);
         }
         return is_base(path).unwrap_or(false).then_some(Content::Base);

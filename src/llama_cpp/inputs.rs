@@ -11,6 +11,7 @@ use crate::adapter::{self, Slot};
 use crate::base::{BaseModel, Dialect};
 use crate::error::{Code, Error, Result};
 use crate::export::{self, Values, types::OutType};
+use crate::format::bundle::container::is_bundle;
 use crate::format::gguf;
 use crate::format::llama_state::Cache;
 use crate::format::mmap::open_regular;
@@ -35,8 +36,8 @@ pub struct Readable {
 /// decode the file; those of writing a base.
 pub fn exact_base(base: &BaseModel) -> Result<Readable> {
     check_architecture(base.gguf_architecture())?;
-    if base.dialect == Dialect::HuggingFace {
-        return folder_to_gguf(base, OutType::As(DType::F32));
+    if base.dialect == Dialect::HuggingFace || is_bundle(&base.path) {
+        return to_gguf(base, OutType::As(DType::F32));
     }
     if base.tensors().all(|t| t.dtype == DType::F32) {
         return Ok(Readable { path: base.path.clone(), _temporary: None });
@@ -54,14 +55,16 @@ pub fn exact_base(base: &BaseModel) -> Result<Readable> {
 pub fn runnable_base(base: &BaseModel) -> Result<Readable> {
     check_architecture(base.gguf_architecture())?;
     match base.dialect {
-        Dialect::HuggingFace => folder_to_gguf(base, OutType::Keep),
+        Dialect::HuggingFace => to_gguf(base, OutType::Keep),
+        // llama.cpp reads no archives.
+        Dialect::Gguf if is_bundle(&base.path) => to_gguf(base, OutType::Keep),
         Dialect::Gguf => Ok(Readable { path: base.path.clone(), _temporary: None }),
     }
 }
 
-fn folder_to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
+fn to_gguf(base: &BaseModel, types: OutType) -> Result<Readable> {
     let (folder, path) = temporary("base.gguf")?;
-    let plan = export::base::plan(base, None, &types.into())?.plan;
+    let plan = export::base::plan(base, None, &types.into(), None)?.plan;
     let out = OutputFile::create(&path, Overwrite::Never, &[])?;
     export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ()).map_err(|e| e.file(&base.path))?;
     out.commit()?;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::tokenizer::{self, Tokenizer};
 use super::{Converted, Proof, read_adapter, unfit_notes};
+use crate::about::About;
 use crate::adapter::Adapter;
 use crate::adapter::lora::Lora;
 use crate::base::fingerprint::Depth;
@@ -22,6 +23,7 @@ use crate::verify::{Report, verify_merged};
 use crate::vocab::{self, to_gguf};
 
 /// A base model to convert to GGUF, and how.
+#[derive(Clone)]
 pub struct ConvertBase<'a> {
     /// The base: a Hugging Face folder or GGUF.
     pub base: &'a Path,
@@ -33,6 +35,8 @@ pub struct ConvertBase<'a> {
     pub base_mismatch: BaseMismatch,
     /// With adapters: verify the output against this before it is renamed into place.
     pub prove: Option<Proof<'a>>,
+    /// What the merged model is to say of itself, instead of what the base says.
+    pub about: Option<&'a About>,
     /// The tokenizer of a Hugging Face folder.
     pub tokenizer: Tokenizer<'a>,
     /// Which element types.
@@ -58,25 +62,30 @@ pub struct ConvertBase<'a> {
 /// [`Code::ConfigUnsupported`] for one that cannot be merged, [`Code::BaseDiffers`]; [`Code::NumbersDiffer`] and
 /// [`Code::NoEffect`] where the proof fails. Nothing is left behind.
 pub fn convert_base(job: &ConvertBase<'_>) -> Result<Converted> {
+    place::refuse_inside_bundle(job.output)?;
+    place::refuse_name_of_gguf(job.output)?;
+    convert_base_into(job)
+}
+
+/// [`convert_base`], wherever the output lies: in the working folder of a bundle, which may lie in the old one.
+pub(crate) fn convert_base_into(job: &ConvertBase<'_>) -> Result<Converted> {
     if job.max_error.iter().any(|b| b.metric == Metric::Kl) {
         let message = "expected bounds on rmse, max_abs, relative or cosine for a base model, found kl";
         return Err(Error::new(Code::Usage, message).field("--max-error"));
     }
-    place::refuse_inside_bundle(job.output)?;
-    place::refuse_name_of_gguf(job.output)?;
     let mut base = BaseModel::open(job.base)?;
     if let (Some(metadata), Tokenizer::Stated(pre)) = (&mut base.metadata, job.tokenizer)
         && vocab::gguf::lacks_pre(metadata).map_err(|e| e.file(job.base))?
     {
         metadata.insert(to_gguf::PRE, pre);
     }
-    let adapters = read_adapters(job, &base)?;
+    let adapters = read_adapters(job.merge, &base, job.base_mismatch)?;
     let merged = merge(&base, &adapters)?;
     let tokenizer = tokenizer::read(job, &base, merged.as_ref().map_or(&base, |m| &m.base), &adapters)?;
     let vocabulary = tokenizer.as_ref().map(|t| &t.vocabulary);
     let planned = match &merged {
-        Some(merged) => merged.plan(vocabulary, job.types),
-        None => export::base::plan(&base, vocabulary, job.types),
+        Some(merged) => merged.plan(vocabulary, job.types, job.about),
+        None => export::base::plan(&base, vocabulary, job.types, job.about),
     };
     let BasePlan { plan, mut notes } = planned.map_err(|e| e.file(job.output))?;
     notes.extend(adapters.iter().flat_map(|(a, _)| a.notes.iter().cloned()));
@@ -123,12 +132,22 @@ fn template_note(_: &str) -> Option<String> {
     None
 }
 
-fn read_adapters(job: &ConvertBase<'_>, base: &BaseModel) -> Result<Vec<(Validated, f64)>> {
-    job.merge
+/// Reads adapters that are to be merged, each with its factor.
+///
+/// # Errors
+///
+/// Those of reading; [`Code::BaseDiffers`]; [`Code::ConfigUnsupported`] for a kind that no weight can hold.
+pub(crate) fn read_adapters(
+    merge: &[(PathBuf, f64)],
+    base: &BaseModel,
+    mismatch: BaseMismatch,
+) -> Result<Vec<(Validated, f64)>> {
+    merge
         .iter()
         .map(|(path, strength)| {
             let adapter = read_adapter(path, Some(base))?;
-            adapter.confirm_base(base, Depth::Weights, job.base_mismatch)?;
+            adapter.confirm_base(base, Depth::Weights, mismatch)?;
+            mergeable(adapter.adapter()).map_err(|e| e.file(&adapter.origin.path))?;
             Ok((adapter, *strength))
         })
         .collect()

@@ -70,7 +70,8 @@ pub(super) fn read(
         match (&own, &trained) {
             (Ok(Some(own)), _) if has_tokens_of(own) => {
                 let template = &beside.vocabulary.chat_template;
-                if template.is_some() && *template != own.vocabulary.chat_template {
+                let is_decided = job.about.is_some_and(|a| a.chat_template.is_some());
+                if template.is_some() && !is_decided && *template != own.vocabulary.chat_template {
                     notes.push(format!("the chat template in {shown} is another one; the output has the base's"));
                 }
             }

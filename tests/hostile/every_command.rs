@@ -55,6 +55,7 @@ const WORK: [(&str, Work); 15] = [
     }),
     ("convert a base", |path, out| {
         pipeline::convert_base(&ConvertBase {
+            about: None,
             base: path,
             output: &out.join("b.gguf"),
             merge: &[],

@@ -654,3 +654,39 @@ fn virtual_tokens_are_given_to_llama_server_as_the_state_of_a_slot() {
         assert_eq!((exit(&out), stdout(&out)), (code, String::new()), "{more:?}: {}", stderr(&out));
     }
 }
+
+/// A program that prints its arguments, and has in it the flags that a program of llama.cpp takes its model and its template by.
+const TAKES_A_MODEL: &str = "#include <stdio.h>\nconst char *flags[] = {\"--model\", \"--ctx-size\", \"--temp\"};\n\
+    int main(int n, char **a) { for (int i = 1; i < n; i++) puts(a[i]); return flags[0] == 0; }";
+
+#[test]
+fn a_merged_model_needs_no_adapter_and_no_graft() {
+    let place = Place::new();
+    let case = crate::common::fixtures().join("lora/llama-dora");
+    let (base, adapter) = (case.join("base").display().to_string(), case.join("adapter").display().to_string());
+    for bundle in ["b", "b.tar"] {
+        let packed = place.run(&["pack", &base, "--merge", &adapter, "-o", bundle, "--temp", "0.5"]);
+        assert_eq!(exit(&packed), 0, "{}", stderr(&packed));
+    }
+    let program = place.cc("takes-a-model", TAKES_A_MODEL, &[]).display().to_string();
+    let out = place.run(&["exec", "--base", "b", "--", &program, "-p", "x"]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let file = place.path("b/model.gguf").canonicalize().unwrap().display().to_string();
+    let lines = stdout(&out);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines, ["-p", "x", "-m", &file, "--temp", "0.5"]);
+    let own = place.run(&["exec", "--base", "b", "--", &program, "--temp", "0"]);
+    assert_eq!(stdout(&own).lines().filter(|l| *l == "--temp").count(), 1, "{}", stdout(&own));
+    for (arguments, code) in [
+        (&["--base", "b", "--", &program, "-m", &file][..], 2),
+        (&["--base", "b.tar", "--", &program], 2),
+        (&["--base", &file, "--", &program], 2),
+        (&["--base", "b", "--control", "c", "--", &program], 2),
+        (&["--base", "b", "--", "sh", "-c", "true"], 7),
+    ] {
+        let out = place.run(&[&["exec"], arguments].concat());
+        assert_eq!(exit(&out), code, "{arguments:?}: {}{}", stdout(&out), stderr(&out));
+    }
+    let shown = place.run(&["exec", "--base", "b", "--print-env", "--json"]);
+    assert!(exit(&shown) == 0 && stdout(&shown).contains(&file), "{}", stderr(&shown));
+}

@@ -78,7 +78,7 @@ fn run(base: &BaseModel, lane: Lane) -> Vec<f32> {
 
 fn write(base: &BaseModel, adapters: &[(&Lora, f64)], rules: &TypeRules, file: &Path) -> Result<BaseModel> {
     let merged = merge(base, adapters)?;
-    let plan = merged.plan(None, rules)?.plan;
+    let plan = merged.plan(None, rules, None)?.plan;
     let out = OutputFile::create(file, Overwrite::Force, &[])?;
     export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ())?;
     out.commit()?;

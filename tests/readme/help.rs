@@ -62,6 +62,9 @@ fn make_files(at: &Path) {
     let of_lora = |name: &str| lora.join(name).to_str().unwrap().to_owned();
     copy(&lora.join("probe.safetensors"), &at.join("merged-probe.safetensors"));
     must(&["convert", &of_lora("base"), "--merge", &of_lora("adapter"), "-o", &path("merged.gguf")]);
+    must(&["pack", &of_lora("base"), "--merge", &of_lora("adapter"), "-o", &path("merged-bundle")]);
+    copy(&lora.join("base"), &at.join("base"));
+    copy(&lora.join("adapter"), &at.join("lora"));
     must(&["keygen", &path("publisher.key"), "--password-file", &path("password")]);
     for bundle in ["bundle", "bundle.tar"] {
         let sign = ["--sign", &path("publisher.key"), "--password-file", &path("password")];

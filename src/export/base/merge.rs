@@ -9,6 +9,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::about::About;
 use crate::adapter::lora::{Lora, Module};
 use crate::base::storage::Stored;
 use crate::base::{BaseConfig, BaseModel, BlockWeight as W, Dialect, Weight};
@@ -221,8 +222,13 @@ impl Merged {
     /// # Errors
     ///
     /// [`Code::Requantize`] also for blocks that would be decoded, changed and quantized again.
-    pub fn plan(&self, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<super::BasePlan> {
-        let mut planned = super::plan(&self.base, vocabulary, rules)?;
+    pub fn plan(
+        &self,
+        vocabulary: Option<&Vocabulary>,
+        rules: &TypeRules,
+        about: Option<&About>,
+    ) -> Result<super::BasePlan> {
+        let mut planned = super::plan(&self.base, vocabulary, rules, about)?;
         let layout = super::layout(&self.base)?;
         let layout: BTreeMap<&str, &Stored> = layout.iter().map(|s| (s.name.as_str(), s)).collect();
         let tensors = planned.plan.tensors.iter_mut().zip(&planned.plan.file.tensors);

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use super::file_type;
 use super::types::{Choice, Overrides, TypeRules, fitted};
 use super::{OutputTensor, Plan};
+use crate::about::About;
 use crate::base::complete::of_unread_type;
 use crate::base::storage::{self, Stored};
 use crate::base::{BaseModel, BlockWeight, Dialect, Head, RopeFactors, Weight};
@@ -34,13 +35,19 @@ pub struct BasePlan {
     pub notes: Vec<String>,
 }
 
-/// Plans the GGUF file of `base`. `vocabulary` is that of a Hugging Face folder; a GGUF file's stays in its metadata.
+/// Plans the GGUF file of `base`. `vocabulary` is that of a Hugging Face folder; a GGUF file's stays in its metadata. `about` is what a
+/// model that is made from the base is to say of itself.
 ///
 /// # Errors
 ///
 /// [`Code::ConfigUnsupported`] for what GGUF has no place for, and for element types that are not decoded
 /// here where they would have to be; [`Code::BaseTensor`]; those of the rules and of [`gguf::plan`].
-pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules) -> Result<BasePlan> {
+pub fn plan(
+    base: &BaseModel,
+    vocabulary: Option<&Vocabulary>,
+    rules: &TypeRules,
+    about: Option<&About>,
+) -> Result<BasePlan> {
     check_loadable(base)?;
     let mut types = Types { recipe: Recipe::new(rules.default, base), rules, overrides: Overrides::new(rules) };
     let mut notes = Vec::new();
@@ -79,10 +86,13 @@ pub fn plan(base: &BaseModel, vocabulary: Option<&Vocabulary>, rules: &TypeRules
         check_tokenizer(metadata).map_err(|e| e.file(&base.path))?;
         notes.extend(vocab::gguf::notes(metadata).map_err(|e| e.file(&base.path))?);
     }
-    let metadata = match &base.metadata {
+    let mut metadata = match &base.metadata {
         Some(metadata) => carried_over(metadata, file_type, &specs),
         None => metadata::of_folder(base, &rope, vocabulary, file_type, &specs, &mut notes)?,
     };
+    if let Some(about) = about {
+        about.put_into_model(&mut metadata)?;
+    }
     Ok(BasePlan { plan: Plan { file: gguf::plan(&metadata, &specs)?, tensors }, notes })
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::path::check_path;
 use super::tar::{self, Strictness};
-use super::{MANIFEST_FILE, manifest};
+use super::{MANIFEST_FILE, MODEL_FILE, manifest};
 use crate::error::{Code, Error, Result};
 use crate::finding::Finding;
 use crate::format::limits::{BUNDLE_DEPTH, BUNDLE_ENTRIES, BUNDLE_FILES};
@@ -138,6 +138,14 @@ pub fn is_bundle(path: &Path) -> bool {
             && map_file(&manifest).map_or(true, |bytes| manifest::may_be_of_bundle(&bytes));
     }
     path.is_file() && (is_called_tar(path) || map_file(path).is_ok_and(|bytes| tar::is_tar(&bytes)))
+}
+
+/// Whether a bundle of a model lies at `path`, by the name of the file in it.
+pub fn holds_model(path: &Path) -> bool {
+    if path.is_dir() {
+        return path.join(MODEL_FILE).is_file() && is_bundle(path);
+    }
+    is_bundle(path) && Bundle::open_as(path, Strictness::Unpack).is_ok_and(|b| b.files.contains_key(MODEL_FILE))
 }
 
 /// A damaged archive has its name left.

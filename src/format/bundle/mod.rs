@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod container;
+pub mod form;
 pub mod manifest;
 pub mod model_signing;
 pub(crate) mod path;
@@ -20,6 +21,8 @@ pub use container::Bundle;
 
 /// The adapter inside a bundle, as GGUF.
 pub const ADAPTER_FILE: &str = "adapter.gguf";
+/// The model inside a bundle of one: a base that adapters were merged into.
+pub const MODEL_FILE: &str = "model.gguf";
 /// The chat template that the adapter says, for programs that want a file.
 pub const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 /// How to sample, as the adapter says it and transformers reads it.

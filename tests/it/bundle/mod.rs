@@ -8,6 +8,7 @@ mod damage;
 mod deaths;
 mod flips;
 mod forms;
+mod merged;
 mod minisign;
 mod model_signing;
 mod people;

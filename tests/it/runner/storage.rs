@@ -120,7 +120,8 @@ fn additions_are_merged_where_the_weight_begins_in_its_tensor() {
         let base = BaseModel::open(&file).unwrap();
         for weight in [W::Query, W::Key, W::Value, W::Down].map(|w| Weight::Block(1, w)) {
             let lora = lora(&base, weight);
-            let plan = export::base::merge(&base, &[(&lora, 1.0)]).unwrap().plan(None, &OutType::Keep.into()).unwrap();
+            let plan =
+                export::base::merge(&base, &[(&lora, 1.0)]).unwrap().plan(None, &OutType::Keep.into(), None).unwrap();
             let out = OutputFile::create(&merged, Overwrite::Force, &[]).unwrap();
             export::write_tensors(&plan.plan, Values::Unchecked, &out, Overflow::Error, &|_| ()).unwrap();
             out.commit().unwrap();
@@ -150,7 +151,7 @@ fn a_shared_tensor_is_kept_as_it_is() {
     let file = temp.path().join("fused.gguf");
     fused(&base_gguf("llama-gqa"), QKV, &file);
     let base = BaseModel::open(&file).unwrap();
-    let kept = export::base::plan(&base, None, &OutType::Keep.into()).unwrap().plan;
+    let kept = export::base::plan(&base, None, &OutType::Keep.into(), None).unwrap().plan;
     assert_eq!(kept.tensors.len(), base.tensors().count());
     for ((planned, t), out) in kept.file.tensors.iter().zip(base.tensors_in_file_order()).zip(&kept.tensors) {
         assert_eq!((&planned.name, planned.dtype, &planned.shape), (&t.name, t.dtype, &t.shape));
@@ -167,7 +168,7 @@ pub fn opened(name: &str) -> BaseModel {
 }
 
 pub fn exported(base: &BaseModel, out_type: OutType, file: &Path) -> Result<BaseModel> {
-    let plan = export::base::plan(base, None, &out_type.into())?.plan;
+    let plan = export::base::plan(base, None, &out_type.into(), None)?.plan;
     let out = OutputFile::create(file, Overwrite::Force, &[])?;
     export::write_tensors(&plan, Values::Unchecked, &out, Overflow::Error, &|_| ())?;
     out.commit()?;
