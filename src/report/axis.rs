@@ -63,7 +63,9 @@ pub(super) fn span(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 /// Only whole numbers get a label.
 pub(super) fn whole(x: &f64) -> String {
-    if x.fract().abs() < 1e-9 { format!("{x:.0}") } else { String::new() }
+    let n = x.round();
+    // Ticks are sums of steps, and so near a whole number or below 0.
+    if (x - n).abs() < 1e-6 { (n as i64).to_string() } else { String::new() }
 }
 
 /// `1e-3` for -3.

@@ -13,6 +13,7 @@ use super::plot::{Chart, Marks};
 use super::sections::{MAX_BARS, MAX_ROWS, capped, environment, short};
 use crate::about::About;
 use crate::bundle::diff::{Difference, TensorDifference};
+use crate::import::foreign;
 use crate::validate::Validated;
 
 /// One of the two.
@@ -78,7 +79,8 @@ fn what_they_are(a: &Side<'_>, b: &Side<'_>, d: &Difference) -> Section {
         facts
     };
     let (mut of_a, mut of_b) = (facts(a), facts(b));
-    for m in d.metadata.iter().chain(&d.provenance) {
+    // What is carried for others comes below, as what they say.
+    for m in d.metadata.iter().chain(&d.provenance).filter(|m| m.key != foreign::KEY) {
         if !of_a.iter().chain(&of_b).any(|(key, _)| *key == m.key) {
             of_a.push((m.key.clone(), shown(&m.a)));
             of_b.push((m.key.clone(), shown(&m.b)));

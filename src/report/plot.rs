@@ -165,7 +165,8 @@ impl Chart {
             .x_label_area_size(44)
             .y_label_area_size(64)
             .build_cartesian_2d(x0 - 0.5..x1 + 0.5, with_decades(&y))?;
-        let n_labels = if size == Size::Wide { 12 } else { 5 };
+        // Positions and layers are whole: more labels than there are of them would fall between.
+        let n_labels = (if size == Size::Wide { 12 } else { 5 }).min((x1 - x0) as usize + 2);
         chart
             .configure_mesh()
             .disable_x_mesh()
@@ -369,6 +370,18 @@ mod tests {
             assert_eq!(chart.is_empty(), n == 0, "{values:?}");
             assert_eq!(chart.left_out().unwrap_or_default(), left_out, "{values:?}");
             assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+    }
+
+    #[test]
+    fn every_layer_of_a_few_has_its_number() {
+        for n in 1..=5 {
+            for size in [Size::Wide, Size::Narrow] {
+                let svg = points(&vec![1e-3; n]).svg(size);
+                let labels: Vec<&str> = svg.lines().map(str::trim).filter(|l| l.parse::<u32>().is_ok()).collect();
+                let expected: Vec<String> = (0..n).map(|i| i.to_string()).collect();
+                assert_eq!(labels, expected, "{svg}");
+            }
         }
     }
 
