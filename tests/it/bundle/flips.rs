@@ -1,6 +1,6 @@
 //! Every single bit of a bundle counts.
 //!
-//! The default run takes a sample; `cargo test --test it -- --ignored every_bit` takes all of 16 KiB, and
+//! The default run takes a sample; `cargo test --test it -- --ignored every_bit` takes all of some 60 KiB, and
 //! `--ignored random_bits` flips bits of a 1 GiB bundle (PTPLUS_FLIPS of them, 200 by default; PTPLUS_SEED above 0 says which).
 
 use std::collections::BTreeMap;
@@ -19,7 +19,8 @@ use crate::common::{exit, model, ptplus, stderr};
 
 const MIN_BITS: usize = 16 * 1024 * 8;
 
-/// A bundle of a little more than 16 KiB, as folder and as archive.
+/// A bundle with everything that one can have (several forms, template, sampling, provenance, both signatures), as folder and as
+/// archive, of some 60 KiB.
 struct Bundles {
     _dir: tempfile::TempDir,
     folder: PathBuf,
@@ -42,9 +43,19 @@ fn bundles(signed: bool) -> Bundles {
         "--no-password".into(),
     ]);
     assert_eq!(exit(&made), 0, "{}", stderr(&made));
+    std::fs::write(path("template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
     for output in ["folder", "archive.tar"] {
         let mut args = vec!["pack".into(), m.join("adapter"), "--base".into(), m.join("base"), "--outtype".into()];
-        args.extend(["f16".into(), "-o".into(), path(output)]);
+        args.extend(["f16,q8_0".into(), "--to".into(), "gguf,safetensors".into(), "-o".into(), path(output)]);
+        args.extend([
+            "--license".into(),
+            "mit".into(),
+            "--system".into(),
+            "Be brief.".into(),
+            "--temp".into(),
+            "0".into(),
+        ]);
+        args.extend(["--chat-template-file".into(), path("template.jinja")]);
         if signed {
             args.extend(["--sign".into(), path("k.key"), "--sign-oms".into(), path("k.pem")]);
         }
@@ -134,7 +145,7 @@ fn flip_all(step: usize) {
 
 #[test]
 fn sampled_bits_of_a_bundle_count() {
-    flip_all(61);
+    flip_all(487);
 }
 
 #[test]

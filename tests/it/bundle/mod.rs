@@ -12,4 +12,5 @@ mod merged;
 mod minisign;
 mod model_signing;
 mod people;
+mod publish;
 mod seal;
