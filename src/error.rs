@@ -285,6 +285,15 @@ impl Error {
         self
     }
 
+    /// Of a file below `from`, where it grew until it got its name, says the place below `to`, where it was to be.
+    pub(crate) fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let below = self.0.file.as_deref().and_then(|file| file.strip_prefix(from).ok());
+        if let Some(place) = below.map(|rest| to.join(rest)) {
+            self.0.file = Some(place);
+        }
+        self
+    }
+
     /// Names the field or tensor, unless an inner call already did.
     pub fn field(mut self, field: impl Into<String>) -> Self {
         self.0.field.get_or_insert_with(|| shortened(field.into(), FIELD_CHARS));

@@ -86,12 +86,19 @@ pub fn pack_merged(job: PackMerged<'_>) -> Result<Packed> {
         Some(_) => "what PyTorch computed",
         None => "its base with the adapters beside it",
     };
-    for (i, types) in [convert.types].into_iter().chain(more_types).enumerate() {
+    let all_types = || [convert.types].into_iter().chain(more_types);
+    // What cannot be written is told before anything is.
+    for types in all_types() {
+        let planned = ConvertBase { about: Some(&about), types, dry_run: true, prove: None, ..convert.clone() };
+        pipeline::convert_base_into(&planned)?;
+    }
+    for (i, types) in all_types().enumerate() {
         let name = types.default.to_string();
         let file = if i == 0 { MODEL_FILE.to_owned() } else { format!("model-{name}.gguf") };
         let path = place.work().join(&file);
         let job = ConvertBase { output: &path, about: Some(&about), types, ..convert.clone() };
-        let mut converted = pipeline::convert_base_into(&job)?;
+        let written = pipeline::convert_base_into(&job);
+        let mut converted = written.map_err(|e| e.moved(place.work(), convert.output))?;
         let model = BaseModel::from_gguf(&path)?;
         let report = match converted.verification.take() {
             Some(report) => report,

@@ -144,10 +144,12 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     let identity = source.confirm_base(base, crate::base::fingerprint::Depth::Weights, convert.base_mismatch)?;
     source.say(&about)?;
     // A file that does not name this base, or does not say what is asked for, is written anew, so that the bundle's own copy does.
+    let target = convert.output;
     let names_base = matches!(identity, Some(Identity::Same | Identity::CannotTell(_)));
     let keeps_file = names_base && about.is_empty();
     let make = |convert: Convert<'_>, conventions: Option<Settlement>, file: &str| -> Result<Made> {
-        let made = make_adapter(convert, &source, conventions, place.work(), file, keeps_file)?;
+        let made = make_adapter(convert, &source, conventions, place.work(), file, keeps_file)
+            .map_err(|e| e.moved(place.work(), target))?;
         let adapter = pipeline::read_adapter(&place.work().join(&made.files[0]), Some(base))?;
         let report = match made.proof {
             Some(report) => report,

@@ -136,6 +136,19 @@ fn what_is_merged_wrong_is_not_packed() {
         let out = ptplus([vec!["pack", &base, "--merge", &adapter, "-o", &text(&output)], more.clone()].concat());
         assert_eq!(exit(&out), code, "{more:?}: {}", stderr(&out));
     }
+    // What no adapter's file says, and blocks that nobody allows to be made anew, by the names that they would have had.
+    let dora = text(&case("llama-dora").join("adapter"));
+    let dora_base = text(&case("llama-dora").join("base"));
+    let out = ptplus(["pack", &dora, "--base", &dora_base, "-o", &text(&output)]);
+    let expected = format!("error: {}: ", output.join("adapter.gguf").display());
+    assert!(exit(&out) == 7 && stderr(&out).starts_with(&expected), "{}", stderr(&out));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let blocks = text(&elsewhere.path().join("blocks.gguf"));
+    assert_eq!(exit(&ptplus(["convert", &base, "-o", &blocks, "--outtype", "q8_0"])), 0);
+    let args = ["pack", &blocks, "--merge", &adapter, "--outtype", "f16,q8_0", "-o", &text(&output)];
+    let out = ptplus(args);
+    assert!(exit(&out) == 2 && stderr(&out).contains("--allow-requantize"), "{}", stderr(&out));
+    assert!(stderr(&out).starts_with(&format!("error: {}: ", output.display())), "{}", stderr(&out));
     // A Prefix-Tuning+ adapter is no addition to weights.
     let plus = fixtures().join("models/llama-mha");
     let out =
