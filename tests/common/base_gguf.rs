@@ -34,7 +34,7 @@ const NAMES: [(&str, &str); 14] = [
 /// The file of the model of this name under `fixtures/models`, made beside the tests' programs.
 pub fn base_gguf(name: &str) -> PathBuf {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
-    let listed = fs::read_to_string(models.join("base.gguf.sha256")).unwrap();
+    let listed = fs::read_to_string(models.with_file_name("base.gguf.sha256")).unwrap();
     let mut lines = listed.lines().map(|line| line.split_once("  ").unwrap());
     let (digest, _) = lines.find(|(_, file)| *file == format!("{name}/base.gguf")).expect("the file is listed");
     let folder = std::env::current_exe().unwrap().parent().unwrap().join("fixtures").join(name);
