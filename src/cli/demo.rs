@@ -20,14 +20,14 @@ pub struct Arguments {
 
 /// A fixture of the tests: base, adapter and what PyTorch computed.
 const FILES: [(&str, &[u8]); 5] = [
-    ("base/config.json", include_bytes!("../../fixtures/models/llama-mha/base/config.json")),
-    ("base/model.safetensors", include_bytes!("../../fixtures/models/llama-mha/base/model.safetensors")),
-    ("adapter/adapter_config.json", include_bytes!("../../fixtures/models/llama-mha/adapter/adapter_config.json")),
+    ("base/config.json", include_bytes!("../../fixtures/models/smollm3/base/config.json")),
+    ("base/model.safetensors", include_bytes!("../../fixtures/models/smollm3/base/model.safetensors")),
+    ("adapter/adapter_config.json", include_bytes!("../../fixtures/models/smollm3/adapter/adapter_config.json")),
     (
         "adapter/adapter_model.safetensors",
-        include_bytes!("../../fixtures/models/llama-mha/adapter/adapter_model.safetensors"),
+        include_bytes!("../../fixtures/models/smollm3/adapter/adapter_model.safetensors"),
     ),
-    ("probe.safetensors", include_bytes!("../../fixtures/models/llama-mha/probe.safetensors")),
+    ("probe.safetensors", include_bytes!("../../fixtures/models/smollm3/probe.safetensors")),
 ];
 
 /// The main job, step by step: each is a command that works the same from a shell in that folder.
