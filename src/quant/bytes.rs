@@ -37,6 +37,21 @@ pub fn pack_nibbles(codes: &[u8; 32], out: &mut [u8]) {
     }
 }
 
+/// 32 codes of five bits: bit 4 of each in `high`, bits 0-3 as [`pack_nibbles`] stores them.
+#[inline(always)]
+pub fn five_bit_codes(high: u32, low: &[u8], codes: &mut [u8; 32]) {
+    for (j, q) in low.iter().enumerate() {
+        codes[j] = q & 15;
+        codes[j + 16] = q >> 4;
+    }
+    for (codes, bits) in codes.as_chunks_mut::<8>().0.iter_mut().zip(high.to_le_bytes()) {
+        // Bit `j` alone in byte `j`, then at bit 4 of it: adding 127 to a byte sets its top bit unless it is zero.
+        let alone = u64::from(bits).wrapping_mul(0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+        let fifth = alone.wrapping_add(0x7F7F_7F7F_7F7F_7F7F) >> 3 & 0x1010_1010_1010_1010;
+        *codes = (u64::from_le_bytes(*codes) | fifth).to_le_bytes();
+    }
+}
+
 /// Bit 4 of code `i` as bit `i`.
 #[inline(always)]
 pub fn fifth_bits(codes: &[u8; 32]) -> u32 {

@@ -11,6 +11,7 @@
 use super::bytes::put_f16;
 use super::search::{self, Affine, nearest_int};
 use super::simd::Machine;
+use super::simd::integer::Term;
 
 /// Elements in a block.
 const LEN: usize = 256;
@@ -30,6 +31,15 @@ pub fn unpack(packed: &[u8], s: usize) -> (u8, u8) {
         (packed[s] & 63, packed[s + 4] & 63)
     } else {
         (packed[s + 4] & 15 | packed[s - 4] >> 6 << 4, packed[s + 4] >> 4 | packed[s] >> 6 << 4)
+    }
+}
+
+/// Scale and negated minimum of every sub-block, given `d` and `dmin`.
+#[inline(always)]
+pub fn terms([d, dmin]: [f32; 2], packed: &[u8], terms: &mut [Term; N]) {
+    for (s, term) in terms.iter_mut().enumerate() {
+        let (scale, min) = unpack(packed, s);
+        *term = [d * f32::from(scale), -dmin * f32::from(min)];
     }
 }
 

@@ -9,6 +9,7 @@
 mod bytes;
 pub mod float;
 mod k_scales;
+pub mod product;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -34,6 +35,24 @@ use crate::tensor::DType;
 
 /// One line per block format implemented here; everything that depends on the list comes from it.
 macro_rules! block_formats {
+    ($with:ident) => {
+        $with! {
+            Q8_0 q8_0,
+            Q5_0 q5_0,
+            Q5_1 q5_1,
+            Q4_0 q4_0,
+            Q4_1 q4_1,
+            Q6_K q6_k,
+            Q5_K q5_k,
+            Q4_K q4_k,
+            Q3_K q3_k,
+            Q2_K q2_k,
+        }
+    };
+}
+use block_formats;
+
+macro_rules! implement_block_formats {
     ($($dtype:ident $module:ident,)*) => {
         const _: () = {
             $(
@@ -77,18 +96,7 @@ macro_rules! block_formats {
     };
 }
 
-block_formats! {
-    Q8_0 q8_0,
-    Q5_0 q5_0,
-    Q5_1 q5_1,
-    Q4_0 q4_0,
-    Q4_1 q4_1,
-    Q6_K q6_k,
-    Q5_K q5_k,
-    Q4_K q4_k,
-    Q3_K q3_k,
-    Q2_K q2_k,
-}
+block_formats!(implement_block_formats);
 
 /// Whether [`decode`] knows the type: the floats and [`BLOCK_FORMATS`].
 pub fn can_decode(dtype: DType) -> bool {

@@ -11,10 +11,11 @@
 //! Of each 128 elements, byte `l` of 32 holds elements `l`, `l + 32`, `l + 64`, `l + 96`, lowest bits first.
 //! Source: `block_q2_K` in ggml-common.h, `dequantize_row_q2_K`, `quantize_row_q2_K_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::bytes::{f16_at, pack_pairs, put_f16, u32_at};
 use super::float::F16_MAX;
 use super::search::{self, Affine, Norm, nearest_int};
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 256;
@@ -22,6 +23,10 @@ pub const LEN: usize = 256;
 pub const BYTES: usize = DMIN + 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 15.0 * 3.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 16;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 3;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[D, DMIN];
 /// Elements in a sub-block.
@@ -36,15 +41,8 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, D);
     let dmin = f16_at(block, DMIN);
     // All codes first, in vectors of bytes: 32 bytes hold two bits each of four times 32 elements.
-    let mut codes = [0u8; LEN];
-    for (codes, qs) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[QS..D].as_chunks::<32>().0) {
-        for (i, q) in qs.iter().enumerate() {
-            codes[i] = q & 3;
-            codes[i + 32] = q >> 2 & 3;
-            codes[i + 64] = q >> 4 & 3;
-            codes[i + 96] = q >> 6;
-        }
-    }
+    let mut codes = [0; LEN];
+    unpack(block, &mut codes);
     for ((sub, codes), sc) in out.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).zip(&block[..QS])
     {
         let scale = d * f32::from(sc & 15);
@@ -53,6 +51,29 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
             *x = scale * f32::from(*q) - min;
         }
     }
+}
+
+/// The two bits of every element.
+#[inline(always)]
+fn unpack(block: &[u8; BYTES], codes: &mut [u8; LEN]) {
+    for (codes, qs) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[QS..D].as_chunks::<32>().0) {
+        for (i, q) in qs.iter().enumerate() {
+            codes[i] = q & 3;
+            codes[i + 32] = q >> 2 & 3;
+            codes[i + 64] = q >> 4 & 3;
+            codes[i + 96] = q >> 6;
+        }
+    }
+}
+
+/// The codes of one block, with scales and minimums.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, dmin] = machine.halves(u32_at(block, D));
+    for (term, sc) in terms.iter_mut().zip(&block[..QS]) {
+        *term = [d * f32::from(sc & 15), -dmin * f32::from(sc >> 4)];
+    }
+    unpack(block, codes);
 }
 
 const SEARCH: Affine = Affine { max_code: 3, first: -0.5, last_step: 15, norm: Norm::Absolute };

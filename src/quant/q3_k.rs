@@ -11,10 +11,11 @@
 //! are the nibbles of byte `s`, the high two bits of `sc[s]` are pair `s / 4` of byte `8 + s % 4`.
 //! Source: `block_q3_K` in ggml-common.h, `dequantize_row_q3_K`, `quantize_row_q3_K_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::bytes::{f16_at, pack_pairs, put_f16, u16_at};
 use super::float::F16_MAX;
 use super::search::{self, nearest_int};
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 256;
@@ -22,6 +23,10 @@ pub const LEN: usize = 256;
 pub const BYTES: usize = D + 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 32.0 * 4.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 16;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 7;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[D];
 /// Elements in a sub-block.
@@ -53,6 +58,26 @@ fn sub_scale(block: &[u8; BYTES], s: usize) -> i8 {
     let low = block[SC + s % 8] >> (s / 8 * 4) & 15;
     let high = block[SC + 8 + s % 4] >> (s / 4 * 2) & 3;
     (low | high << 4) as i8 - 32
+}
+
+/// The codes of one block, with scales and minimums.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, _] = machine.halves(u16_at(block, D).into());
+    for (s, term) in terms.iter_mut().enumerate() {
+        let scale = d * f32::from(sub_scale(block, s));
+        *term = [scale, -4.0 * scale];
+    }
+    let (high, low) = (&block[..QS], block[QS..SC].as_chunks::<32>().0);
+    for (i, (codes, low)) in codes.as_chunks_mut::<128>().0.iter_mut().zip(low).enumerate() {
+        for l in 0..32 {
+            let (q, h) = (low[l], high[l] >> (4 * i));
+            codes[l] = q & 3 | (h & 1) << 2;
+            codes[l + 32] = q >> 2 & 3 | (h & 2) << 1;
+            codes[l + 64] = q >> 4 & 3 | h & 4;
+            codes[l + 96] = q >> 6 | (h & 8) >> 1;
+        }
+    }
 }
 
 /// Quantizes one block.

@@ -8,10 +8,11 @@
 //! The low nibble of byte `j` is element `j`, the high one element `j + 16`.
 //! Source: `block_q4_0` in ggml-common.h, `dequantize_row_q4_0`, `quantize_row_q4_0_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, pack_nibbles, put_f16};
+use super::bytes::{f16_at, pack_nibbles, put_f16, u16_at};
 use super::float::F16_MAX;
 use super::round::reciprocal;
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 32;
@@ -19,6 +20,10 @@ pub const LEN: usize = 32;
 pub const BYTES: usize = QS + LEN / 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 8.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 32;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 15;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0];
 const QS: usize = 2;
@@ -31,6 +36,17 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     for ((x0, x1), q) in low.iter_mut().zip(high).zip(&block[QS..]) {
         *x0 = f32::from((q & 15) as i8 - 8) * d;
         *x1 = f32::from((q >> 4) as i8 - 8) * d;
+    }
+}
+
+/// The codes of one block, with scale and minimum.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, _] = machine.halves(u16_at(block, 0).into());
+    terms[0] = [d, -8.0 * d];
+    for (j, q) in block[QS..].iter().enumerate() {
+        codes[j] = q & 15;
+        codes[j + LEN / 2] = q >> 4;
     }
 }
 

@@ -10,11 +10,12 @@
 //! Of each 64 elements, byte `l` of 32 holds element `l` (low nibble) and `l + 32`. Scales: [`super::k_scales`].
 //! Source: `block_q4_K` in ggml-common.h, `dequantize_row_q4_K`, `quantize_row_q4_K_ref` in ggml-quants.c.
 
-use super::bytes::f16_at;
+use super::bytes::{f16_at, u32_at};
 use super::float::F16_MAX;
 use super::k_scales;
 use super::search::{Affine, Norm};
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 256;
@@ -22,6 +23,10 @@ pub const LEN: usize = 256;
 pub const BYTES: usize = QS + LEN / 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 63.0 * 15.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 32;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 15;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0, DMIN];
 /// Elements in a sub-block.
@@ -42,6 +47,18 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
         let shift = s % 2 * 4;
         for (x, q) in sub.iter_mut().zip(&block[QS + s / 2 * SUB..][..SUB]) {
             *x = scale * f32::from(q >> shift & 15) - min;
+        }
+    }
+}
+
+/// The codes of one block, with scales and minimums.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    k_scales::terms(machine.halves(u32_at(block, 0)), &block[SC..QS], terms);
+    for (codes, qs) in codes.as_chunks_mut::<64>().0.iter_mut().zip(block[QS..].as_chunks::<32>().0) {
+        for (l, q) in qs.iter().enumerate() {
+            codes[l] = q & 15;
+            codes[l + 32] = q >> 4;
         }
     }
 }

@@ -7,10 +7,11 @@
 //!
 //! Source: `block_q5_0` in ggml-common.h, `dequantize_row_q5_0`, `quantize_row_q5_0_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, fifth_bits, pack_nibbles, put_f16, u32_at};
+use super::bytes::{f16_at, fifth_bits, five_bit_codes, pack_nibbles, put_f16, u16_at, u32_at};
 use super::float::F16_MAX;
 use super::round::reciprocal;
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 32;
@@ -18,6 +19,10 @@ pub const LEN: usize = 32;
 pub const BYTES: usize = QS + LEN / 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 16.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 32;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 31;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0];
 const QH: usize = 2;
@@ -35,6 +40,14 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
         out[j] = f32::from(q0 as i8 - 16) * d;
         out[j + LEN / 2] = f32::from(q1 as i8 - 16) * d;
     }
+}
+
+/// The codes of one block, with scale and minimum.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, _] = machine.halves(u16_at(block, 0).into());
+    terms[0] = [d, -16.0 * d];
+    five_bit_codes(u32_at(block, QH), &block[QS..], codes);
 }
 
 /// Quantizes one block: the scale takes the element of largest magnitude to -16.

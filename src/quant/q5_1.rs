@@ -7,10 +7,11 @@
 //!
 //! Source: `block_q5_1` in ggml-common.h, `dequantize_row_q5_1`, `quantize_row_q5_1_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, fifth_bits, pack_nibbles, put_f16, u32_at};
+use super::bytes::{f16_at, fifth_bits, five_bit_codes, pack_nibbles, put_f16, u32_at};
 use super::float::F16_MAX;
 use super::round::reciprocal;
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 32;
@@ -18,6 +19,10 @@ pub const LEN: usize = 32;
 pub const BYTES: usize = QS + LEN / 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 32.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 32;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 31;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0, MIN];
 const MIN: usize = 2;
@@ -37,6 +42,13 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
         out[j] = f32::from(q0) * d + m;
         out[j + LEN / 2] = f32::from(q1) * d + m;
     }
+}
+
+/// The codes of one block, with scale and minimum.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    terms[0] = machine.halves(u32_at(block, 0));
+    five_bit_codes(u32_at(block, QH), &block[QS..], codes);
 }
 
 /// Quantizes one block: the scale takes the smallest element to 0 and the largest to 31.

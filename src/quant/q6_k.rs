@@ -11,10 +11,11 @@
 //! the high bits of elements `l`, `l + 32`, `l + 64`, `l + 96`, lowest first.
 //! Source: `block_q6_K` in ggml-common.h, `dequantize_row_q6_K`, `quantize_row_q6_K_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, pack_pairs, put_f16};
+use super::bytes::{f16_at, pack_pairs, put_f16, u16_at};
 use super::float::F16_MAX;
 use super::search::{self, nearest_int};
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 256;
@@ -22,6 +23,10 @@ pub const LEN: usize = 256;
 pub const BYTES: usize = D + 2;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 128.0 * 32.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 16;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 63;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[D];
 /// Elements in a sub-block.
@@ -34,28 +39,45 @@ const D: usize = SC + LEN / SUB;
 #[inline(always)]
 pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, D);
-    let (low, rest) = block.split_at(QH);
     // All codes first: bytes in step are vectors of bytes, bytes that are gathered and widened one at a time are not.
-    let mut codes = [0i8; LEN];
-    for ((codes, low), high) in
-        codes.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(rest.as_chunks::<32>().0)
-    {
-        for l in 0..32 {
-            let h = high[l];
-            codes[l] = (low[l] & 15 | (h & 3) << 4) as i8 - 32;
-            codes[l + 32] = (low[l + 32] & 15 | (h >> 2 & 3) << 4) as i8 - 32;
-            codes[l + 64] = (low[l] >> 4 | (h >> 4 & 3) << 4) as i8 - 32;
-            codes[l + 96] = (low[l + 32] >> 4 | (h >> 6) << 4) as i8 - 32;
-        }
-    }
+    let mut codes = [0; LEN];
+    unpack(block, &mut codes);
     for ((sub, codes), scale) in
         out.as_chunks_mut::<SUB>().0.iter_mut().zip(codes.as_chunks::<SUB>().0).zip(&block[SC..D])
     {
         let scale = d * f32::from(*scale as i8);
         for (x, q) in sub.iter_mut().zip(codes) {
-            *x = scale * f32::from(*q);
+            *x = scale * f32::from(*q as i8 - 32);
         }
     }
+}
+
+/// The six bits of every element.
+#[inline(always)]
+fn unpack(block: &[u8; BYTES], codes: &mut [u8; LEN]) {
+    let (low, rest) = block.split_at(QH);
+    for ((codes, low), high) in
+        codes.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(rest.as_chunks::<32>().0)
+    {
+        for l in 0..32 {
+            let h = high[l];
+            codes[l] = low[l] & 15 | (h & 3) << 4;
+            codes[l + 32] = low[l + 32] & 15 | (h >> 2 & 3) << 4;
+            codes[l + 64] = low[l] >> 4 | (h >> 4 & 3) << 4;
+            codes[l + 96] = low[l + 32] >> 4 | (h >> 6) << 4;
+        }
+    }
+}
+
+/// The codes of one block, with scales and minimums.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, _] = machine.halves(u16_at(block, D).into());
+    for (term, scale) in terms.iter_mut().zip(&block[SC..D]) {
+        let scale = d * f32::from(*scale as i8);
+        *term = [scale, -32.0 * scale];
+    }
+    unpack(block, codes);
 }
 
 /// Quantizes one block.

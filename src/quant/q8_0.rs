@@ -7,10 +7,11 @@
 //!
 //! Source: `block_q8_0` in ggml-common.h, `dequantize_row_q8_0`, `quantize_row_q8_0_ref` in ggml-quants.c.
 
-use super::bytes::{f16_at, put_f16};
+use super::bytes::{f16_at, put_f16, u16_at};
 use super::float::F16_MAX;
 use super::round::reciprocal;
 use super::simd::Machine;
+use super::simd::integer::{Integer, Term};
 
 /// Elements in a block.
 pub const LEN: usize = 32;
@@ -18,6 +19,10 @@ pub const LEN: usize = 32;
 pub const BYTES: usize = QS + LEN;
 /// No element of a block with finite scales is larger in magnitude.
 pub const LIMIT: f32 = F16_MAX * 127.0;
+/// Elements that share a scale.
+pub const GROUP: usize = 32;
+/// The largest of [`codes`].
+pub const MAX_CODE: u8 = 255;
 /// Where the scales are.
 pub const SCALES: &[usize] = &[0];
 const QS: usize = 2;
@@ -28,6 +33,16 @@ pub fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]) {
     let d = f16_at(block, 0);
     for (x, q) in out.iter_mut().zip(&block[QS..]) {
         *x = f32::from(*q as i8) * d;
+    }
+}
+
+/// The codes of one block, with scale and minimum.
+#[inline(always)]
+pub fn codes(block: &[u8; BYTES], codes: &mut [u8; LEN], terms: &mut [Term; LEN / GROUP], machine: impl Integer) {
+    let [d, _] = machine.halves(u16_at(block, 0).into());
+    terms[0] = [d, -128.0 * d];
+    for (code, q) in codes.iter_mut().zip(&block[QS..]) {
+        *code = q ^ 0x80;
     }
 }
 

@@ -9,6 +9,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2_search;
+pub mod integer;
 
 use super::round;
 use super::search::{self, Affine};
