@@ -62,7 +62,7 @@ pub struct Arguments {
     /// What computes: candle or llama.cpp
     #[arg(long, value_enum, default_value_t = EngineChoice::Candle)]
     engine: EngineChoice,
-    /// Of candle: cpu, cuda, cuda:N or auto
+    /// Of candle: cpu, cpu-int8 (faster; as exact as llama.cpp), cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Threads; by default one for each core

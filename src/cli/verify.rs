@@ -41,7 +41,7 @@ pub struct Arguments {
     /// The base under the other adapter, if it is another file
     #[arg(long, value_name = "BASE", requires = "against", requires = "base")]
     against_base: Option<PathBuf>,
-    /// Compare with the same adapter on this device: cpu, cuda or cuda:N
+    /// Compare with the same adapter on this device: cpu, cpu-int8, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["against", "probe"], requires = "base")]
     against_device: Option<String>,
     /// Token ids to run with --against or --against-device, separated by commas; once for each row
@@ -59,7 +59,7 @@ pub struct Arguments {
     /// Limits: a type (f32, bf16, q8_0, ...) or max_abs=X,mean_kl=Y; by default those of the coarsest type involved
     #[arg(long)]
     tolerance: Option<String>,
-    /// cpu, cuda, cuda:N or auto
+    /// cpu, cpu-int8, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: String,
     /// What computes: candle, or the real llama.cpp (F32, on the CPU), which candle then runs beside

@@ -5,20 +5,31 @@ use std::str::FromStr;
 
 use crate::error::{Code, Error, Result};
 
-/// What a user asks for: `cpu`, `cuda`, `cuda:N` or `auto`.
+/// What a user asks for: `cpu`, `cpu-int8`, `cuda`, `cuda:N` or `auto`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The CPU, on all threads.
     Cpu,
+    /// The same with activations in 8 bits.
+    CpuInt8,
     /// The NVIDIA GPU with this index.
     Cuda(usize),
     /// The first GPU if there is one that this build can use, else the CPU.
     Auto,
 }
 
-/// A device that is there.
+/// A device that is there, and what it multiplies weights with.
 #[derive(Debug, Clone)]
-pub struct Device(pub(super) candle_core::Device);
+pub struct Device(pub(super) candle_core::Device, pub(super) Activations);
+
+/// What weights in block formats are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activations {
+    /// As they are, in F32.
+    Exact,
+    /// Rounded to 8 bits, as llama.cpp does.
+    EightBits,
+}
 
 impl FromStr for DeviceChoice {
     type Err = Error;
@@ -31,9 +42,10 @@ impl FromStr for DeviceChoice {
         };
         match (text.split(':').next(), index) {
             (Some("cpu"), Some(_)) if !text.contains(':') => Ok(DeviceChoice::Cpu),
+            (Some("cpu-int8"), Some(_)) if !text.contains(':') => Ok(DeviceChoice::CpuInt8),
             (Some("auto"), Some(_)) if !text.contains(':') => Ok(DeviceChoice::Auto),
             (Some("cuda"), Some(index)) => Ok(DeviceChoice::Cuda(index)),
-            _ => Err(Error::new(Code::Usage, format!("expected cpu, cuda, cuda:N or auto, found {text:?}"))
+            _ => Err(Error::new(Code::Usage, format!("expected cpu, cpu-int8, cuda, cuda:N or auto, found {text:?}"))
                 .field("--device")),
         }
     }
@@ -43,6 +55,7 @@ impl fmt::Display for DeviceChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::CpuInt8 => f.write_str("cpu-int8"),
             DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
             DeviceChoice::Auto => f.write_str("auto"),
         }
@@ -58,6 +71,7 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::cpu()),
+            DeviceChoice::CpuInt8 => Ok(Device::cpu_int8()),
             DeviceChoice::Cuda(index) => cuda(index),
             DeviceChoice::Auto => Ok(cuda(0).unwrap_or_else(|_| Device::cpu())),
         }
@@ -65,20 +79,30 @@ impl DeviceChoice {
 }
 
 impl Device {
-    /// The CPU.
+    /// The CPU, everything in F32.
     pub fn cpu() -> Self {
-        Device(candle_core::Device::Cpu)
+        Device(candle_core::Device::Cpu, Activations::Exact)
     }
 
-    /// `cpu` or `cuda`.
+    /// The CPU. Activations are rounded to 8 bits where weights in block formats are multiplied with them, as llama.cpp does:
+    /// faster, and as far from PyTorch as that.
+    pub fn cpu_int8() -> Self {
+        Device(candle_core::Device::Cpu, Activations::EightBits)
+    }
+
+    /// `cpu`, `cpu-int8` or `cuda`.
     pub fn name(&self) -> &'static str {
-        if self.0.is_cuda() { "cuda" } else { "cpu" }
+        match self.1 {
+            _ if self.0.is_cuda() => "cuda",
+            Activations::Exact => "cpu",
+            Activations::EightBits => "cpu-int8",
+        }
     }
 }
 
 #[cfg(feature = "cuda")]
 fn cuda(index: usize) -> Result<Device> {
-    candle_core::Device::new_cuda(index).map(Device).map_err(|e| {
+    candle_core::Device::new_cuda(index).map(|device| Device(device, Activations::Exact)).map_err(|e| {
         Error::new(Code::DeviceUnavailable, format!("expected a usable NVIDIA GPU with index {index}, found none: {e}"))
             .field("--device")
     })
@@ -101,13 +125,14 @@ mod tests {
     fn devices_are_parsed_strictly() {
         for (text, expected) in [
             ("cpu", DeviceChoice::Cpu),
+            ("cpu-int8", DeviceChoice::CpuInt8),
             ("auto", DeviceChoice::Auto),
             ("cuda", DeviceChoice::Cuda(0)),
             ("cuda:3", DeviceChoice::Cuda(3)),
         ] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap(), expected);
         }
-        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:2", "cpu:0", "auto:1", "CPU"] {
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x", "cuda:1:2", "cpu:0", "cpu-int8:0", "auto:1", "CPU"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap_err().code(), Code::Usage, "{text}");
         }
     }

@@ -38,6 +38,7 @@ pub(super) struct Network {
 pub(super) struct Mixture {
     sizes: Experts,
     activation: Activation,
+    device: Device,
     router: Linear,
     experts: Vec<Expert>,
     shared: Option<Shared>,
@@ -113,6 +114,7 @@ impl FeedForward {
         Ok(FeedForward::Mixture(Box::new(Mixture {
             sizes,
             activation: c.activation,
+            device: device.clone(),
             router: linear(&[W::Router], &[])?,
             experts: (0..sizes.n_experts).map(expert).collect::<Result<_>>()?,
             shared,
@@ -164,7 +166,7 @@ impl Mixture {
             }
             let index: Vec<u32> = positions.iter().map(|(row, _)| *row as u32).collect();
             let index = Tensor::from_vec(index, positions.len(), x.device())?;
-            let network = expert.network(self.activation, &Device(x.device().clone()))?;
+            let network = expert.network(self.activation, &self.device)?;
             let y = network.forward(&x.index_select(&index, 0)?, &NetworkEffects::default(), n_rows, workspace)?;
             let y: Vec<f32> = y.flatten_all()?.to_vec1()?;
             for ((row, weight), y) in positions.iter().zip(y.chunks_exact(hidden)) {

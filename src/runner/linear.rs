@@ -4,10 +4,14 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult,
 
 use super::additions::{self, Addition};
 use super::candle;
-use super::device::Device;
+use super::device::{Activations, Device};
 use super::kernels::dot::DotRows;
+use super::kernels::integer::{DotCodes, multiply_codes};
 use crate::base::{BaseModel, Rows, Weight};
 use crate::error::Result;
+use crate::quant::BLOCK_FORMATS;
+use crate::quant::product::Tile;
+use crate::tensor;
 
 /// A projection, possibly several that share their input and follow each other in the output.
 pub(super) struct Linear {
@@ -21,11 +25,14 @@ enum Matrix {
     Dense(Tensor),
     /// Encoded in the memory map, decoded while in use. CPU only.
     Encoded(Vec<Rows>),
+    /// In block formats in the memory map, whose codes are multiplied with activations in 8 bits, or in 16 bits, which few
+    /// positions are multiplied with as they are. CPU only.
+    Codes { parts: Vec<Rows>, is_all_codes: bool },
 }
 
 /// Up to this many positions, a dot product per row and position beats decoding into a matrix for a matrix product:
 /// both read the weights once, and the former keeps a decoded row in the first-level cache.
-const FEW_POSITIONS: usize = 6;
+pub(super) const FEW_POSITIONS: usize = 6;
 
 /// Decoded values held at a time: 4 MiB, which fit into second-level caches together with their operands.
 const CHUNK_VALUES: usize = 1 << 20;
@@ -34,6 +41,7 @@ const CHUNK_VALUES: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct Workspace {
     decoded: Option<Tensor>,
+    tiles: Vec<Tile>,
 }
 
 impl Workspace {
@@ -69,7 +77,13 @@ impl Linear {
 
     /// These matrices, their outputs one after the other.
     pub fn of(parts: Vec<Rows>, device: &Device) -> CandleResult<Self> {
-        let matrix = if device.0.is_cpu() {
+        let (has_codes, is_short) = (
+            |p: &Rows| BLOCK_FORMATS.contains(&p.dtype()),
+            |p: &Rows| matches!(p.dtype(), tensor::DType::F16 | tensor::DType::BF16) && p.row_len().is_multiple_of(32),
+        );
+        let matrix = if device.1 == Activations::EightBits && parts.iter().all(|p| has_codes(p) || is_short(p)) {
+            Matrix::Codes { is_all_codes: parts.iter().all(has_codes), parts }
+        } else if device.0.is_cpu() {
             Matrix::Encoded(parts)
         } else {
             let parts = parts
@@ -95,6 +109,11 @@ impl Linear {
                 x.contiguous()?.apply_op1_no_bwd(&DotRows(parts))?
             }
             Matrix::Encoded(parts) => decode_and_multiply(x, parts, workspace)?,
+            Matrix::Codes { parts, .. } if x.dim(0)? <= FEW_POSITIONS => {
+                x.contiguous()?.apply_op1_no_bwd(&DotCodes(parts))?
+            }
+            Matrix::Codes { parts, is_all_codes: false } => decode_and_multiply(x, parts, workspace)?,
+            Matrix::Codes { parts, .. } => multiply_codes(&x.contiguous()?, parts, &mut workspace.tiles)?,
         };
         if !additions.is_empty() {
             y = additions::add(y, x, additions, n_rows)?;

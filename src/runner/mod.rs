@@ -1,7 +1,8 @@
 //! Runs base models with adapters, on candle.
 //!
 //! Everything is computed in F32 on the decoded weights. On the CPU weights stay encoded in the memory map and are
-//! decoded while they are used; on a GPU they are decoded once and kept there.
+//! decoded while they are used; on a GPU they are decoded once and kept there. [`Device::cpu_int8`] multiplies codes of block
+//! formats with activations in 8 bits instead; what adapters add is computed in F32 there, too.
 //!
 //! ```text
 //!   BaseModel          -> block::Block (one per layer) -+-> stream()  one layer at a time, no cache: for `verify`

@@ -1,5 +1,7 @@
 //! The whole model, ready for generation: key/value cache, batches, adapters that come and go without a reload.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::Tensor;
 
 use super::additions::{Addition, EmbeddingAddition, embed};
@@ -9,7 +11,7 @@ use super::candle;
 use super::device::Device;
 use super::effects::{Effects, front_of};
 use super::front::VirtualCache;
-use super::linear::Workspace;
+use super::linear::{FEW_POSITIONS, Workspace};
 use super::rope::Ropes;
 use crate::base::{BaseModel, Weight};
 use crate::error::{Code, Error, Result};
@@ -164,8 +166,12 @@ impl Model {
             }
         }
         cache.n_batches = Some(n_batches);
-        // On a thread of the pool: every parallel loop that is started elsewhere waits for one to wake up.
-        rayon::scope(|_| self.compute(cache, input_ids, logits))
+        if n_batches * t > FEW_POSITIONS {
+            // On a thread of the pool: every parallel loop that is started elsewhere waits for one to wake up.
+            rayon::scope(|_| self.compute(cache, input_ids, logits))
+        } else {
+            with_threads_awake(|| self.compute(cache, input_ids, logits))
+        }
     }
 
     fn compute(&self, cache: &mut Cache, input_ids: &[Vec<u32>], logits: Logits) -> Result<Vec<f32>> {
@@ -186,4 +192,32 @@ impl Model {
         let logits = self.head.forward(&x.map_err(candle)?, &self.adapters.head, n_rows, &mut cache.workspace)?;
         logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)
     }
+}
+
+/// Runs `f` on a thread of the pool while the others look for work all the time: of the loops of a single position, each takes
+/// less time than it takes to wake a thread.
+fn with_threads_awake<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    /// Tells the others that `f` has returned or panicked.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Release);
+        }
+    }
+    let done = &AtomicBool::new(false);
+    rayon::scope(|scope| {
+        let _done = Done(done);
+        let own = rayon::current_thread_index();
+        for _ in 1..rayon::current_num_threads() {
+            scope.spawn(move |_| {
+                // Where the thread that waits for the others' part of a loop takes this up, nobody would be left to end it.
+                while rayon::current_thread_index() != own && !done.load(Ordering::Acquire) {
+                    if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+        }
+        f()
+    })
 }

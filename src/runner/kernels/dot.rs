@@ -90,7 +90,7 @@ impl WithSimd for DotChunk<'_> {
     }
 }
 
-fn transposed(columns: &[f32], n: usize, m: usize) -> Vec<f32> {
+pub(super) fn transposed(columns: &[f32], n: usize, m: usize) -> Vec<f32> {
     (0..m).flat_map(|i| (0..n).map(move |j| columns[j * m + i])).collect()
 }
 

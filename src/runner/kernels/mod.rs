@@ -9,6 +9,7 @@ pub(super) mod activation;
 pub(super) mod attend_few;
 pub(super) mod dot;
 pub(super) mod exp;
+pub(super) mod integer;
 pub(super) mod rms_norm;
 pub(super) mod rope;
 pub(super) mod softmax;

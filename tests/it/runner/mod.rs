@@ -3,6 +3,7 @@
 mod base;
 mod common;
 mod families;
+mod int8;
 mod low_rank;
 mod storage;
 

@@ -44,7 +44,7 @@ fn fused(file: &Path, groups: &[(&str, &[&str])], to: &Path) {
     write(&source.metadata, &tensors, to);
 }
 
-fn write(metadata: &gguf::Metadata, tensors: &[(TensorSpec, Vec<u8>)], to: &Path) {
+pub fn write(metadata: &gguf::Metadata, tensors: &[(TensorSpec, Vec<u8>)], to: &Path) {
     let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| spec.clone()).collect();
     let plan = gguf::plan(metadata, &specs).unwrap();
     let mut bytes = plan.header.clone();
