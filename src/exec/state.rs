@@ -12,7 +12,7 @@ use crate::base::fingerprint::{Depth, Identity};
 use crate::error::{Code, Error, Result};
 use crate::format::llama_state::Cache;
 use crate::pipeline::read_adapter;
-use crate::runner::{Device, TOKEN, sequence_state, window_note};
+use crate::runner::{Device, TOKEN, sequence_state, state_notes};
 use crate::tensor::DType;
 use crate::validate::BaseMismatch;
 
@@ -74,7 +74,7 @@ pub fn slot_state(
     let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let n = prefix.n_tokens();
     let mut notes = read.notes.clone();
-    notes.extend(window_note(base, n));
+    notes.extend(state_notes(base, n));
     notes.push(format!(
         "once the server is up, for each slot: POST /slots/N?action=restore {{\"filename\": \"{name}\"}}; prompts begin with {n} times token \
          {TOKEN}, and an answer that had them says cache_n of at least {n} (docs/howto/virtual-tokens.md)"

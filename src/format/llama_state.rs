@@ -11,7 +11,11 @@
 //!     layers    i32 type  u32 bytes of a value  u32 H_kv * D   values [H_kv * D][cells]
 //! ```
 //!
-//! Source: `llama_context::state_seq_save_file` in llama-context.cpp, `llama_kv_cache::state_write` in llama-kv-cache.cpp.
+//! Of a model with windows everything from the streams on comes twice: for the layers that see all positions, then for those with a
+//! window, whose cache has the last cells alone, as many as the window.
+//!
+//! Source: `llama_context::state_seq_save_file` in llama-context.cpp, `llama_kv_cache::state_write` in llama-kv-cache.cpp,
+//! `llama_kv_cache_iswa::state_write` in llama-kv-cache-iswa.cpp.
 
 use crate::error::{Code, Error, Result};
 use crate::named::named_enum;
@@ -67,12 +71,14 @@ impl Default for Cache {
     }
 }
 
-/// Keys and values of a layer, a row `[H_kv * D]` for each cell, in the order in which the context computes them.
+/// Keys and values of a layer, a row `[H_kv * D]` for each token, in the order in which the context computes them.
 pub struct Layer {
     /// Keys.
     pub keys: Vec<f32>,
     /// Values.
     pub values: Vec<f32>,
+    /// Whether it has the model's window.
+    pub has_window: bool,
 }
 
 impl Cache {
@@ -97,8 +103,8 @@ impl Cache {
         Ok(())
     }
 
-    /// The file of a sequence whose cells are at positions 0, 1, .. and have these token ids. `head_dim` is the length of the heads
-    /// in rows.
+    /// The file of a sequence whose tokens have these ids and are at positions 0, 1, .. `head_dim` is the length of the heads in rows,
+    /// `window` the positions that layers with one see, where llama.cpp keeps these in a cache of their own.
     ///
     /// # Errors
     ///
@@ -108,15 +114,38 @@ impl Cache {
         &self,
         tokens: &[u32],
         head_dim: usize,
-        layers: impl ExactSizeIterator<Item = Result<Layer>>,
+        window: Option<usize>,
+        layers: impl Iterator<Item = Result<Layer>>,
     ) -> Result<Vec<u8>> {
         self.check()?;
-        let n_cells = count(tokens.len())?;
         let mut out = Out(Vec::new());
-        [MAGIC, self.version.number(), n_cells].into_iter().chain(tokens.iter().copied()).for_each(|n| out.u32(n));
+        [MAGIC, self.version.number(), count(tokens.len())?]
+            .into_iter()
+            .chain(tokens.iter().copied())
+            .for_each(|n| out.u32(n));
+        let layers: Vec<(usize, Layer)> = layers.enumerate().map(|(i, l)| Ok((i, l?))).collect::<Result<_>>()?;
+        let Some(window) = window else {
+            self.cells(&mut out, tokens.len(), tokens.len(), head_dim, &layers)?;
+            return Ok(out.0);
+        };
+        let (windowed, full): (Vec<_>, Vec<_>) = layers.into_iter().partition(|(_, l)| l.has_window);
+        self.cells(&mut out, tokens.len(), tokens.len(), head_dim, &full)?;
+        self.cells(&mut out, tokens.len(), tokens.len().min(window), head_dim, &windowed)?;
+        Ok(out.0)
+    }
+
+    /// What a cache of these layers holds: the last `n_cells` of `n_tokens` tokens.
+    fn cells(
+        &self,
+        out: &mut Out,
+        n_tokens: usize,
+        n_cells: usize,
+        head_dim: usize,
+        layers: &[(usize, Layer)],
+    ) -> Result<()> {
         out.u32(self.n_streams);
-        out.u32(n_cells);
-        for position in 0..n_cells {
+        out.u32(count(n_cells)?);
+        for position in count(n_tokens - n_cells)?..count(n_tokens)? {
             [position, 1, 0].into_iter().for_each(|n| out.u32(n));
         }
         out.u32(u32::from(!self.flash_attention));
@@ -126,25 +155,30 @@ impl Cache {
             out.u32(k_rotation.unwrap_or(0) as u32);
             out.u32(v_rotation.unwrap_or(0) as u32);
         }
-        let mut values = Vec::with_capacity(layers.len());
-        for (i, layer) in layers.enumerate() {
-            let layer = layer?;
-            let at = |e: Error| e.field(format!("layers.{i}"));
-            let row_len = layer.keys.len() / tokens.len().max(1);
-            out.rows(self.k_type, &rotated(layer.keys, k_rotation), row_len).map_err(at)?;
-            let v = rotated(layer.values, v_rotation);
-            values.push((encoded(self.v_type, &v, row_len).map_err(at)?, row_len));
+        let rows = |dtype, values: &[f32], n| {
+            let row_len = values.len() / n_tokens.max(1);
+            let kept = &values[(n_tokens - n_cells) * row_len..];
+            Ok((encoded(dtype, &rotated(kept.to_vec(), n), row_len)?, row_len))
+        };
+        for (i, layer) in layers {
+            let (bytes, row_len) = rows(self.k_type, &layer.keys, k_rotation).map_err(|e| at_layer(e, *i))?;
+            out.rows(self.k_type, &bytes, row_len);
         }
-        for (bytes, row_len) in values {
+        for (i, layer) in layers {
+            let (bytes, row_len) = rows(self.v_type, &layer.values, v_rotation).map_err(|e| at_layer(e, *i))?;
             match self.flash_attention {
-                true => out.encoded_rows(self.v_type, &bytes, row_len),
+                true => out.rows(self.v_type, &bytes, row_len),
                 false => out.transposed(self.v_type, &bytes, row_len),
             }
         }
         // The other streams are empty.
         (1..self.n_streams).for_each(|_| out.u32(0));
-        Ok(out.0)
+        Ok(())
     }
+}
+
+fn at_layer(e: Error, i: usize) -> Error {
+    e.field(format!("layers.{i}"))
 }
 
 /// `LLAMA_MAX_SEQ`
@@ -211,13 +245,7 @@ impl Out {
         self.0.extend(n.to_le_bytes());
     }
 
-    fn rows(&mut self, dtype: DType, values: &[f32], row_len: usize) -> Result<()> {
-        let bytes = encoded(dtype, values, row_len)?;
-        self.encoded_rows(dtype, &bytes, row_len);
-        Ok(())
-    }
-
-    fn encoded_rows(&mut self, dtype: DType, bytes: &[u8], row_len: usize) {
+    fn rows(&mut self, dtype: DType, bytes: &[u8], row_len: usize) {
         self.u32(ggml_id(dtype));
         self.0.extend(((row_len / dtype.block_len() * dtype.block_bytes()) as u64).to_le_bytes());
         self.0.extend(bytes);
@@ -250,8 +278,8 @@ mod tests {
 
     fn file(cache: Cache) -> Result<Vec<u8>> {
         // Two cells of one head of 2.
-        let layer = || Ok(Layer { keys: vec![1.0, 2.0, 3.0, 4.0], values: vec![5.0, 6.0, 7.0, 8.0] });
-        cache.file(&[9, 9], 2, [layer()].into_iter())
+        let layer = Layer { keys: vec![1.0, 2.0, 3.0, 4.0], values: vec![5.0, 6.0, 7.0, 8.0], has_window: false };
+        cache.file(&[9, 9], 2, None, [Ok(layer)].into_iter())
     }
 
     #[test]
@@ -270,6 +298,21 @@ mod tests {
     }
 
     #[test]
+    fn layers_with_a_window_come_behind_the_others_with_as_many_cells_as_it() {
+        let layer =
+            |x: f32, has_window| Ok(Layer { keys: vec![x, x + 1.0], values: vec![x + 2.0, x + 3.0], has_window });
+        // Two cells of one component, of which the window shows one.
+        let cache = Cache { k_type: DType::F32, v_type: DType::F32, ..Cache::default() };
+        let layers = [layer(1.0, true), layer(5.0, false), layer(9.0, true)];
+        let found = words(&cache.file(&[9, 9], 1, Some(1), layers.into_iter()).unwrap());
+        let f = f32::to_bits;
+        let full = [1, 2, 0, 1, 0, 1, 1, 0, 0, 1, 0, 0, 0, 4, 0, f(5.0), f(6.0), 0, 4, 0, f(7.0), f(8.0)];
+        let windowed = [1, 1, 1, 1, 0, 0, 2, 0, 0];
+        let rows = [2.0, 10.0, 4.0, 12.0].map(|x| [0, 4, 0, f(x)]).concat();
+        assert_eq!(found, [&[MAGIC, 4, 2, 9, 9][..], &full, &windowed, &rows].concat());
+    }
+
+    #[test]
     fn what_no_context_is_or_holds_is_refused() {
         let wrong = |cache: Cache| file(cache).unwrap_err().code();
         let cache = Cache::default();
@@ -278,8 +321,8 @@ mod tests {
         assert_eq!(wrong(Cache { n_streams: 0, ..cache }), Code::Usage);
         assert_eq!(wrong(Cache { n_streams: 257, ..cache }), Code::Usage);
         assert_eq!(wrong(Cache { k_type: DType::Q8_0, ..cache }), Code::TypeUnfit);
-        let large = Layer { keys: vec![1e6; 4], values: vec![0.0; 4] };
-        assert_eq!(cache.file(&[0, 0], 2, [Ok(large)].into_iter()).unwrap_err().code(), Code::CastOverflow);
+        let large = Layer { keys: vec![1e6; 4], values: vec![0.0; 4], has_window: false };
+        assert_eq!(cache.file(&[0, 0], 2, None, [Ok(large)].into_iter()).unwrap_err().code(), Code::CastOverflow);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::format::bundle::place;
 use crate::format::llama_state::Cache;
 use crate::format::output::{OutputFile, Overwrite};
 use crate::import::Options;
-use crate::runner::{Device, TOKEN, sequence_state, window_note};
+use crate::runner::{Device, TOKEN, sequence_state, state_notes};
 use crate::validate::BaseMismatch;
 use crate::verify::{Reference, Report, verify};
 
@@ -76,15 +76,15 @@ pub struct MadeState {
 ///
 /// # Errors
 ///
-/// Those of reading and validating an adapter; [`Code::ConfigUnsupported`] for an adapter of another kind, and for bases whose keys
-/// llama.cpp keeps in caches of two kinds; [`Code::BaseDiffers`]; [`Code::NumbersDiffer`]; those of writing.
+/// Those of reading and validating an adapter; [`Code::ConfigUnsupported`] for an adapter of another kind;
+/// [`Code::BaseDiffers`]; [`Code::NumbersDiffer`]; those of writing.
 pub fn make_state(job: &MakeState<'_>) -> Result<MadeState> {
     job.cache.check()?;
     place::refuse_inside_bundle(job.output)?;
     let adapter = read_adapter_with(job.adapter, &Options::default(), Some(job.base))?;
     let prefix = virtual_tokens(adapter.adapter()).map_err(|e| e.file(job.adapter))?;
     let mut notes = adapter.notes.clone();
-    notes.extend(window_note(job.base, prefix.n_tokens()));
+    notes.extend(state_notes(job.base, prefix.n_tokens()));
     let base_identity = adapter.confirm_base(job.base, Depth::Weights, job.base_mismatch)?;
     let verification = match &job.prove {
         Some(proof) => {

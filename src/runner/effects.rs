@@ -52,11 +52,6 @@ impl<'a> Front<'a> {
 
     pub(super) fn check_fits(&self, base: &BaseModel) -> Result<()> {
         let c = &base.config;
-        if c.key_factor != 1.0 && matches!(self, Front::KeysValues(_)) {
-            let message =
-                "expected a base with the model's own keys, found them multiplied: take the Hugging Face folder";
-            return Err(Error::new(Code::ConfigUnsupported, message).field(crate::base::KEY_FACTOR));
-        }
         let is_it = match self {
             Front::KeysValues(layers) => {
                 let shape = [c.n_kv_heads, self.n_tokens(), c.head_dim];

@@ -16,7 +16,7 @@ use crate::transform::low_rank::decoded;
 
 /// Keys and values of virtual tokens, computed.
 pub struct VirtualCache {
-    /// By layer: keys after RoPE and values, `[H_kv, P, D]` each, F32.
+    /// By layer: keys after RoPE, multiplied as the base's are, and values, `[H_kv, P, D]` each, F32.
     layers: Vec<(Tensor, Tensor)>,
     /// P.
     pub n_tokens: usize,
@@ -34,7 +34,12 @@ impl VirtualCache {
         let layers = match front {
             Front::KeysValues(layers) => {
                 let tensor = |t: &LazyTensor| Tensor::from_vec(decoded(t)?, t.shape(), &device.0).map_err(candle);
-                layers.values().map(|l| Ok((tensor(&l.keys)?, tensor(&l.values)?))).collect::<Result<_>>()?
+                // They are the model's own, among those that the base computes.
+                let keys = |t| match base.config.key_factor {
+                    1.0 => tensor(t),
+                    factor => tensor(t)?.affine(factor, 0.0).map_err(candle),
+                };
+                layers.values().map(|l| Ok((keys(&l.keys)?, tensor(&l.values)?))).collect::<Result<_>>()?
             }
             Front::Embeddings(t) => through_base(base, t, device)?,
         };

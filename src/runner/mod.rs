@@ -32,7 +32,7 @@ pub use effects::{AttentionTerm, Effects, Front, MatrixEffect};
 pub use front::VirtualCache;
 pub use model::{Cache, Logits, Model};
 pub use rope::before_rope;
-pub use state::{TOKEN, sequence_state, window_note};
+pub use state::{TOKEN, heeded_window, sequence_state, state_notes};
 pub use stream::{Lane, Sink, StreamOptions, stream};
 
 /// A failure inside the tensor library: memory, the GPU, or a bug here.

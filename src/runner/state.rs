@@ -5,50 +5,63 @@ use super::effects::Front;
 use super::front::VirtualCache;
 use crate::adapter::Prefix;
 use crate::base::{BaseModel, RowOrder};
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::format::llama_state::{Cache, Layer};
 
 /// The token id of virtual tokens, which have none: programs that look for what a cache has in common with a prompt compare ids,
 /// so they need one that every vocabulary has.
 pub const TOKEN: u32 = 0;
 
-/// The bytes of the state that sequences begin with in a context of this kind.
+/// The bytes of the state that sequences begin with in a context of this kind, on the GGUF file that is written of `base`.
 ///
 /// # Errors
 ///
-/// [`Code::BaseArchitecture`]; [`Code::ConfigUnsupported`] for a base with windows that llama.cpp heeds, or one whose keys GGUF files
-/// hold multiplied; those of [`VirtualCache::new`] and of [`Cache::file`].
+/// [`Code::BaseArchitecture`](crate::error::Code::BaseArchitecture); those of [`VirtualCache::new`] and of [`Cache::file`].
 pub fn sequence_state(prefix: &Prefix, base: &BaseModel, cache: &Cache, device: &Device) -> Result<Vec<u8>> {
     let architecture = base.gguf_architecture();
     let order = RowOrder::of_gguf_architecture(architecture)
         .ok_or_else(|| crate::import::unlisted_architecture(architecture))?;
-    if let Some(window) = base.config.windows().min().filter(|_| base.config.family.llama_cpp().applies_windows) {
-        let message = format!(
-            "expected a base without sliding windows, since llama.cpp keeps keys and values of such layers in a cache of their own (iSWA), \
-             whose state has another form, found a window of {window} in architecture {architecture:?}"
-        );
-        return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("sliding_window"));
-    }
     let c = &base.config;
-    if c.gguf_key_factor() != c.key_factor {
-        let message = format!(
-            "expected a base whose GGUF file holds the model's own keys, found one where they are multiplied by {} (ptplus.attention_key_factor), \
-             as those of its state would have to be",
-            c.gguf_key_factor() / c.key_factor
-        );
-        return Err(Error::new(Code::ConfigUnsupported, message).file(&base.path).field("query_pre_attn_scalar"));
-    }
+    let window = heeded_window(base);
     let virtual_cache = VirtualCache::new(base, &Front::of(prefix), device)?;
-    let (n_heads, d, n) = (base.config.n_kv_heads, base.config.head_dim, prefix.n_tokens());
-    let layers = (0..base.config.n_layers).map(|i| {
-        let (keys, values) = virtual_cache.layer(i)?;
-        Ok(Layer { keys: rows(&keys, n_heads, n, d, order), values: rows(&values, n_heads, n, d, RowOrder::Neox) })
+    let (n_heads, d, n) = (c.n_kv_heads, c.head_dim, prefix.n_tokens());
+    let key_factor = added_key_factor(base) as f32;
+    let layers = (0..c.n_layers).map(|i| {
+        let (mut keys, values) = virtual_cache.layer(i)?;
+        if key_factor != 1.0 {
+            keys.iter_mut().for_each(|k| *k *= key_factor);
+        }
+        let (keys, values) = (rows(&keys, n_heads, n, d, order), rows(&values, n_heads, n, d, RowOrder::Neox));
+        Ok(Layer { keys, values, has_window: c.layers[i].window.is_some() })
     });
-    cache.file(&vec![TOKEN; n], d, layers)
+    cache.file(&vec![TOKEN; n], d, window, layers)
+}
+
+/// The window of those layers that llama.cpp keeps in a cache of their own.
+pub fn heeded_window(base: &BaseModel) -> Option<usize> {
+    base.config.windows().next().filter(|_| base.config.family.llama_cpp().applies_windows)
+}
+
+/// What keys are multiplied with in the GGUF file that is written of a base, beyond what the base's own are.
+fn added_key_factor(base: &BaseModel) -> f64 {
+    base.config.gguf_key_factor() / base.config.key_factor
+}
+
+/// What a user should know of a state for `base`: for which GGUF file it is, and how far llama.cpp computes what PyTorch does.
+pub fn state_notes(base: &BaseModel, n_tokens: usize) -> Vec<String> {
+    let factor = added_key_factor(base);
+    let multiplied = (factor != 1.0).then(|| {
+        format!(
+            "llama.cpp has a scale of attention scores of its own for {}: the state is for the GGUF file that ptplus writes of this base, whose keys \
+             are multiplied with {factor:.6}, and for no other converter's",
+            base.gguf_architecture()
+        )
+    });
+    multiplied.into_iter().chain(window_note(base, n_tokens)).collect()
 }
 
 /// That llama.cpp does not heed the base's window, in which virtual tokens take places too.
-pub fn window_note(base: &BaseModel, n_tokens: usize) -> Option<String> {
+fn window_note(base: &BaseModel, n_tokens: usize) -> Option<String> {
     let window = base.config.windows().min().filter(|_| !base.config.family.llama_cpp().applies_windows)?;
     Some(format!(
         "the base has a window of {window} positions, which llama.cpp ignores for architecture {:?}: behind {n_tokens} virtual tokens the \

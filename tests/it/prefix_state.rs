@@ -148,31 +148,52 @@ fn what_cannot_be_a_state_is_refused_by_its_code() {
     assert!(found["error"]["message"].as_str().unwrap().contains("state of a sequence in llama.cpp"), "{found}");
 }
 
-/// A Gemma whose layers all see everything, so that its cache has the form of others.
+/// By a Gemma whose file's keys are multiplied with sqrt(16 / 12): of nine virtual tokens, layers with the window of 6 keep the last six.
 #[test]
-fn a_base_whose_keys_gguf_files_hold_multiplied_has_no_state() {
+fn layers_with_a_window_have_a_cache_of_their_own_and_keys_are_as_the_base_file_has_them() {
+    const TOKENS: usize = 9;
     let temp = tempfile::tempdir().unwrap();
-    let (base, folder, file) = (temp.path().join("base"), temp.path().join("adapter"), temp.path().join("a.bin"));
-    let source = fixtures().join("models/gemma3/base");
-    std::fs::create_dir(&base).unwrap();
-    std::fs::copy(source.join("model.safetensors"), base.join("model.safetensors")).unwrap();
-    let mut raw = RawAdapter::read(&adapter());
-    for (name, n) in [("num_attention_heads", 1), ("token_dim", 16), ("num_layers", 3)] {
-        raw.config[name] = n.into();
+    let (prefix, base) = (fixtures().join("prefix/gemma3-prefix/adapter"), "models/gemma3/base");
+    let file = temp.path().join("a.bin");
+    let (code, text) =
+        convert(&prefix, base, &file, &["--flash-attn", "on", "--cache-type-k", "f32", "--cache-type-v", "f32"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("multiplied with 1.154701"), "{text}");
+    let bytes = std::fs::read(&file).unwrap();
+    let raw = RawAdapter::read(&prefix);
+    let at = |token: usize, layer: usize, half: usize| {
+        let first = ((token * 3 + layer) * 2 + half) * 16;
+        raw.tensors["prompt_embeddings"].values[first..][..16].to_vec()
+    };
+    let mut found = Reader(&bytes);
+    assert_eq!(found.u32s(3), [0x6767_7371, 4, TOKENS as u32]);
+    found.u32s(TOKENS);
+    for (first, layers) in [(0, &[1][..]), (3, &[0, 2])] {
+        assert_eq!(found.u32s(2), [1, (TOKENS - first) as u32]);
+        for position in first..TOKENS {
+            assert_eq!(found.u32s(3), [position as u32, 1, 0]);
+        }
+        assert_eq!(found.u32s(4), [0, layers.len() as u32, 0, 0]);
+        for (half, layer) in [0, 1].into_iter().flat_map(|half| layers.iter().map(move |l| (half, *l))) {
+            assert_eq!(found.u32s(3), [0, 4 * 16, 0]);
+            for token in first..TOKENS {
+                for (found, stated) in found.f32s(16).into_iter().zip(at(token, layer, half)) {
+                    let factor = if half == 0 { (16_f32 / 12.0).sqrt() } else { 1.0 };
+                    assert!((found - stated * factor).abs() <= 1e-6 * stated.abs(), "{token} {layer} {half}");
+                }
+            }
+        }
     }
-    let values = (0..P * 96).map(|i| (i as f32 * 0.37).sin()).collect();
-    raw.tensors.insert("prompt_embeddings".into(), crate::common::Tensor { shape: vec![P, 96], values });
-    raw.write(&folder);
-    let mut config: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(source.join("config.json")).unwrap()).unwrap();
-    config["layer_types"] = vec!["full_attention"; 3].into();
-    for (scalar, code) in [(12, 7), (16, 0)] {
-        config["query_pre_attn_scalar"] = scalar.into();
-        std::fs::write(base.join("config.json"), config.to_string()).unwrap();
-        let (found, text) = convert(&folder, base.to_str().unwrap(), &file, &[]);
-        assert_eq!((found, file.exists()), (code, code == 0), "{scalar}: {text}");
-        assert!(code == 0 || text.contains("query_pre_attn_scalar"), "{text}");
-    }
+    assert!(found.0.is_empty());
+    // The base's GGUF file, which says so, gives the same.
+    let (gguf, other) = (temp.path().join("base.gguf"), temp.path().join("b.bin"));
+    let folder = fixtures().join(base);
+    let out = ptplus(["convert".as_ref(), folder.as_os_str(), "-o".as_ref(), gguf.as_os_str()]);
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let flags = ["--cache-type-k", "f32", "--cache-type-v", "f32"];
+    let (code, text) = convert(&prefix, gguf.to_str().unwrap(), &other, &flags);
+    assert_eq!((code, text.contains("multiplied")), (0, false), "{text}");
+    assert!(std::fs::read(&other).unwrap() == bytes);
 }
 
 fn hidden_differs() -> bool {
