@@ -75,7 +75,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let library = graft::library().ok_or_else(not_built_in)?;
     let program = started.map(|(name, arguments)| Program::find(name, arguments)).transpose()?;
     if let Some((path, _)) = adapters.iter().find(|(path, _)| kind_at(path) == Some(Kind::Prefix)) {
-        return with_virtual_tokens(a, path, &adapters, program.as_ref(), ui);
+        return with_virtual_tokens(a, path, &adapters, stated, program.as_ref(), ui);
     }
     // A program that cannot have the graft is refused before any file is made, where the graft is needed for sure.
     let may_be_lora = |path| kind_at(path).map_or_else(|| is_bundle(path), |kind| kind == Kind::Lora);
@@ -125,7 +125,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
         }
     };
     let abouts: Vec<&About> = grafted.iter().chain(&loras).map(|r| &r.about).collect();
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let path = program.as_ref().map(|p| p.path.as_path());
     let said = exec::said(&abouts, path, started.map_or(&[], |(_, rest)| rest), &is_set, &store)?;
     said.notes.iter().for_each(|note| ui.note(note));
@@ -160,7 +159,6 @@ fn with_model(a: &Arguments, stated: &import::Options, ui: &Ui) -> Result<u8> {
     let about = base.metadata.as_ref().map_or_else(|| Ok(About::default()), About::of_model)?;
     let store = Store::open()?;
     store.note().into_iter().for_each(|note| ui.note(note));
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let program_path = program.as_ref().map(|p| p.path.as_path());
     let said = exec::said(&[&about], program_path, started.map_or(&[], |(_, rest)| rest), &is_set, &store)?;
     said.notes.iter().for_each(|note| ui.note(note));
@@ -192,23 +190,24 @@ fn model_argument(a: &Arguments, base: &BaseModel, program: Option<&Program<'_>>
     Ok(vec!["-m".into(), exec::absolute(&base.path)?.into()])
 }
 
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
 /// llama-server with the state of a slot in the place of adapters in its graph.
 fn with_virtual_tokens(
     a: &Arguments,
     path: &Path,
     adapters: &[(PathBuf, f32)],
+    stated: import::Options,
     program: Option<&Program<'_>>,
     ui: &Ui,
 ) -> Result<u8> {
     if adapters.len() > 1 || adapters[0].1 != 1.0 {
         return Err(usage("--adapter", "expected virtual tokens alone and with a scale of 1: they are there or not"));
     }
-    let no_place = [("--control", a.control.is_some()), ("--probe", a.probe.is_some())];
-    if let Some((flag, _)) = no_place.into_iter().find(|(_, is_given)| *is_given) {
-        return Err(usage(
-            flag,
-            "expected no such flag beside virtual tokens (ptplus convert --to llama-state takes a probe)",
-        ));
+    if a.control.is_some() {
+        return Err(usage("--control", "expected no such flag beside virtual tokens, which have no scale"));
     }
     let given = program.map_or(&[][..], |p| p.arguments);
     let base = match &a.base {
@@ -216,14 +215,19 @@ fn with_virtual_tokens(
         None => exec::model_in(given, std::env::var_os("LLAMA_ARG_MODEL"))?,
     };
     let base = BaseModel::open(&base)?;
+    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
+    let reading =
+        exec::Reading { stated, probe: probe.as_ref().zip(a.probe.as_deref()), base_mismatch: a.base_check.mismatch() };
     let store = Store::open()?;
-    let program_path = program.map(|p| p.path.as_path());
-    let state = exec::slot_state(path, &base, a.base_check.mismatch(), (program_path, given), &store)?;
+    let found = program.map(|p| (p.path.as_path(), &p.diagnosis));
+    let state = exec::slot_state(path, &base, &reading, (found, given), &store)?;
     base_check::note(ui, state.base_identity.as_ref());
-    state.notes.iter().for_each(|note| ui.note(note));
+    let said = exec::said(&[&state.about], program.map(|p| p.path.as_path()), given, &is_set, &store)?;
+    state.notes.iter().chain(&said.notes).for_each(|note| ui.note(note));
+    let more = [state.arguments, said.arguments].concat();
     match program {
-        Some(program) if !a.print_env => Err(program.start(&state.arguments, &Environment::unchanged())),
-        _ => print(&Environment::unchanged(), &state.arguments, &[], &base, program, ui),
+        Some(program) if !a.print_env => Err(program.start(&more, &Environment::unchanged())),
+        _ => print(&Environment::unchanged(), &more, &[], &base, program, ui),
     }
 }
 
@@ -335,7 +339,7 @@ fn print(
     let more: Vec<&str> = more.iter().filter_map(|m| m.to_str()).collect();
     if !more.is_empty() {
         ui.note(&format!(
-            "LoRA, chat templates and sampling are no matter of the environment; arguments to add: {}",
+            "LoRA, slots, chat templates and sampling are no matter of the environment; arguments to add: {}",
             more.join(" ")
         ));
     }

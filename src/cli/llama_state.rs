@@ -91,13 +91,14 @@ pub fn run(a: &Job, state: &StateArguments, outtype: &str, output: &Path, ui: &U
     let (Some(adapter), Some(base)) = (a.adapter.as_deref(), a.base.as_deref()) else {
         return Err(usage("--base", "expected the base model: a state is that of a model's sequence"));
     };
+    let reading = a.reading.options()?;
     let no_place = [
         ("--outtype", !outtype.eq_ignore_ascii_case("keep")),
         ("--arch", a.arch.is_some()),
         ("--allow-overflow", a.allow_overflow),
         ("--auto", a.types.auto_kl()?.is_some()),
         ("--max-error", !a.types.bounds()?.is_empty()),
-        ("how to read a checkpoint", !a.reading.options()?.is_empty()),
+        ("how to read a checkpoint", !reading.is_empty()),
         #[cfg(feature = "report")]
         ("--report", a.report.is_some()),
     ];
@@ -115,6 +116,7 @@ pub fn run(a: &Job, state: &StateArguments, outtype: &str, output: &Path, ui: &U
     let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
     let done = make_state(&MakeState {
         adapter,
+        reading: &reading,
         base: &base,
         output,
         cache,

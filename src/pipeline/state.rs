@@ -21,6 +21,8 @@ use crate::verify::{Reference, Report, verify};
 pub struct MakeState<'a> {
     /// The virtual tokens.
     pub adapter: &'a Path,
+    /// Of a bundle with several forms, which one.
+    pub reading: &'a Options,
     /// The base that will run them; embeddings go through it.
     pub base: &'a BaseModel,
     /// Where to write.
@@ -81,7 +83,7 @@ pub struct MadeState {
 pub fn make_state(job: &MakeState<'_>) -> Result<MadeState> {
     job.cache.check()?;
     place::refuse_inside_bundle(job.output)?;
-    let adapter = read_adapter_with(job.adapter, &Options::default(), Some(job.base))?;
+    let adapter = read_adapter_with(job.adapter, job.reading, Some(job.base))?;
     let prefix = virtual_tokens(adapter.adapter()).map_err(|e| e.file(job.adapter))?;
     let mut notes = adapter.notes.clone();
     notes.extend(state_notes(job.base, prefix.n_tokens()));

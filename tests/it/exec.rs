@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::common::{exit, model, stderr, stdout};
+use crate::common::{RawAdapter, exit, model, stderr, stdout};
 use serde_json::Value;
 
 /// A folder for caches, a copy of an adapter as GGUF, and a base.
@@ -637,6 +637,27 @@ fn virtual_tokens_are_given_to_llama_server_as_the_state_of_a_slot() {
         assert_eq!(exit(&out), 0, "{}", stderr(&out));
         assert_eq!(state(more), std::fs::read(&file).unwrap(), "{more:?}");
     }
+    // Windows are heeded by a server that keeps all positions.
+    let gemma = crate::common::fixtures().join("models/gemma3/base").display().to_string();
+    let windowed = crate::common::fixtures().join("prefix/gemma3-prefix/adapter").display().to_string();
+    for (given, added) in [(&[][..], 3), (&["--swa-full"], 2)] {
+        let out = place.run(&[&["exec", "--adapter", &windowed, "--base", &gemma, "--", &server], given].concat());
+        let text = stdout(&out);
+        assert_eq!(text.lines().count(), given.len() + added, "{text}");
+        assert_eq!(text.lines().filter(|line| *line == "--swa-full").count(), 1, "{text}");
+    }
+    // Of the version that its llama.cpp reads, as its words show.
+    for (words, version) in
+        [("incompatible V transposition", 3), ("incompatible V transposition incompatible key rotation", 4)]
+    {
+        let text = PRINTS_ARGUMENTS.replace("--lora-scaled", &format!("--slot-save-path {words}"));
+        let server = place.cc(&format!("of-version-{version}"), &text, &[]).display().to_string();
+        let out = place.run(&["exec", "--adapter", &prefix, "--base", &base, "--", &server]);
+        let text = stdout(&out);
+        let folder = text.lines().last().unwrap();
+        assert_eq!(std::fs::read(Path::new(folder).join("virtual-tokens.bin")).unwrap()[4], version, "{words}");
+        assert_eq!(stderr(&out).contains("is of version 3"), version == 3, "{}", stderr(&out));
+    }
     let other = place.cc("llama-like", PRINTS_ARGUMENTS, &[]).display().to_string();
     let half = format!("{prefix}:0.5");
     for (adapters, program, more, code) in [
@@ -689,4 +710,52 @@ fn a_merged_model_needs_no_adapter_and_no_graft() {
     }
     let shown = place.run(&["exec", "--base", "b", "--print-env", "--json"]);
     assert!(exit(&shown) == 0 && stdout(&shown).contains(&file), "{}", stderr(&shown));
+}
+
+#[test]
+fn a_bundle_of_virtual_tokens_says_what_others_say_and_a_probe_is_heeded() {
+    let place = Place::new();
+    let case = crate::common::fixtures().join("prefix/llama-prefix");
+    let base = crate::common::fixtures().join("lora/llama-dora/base").display().to_string();
+    let prefix = case.join("adapter").display().to_string();
+    std::fs::write(place.path("template"), "{{ messages }}").unwrap();
+    let (template, bundle) = (place.path("template").display().to_string(), place.path("b.tar").display().to_string());
+    let pack = ["pack", &prefix, "--base", &base, "-o", &bundle, "--chat-template-file", &template];
+    let out = place.run(&[&pack[..], &["--temp", "0", "--system", "Be brief.", "--outtype", "f16,q8_0"]].concat());
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let server =
+        PRINTS_ARGUMENTS.replace("--lora-scaled", "--slot-save-path --jinja --chat-template-file --temp --top-k");
+    let server = place.cc("server-like", &server, &[]).display().to_string();
+    let started = |adapter: &str, own: &[&str], given: &[&str]| {
+        let start = [&["exec", "--adapter", adapter, "--base", &base], own, &["--", &server], given].concat();
+        let out = place.run(&start);
+        (exit(&out), stdout(&out).lines().map(str::to_owned).collect::<Vec<_>>(), stderr(&out))
+    };
+    let (code, found, told) = started(&bundle, &[], &["-c", "64"]);
+    let [c, n, flag, folder, jinja, template, file, temp, zero] = &found[..] else { panic!("{code} {found:?} {told}") };
+    assert_eq!([c, n, flag, jinja, template], ["-c", "64", "--slot-save-path", "--jinja", "--chat-template-file"]);
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "{{ messages }}");
+    assert_eq!([temp, zero], ["--temp", "0"]);
+    assert!(told.contains("5 times token 0") && told.contains("Be brief."), "{told}");
+    let own_flags = started(&bundle, &[], &["--chat-template", "chatml", "--temp", "1"]);
+    assert_eq!(own_flags.1[4..], ["--slot-save-path", folder.as_str()]);
+    // The form that is asked for.
+    let state = |folder: &str| std::fs::read(Path::new(folder).join("virtual-tokens.bin")).unwrap();
+    let first = state(folder);
+    let (code, found, told) = started(&bundle, &["--form", "q8_0"], &[]);
+    assert_eq!(code, 0, "{told}");
+    assert!(state(&found[1]) != first);
+    // A probe is held against it before anything starts.
+    let probe = case.join("probe.safetensors").display().to_string();
+    let (code, _, told) = started(&prefix, &["--probe", &probe], &[]);
+    assert_eq!(code, 0, "{told}");
+    let mut raw = RawAdapter::read(&case.join("adapter"));
+    raw.tensors.get_mut("prompt_embeddings").unwrap().values[7] += 1.0;
+    raw.write(&place.path("wrong"));
+    let (code, found, told) = started(&place.path("wrong").display().to_string(), &["--probe", &probe], &[]);
+    assert_eq!((code, found.len()), (5, 0), "{told}");
+    assert!(told.contains("nothing was started"), "{told}");
+    // Nothing there is to be read in another way, or to be scaled.
+    assert_eq!(started(&prefix, &["--query-tap", "post_rope"], &[]).0, 2);
+    assert_eq!(started(&prefix, &["--control", "scales"], &[]).0, 2);
 }

@@ -196,6 +196,24 @@ fn layers_with_a_window_have_a_cache_of_their_own_and_keys_are_as_the_base_file_
     assert!(std::fs::read(&other).unwrap() == bytes);
 }
 
+#[test]
+fn of_a_bundle_the_form_that_is_asked_for_becomes_the_state() {
+    let temp = tempfile::tempdir().unwrap();
+    let (bundle, file) = (temp.path().join("b.tar"), temp.path().join("a.bin"));
+    let base = fixtures().join(BASE);
+    let args: [std::ffi::OsString; 5] = ["pack".into(), adapter().into(), "--base".into(), base.into(), "-o".into()];
+    let out = ptplus(args.into_iter().chain([bundle.clone().into(), "--outtype".into(), "f16,q8_0".into()]));
+    assert_eq!(exit(&out), 0, "{}", stderr(&out));
+    let of = |form: &[&str]| {
+        let (code, text) = convert(&bundle, BASE, &file, &[form, &["--force"]].concat());
+        assert_eq!(code, 0, "{text}");
+        std::fs::read(&file).unwrap()
+    };
+    assert!(of(&[]) == of(&["--form", "f16"]));
+    assert!(of(&[]) != of(&["--form", "q8_0"]));
+    assert_eq!(convert(&bundle, BASE, &file, &["--form", "q4_0", "--force"]).0, 2);
+}
+
 fn hidden_differs() -> bool {
     let hidden = |base: &str| {
         let text = std::fs::read(fixtures().join(base).join("config.json")).unwrap();
