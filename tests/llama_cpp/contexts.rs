@@ -192,7 +192,7 @@ fn switching_adapters_needs_no_reload_and_leaves_no_trace() {
 }
 
 /// Keeps the logits of the one lane.
-struct Keep(Vec<Vec<f32>>);
+pub struct Keep(pub Vec<Vec<f32>>);
 
 impl Sink for Keep {
     fn logits(&mut self, _batch: usize, _position: usize, lanes: &[&[f32]]) -> ptplus::error::Result<()> {

@@ -31,7 +31,7 @@ const LINKED: &[&str] = if cfg!(feature = "llama-cpp-dynamic") {
     &["-DPTPLUS_STATIC", "-Wl,--wrap=ggml_mul_mat", "csrc/ptplus_graft.c"]
 };
 
-fn compile(source: &str, more: &[&str], output: &Path) {
+pub fn compile(source: &str, more: &[&str], output: &Path) {
     let libraries = ["-lllama", "-lggml", "-lggml-cpu", "-lggml-base"];
     let mut cc = compiler();
     cc.arg(source).args(more).arg("-o").arg(output);
@@ -46,7 +46,7 @@ fn compile(source: &str, more: &[&str], output: &Path) {
     assert!(out.status.success(), "{cc:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
-type Env<'a> = &'a [(&'a str, &'a OsStr)];
+pub type Env<'a> = &'a [(&'a str, &'a OsStr)];
 
 fn command(program: &Path, args: &[&OsStr], env: Env<'_>) -> Command {
     let mut command = Command::new(program);
@@ -54,16 +54,16 @@ fn command(program: &Path, args: &[&OsStr], env: Env<'_>) -> Command {
     command
 }
 
-fn run(program: &Path, args: &[&OsStr], env: Env<'_>) -> Output {
+pub fn run(program: &Path, args: &[&OsStr], env: Env<'_>) -> Output {
     command(program, args, env).output().unwrap()
 }
 
-fn said(out: &Output) -> String {
+pub fn said(out: &Output) -> String {
     format!("{:?} {}{}", out.status, String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 /// Rows of logits `[T, V]` that a program wrote.
-fn read(path: &Path) -> Vec<f32> {
+pub fn read(path: &Path) -> Vec<f32> {
     std::fs::read(path).unwrap().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
 }
 
@@ -109,11 +109,11 @@ fn the_kernel_computes_what_double_precision_does_in_every_batch() {
     }
 }
 
-fn ids_of(row: &[u32]) -> Vec<String> {
+pub fn ids_of(row: &[u32]) -> Vec<String> {
     row.iter().map(u32::to_string).collect()
 }
 
-fn as_args(ids: &[String]) -> Vec<&OsStr> {
+pub fn as_args(ids: &[String]) -> Vec<&OsStr> {
     ids.iter().map(AsRef::as_ref).collect()
 }
 
