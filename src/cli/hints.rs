@@ -88,8 +88,8 @@ impl Given {
             // A merged model often has the adapter's configuration left beside its own.
             Some(Content::Adapter) if takes.contains(&Content::Base) && path.join("config.json").is_file() => None,
             Some(found) => Some(format!("{} is {}; {name} takes {}", shown(path), what(found), what(takes[0]))),
-            // A folder with one checkpoint in it, whatever its name, is read as that checkpoint.
-            None if takes.iter().any(|part| Some(*part) == lies_in(path)) => None,
+            // A folder with one checkpoint in it, whatever its name, is read as that checkpoint; a probe is a file.
+            None if takes.iter().any(|part| *part != Content::Probe && Some(*part) == lies_in(path)) => None,
             None if path.is_dir() => takes.iter().find_map(|part| match (*part, &inside(path, *part)[..]) {
                 (Content::Adapter, [first, second, ..]) => Some(self.one_of_several(path, first, second)),
                 (_, found) => the_one(found).map(|p| format!("did you mean {}?", shown(p))),
