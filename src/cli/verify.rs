@@ -107,6 +107,9 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let prompts = prompts(a)?;
     let choice = a.device.parse::<DeviceChoice>()?;
     let device = choice.open()?;
+    if [Some(&device), other_device.as_ref()].into_iter().flatten().any(|d| d.name() == "cpu-int8") {
+        ui.note("cpu-int8 rounds activations to 8 bits, which no limit allows for: this tells how far off that is, and proves no file");
+    }
     // llama.cpp beside the runner is a comparison, wherever both compute.
     if let (Some(other_choice), Some(other)) = (other_choice, &other_device)
         && a.engine == EngineChoice::Candle

@@ -8,7 +8,7 @@ use ptplus::tensor::DType;
 
 use super::common::{Collect, max_difference};
 use super::storage::write;
-use crate::common::base_gguf;
+use crate::common::{base_gguf, model, ptplus, stderr};
 
 /// The base of a fixture with its matrices in `dtype`, where rows are whole blocks.
 fn quantized(name: &str, dtype: DType, folder: &std::path::Path) -> BaseModel {
@@ -73,4 +73,19 @@ fn eight_bits_are_near_f32_in_every_way_of_multiplying() {
             ids.iter().flat_map(|id| model.forward(&mut cache, &[vec![*id]], Logits::All).unwrap()).collect();
         check("one by one", &one_by_one);
     }
+}
+
+#[test]
+fn verify_says_that_eight_bits_are_no_proof() {
+    let folder = tempfile::tempdir().unwrap();
+    quantized("llama-gqa", DType::Q8_0, folder.path());
+    let m = model("llama-gqa");
+    let verify = |device: &str| {
+        let (base, against) = (folder.path().join("Q8_0.gguf"), m.join("adapter"));
+        let args = ["verify", "--device", device, "--against"].map(Into::into).into_iter();
+        ptplus(args.chain([against.clone(), "--base".into(), base, m.join("adapter")]))
+    };
+    const NOTE: &str = "cpu-int8 rounds activations to 8 bits";
+    assert!(stderr(&verify("cpu-int8")).contains(NOTE));
+    assert!(!stderr(&verify("cpu")).contains(NOTE));
 }
