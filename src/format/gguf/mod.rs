@@ -58,11 +58,11 @@ pub struct Gguf {
 /// Opens a GGUF file; given any part of a split model (`-00001-of-00003.gguf`), all its parts as one.
 ///
 /// ```
-/// let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/qwen2/base.gguf");
+/// let file = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/formats/version2.gguf");
 /// let gguf = ptplus::format::gguf::open(file.as_ref())?;
-/// assert_eq!(gguf.metadata.str("general.architecture")?, Some("qwen2"));
-/// let embedding = gguf.tensors.iter().find(|t| t.name == "token_embd.weight").unwrap();
-/// assert_eq!(embedding.shape.len(), 2); // outermost first: [vocabulary, hidden size]
+/// assert_eq!(gguf.metadata.str("general.architecture")?, Some("llama"));
+/// let tensor = gguf.tensors.iter().find(|t| t.name == "f32").unwrap();
+/// assert_eq!(tensor.shape, [2, 3, 4]); // outermost first; the file says 4, 3, 2
 /// # Ok::<(), ptplus::error::Error>(())
 /// ```
 ///
