@@ -27,7 +27,7 @@ pub(in super::super) fn canonical_name(slot: Slot) -> String {
     }
 }
 
-/// A half of an addition as PEFT's files have it, or back: see [`canonical_name`].
+/// A half of an addition as PEFT's files have it, or back: see `canonical_name`.
 pub fn turned_for_peft(weight: Weight, part: Part, t: LazyTensor) -> LazyTensor {
     match (weight, part, t.shape().len()) {
         (Weight::TokenEmbedding, Part::A | Part::B, 2) => t.transpose(0, 1),
