@@ -286,6 +286,7 @@ impl Error {
     }
 
     /// Of a file below `from`, where it grew until it got its name, says the place below `to`, where it was to be.
+    #[cfg(feature = "runner")]
     pub(crate) fn moved(mut self, from: &Path, to: &Path) -> Self {
         let below = self.0.file.as_deref().and_then(|file| file.strip_prefix(from).ok());
         if let Some(place) = below.map(|rest| to.join(rest)) {
