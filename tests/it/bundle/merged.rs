@@ -114,6 +114,25 @@ fn several_types_of_a_merged_model_are_each_held_against_pytorch() {
 }
 
 #[test]
+fn a_scale_counts_in_the_model_in_what_proves_it_and_in_what_the_manifest_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name));
+    let name = "llama-rslora-patterns";
+    let (base, adapter) = (text(&case(name).join("base")), text(&case(name).join("adapter")));
+    let half = format!("{adapter}:0.5");
+    let (code, document) = json(["pack", &base, "--merge", &half, "-o", &path("b")]);
+    assert_eq!(code, 0, "{document}");
+    assert_eq!(manifest(Path::new(&path("b")))["merged"][0]["scale"], object!(0.5));
+    let digest = |path: &str| json(["hash", path]).1["digests"][0]["sha256"].clone();
+    for (merged, scaled, is_same) in [(path("half.gguf"), &half, true), (path("whole.gguf"), &adapter, false)] {
+        let out = ptplus(["convert", &base, "--merge", scaled, "-o", &merged]);
+        assert_eq!(exit(&out), 0, "{}", stderr(&out));
+        assert_eq!(digest(&merged) == digest(&path("b")), is_same, "{merged}");
+    }
+    assert_eq!(exit(&ptplus(["check", &path("b")])), 0);
+}
+
+#[test]
 fn what_is_merged_wrong_is_not_packed() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("b");
