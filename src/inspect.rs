@@ -1,17 +1,16 @@
 //! What a file or folder is and what it holds. Reads headers and configuration only.
 
 mod content;
+mod summary;
 
 use std::path::{Path, PathBuf};
 
-use indexmap::{IndexMap, IndexSet};
+use indexmap::IndexSet;
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
-use crate::adapter::field::report_key;
-use crate::adapter::lora::{Lora, module_name};
-use crate::adapter::{self, Adapter};
-use crate::base::{BaseModel, Dialect};
+use crate::adapter::Adapter;
+use crate::base::BaseModel;
 use crate::error::{Code, Error, ErrorKind, Result};
 use crate::finding::Finding;
 use crate::format::gguf::{self, Gguf};
@@ -24,6 +23,8 @@ use crate::import::source::{self, Source, TensorSource, is_adapter_folder, weigh
 use crate::import::{self, Draft, Imported, Opened, Options};
 pub use content::{Content, content_of, is_base};
 use content::{is_probe, says_model};
+pub use summary::{AdapterSummary, BaseSummary, LoraSummary, LoraTarget};
+use summary::{adapter_summary, base_summary, lora_summary};
 
 /// Array elements shown of a metadata value; tokenizers have a hundred thousand.
 const SHOWN_ELEMENTS: usize = 8;
@@ -61,77 +62,6 @@ pub struct Inspection {
     pub findings: Vec<Finding>,
     /// What a reader should know.
     pub notes: Vec<String>,
-}
-
-/// What an adapter is.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct AdapterSummary {
-    /// Which kind it is.
-    #[serde(skip)]
-    pub kind: adapter::Kind,
-    /// For people: `canonical safetensors`, `GGUF`.
-    pub layout: String,
-    /// Its kind's fields, by the keys of `adapter_config.json`, and with them the adapted layers.
-    #[serde(flatten)]
-    pub fields: Map<String, Json>,
-    /// The row order that its tensors are stored in.
-    pub row_order: String,
-}
-
-/// What a LoRA adds to.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct LoraSummary {
-    /// Of its files.
-    pub layout: String,
-    /// The order of B's rows in the file.
-    pub row_order: String,
-    /// Adapted layers of the base.
-    pub adapted_layers: Vec<usize>,
-    /// Weights that are added to.
-    pub num_modules: usize,
-    /// The kinds of layers, those of one rank and factor in one line.
-    pub targets: Vec<LoraTarget>,
-    /// Whether each row is brought to a magnitude.
-    pub dora: bool,
-    /// Whether B has a bias.
-    pub lora_bias: bool,
-    /// Weights that were trained as a whole.
-    pub saved: Vec<String>,
-}
-
-/// Modules of one kind, rank and factor.
-#[derive(Debug, Clone, Serialize)]
-#[non_exhaustive]
-pub struct LoraTarget {
-    /// `q_proj`, `embed_tokens`, ...
-    pub module: String,
-    /// In how many places.
-    pub n: usize,
-    /// r
-    pub rank: usize,
-    /// alpha, as stated for them.
-    pub alpha: f64,
-    /// The factor on B A.
-    pub scale: f64,
-}
-
-/// The sizes of a base model.
-#[derive(Debug, Clone, Serialize)]
-#[allow(missing_docs)] // the fields are the keys of config.json
-#[non_exhaustive]
-pub struct BaseSummary {
-    pub family: String,
-    pub gguf_architecture: String,
-    pub row_order: String,
-    pub num_layers: usize,
-    pub hidden_size: usize,
-    pub num_attention_heads: usize,
-    pub num_key_value_heads: usize,
-    pub head_dim: usize,
-    pub vocab_size: usize,
-    pub tied_embeddings: bool,
 }
 
 /// One tensor.
@@ -332,45 +262,6 @@ fn ledger_lines(ledger: &Ledger) -> Vec<TensorLine> {
     ledger.entries.iter().map(line).collect()
 }
 
-fn lora_summary(lora: &Lora, imported: &Imported) -> LoraSummary {
-    let mut targets: IndexMap<(String, usize, u64, u64), usize> = IndexMap::new();
-    for (&weight, m) in &lora.modules {
-        let name = module_name(weight);
-        let kind = name.rsplit('.').next().unwrap_or_default().to_owned();
-        *targets.entry((kind, m.rank(), m.scale.alpha.to_bits(), m.scale.factor.to_bits())).or_default() += 1;
-    }
-    let target = |((module, rank, alpha, scale), n): ((String, usize, u64, u64), usize)| LoraTarget {
-        module,
-        n,
-        rank,
-        alpha: f64::from_bits(alpha),
-        scale: f64::from_bits(scale),
-    };
-    LoraSummary {
-        layout: imported.origin.layout.clone(),
-        row_order: imported.origin.row_order.to_string(),
-        adapted_layers: imported.adapter.layer_numbers().collect(),
-        num_modules: lora.modules.len(),
-        targets: targets.into_iter().map(target).collect(),
-        dora: lora.modules.values().any(|m| m.magnitude.is_some()),
-        lora_bias: lora.modules.values().any(|m| m.bias.is_some()),
-        saved: lora.saved.keys().map(|w| w.name(Dialect::HuggingFace)).collect(),
-    }
-}
-
-fn adapter_summary(imported: &Imported) -> AdapterSummary {
-    let adapter = &imported.adapter;
-    let mut fields = Map::new();
-    for (key, value) in adapter.fields() {
-        fields.insert(report_key(key), value.json());
-        if key == "num_layers" {
-            fields.insert("adapted_layers".into(), adapter.layer_numbers().collect());
-        }
-    }
-    let (layout, row_order) = (imported.origin.layout.clone(), imported.origin.row_order.to_string());
-    AdapterSummary { kind: adapter.kind(), layout, fields, row_order }
-}
-
 fn adapter_inspection(path: &Path, imported: Imported) -> Inspection {
     let mut out = empty(path, "adapter", imported.origin.layout.clone());
     match &imported.adapter {
@@ -433,20 +324,8 @@ fn base_folder(path: &Path) -> Result<Inspection> {
 fn summarise_base(out: &mut Inspection, base: Result<BaseModel>) -> Result<()> {
     match base {
         Ok(b) => {
-            let c = &b.config;
             out.kind = "base";
-            out.base = Some(BaseSummary {
-                family: c.family.model_type().into(),
-                gguf_architecture: b.gguf_architecture().into(),
-                row_order: b.row_order().to_string(),
-                num_layers: c.n_layers,
-                hidden_size: c.hidden_size,
-                num_attention_heads: c.n_heads,
-                num_key_value_heads: c.n_kv_heads,
-                head_dim: c.head_dim,
-                vocab_size: c.vocab_size,
-                tied_embeddings: c.tied_embeddings,
-            });
+            out.base = Some(base_summary(&b));
         }
         Err(e) if e.kind() == ErrorKind::Corrupt => return Err(e),
         Err(e) => note_base(out, &e),
