@@ -28,6 +28,8 @@ mod provenance;
 mod reports;
 pub mod seal;
 #[cfg(feature = "runner")]
+mod sections;
+#[cfg(feature = "runner")]
 mod staging;
 #[cfg(feature = "runner")]
 mod yaml;

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
-use super::card::{FOR_PEOPLE, Of, defaults, describe, front_matter, made_with, markdown, tensor_table, verification};
 use super::form::{PackedForm, Part};
+use super::sections::{
+    FOR_PEOPLE, Of, defaults, describe, front_matter, made_with, markdown, tensor_table, verification,
+};
 use crate::about::About;
 use crate::base::BaseModel;
 use crate::format::bundle::MODEL_FILE;
