@@ -10,6 +10,8 @@
 mod card;
 pub mod claims;
 #[cfg(feature = "runner")]
+mod date;
+#[cfg(feature = "runner")]
 pub mod diff;
 pub mod digest;
 #[cfg(feature = "runner")]
@@ -31,6 +33,8 @@ pub mod seal;
 mod sections;
 #[cfg(feature = "runner")]
 mod staging;
+#[cfg(feature = "runner")]
+mod written;
 #[cfg(feature = "runner")]
 mod yaml;
 

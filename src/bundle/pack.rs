@@ -15,26 +15,24 @@ use super::provenance::{self, Materials};
 use super::reports;
 use super::seal::{self, Signers};
 use super::staging::{Place, entries, entry};
+use super::written::make_adapter;
 use crate::about::About;
 use crate::base::BaseModel;
 use crate::base::fingerprint::{Fingerprint, Identity};
 use crate::error::{Code, Error, Result};
 use crate::export::types::OutType;
-use crate::format::bundle::form::file_of_form;
 use crate::format::bundle::manifest;
 use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{
-    ADAPTER_FILE, Bundle, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, PROVENANCE_FILE, VERIFICATION_REPORT,
-    container, model_signing,
+    ADAPTER_FILE, CARD_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE, PROVENANCE_FILE, VERIFICATION_REPORT, model_signing,
 };
-use crate::format::mmap::map_file;
-use crate::format::output::{OutputFile, Overwrite};
-use crate::import::source::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::pipeline::{self, Convert, Converted, Format, TypeRules};
 use crate::search::Settlement;
 use crate::tensor::Bytes;
 use crate::validate::Validated;
 use crate::verify::{self, Prompts, Reference, Report};
+
+pub use super::date::source_date;
 
 pub(super) const CONVERSION_REPORT: &str = "reports/conversion.json";
 
@@ -302,78 +300,6 @@ struct Made {
     report: Report,
 }
 
-/// The adapter's files in the working folder, and how they came about.
-struct Written {
-    files: Vec<String>,
-    converted: Option<Converted>,
-    proof: Option<Report>,
-}
-
-fn make_adapter(
-    convert: Convert<'_>,
-    source: &Validated,
-    conventions: Option<Settlement>,
-    work: &Path,
-    gguf_file: &str,
-    keeps_file: bool,
-) -> Result<Written> {
-    let files = match convert.format {
-        Format::Gguf => vec![gguf_file.to_owned()],
-        Format::Safetensors => vec![WEIGHTS_FILE.to_owned(), CONFIG_FILE.to_owned()],
-    };
-    let in_place = work.join(gguf_file);
-    if let Some(file) = as_it_is(&convert, source).filter(|_| keeps_file) {
-        let bytes = gguf_bytes(&convert, file)?;
-        let out = OutputFile::create(&in_place, Overwrite::Never, &[])?;
-        seal::write_in_steps(&out, 0, &bytes)?;
-        out.commit()?;
-        let proof = match &convert.prove {
-            Some(proof) => Some(pipeline::prove_file(&in_place, convert.base, source, proof)?),
-            None => None,
-        };
-        return Ok(Written { files, converted: None, proof });
-    }
-    // A folder of its own, since a conversion replaces its output as a whole.
-    let inner = work.join("converted");
-    let output = match convert.format {
-        Format::Gguf => in_place,
-        Format::Safetensors => inner.clone(),
-    };
-    let job = Convert { output: &output, overwrite: Overwrite::Never, ..convert };
-    let mut converted = pipeline::convert_read(&job, source.clone(), conventions)?;
-    if inner.is_dir() {
-        let failed = |e| Error::io(&inner, "cannot move the adapter's files", e);
-        for file in &files {
-            std::fs::rename(inner.join(file), work.join(file)).map_err(failed)?;
-        }
-        std::fs::remove_dir(&inner).map_err(failed)?;
-    }
-    let proof = converted.verification.take();
-    Ok(Written { files, converted: Some(converted), proof })
-}
-
-/// The GGUF file that needs no conversion: nothing was asked for but what it is.
-fn as_it_is<'s>(convert: &Convert<'_>, source: &'s Validated) -> Option<&'s Path> {
-    let types = convert.types;
-    let keeps = matches!(types.default, OutType::Keep) && types.overrides.is_empty() && convert.auto_kl.is_none();
-    match &source.origin.files[..] {
-        [file] if keeps && convert.format == Format::Gguf && source.origin.gguf_architecture.is_some() => Some(file),
-        _ => None,
-    }
-}
-
-/// The file's bytes; inside a bundle those of the adapter alone.
-fn gguf_bytes(convert: &Convert<'_>, file: &Path) -> Result<Bytes> {
-    if container::is_bundle(convert.adapter) {
-        let bundle = Bundle::open(convert.adapter)?;
-        let name = file_of_form(&bundle, convert.reading.form.as_deref())?;
-        if let Some(bytes) = bundle.files.get(&name) {
-            return Ok(bytes.clone());
-        }
-    }
-    map_file(file)
-}
-
 fn against_source(
     adapter: &Validated,
     source: &Validated,
@@ -405,55 +331,4 @@ fn describe_source(source: &Validated, converted: Option<&Converted>) -> Value {
         "layout": source.origin.layout,
         "sha256": converted.and_then(|c| c.source_sha256.clone()).or_else(|| source.origin.recorded_source_sha256.clone()),
     })
-}
-
-/// The date that `SOURCE_DATE_EPOCH` asks for, as `2026-01-31`; without it a bundle has none.
-///
-/// # Errors
-///
-/// [`Code::Usage`] for a text that is no number of seconds. Source: reproducible-builds.org.
-pub fn source_date(epoch: Option<&str>) -> Result<Option<String>> {
-    let Some(text) = epoch.filter(|t| !t.is_empty()) else { return Ok(None) };
-    // Up to the year 9999.
-    let seconds = text.parse::<u64>().ok().filter(|s| *s < 253_402_300_800).ok_or_else(|| {
-        let message = format!("expected seconds since 1970 of at most four-digit years, found {text:?}");
-        Error::new(Code::Usage, message).field("SOURCE_DATE_EPOCH")
-    })?;
-    // Days since 0000-03-01, in eras of 400 years: a year that begins in March has its leap day at the end.
-    let days = seconds / 86_400 + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    Ok(Some(format!("{year:04}-{month:02}-{day:02}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dates_are_those_of_the_calendar() {
-        let date = |text: &str| source_date(Some(text)).unwrap().unwrap();
-        // `date -u -d @SECONDS +%F`
-        for (seconds, expected) in [
-            ("0", "1970-01-01"),
-            ("951782399", "2000-02-28"),
-            ("951782400", "2000-02-29"),
-            ("951868800", "2000-03-01"),
-            ("1709164800", "2024-02-29"),
-            ("1735689599", "2024-12-31"),
-            ("4107542400", "2100-03-01"),
-            ("253402300799", "9999-12-31"),
-        ] {
-            assert_eq!(date(seconds), expected);
-        }
-        assert_eq!(source_date(None).unwrap(), None);
-        for bad in ["x", "-1", "1.5", "253402300800"] {
-            assert_eq!(source_date(Some(bad)).unwrap_err().code(), Code::Usage, "{bad}");
-        }
-    }
 }
