@@ -1,3 +1,7 @@
+mod merged;
+#[cfg(feature = "report")]
+mod report;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +19,7 @@ use super::scaled::path_and_scale;
 use super::types::TypeArguments;
 use super::ui::Ui;
 use super::usage;
-#[cfg(feature = "report")]
-use crate::base::BaseModel;
-use crate::bundle::merged::{PackMerged, pack_merged};
 use crate::bundle::pack::{Form, Pack, Packed, pack, source_date};
-use crate::bundle::seal::Signers;
 use crate::error::{Result, escape};
 use crate::export::types::OutType;
 use crate::format::bundle::container::is_called_tar;
@@ -27,19 +27,16 @@ use crate::format::bundle::signature::Signer;
 use crate::format::bundle::{MODEL_SIGNATURE_FILE, model_signing};
 use crate::format::output::Overwrite;
 use crate::import::Options;
-#[cfg(feature = "report")]
-use crate::pipeline;
-use crate::pipeline::{Convert, ConvertBase, Format, Measure, Proof, Tokenizer, TypeRules};
-#[cfg(feature = "report")]
-use crate::report;
-#[cfg(feature = "report")]
-use crate::runner::Device;
+use crate::pipeline::{Convert, Format, Measure, Proof, Tokenizer, TypeRules};
 use crate::runner::DeviceChoice;
 use crate::transform::cast::Overflow;
 use crate::transform::loss::Bound;
 use crate::verify::probe::Probe;
 use crate::verify::tolerance::Tolerance;
 use crate::verify::{self, Prompts};
+use merged::pack_model;
+#[cfg(feature = "report")]
+use report::{Run, write_report};
 
 #[derive(clap::Args)]
 #[command(
@@ -227,73 +224,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     Ok(0)
 }
 
-/// A base with adapters merged into it, as a bundle of a model.
-fn pack_model(
-    a: &Arguments,
-    all_types: &[TypeRules],
-    merge: &[(PathBuf, f64)],
-    date: Option<String>,
-    ui: &Ui,
-) -> Result<u8> {
-    let of_adapters = [
-        ("--to", a.to.contains(&To::Safetensors)),
-        ("--auto", a.types.auto_kl()?.is_some()),
-        ("how to read a checkpoint", !a.reading.options()?.is_empty()),
-        #[cfg(feature = "report")]
-        ("--report", a.report.is_some()),
-    ];
-    if let Some((flag, _)) = of_adapters.iter().find(|(_, is_given)| *is_given) {
-        return Err(usage(flag, "expected no such flag beside --merge: what is packed is a model, in GGUF"));
-    }
-    let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
-    let max_error = a.types.bounds()?;
-    let about = a.about.read(&merge[0].0)?;
-    a.types.set_threads()?;
-    let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
-    let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
-    let device = a.device.parse::<DeviceChoice>()?.open()?;
-    let probe = a.probe.as_deref().map(Probe::open).transpose()?;
-    let steps = |done: usize, total: usize| ui.progress(done as u64, total as u64, Unit::Steps);
-    let command = recorded(a, merge, tolerance.as_ref(), all_types, (&max_error, None), &Options::default()).line();
-    let options = verify::Options { device: &device, tolerance, progress: &steps };
-    let prove =
-        probe.as_ref().zip(a.probe.as_deref()).map(|(probe, path)| Proof { probe, path, options: options.clone() });
-    let done = pack_merged(PackMerged {
-        convert: ConvertBase {
-            base: &a.adapter,
-            output: &a.output,
-            merge,
-            base_mismatch: a.base_check.mismatch(),
-            prove,
-            about: Some(&about),
-            tokenizer: a.tokenizer.choice(),
-            types: &all_types[0],
-            max_error: &max_error,
-            overflow: if a.allow_overflow { Overflow::Saturate } else { Overflow::Error },
-            overwrite: if a.force { Overwrite::Force } else { Overwrite::Never },
-            dry_run: false,
-            progress: &|done, total| ui.progress(done, total, Unit::Bytes),
-        },
-        more_types: &all_types[1..],
-        is_tar: is_called_tar(&a.output),
-        options,
-        prompts: Prompts::DEFAULT,
-        signers: Signers { manifest: signer.as_ref(), model: model_signer.as_ref() },
-        command: &command,
-        date,
-    })?;
-    show(a, &done, ui);
-    ui.note("the whole base is in this bundle: its licence holds for it, and wants its text and notices beside the card (LICENSE, NOTICE)");
-    if a.probe.is_none() {
-        ui.note(NOT_PROVED_MERGED);
-    }
-    Ok(0)
-}
-
-/// A merged model is held against its parts without a probe, and nothing says that these are right.
-const NOT_PROVED_MERGED: &str =
-    "no --probe: that the base with the adapters computes what PyTorch did was not checked (docs/VERIFY.md)";
-
 /// What was made, and what a reader should know.
 fn show(a: &Arguments, done: &Packed, ui: &Ui) {
     let mut document = json!(done);
@@ -398,64 +328,6 @@ fn bundle_name(output: &Path) -> Result<()> {
             Err(usage("--output", message))
         }
     }
-}
-
-/// What a bundle's adapter was run on.
-#[cfg(feature = "report")]
-struct Run<'a> {
-    base: &'a BaseModel,
-    probe: Option<&'a Probe>,
-    prompts: &'a Prompts,
-    device: &'a Device,
-}
-
-/// Writes the report, if one is asked for, on what was packed or on why it was not.
-#[cfg(feature = "report")]
-fn write_report(
-    file: Option<super::report::Pending>,
-    a: &Arguments,
-    reading: &Options,
-    outcome: &Result<Packed>,
-    run: &Run<'_>,
-    ui: &Ui,
-) -> Result<()> {
-    // A source whose conventions the probe had to settle is not read again just for the page.
-    let source = || pipeline::read_adapter_with(&a.adapter, reading, Some(run.base)).ok();
-    let done = match outcome {
-        Ok(done) => done,
-        Err(e) => {
-            let page = || {
-                Ok(report::failure(&report::Failure {
-                    what: "Packing",
-                    source: &a.adapter,
-                    error: e,
-                    adapter: source().as_ref(),
-                    base: Some(run.base),
-                    probe: run.probe,
-                    input_ids: &run.prompts.ids(run.base.config.vocab_size)?,
-                    device: run.device.name(),
-                }))
-            };
-            super::report::write_failure(file, e, page, ui);
-            return Ok(());
-        }
-    };
-    let Some(file) = file else { return Ok(()) };
-    let packed = pipeline::read_adapter(&a.output, Some(run.base))?;
-    let losses = source().map(|source| verify::tensors::losses(&packed, &source)).transpose()?.unwrap_or_default();
-    let page = report::verification(&report::Verification {
-        adapter: &packed,
-        base: run.base,
-        reference: done.reference.to_owned(),
-        against: None,
-        probe: run.probe,
-        input_ids: &run.prompts.ids(run.base.config.vocab_size)?,
-        report: &done.verification,
-        losses: &losses,
-        conventions: None,
-        device: run.device.name(),
-    });
-    file.write(&page, ui)
 }
 
 fn text(a: &Arguments, p: &Packed) -> String {
