@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::claims;
 use super::digest::{AdapterDigest, of_model_tensors};
 use super::form::{PackedForm, Part};
 use super::model_card::ModelCard;
@@ -15,6 +14,7 @@ use super::pack::{CONVERSION_REPORT, Packed};
 use super::provenance::{self, Materials};
 use super::seal::{self, Signers};
 use super::staging::{Place, entries, entry};
+use super::stated;
 use super::{card, reports};
 use crate::about::{About, Sampling, agreed};
 use crate::adapter::Adapter;
@@ -106,7 +106,7 @@ pub fn pack_merged(job: PackMerged<'_>) -> Result<Packed> {
                 .passed("no bundle was made", convert.base)?,
         };
         notes.extend(converted.notes.iter().filter(|note| !notes.contains(note)).cloned().collect::<Vec<_>>());
-        let dtype = claims::main_type_of_model(&model);
+        let dtype = stated::main_type_of_model(&model);
         let name = if matches!(types.default, OutType::Keep) { dtype.name().to_lowercase() } else { name };
         let named = |report: &str| match i {
             0 => report.to_owned(),
@@ -119,9 +119,9 @@ pub fn pack_merged(job: PackMerged<'_>) -> Result<Packed> {
     }
     let model = BaseModel::from_gguf(&place.work().join(MODEL_FILE))?;
     let said = model.metadata.as_ref().map_or_else(|| Ok(About::default()), About::of_model)?;
-    let described = claims::of_model(&model);
+    let described = stated::of_model(&model);
     let n_parameters = described["num_parameters"].as_u64().unwrap_or_default();
-    let encoding = claims::main_type_of_model(&model);
+    let encoding = stated::main_type_of_model(&model);
     let download_name = download_name(None, Some(&base_name), n_parameters, said.version.as_deref(), encoding);
     let public_key = signers.manifest.map(crate::format::bundle::signature::Signer::public_base64);
     let verification = forms[0].verification.clone();
@@ -170,7 +170,7 @@ pub fn pack_merged(job: PackMerged<'_>) -> Result<Packed> {
     more.insert("tensors".into(), json!(of_model_tensors(&model)?));
     let forms = if forms.len() > 1 { forms } else { Vec::new() };
     if !forms.is_empty() {
-        more.insert("forms".into(), forms.iter().map(claims::of_form).collect());
+        more.insert("forms".into(), forms.iter().map(stated::of_form).collect());
     }
     if let Some(date) = date {
         more.insert("date".into(), date.into());

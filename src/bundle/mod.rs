@@ -33,6 +33,7 @@ pub mod seal;
 mod sections;
 #[cfg(feature = "runner")]
 mod staging;
+mod stated;
 #[cfg(feature = "runner")]
 mod written;
 #[cfg(feature = "runner")]

@@ -7,7 +7,6 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::card::{self, Card};
-use super::claims;
 use super::digest::{AdapterDigest, of_tensors};
 use super::form::PackedForm;
 use super::naming::download_name;
@@ -15,6 +14,7 @@ use super::provenance::{self, Materials};
 use super::reports;
 use super::seal::{self, Signers};
 use super::staging::{Place, entries, entry};
+use super::stated;
 use super::written::make_adapter;
 use crate::about::About;
 use crate::base::BaseModel;
@@ -180,7 +180,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     notes.extend(pipeline::window_note(base).filter(|note| !notes.contains(note)));
     let said = About::of(adapter.adapter())?;
     let digest = AdapterDigest::of(adapter.adapter());
-    let encoding = claims::main_type(adapter);
+    let encoding = stated::main_type(adapter);
     let base_name = card::base_name(adapter.adapter(), base);
     let n_parameters = base.tensors().map(|t| t.shape.iter().map(|d| *d as u64).product::<u64>()).sum();
     let name = download_name(
@@ -208,7 +208,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
         packed_forms.push(PackedForm {
             name: form.clone(),
             file: made.files[0].clone(),
-            dtype: claims::main_type(&made.adapter).name(),
+            dtype: stated::main_type(&made.adapter).name(),
             digest: Some(AdapterDigest::of(made.adapter.adapter())),
             report: named(VERIFICATION_REPORT),
             verification: made.report.clone(),
@@ -250,7 +250,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     entries.insert(PROVENANCE_FILE.into(), entry(&Bytes::from(statement.clone())));
     texts.insert(PROVENANCE_FILE.into(), statement);
     let mut more = Map::new();
-    let mut described = claims::of_adapter(adapter, &digest);
+    let mut described = stated::of_adapter(adapter, &digest);
     described.insert("download_name".into(), name.clone().into());
     more.insert("adapter".into(), described.into());
     more.insert("about".into(), said.to_json());
@@ -262,7 +262,7 @@ pub fn pack(job: Pack<'_>) -> Result<Packed> {
     more.insert("tensors".into(), json!(of_tensors(adapter)));
     let forms = if packed_forms.len() > 1 { packed_forms } else { Vec::new() };
     if !forms.is_empty() {
-        more.insert("forms".into(), forms.iter().map(claims::of_form).collect());
+        more.insert("forms".into(), forms.iter().map(stated::of_form).collect());
     }
     if let Some(date) = date {
         more.insert("date".into(), date.into());
