@@ -66,7 +66,6 @@ mod lossy;
 mod named;
 #[cfg(feature = "runner")]
 pub mod pipeline;
-pub mod quant;
 #[cfg(feature = "report")]
 pub mod report;
 #[cfg(feature = "runner")]
@@ -90,6 +89,9 @@ pub use error::Error;
 pub use format::bundle::{Bundle, check::check};
 #[cfg(feature = "runner")]
 pub use pipeline::{Convert, Format, OutType, Proof, TypeRules, convert, read_adapter};
+/// Element types and block formats, a crate of its own.
+#[doc(inline)]
+pub use ptplus_quant as quant;
 #[cfg(feature = "runner")]
 pub use runner::Device;
 pub use serde_json;

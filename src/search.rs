@@ -27,7 +27,7 @@ use crate::error::{Code, Error, Result};
 use crate::format::mmap::map_file;
 use crate::import::{Candidate, Candidates, Draft, Imported, Unknown, flag_of};
 use crate::runner::{self, Device, Lane, Sink, StreamOptions};
-use crate::tensor::dtype::coarsest;
+use crate::tensor::coarsest;
 use crate::verify::probe::Probe;
 use crate::verify::stats::max_abs_difference;
 use crate::verify::tolerance::Tolerance;

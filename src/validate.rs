@@ -22,7 +22,7 @@ use crate::import::ledger::{Entry, Fate, Ledger};
 use crate::import::stated::{BASE_FINGERPRINT, BASE_MISMATCH_IGNORED, WIDENED_FROM};
 use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY};
 use crate::quant;
-use crate::tensor::dtype::coarsest;
+use crate::tensor::coarsest;
 use crate::tensor::{DType, LazyTensor};
 
 /// An adapter that passed [`check`].

@@ -132,8 +132,10 @@ struct Halves {
 impl Halves {
     fn add(&mut self, values: &[f32]) {
         let split = |bytes: &mut Vec<u8>, shift: u32| {
-            bytes.clear();
-            bytes.extend(values.iter().flat_map(|v| ((v.to_bits() >> shift) as u16).to_le_bytes()));
+            bytes.resize(2 * values.len(), 0);
+            for (half, v) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(values) {
+                *half = ((v.to_bits() >> shift) as u16).to_le_bytes();
+            }
         };
         split(&mut self.bytes, 16);
         self.upper.update(&self.bytes);

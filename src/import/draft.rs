@@ -33,7 +33,7 @@ use crate::digest::sorted_compact_json;
 use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::json;
-use crate::tensor::dtype::coarsest;
+use crate::tensor::coarsest;
 use crate::tensor::{DType, LazyTensor};
 use gate::Gate;
 pub use layers::HeadOrder;

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::TASK_ELEMENTS;
 use super::simd::integer::{self, Integer, Kernel, LANES, ROWS, Term};
-use crate::tensor::DType;
+use crate::{DType, Row};
 
 /// Activations that share a scale.
 const GROUP: usize = 32;
@@ -115,7 +115,7 @@ impl<'x> Few<'x> {
     /// multiplied with the activations as they are.
     ///
     /// Asserts that `dtype` is F16, BF16 or one of [`BLOCK_FORMATS`](super::BLOCK_FORMATS) and that rows have `k` elements.
-    pub fn multiply<'a>(&self, dtype: DType, row: impl Fn(usize) -> &'a [u8], room: &mut Room, out: &mut [f32]) {
+    pub fn multiply(&self, dtype: DType, row: Row<'_, '_>, room: &mut Room, out: &mut [f32]) {
         integer::run(DotRows { dtype, row, exact: self.exact, x: &self.rounded, room, out });
     }
 }
@@ -130,16 +130,16 @@ pub struct Room {
 /// Rows that are unpacked before the first is multiplied: what was just stored in parts is slow to load as a whole.
 const UNPACKED: usize = 8;
 
-pub(super) struct DotRows<'b, R> {
+pub(super) struct DotRows<'b, 'a> {
     dtype: DType,
-    row: R,
+    row: Row<'b, 'a>,
     exact: &'b [f32],
     x: &'b Activations<1>,
     room: &'b mut Room,
     out: &'b mut [f32],
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8]> Kernel for DotRows<'_, R> {
+impl Kernel for DotRows<'_, '_> {
     #[inline(always)]
     fn run(self, machine: impl Integer) {
         macro_rules! dot_rows {
@@ -161,7 +161,7 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Kernel for DotRows<'_, R> {
     }
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8]> DotRows<'_, R> {
+impl DotRows<'_, '_> {
     #[inline(always)]
     fn dot_rows<const G: usize, const LEN: usize, const BYTES: usize, const TERMS: usize>(
         self,
@@ -192,7 +192,7 @@ impl<'a, R: Fn(usize) -> &'a [u8]> DotRows<'_, R> {
     }
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8]> DotRows<'_, R> {
+impl DotRows<'_, '_> {
     #[inline(always)]
     fn dot_plain(self, dot: impl Fn(&[[u8; 2]], &[f32]) -> f32) {
         let k = self.x.k;
@@ -241,13 +241,7 @@ impl Tile {
     ///
     /// Asserts that `dtype` is one of [`BLOCK_FORMATS`](super::BLOCK_FORMATS), that rows have `k` elements, a multiple of 32, and
     /// that there are at most [`Self::ROWS`].
-    pub fn fill<'a>(
-        &mut self,
-        dtype: DType,
-        (n_rows, k): (usize, usize),
-        row: impl Fn(usize) -> &'a [u8],
-        room: &mut Room,
-    ) {
+    pub fn fill(&mut self, dtype: DType, (n_rows, k): (usize, usize), row: Row<'_, '_>, room: &mut Room) {
         assert!(n_rows <= ROWS && k.is_multiple_of(GROUP), "{n_rows} rows of {k}");
         self.n_rows = n_rows;
         integer::run(FillTile { dtype, k, row, room, tile: self });
@@ -259,15 +253,15 @@ impl Tile {
     }
 }
 
-struct FillTile<'b, R> {
+struct FillTile<'b, 'a> {
     dtype: DType,
     k: usize,
-    row: R,
+    row: Row<'b, 'a>,
     room: &'b mut Room,
     tile: &'b mut Tile,
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8]> Kernel for FillTile<'_, R> {
+impl Kernel for FillTile<'_, '_> {
     #[inline(always)]
     fn run(self, machine: impl Integer) {
         macro_rules! fill {
@@ -288,7 +282,7 @@ impl<'a, R: Fn(usize) -> &'a [u8]> Kernel for FillTile<'_, R> {
     }
 }
 
-impl<'a, R: Fn(usize) -> &'a [u8]> FillTile<'_, R> {
+impl FillTile<'_, '_> {
     #[inline(always)]
     fn fill<const LEN: usize, const BYTES: usize, const TERMS: usize>(
         self,
@@ -420,10 +414,10 @@ mod tests {
             let x = values(m * K, 100.0);
             let exact = rounded(&x);
             let (mut few, mut many) = (vec![f32::NAN; n * m], vec![f32::NAN; m * n]);
-            Few::new(&x, K).multiply(dtype, row(0), &mut Room::default(), &mut few);
+            Few::new(&x, K).multiply(dtype, &row(0), &mut Room::default(), &mut few);
             let mut tiles = [Tile::default(), Tile::default()];
-            tiles[0].fill(dtype, (16, K), row(0), &mut Room::default());
-            tiles[1].fill(dtype, (3, K), row(16), &mut Room::default());
+            tiles[0].fill(dtype, (16, K), &row(0), &mut Room::default());
+            tiles[1].fill(dtype, (3, K), &row(16), &mut Room::default());
             let (head, tail) = many.split_at_mut(8 * n);
             let x_many = Many::new(&x, K);
             x_many.multiply(0, &tiles, (head, n), 0);
@@ -462,7 +456,7 @@ mod tests {
             let mut x = values(K, 1.0);
             x[77] = bad;
             let mut out = [0.0];
-            Few::new(&x, K).multiply(DType::Q4_1, |_| &blocks, &mut Room::default(), &mut out);
+            Few::new(&x, K).multiply(DType::Q4_1, &|_| &blocks[..], &mut Room::default(), &mut out);
             assert!(!out[0].is_finite(), "{bad} became {}", out[0]);
         }
     }

@@ -2,7 +2,7 @@
 
 use super::float::f64_to_f32;
 use super::{q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
-use crate::tensor::DType;
+use crate::DType;
 
 /// Index of the first block (of the first element, for plain types) with a scale or value that is NaN or infinite.
 ///

@@ -111,7 +111,7 @@ impl LazyTensor {
 
     /// Row-major F32 values on the heap.
     pub fn from_f32(values: &[f32], shape: &[usize]) -> Self {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes = bytemuck::cast_slice(values).to_vec();
         Self::new(bytes.into(), DType::F32, shape).expect("the shape of existing values does not overflow")
     }
 

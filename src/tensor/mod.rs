@@ -1,8 +1,7 @@
 //! Element types, shapes and lazy tensor bytes. Knows no file format and no model.
 
-pub mod dtype;
 pub mod lazy;
 pub mod shape;
 
-pub use dtype::DType;
+pub use crate::quant::{DType, coarsest};
 pub use lazy::{Bytes, LazyTensor};

@@ -60,7 +60,7 @@ pub fn cast(from: DType, src: &[u8], to: DType, on_overflow: Overflow) -> Result
 pub fn from_f32(values: &[f32], to: DType, on_overflow: Overflow) -> Result<(Vec<u8>, usize)> {
     let mut saturated = 0;
     let bytes = match to {
-        DType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        DType::F32 => bytemuck::cast_slice(values).to_vec(),
         DType::F16 => narrow(
             values,
             to,

@@ -10,7 +10,7 @@ use crate::adapter::Adapter;
 use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Lane, Sink};
-use crate::tensor::dtype::coarsest;
+use crate::tensor::coarsest;
 use crate::verify::stats::Comparison;
 use crate::verify::tolerance::Tolerance;
 

@@ -25,7 +25,7 @@ use crate::base::BaseModel;
 use crate::error::{Code, Error, Result};
 use crate::runner::{self, Device, Lane, StreamOptions};
 use crate::tensor::DType;
-use crate::tensor::dtype::coarsest;
+use crate::tensor::coarsest;
 use crate::validate::Validated;
 pub use merged::{verify_merged, verify_merged_beside_parts};
 use probe::Probe;

@@ -31,9 +31,12 @@ impl Map {
     }
 }
 
-/// `format/gguf/mod.rs`, `format/gguf/` or `format/gguf.rs`; nothing else is a module.
+/// A crate of its own below `src`: what its files call `crate`.
+const INNER: &str = "quant";
+
+/// `format/gguf/mod.rs`, `format/gguf/` or `format/gguf.rs`, and `lib.rs` of a crate in a folder; nothing else is a module.
 fn module(path: &str) -> Option<Module> {
-    let path = path.strip_suffix("/mod.rs").or_else(|| path.strip_suffix(".rs")).or_else(|| path.strip_suffix('/'))?;
+    let path = ["/mod.rs", "/lib.rs", ".rs", "/"].iter().find_map(|end| path.strip_suffix(end))?;
     Some(path.split('/').map(str::to_owned).collect())
 }
 
@@ -55,7 +58,8 @@ fn uses(files: &Files) -> Vec<Use> {
         let code = code(text);
         for (line, path) in paths(&code) {
             let up = path.iter().take_while(|p| *p == "super").count();
-            let from = if up > 0 { &by[..by.len().saturating_sub(up)] } else { &[] };
+            let root = usize::from(by[0] == INNER);
+            let from = &by[..if up > 0 { by.len().saturating_sub(up) } else { root }];
             let rest = &path[up.max(1)..];
             let found = (0..=rest.len()).rev().map(|n| [from, &rest[..n]].concat()).find(|m| files.contains_key(m));
             let is_other = |of: &Module| !by.starts_with(of) && !of.starts_with(by);

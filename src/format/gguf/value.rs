@@ -220,19 +220,19 @@ impl Array {
 
     /// An array of u32.
     pub fn from_u32(values: &[u32]) -> Self {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes = bytemuck::cast_slice(values).to_vec();
         Array { element_type: ValueType::U32, len: values.len(), bytes: bytes.into() }
     }
 
     /// An array of i32.
     pub fn from_i32(values: &[i32]) -> Self {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes = bytemuck::cast_slice(values).to_vec();
         Array { element_type: ValueType::I32, len: values.len(), bytes: bytes.into() }
     }
 
     /// An array of f32.
     pub fn from_f32(values: &[f32]) -> Self {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let bytes = bytemuck::cast_slice(values).to_vec();
         Array { element_type: ValueType::F32, len: values.len(), bytes: bytes.into() }
     }
 

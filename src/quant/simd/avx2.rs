@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::avx2_search::{self as search, abs};
 use super::{Kernel, Machine, Scalar};
-use crate::quant::search::Affine;
+use crate::search::Affine;
 
 /// Proof that this processor has AVX2 and F16C.
 #[derive(Clone, Copy)]

@@ -1,14 +1,14 @@
 //! The searches on eight sub-blocks at once, with AVX2.
 //!
 //! `x[i]` holds element `i` of eight sub-blocks; lane `k` of every vector belongs to sub-block `k`. Each lane does what
-//! the scalar reference in [`crate::quant::search`] does, operation by operation; branches become selections.
+//! the scalar reference in [`crate::search`] does, operation by operation; branches become selections.
 //!
 //! Rounding to a code takes three operations here instead of the reference's six, by staying in F32. That is only
 //! equal while what is rounded is small (see [`Rounded`]); where it might not be, the reference does the work.
 
 use std::arch::x86_64::*;
 
-use crate::quant::search::{Affine, COORDINATE_ROUNDS, Norm, ROUNDER, SYMMETRIC_STEPS, ZERO_BELOW};
+use crate::search::{Affine, COORDINATE_ROUNDS, Norm, ROUNDER, SYMMETRIC_STEPS, ZERO_BELOW};
 
 /// `|v|` up to which adding [`ROUNDER`] rounds to an integer and keeps the sign (the reference asserts the same).
 const ROUNDABLE: f32 = 4_194_303.0;
@@ -339,7 +339,7 @@ fn transpose<const SUB: usize>(subs: &[[f32; SUB]; 8]) -> [__m256; SUB] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::search::nearest_int;
+    use crate::search::nearest_int;
 
     #[test]
     fn rounding_in_f32_is_the_reference_s_wherever_it_is_used() {

@@ -101,7 +101,7 @@ mod inputs;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::search::Norm;
+    use crate::search::Norm;
 
     /// Compares everything that machines do, also where no byte of a block would show a difference.
     struct CompareWithScalar<'a> {

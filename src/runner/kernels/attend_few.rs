@@ -5,9 +5,9 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::dot::dot;
 use super::softmax::{Mask, softmax_row};
 use super::values;
+use crate::quant::dot::dot;
 
 /// `q` `[N, n_rows, D]`, `k` and `v` `[N, n_keys, D]`, the latter two contiguous within each of the N: `[N, n_rows, D]`.
 pub struct AttendFew {

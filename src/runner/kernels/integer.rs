@@ -28,7 +28,7 @@ impl CustomOp1 for DotCodes<'_> {
         columns.par_chunks_mut(ROWS * m).enumerate().for_each_init(Room::default, |room, (i, mut out)| {
             for (part, first, n) in runs(self.0, i * ROWS, out.len() / m) {
                 let (own, rest) = out.split_at_mut(n * m);
-                x.multiply(part.dtype(), |row| part.encoded(first + row), room, own);
+                x.multiply(part.dtype(), &|row| part.encoded(first + row), room, own);
                 out = rest;
             }
         });
@@ -80,7 +80,7 @@ pub fn multiply_codes(x: &Tensor, parts: &[Rows], tiles: &mut Vec<Tile>) -> Resu
         }
         let tiles = &mut tiles[..jobs.len()];
         tiles.par_iter_mut().zip(&jobs).for_each_init(Room::default, |room, (tile, (part, first, n))| {
-            tile.fill(part.dtype(), (*n, k), |row| part.encoded(first + row), room);
+            tile.fill(part.dtype(), (*n, k), &|row| part.encoded(first + row), room);
         });
         let tiles = &*tiles;
         out.par_chunks_mut(POSITIONS * n).enumerate().for_each(|(i, out)| {

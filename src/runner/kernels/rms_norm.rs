@@ -4,8 +4,8 @@ use candle_core::{CpuStorage, CustomOp2, D, Layout, Result, Shape, Tensor};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::dot::dot;
 use super::{RUN, values};
+use crate::quant::dot::dot;
 
 /// Norms the rows of `x` `[.., n]` with `weight` `[n]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {

@@ -48,8 +48,8 @@ fn gather_elements<const N: usize>(axes: &[SubAxis], offset: usize, src: &[u8], 
                     let base = o + tile * TILE;
                     for (k, inner_offset) in inner_offsets.iter().enumerate() {
                         let run = &src[base + inner_offset..][..n_tile];
-                        for (row, value) in rows.chunks_exact_mut(n_inner).zip(run) {
-                            row[k] = *value;
+                        for (i, value) in run.iter().enumerate() {
+                            rows[i * n_inner + k] = *value;
                         }
                     }
                 }

@@ -12,7 +12,7 @@ use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 use avx512::Avx512;
 
-use crate::quant::float;
+use crate::float;
 
 /// Rows of weights that [`Integer::tile`] takes at once.
 pub const ROWS: usize = 16;

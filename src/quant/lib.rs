@@ -7,6 +7,9 @@
 //! A tensor is rows of blocks, and no row shares a block with another; so a row is the unit of work for threads.
 
 mod bytes;
+#[cfg(feature = "pulp")]
+pub mod dot;
+mod dtype;
 pub mod float;
 mod k_scales;
 pub mod product;
@@ -25,13 +28,13 @@ mod search;
 mod simd;
 mod validate;
 
+pub use dtype::{DType, coarsest};
 pub use validate::validate_blocks;
 
 use rayon::prelude::*;
 
 use self::simd::Kernel;
 use self::validate::position;
-use crate::tensor::DType;
 
 /// One line per block format implemented here; everything that depends on the list comes from it.
 macro_rules! block_formats {
@@ -98,6 +101,9 @@ macro_rules! implement_block_formats {
 
 block_formats!(implement_block_formats);
 
+/// Gives the bytes of an encoded row. No type parameter: what takes it would be compiled by each crate that calls it.
+pub type Row<'f, 'a> = &'f (dyn Fn(usize) -> &'a [u8] + 'f);
+
 /// Whether [`decode`] knows the type: the floats and [`BLOCK_FORMATS`].
 pub fn can_decode(dtype: DType) -> bool {
     dtype.is_float() || BLOCK_FORMATS.contains(&dtype)
@@ -125,7 +131,7 @@ impl simd::Kernel for Decode<'_> {
 
 /// [`decode`], compiled for the instruction set of the function that calls it.
 #[inline(always)]
-pub fn decode_inline(dtype: DType, src: &[u8], dst: &mut [f32]) {
+fn decode_inline(dtype: DType, src: &[u8], dst: &mut [f32]) {
     assert_sizes(dtype, dst.len(), src.len());
     match dtype {
         DType::F64 => decode_plain(src, dst, |b| float::f64_to_f32(f64::from_le_bytes(b))),
@@ -199,7 +205,7 @@ pub fn quantize_row_scalar(dtype: DType, src: &[f32], dst: &mut [u8]) {
 /// The bytes do not depend on the number of threads. Asserts also that the rows are whole, and each whole blocks.
 ///
 /// ```
-/// use ptplus::{quant, tensor::DType};
+/// use ptplus_quant::{self as quant, DType};
 ///
 /// let values: Vec<f32> = (0..64).map(|i| (i as f32).sin()).collect();
 /// let mut blocks = vec![0; 2 * DType::Q8_0.block_bytes()]; // 64 elements are two blocks of 32

@@ -2,7 +2,7 @@
 //!
 //! ggml's quantized types store `block_len` elements in `block_bytes` bytes; plain types have blocks of one element.
 //! Source of ids and sizes: `enum ggml_type` in ggml.h and the block structs in ggml-common.h; the sizes of the
-//! formats that [`crate::quant`] implements are asserted against its constants there.
+//! formats that [this crate](crate) implements are asserted against its constants there.
 
 use std::fmt;
 
