@@ -203,6 +203,7 @@ pub fn main() -> ExitCode {
         }
     };
     watch_signals();
+    end_at_panics(cli.command.name(), cli.global);
     let given = matches.subcommand().map(|(name, m)| hints::Given::of(name, m)).unwrap_or_default();
     let ui = Ui::new(cli.command.name(), cli.global.json, cli.global.quiet, cli.global.verbose).with_given(given);
     match dispatch(cli, &ui) {
@@ -268,6 +269,22 @@ fn watch_signals() {
             std::process::exit(SIGNAL_BASE + signal);
         }
     });
+}
+
+/// A panic ends a release build where it happens (`panic = "abort"`), so what unwinding would do is done before: staged files go, and a
+/// template that the engine stops at is an error like any other, in one line.
+fn end_at_panics(command: &'static str, global: Global) {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        #[cfg(feature = "generate")]
+        if let Some(e) = crate::generate::template_panic(panic) {
+            crate::format::output::discard_all();
+            Ui::new(command, global.json, global.quiet, global.verbose).error(&e);
+            std::process::exit(e.code().exit_code().into());
+        }
+        print(panic);
+        crate::format::output::discard_all();
+    }));
 }
 
 /// Signals that whoever started this process has it ignore (`nohup` does): they stay ignored, also in a program that takes

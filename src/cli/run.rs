@@ -19,9 +19,7 @@ use crate::base::BaseModel;
 use crate::base::fingerprint::Depth;
 use crate::error::{Code, Error, Result, escape};
 use crate::format::bundle::container::is_bundle;
-use crate::generate::{
-    Answer, BaseText, Candle, Engine, Limits, Prompt, RENDER_THREAD, Sampling, Stop, answer, effects,
-};
+use crate::generate::{Answer, BaseText, Candle, Engine, Limits, Prompt, Sampling, Stop, answer, effects};
 use crate::import::Options;
 use crate::pipeline::read_adapter_with;
 use crate::runner::DeviceChoice;
@@ -93,7 +91,6 @@ const EMPTY_ANSWER: &str = "the model ended at once, with no text: an adapter th
 const DEFAULT_CONTEXT: usize = 4096;
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
-    leave_panics_of_templates_unprinted();
     let prompts = prompts(a)?;
     a.sampling.stated()?;
     let adapters: Vec<(PathBuf, f32)> =
@@ -286,16 +283,6 @@ fn note_what_is_said(a: &Arguments, path: &Path, said: &About, ui: &Ui) {
 /// every reader of the JSON document keeps it exactly.
 fn random_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish() >> 11
-}
-
-/// A template that the engine stops at is an error like any other, in one line.
-fn leave_panics_of_templates_unprinted() {
-    let print = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        if std::thread::current().name() != Some(RENDER_THREAD) {
-            print(panic);
-        }
-    }));
 }
 
 fn context_length(a: &Arguments, text: &BaseText) -> usize {

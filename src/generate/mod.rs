@@ -22,7 +22,7 @@ use crate::vocab::tokenizer::{TextStream, Tokenizer};
 pub use candle::Candle;
 pub use chat::{BaseText, Prompt};
 pub use sampler::{Sampler, Sampling};
-pub use template::{Message, RENDER_THREAD, Role, Template, Tokens};
+pub use template::{Message, Role, Template, Tokens, template_panic};
 
 /// One sequence of a loaded base model, with adapters that are switched without a reload.
 pub trait Engine {

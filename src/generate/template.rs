@@ -6,6 +6,7 @@ mod values;
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::PanicHookInfo;
 use std::thread;
 
 use minijinja::machinery::{self, CodeGenerator, Instructions};
@@ -57,8 +58,8 @@ pub struct Template {
 
 const NAME: &str = "chat_template";
 
-/// The thread that renders; what it panics with is part of an error, and need not be printed by a panic hook.
-pub const RENDER_THREAD: &str = "chat template";
+/// The thread that compiles and renders.
+const THREAD: &str = "chat template";
 
 /// Steps that one rendering may spend whatever the conversation; minijinja counts instructions, and 64 bytes of data as
 /// one, so that this is 8 MiB. Known templates need some thousands.
@@ -160,11 +161,17 @@ fn code(source: &str) -> std::result::Result<(Instructions<'_>, BTreeMap<&str, I
 /// `work`, done by a thread with room for deep values.
 fn on_a_large_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
-        let thread = thread::Builder::new().name(RENDER_THREAD.to_owned()).stack_size(STACK_BYTES);
+        let thread = thread::Builder::new().name(THREAD.to_owned()).stack_size(STACK_BYTES);
         let thread = thread.spawn_scoped(scope, work);
         let thread = thread.map_err(|e| Error::new(Code::Io, format!("cannot start a thread: {e}")).caused_by(e))?;
         thread.join().map_err(|payload| panicked(payload.as_ref()))
     })
+}
+
+/// The error that a panic is where the template engine stops at a template. For panic hooks of programs that abort at
+/// panics; where they unwind, [`Template`]'s functions return the same.
+pub fn template_panic(panic: &PanicHookInfo<'_>) -> Option<Error> {
+    (thread::current().name() == Some(THREAD)).then(|| panicked(panic.payload()).field(FIELD))
 }
 
 fn panicked(payload: &(dyn Any + Send)) -> Error {
