@@ -4,18 +4,20 @@
 //! validation does not compile.
 
 mod lora;
+mod plus;
 mod prefix;
+mod rejected;
 mod values;
 
 use serde_json::{Map, Value};
 
 use crate::about::About;
+use crate::adapter::Adapter;
 use crate::adapter::lora::gguf_keys::CONFIG_HEAD_DIM;
-use crate::adapter::plus::{Geometry, MemorySharing, PARTS, PartSpec, Plus, gguf_names};
-use crate::adapter::{Adapter, Slot};
+use crate::adapter::plus::gguf_names;
 use crate::base::fingerprint::{self, Depth, Fingerprint, Identity};
-use crate::base::{BaseModel, RowOrder, gguf_architecture_of};
-use crate::error::{Code, Error, ErrorKind, Result};
+use crate::base::{BaseModel, gguf_architecture_of};
+use crate::error::{Code, Error, Result};
 use crate::finding::{Finding, Findings};
 use crate::format::names::shorten;
 use crate::import::ledger::{Entry, Fate, Ledger};
@@ -24,6 +26,9 @@ use crate::import::{self, Draft, Imported, Opened, Origin, RECORD_KEY};
 use crate::quant;
 use crate::tensor::coarsest;
 use crate::tensor::{DType, LazyTensor};
+use rejected::one_of_copies;
+
+pub use rejected::Rejected;
 
 /// An adapter that passed [`check`].
 #[derive(Debug, Clone)]
@@ -127,50 +132,6 @@ pub enum BaseMismatch {
     Ignore,
 }
 
-/// Everything that is wrong, and what could not be checked.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Rejected {
-    /// At least one.
-    pub findings: Vec<Finding>,
-    /// What a reader should know besides.
-    pub notes: Vec<String>,
-    /// What may be the matter.
-    pub hints: Vec<String>,
-    /// The refusal to guess, where conventions are open: they are among the findings, one by one.
-    pub open: Option<Error>,
-}
-
-impl Rejected {
-    /// The kind that decides the exit code: of several, corrupt before unsupported before mismatch.
-    pub fn kind(&self) -> ErrorKind {
-        self.findings.iter().map(|f| f.code.kind()).min_by_key(|k| k.precedence()).unwrap_or(ErrorKind::Mismatch)
-    }
-
-    /// The finding that decides the exit code, as an error that says how many more there are.
-    pub fn into_error(self) -> Error {
-        let kind = self.kind();
-        let n = self.findings.len();
-        let n_open = self.findings.iter().filter(|f| f.code == Code::ConventionOpen).count();
-        let has_more = self.findings.iter().any(Finding::stands_for_more);
-        let first = self.findings.into_iter().find(|f| f.code.kind() == kind).expect("a rejection has findings");
-        let more = match (n, has_more) {
-            (_, true) => " (and very many more; see `ptplus validate`)".to_owned(),
-            (0 | 1, _) => String::new(),
-            _ => format!(" (and {} more; see `ptplus validate`)", n - 1),
-        };
-        if let Some(open) = self.open.filter(|open| open.code() == first.code) {
-            let others = n - n_open;
-            let more = (others > 0)
-                .then(|| format!("`ptplus validate` shows {others} more findings, whatever the conventions are"));
-            return open.hints(self.hints).hints(more);
-        }
-        Error::new(first.code, format!("expected {}, found {}{more}", first.expected, first.found))
-            .field(first.place)
-            .hints(self.hints)
-    }
-}
-
 /// Checks the adapter against its own configuration and, if given, against its base.
 ///
 /// Reads every adapter tensor once (NaN, Inf), and of the base only what [`BaseModel::open`] read: headers.
@@ -194,14 +155,14 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
     let Imported { adapter, ledger, findings, mut notes, origin } = imported;
     let mut findings = Findings::from(findings);
     match &adapter {
-        Adapter::Plus(plus) => {
-            if plus.layers.is_empty() && findings.is_empty() {
+        Adapter::Plus(memories) => {
+            if memories.layers.is_empty() && findings.is_empty() {
                 findings.add(Code::AdapterMissing, "layers", "at least one adapted layer", "none");
             }
-            against_itself(plus, &mut findings);
-            uneven(plus, &mut findings);
+            plus::against_itself(memories, &mut findings);
+            plus::uneven(memories, &mut findings);
             if let Some(base) = base {
-                against_base(plus, base, &mut findings);
+                plus::against_base(memories, base, &mut findings);
             }
         }
         Adapter::Lora(lora) => {
@@ -234,7 +195,7 @@ pub fn check(imported: Imported, base: Option<&BaseModel>) -> Result<Validated, 
     if findings.is_empty() {
         Ok(Validated { adapter, ledger, origin, notes, command: None })
     } else {
-        let other = |plus: &Plus| base.and_then(|b| other_base(plus, b));
+        let other = |memories| base.and_then(|b| plus::other_base(memories, b));
         let hints = adapter.as_plus().and_then(other).into_iter().chain(one_of_copies(&findings)).collect();
         Err(Rejected { findings, notes, hints, open: None })
     }
@@ -299,25 +260,6 @@ fn whatever_is_open(draft: &mut Draft, base: Option<&BaseModel>) -> Rejected {
     }
 }
 
-/// How to choose one, where a checkpoint holds the adapter twice, as training codes do that save averages (EMA), too.
-fn one_of_copies(findings: &[Finding]) -> Option<String> {
-    let finding = findings.iter().find(|f| f.code == Code::AdapterDuplicate)?;
-    let (one, other) = finding.found.strip_prefix('"')?.strip_suffix('"')?.split_once("\" and \"")?;
-    let words = |name: &'_ str| name.split('.').map(str::to_owned).collect::<Vec<_>>();
-    let (one, other) = (words(one), words(other));
-    let n_common = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
-    let own = |words: &[String]| words[..words.len() - n_common].join(".");
-    let (one, other) = (own(&one), own(&other));
-    let is_average = |own: &str| ["ema", "avg", "average", "swa"].iter().any(|w| own.to_lowercase().contains(w));
-    let left_out = if is_average(&one) && !is_average(&other) { one } else { other };
-    (!left_out.is_empty()).then(|| {
-        format!(
-            "the file holds the adapter twice; a layout file (--layout FILE.toml) says which copy to leave out: `[[ignore]]` with `name = '{}\\..*'` and a `reason`",
-            regex::escape(&left_out)
-        )
-    })
-}
-
 /// Gates are in no output: what they did, the memories do.
 fn folded(ledger: &Ledger) -> Option<String> {
     let is_folded = |e: &&Entry| matches!(e.fate, Fate::Folded { .. });
@@ -366,120 +308,12 @@ fn weight_type(name: &str) -> Option<DType> {
     DType::ALL.iter().copied().find(|d| d.name() == name && (d.is_float() || quant::can_decode(*d)))
 }
 
-fn against_itself(adapter: &Plus, findings: &mut Findings) {
-    let g = &adapter.config.geometry;
-    if !g.n_heads.is_multiple_of(g.n_kv_heads) {
-        findings.add(
-            Code::ConfigField,
-            "num_key_value_heads",
-            format!("a divisor of num_attention_heads = {}", g.n_heads),
-            g.n_kv_heads,
-        );
-    }
-    for (&i, layer) in &adapter.layers {
-        if i >= g.n_layers {
-            findings.add(
-                Code::AdapterMismatch,
-                format!("layers.{i}"),
-                format!("a layer below num_layers = {}", g.n_layers),
-                format!("layer {i}"),
-            );
-        }
-        if layer.feature_weight.is_none() && g.n_features != g.head_dim {
-            findings.add(
-                Code::AdapterMismatch,
-                format!("layers.{i}"),
-                format!("num_features = head_dim = {} without a learned feature map", g.head_dim),
-                format!("num_features {}", g.n_features),
-            );
-        }
-        for (part, t) in layer.tensors() {
-            let name = Slot::attention(i, part).canonical_name();
-            let spec = PartSpec::of(part);
-            let expected = spec.shape(&adapter.config);
-            if t.shape() != expected {
-                let found = format!("{:?}{}", t.shape(), other_sharing(adapter, t.shape(), &expected));
-                let expected = format!("{} = {expected:?}", spec.symbols());
-                findings.add(Code::AdapterShape, &name, expected, found);
-            }
-            check_type(&name, t, findings);
-        }
-    }
-}
-
 /// Numbers of a type that can be computed with.
 fn check_type(name: &str, t: &LazyTensor, findings: &mut Findings) {
     if !t.dtype().is_float() {
         findings.add(Code::AdapterShape, name, "a float type", t.dtype());
     } else if !quant::can_decode(t.stored_dtype()) {
         findings.add(Code::ConfigUnsupported, name, "a type that ptplus decodes", t.stored_dtype());
-    }
-}
-
-/// Where the number of memories alone is another one than stated: the sharing that has so many.
-fn other_sharing(adapter: &Plus, found: &[usize], expected: &[usize]) -> String {
-    let ([n, rest @ ..], [_, expected_rest @ ..]) = (found, expected) else { return String::new() };
-    let of_so_many = |s: &&MemorySharing| adapter.config.geometry.n_memories(**s) == *n;
-    match MemorySharing::ALL.iter().find(of_so_many) {
-        Some(sharing) if rest == expected_rest => format!(", which is memory_sharing {sharing}"),
-        _ => String::new(),
-    }
-}
-
-/// W, b and N are properties of an adapter: one that lacks a part in some of its layers has lost it.
-fn uneven(adapter: &Plus, findings: &mut Findings) {
-    for part in PARTS.iter().map(|spec| spec.part) {
-        let Some((first, _)) = adapter.layers.iter().find(|(_, layer)| layer.get(part).is_some()) else { continue };
-        for (&i, _) in adapter.layers.iter().filter(|(_, layer)| layer.get(part).is_none()) {
-            let expected = format!("a tensor in every adapted layer, as in layer {first}");
-            findings.add(Code::AdapterMissing, Slot::attention(i, part).canonical_name(), expected, "no such tensor");
-        }
-    }
-}
-
-/// Where sizes differ: which base the adapter may be for.
-fn other_base(adapter: &Plus, base: &BaseModel) -> Option<String> {
-    let list = |has: fn((usize, usize)) -> usize| {
-        let differ = adapter.config.other_sizes(&base.config).filter(|(field, ..)| field.is_in_config);
-        let sizes: Vec<String> = differ.map(|(field, a, b)| format!("{} {}", field.key, has((a, b)))).collect();
-        sizes.join(", ")
-    };
-    let (base_has, adapter_has) = (list(|sizes| sizes.0), list(|sizes| sizes.1));
-    if base_has.is_empty() {
-        return None;
-    }
-    let stated = |key: &str| adapter.config.extra.get(key)?.as_str().filter(|s| !s.is_empty());
-    let whose = match (stated("base_model_name_or_path"), &adapter.config.base_model_type) {
-        (Some(path), _) if name_in(path).is_some() => name_in(path).unwrap_or_default().to_owned(),
-        (_, Some(family)) => format!("another {family} model"),
-        _ => "another model".to_owned(),
-    };
-    Some(format!("this base has {base_has}; the adapter {adapter_has}: is it for {whose}?"))
-}
-
-/// The last part of a trainer's path, unless it names no model.
-fn name_in(path: &str) -> Option<&str> {
-    const SAY_NOTHING: [&str; 7] = ["base", "base.gguf", "model", "models", "final", "hf", "weights"];
-    let last = path.trim_end_matches('/').rsplit('/').next()?;
-    (!last.is_empty() && !last.starts_with("checkpoint") && !SAY_NOTHING.contains(&last)).then_some(last)
-}
-
-fn against_base(adapter: &Plus, base: &BaseModel, findings: &mut Findings) {
-    let Geometry { n_layers, head_dim, .. } = adapter.config.geometry;
-    for (field, base_has, has) in adapter.config.other_sizes(&base.config) {
-        findings.add(Code::AdapterMismatch, field.key, format!("{base_has}, as the base has"), has);
-    }
-    for &i in adapter.layers.keys().filter(|i| **i >= base.config.n_layers && **i < n_layers) {
-        findings.add(
-            Code::AdapterMismatch,
-            format!("layers.{i}"),
-            format!("a layer below the base's {}", base.config.n_layers),
-            format!("layer {i}"),
-        );
-    }
-    let order = RowOrder::of_gguf_architecture(base.gguf_architecture());
-    if order == Some(RowOrder::Norm) && !head_dim.is_multiple_of(2) {
-        findings.add(Code::AdapterMismatch, "head_dim", "an even number, as RoPE needs", head_dim);
     }
 }
 
