@@ -35,6 +35,13 @@ pub struct Case {
     want: Option<Code>,
 }
 
+impl Case {
+    /// Whether the file is built when it is needed.
+    pub fn is_large(&self) -> bool {
+        matches!(self.file, Build::Later(_))
+    }
+}
+
 #[cfg(all(feature = "cli", feature = "runner"))]
 impl Case {
     /// The file, right or not, where it is not large.

@@ -18,18 +18,29 @@ fn changes(byte: u8, file_len: usize) -> impl Iterator<Item = u8> {
 }
 
 #[test]
+fn sampled_truncations_and_changed_bytes_of_ten_seeds_are_survived() {
+    damage_at_every(7);
+}
+
+#[test]
+#[ignore = "a minute"]
 fn every_truncation_and_every_changed_byte_of_ten_seeds_is_survived() {
+    damage_at_every(1);
+}
+
+/// Cuts and changes ten seeds of each format at every `step`th byte.
+fn damage_at_every(step: usize) {
     for (target, read) in entry::TARGETS {
         let seeds = seeds::of(target);
         assert!(seeds.len() >= 10, "{target} has {} seeds", seeds.len());
         let (mut n_accepted, mut n_refused) = (0, 0);
         for (i, seed) in seeds.into_iter().enumerate() {
             assert!(read(&seed), "{target}: seed {i} is right");
-            for len in 0..seed.len() {
+            for len in (0..seed.len()).step_by(step) {
                 read(&seed[..len]);
             }
             let mut file = seed.clone();
-            for at in 0..seed.len() {
+            for at in (0..seed.len()).step_by(step) {
                 for new in changes(seed[at], seed.len()) {
                     file[at] = new;
                     *(if read(&file) { &mut n_accepted } else { &mut n_refused }) += 1;
