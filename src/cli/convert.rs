@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ADAPTER[:SCALE]", conflicts_with_all = ["more", "jobs"])]
     merge: Vec<String>,
     #[command(flatten)]
-    job: Job,
+    pub job: Job,
     #[command(flatten)]
     state: StateArguments,
 }
@@ -198,7 +198,6 @@ fn run_base(
         ));
     }
     let max_error = a.types.bounds()?;
-    a.types.set_threads()?;
     let merge = merge
         .iter()
         .map(|text| path_and_scale("--merge", text).map(|(path, scale)| (path, f64::from(scale))))

@@ -138,7 +138,6 @@ impl<'a> Prepared<'a> {
         if a.probe.is_some() && a.base.is_none() {
             return Err(usage("--probe", "expected --base beside it, found none"));
         }
-        a.types.set_threads()?;
         Ok(Prepared {
             job: a,
             types,

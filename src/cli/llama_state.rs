@@ -108,7 +108,6 @@ pub fn run(a: &Job, state: &StateArguments, outtype: &str, output: &Path, ui: &U
     }
     let cache = state.cache()?;
     cache.check()?;
-    a.types.set_threads()?;
     let base = base_check::open(base, ui)?;
     let device = a.device.parse::<DeviceChoice>()?.open()?;
     let probe = a.probe.as_deref().map(Probe::open).transpose()?;

@@ -168,19 +168,36 @@ impl Command {
             Command::Adapters(_) => "adapters",
         }
     }
+
+    /// What `--threads` says.
+    fn threads(&self) -> Option<u16> {
+        match self {
+            Command::Convert(a) => a.job.types.threads,
+            Command::Quantize(a) => a.job.types.threads,
+            Command::Pack(a) => a.types.threads,
+            #[cfg(feature = "generate")]
+            Command::Run(a) => a.threads,
+            _ => None,
+        }
+    }
 }
 
 /// Runs the tool.
-pub fn main() -> ExitCode {
+///
+/// # Safety
+///
+/// No other thread may run: this writes the environment.
+pub unsafe fn main() -> ExitCode {
     let is_json = std::env::args_os().any(|a| a == "--json");
-    let args = match llama_cpp_habits::translated(&Cli::command(), std::env::args_os().collect()) {
+    let mut command = Cli::command();
+    let args = match llama_cpp_habits::translated(&command, std::env::args_os().collect()) {
         Ok(args) => args,
         Err(e) => {
             Ui::new(named_command(), is_json, false, false).error(&e);
             return ExitCode::from(e.kind().exit_code());
         }
     };
-    let parsed = Cli::command().try_get_matches_from(args).and_then(|m| Ok((Cli::from_arg_matches(&m)?, m)));
+    let parsed = command.try_get_matches_from_mut(args).and_then(|m| Ok((Cli::from_arg_matches(&m)?, m)));
     let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -202,6 +219,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(e.exit_code() as u8);
         }
     };
+    // A program that `exec` starts gets the environment as it was; nothing is computed before.
+    if !matches!(cli.command, Command::Exec(_)) {
+        // SAFETY: the first thread is that of `watch_signals`, and the caller has none.
+        unsafe { set_threads(cli.command.threads()) }
+    }
     watch_signals();
     end_at_panics(cli.command.name(), cli.global);
     let given = matches.subcommand().map(|(name, m)| hints::Given::of(name, m)).unwrap_or_default();
@@ -295,13 +317,21 @@ fn ignored_signals() -> u64 {
     mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Makes this many threads the program's.
-fn set_threads(n: Option<u16>) -> Result<()> {
-    let Some(n) = n else { return Ok(()) };
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(n.into())
-        .build_global()
-        .map_err(|e: rayon::ThreadPoolBuildError| -> Error { usage("--threads", e.to_string()) })
+/// Says to rayon and to candle how many threads compute. Candle would read `/proc/cpuinfo` before each product, which takes a
+/// tenth of a model's time on two cores and more on many, and would use neither `--threads` nor a container's limit.
+///
+/// # Safety
+///
+/// No other thread may run: this writes the environment.
+unsafe fn set_threads(stated: Option<u16>) {
+    const VARIABLE: &str = "RAYON_NUM_THREADS";
+    let n = match stated {
+        Some(n) => usize::from(n),
+        None if std::env::var_os(VARIABLE).is_some() => return,
+        None => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    // SAFETY: the caller's promise.
+    unsafe { std::env::set_var(VARIABLE, n.to_string()) }
 }
 
 fn usage(flag: &str, message: impl Into<String>) -> Error {

@@ -98,7 +98,7 @@ pub struct Arguments {
     #[command(flatten)]
     base_check: BaseCheck,
     #[command(flatten)]
-    types: TypeArguments,
+    pub types: TypeArguments,
     #[command(flatten)]
     tokenizer: TokenizerArguments,
     #[command(flatten)]
@@ -145,7 +145,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let auto_kl = a.types.auto_kl()?;
     let reading = a.reading.options()?;
     let about = a.about.read(&a.adapter)?;
-    a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
     let device = device.open()?;

@@ -22,7 +22,7 @@ pub struct Arguments {
     #[arg(index = 3, hide = true)]
     extra: Option<PathBuf>,
     #[command(flatten)]
-    job: Job,
+    pub job: Job,
 }
 
 pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {

@@ -65,7 +65,7 @@ pub struct Arguments {
     device: String,
     /// Threads; by default one for each core
     #[arg(long, short, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     /// Tokens of prompt and answer; 0 for as many as the base was trained on
     #[arg(long, short, default_value_t = 0)]
     ctx_size: u32,
@@ -96,7 +96,6 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     let adapters: Vec<(PathBuf, f32)> =
         a.adapter.iter().map(|text| path_and_scale("--adapter", text)).collect::<Result<_>>()?;
     let device = a.device.parse::<DeviceChoice>()?;
-    super::set_threads(a.threads)?;
     let base = base_check::open(&a.base, ui)?;
     let template = a.chat_template_file.as_deref().map(read_template).transpose()?;
     let read = |(path, _): &(PathBuf, f32)| {
@@ -181,6 +180,7 @@ pub fn run(a: &Arguments, ui: &Ui) -> Result<u8> {
     }
     let document = json!({
         "engine": a.engine.name(),
+        "threads": rayon::current_num_threads(),
         "base": a.base.to_string_lossy(),
         "base_identities": identities,
         "conversation": conversation,

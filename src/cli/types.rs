@@ -31,7 +31,7 @@ pub struct TypeArguments {
     auto: Option<String>,
     /// Threads that compute, for all jobs together; by default one for each core
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     /// List the types that can be written, and do nothing else
     #[arg(long)]
     pub list_types: bool,
@@ -83,11 +83,6 @@ impl TypeArguments {
             Ok(Bound { metric: Metric::Kl, limit }) => Ok(Some(limit)),
             _ => Err(usage("--auto", format!("expected KL=VALUE with a value of at least 0, found {text:?}"))),
         }
-    }
-
-    /// See [`set_threads`](super::set_threads).
-    pub fn set_threads(&self) -> Result<()> {
-        super::set_threads(self.threads)
     }
 }
 

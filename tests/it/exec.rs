@@ -87,7 +87,7 @@ fn the_program_takes_the_place_of_ptplus() {
         return;
     }
     let p = Place::new();
-    let script = "echo $0 $$ \"$@\"; cat; echo to stderr >&2; env | grep -E '^(LD_PRELOAD|PTPLUS_(ADAPTER|SCALE|CONTROL))' | sort; exit 42";
+    let script = "echo $0 $$ \"$@\"; cat; echo to stderr >&2; env | grep -E '^(LD_PRELOAD|RAYON|PTPLUS_(ADAPTER|SCALE|CONTROL))' | sort; exit 42";
     let mut command = p.command(&[
         "exec",
         "--adapter",

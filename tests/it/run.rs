@@ -197,6 +197,23 @@ fn the_end_of_a_prompt_files_last_line_is_no_part_of_the_prompt() {
     }
 }
 
+/// Rayon and candle are told alike, and not again where the environment says it.
+#[test]
+fn as_many_threads_compute_as_somebody_says() {
+    let threads = |environment: Option<&str>, flag: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ptplus"));
+        command.args(["run", "--json", "--base", &tiny(), "--no-conversation", "-n", "1", "-p", "a"]).args(flag);
+        command.env_remove("RAYON_NUM_THREADS").envs(environment.map(|n| ("RAYON_NUM_THREADS", n)));
+        let out = command.output().unwrap();
+        let document: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+        document["threads"].as_u64().unwrap() as usize
+    };
+    assert_eq!(threads(None, &["--threads", "3"]), 3);
+    assert_eq!(threads(Some("5"), &[]), 5);
+    assert_eq!(threads(Some("5"), &["-t", "3"]), 3);
+    assert_eq!(threads(None, &[]), std::thread::available_parallelism().unwrap().get());
+}
+
 #[test]
 fn nothing_is_computed_once_nobody_reads_on() {
     let run = |stdout: Stdio| {

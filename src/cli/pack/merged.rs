@@ -46,7 +46,6 @@ pub(super) fn pack_model(
     let tolerance = a.tolerance.as_deref().map(Tolerance::parse).transpose()?;
     let max_error = a.types.bounds()?;
     let about = a.about.read(&merge[0].0)?;
-    a.types.set_threads()?;
     let signer = a.sign.as_deref().map(|key| Signer::open(key, a.password.for_key()?)).transpose()?;
     let model_signer = a.sign_oms.as_deref().map(model_signing::Signer::open).transpose()?;
     let device = a.device.parse::<DeviceChoice>()?.open()?;
