@@ -258,3 +258,17 @@ fn a_use_upwards_and_a_circle_are_found() {
     let circle = ["src/high/a.rs:1 uses mid", "src/mid.rs:1 uses high::b", "src/high/b.rs:1 uses high::a"];
     assert_eq!(found.unwrap(), circle);
 }
+
+#[test]
+fn a_crate_in_a_folder_has_files_of_its_own() {
+    let texts = [
+        ("quant/lib.rs", ""),
+        ("quant/a.rs", "use crate::b::X;"),
+        ("quant/b.rs", ""),
+        ("b.rs", "use crate::quant::a::X;"),
+    ];
+    let files: Files = texts.map(|(name, text)| (module(name).unwrap(), (name.to_owned(), text.to_owned()))).into();
+    let found: Vec<_> = uses(&files).into_iter().map(|u| (u.by.join("::"), u.of.join("::"))).collect();
+    let expected = [("b", "quant::a"), ("quant::a", "quant::b")];
+    assert_eq!(found, expected.map(|(by, of)| (by.to_owned(), of.to_owned())));
+}
