@@ -4,6 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -80,7 +81,17 @@ pub fn large(name: &str, file: fn() -> Vec<u8>, want: Option<Code>) -> Case {
     Case { name: name.into(), file: Build::Later(file), want }
 }
 
-/// Memory is that of the process, so that tests which need much, or measure it, take turns.
+/// Memory is that of the process: what measures it runs where no other test does, and all that is printed there is printed.
+pub fn in_a_process_of_its_own(test: &str) {
+    let mut process = Command::new(std::env::current_exe().expect("this program"));
+    let show = std::env::var_os("PTPLUS_SHOW").map(|_| "--nocapture");
+    let out = process.args([test, "--exact", "--ignored"]).args(show).output().expect("this program runs");
+    let said = [out.stdout, out.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    println!("{said}");
+    assert!(out.status.success() && said.contains("1 passed"), "{said}");
+}
+
+/// For tests that measure memory, where somebody runs several of them at once.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(|e| e.into_inner())

@@ -19,7 +19,7 @@ fn changes(byte: u8, file_len: usize) -> impl Iterator<Item = u8> {
 
 #[test]
 fn sampled_truncations_and_changed_bytes_of_ten_seeds_are_survived() {
-    damage_at_every(7);
+    damage_at_every(17);
 }
 
 #[test]
