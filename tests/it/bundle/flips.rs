@@ -145,7 +145,7 @@ fn flip_all(step: usize) {
 
 #[test]
 fn sampled_bits_of_a_bundle_count() {
-    flip_all(1949);
+    flip_all(5839);
 }
 
 #[test]
