@@ -1,12 +1,14 @@
 //! Projections: `x W^T + b`.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Storage, Tensor};
+use rayon::prelude::*;
 
 use super::additions::{self, Addition};
 use super::candle;
 use super::device::{Activations, Device};
 use super::kernels::dot::DotRows;
 use super::kernels::integer::{DotCodes, multiply_codes};
+use super::kernels::values;
 use crate::base::{BaseModel, Rows, Weight};
 use crate::error::Result;
 use crate::quant::BLOCK_FORMATS;
@@ -34,8 +36,11 @@ enum Matrix {
 /// both read the weights once, and the former keeps a decoded row in the first-level cache.
 pub(super) const FEW_POSITIONS: usize = 6;
 
-/// Decoded values held at a time: 4 MiB, which fit into second-level caches together with their operands.
+/// Decoded values held at a time, more or less: 4 MiB, which fit into second-level caches together with their operands.
 const CHUNK_VALUES: usize = 1 << 20;
+
+/// Rows of weights that a kernel of the matrix product takes at once, with AVX-512. The rest go through slower ones.
+const PRODUCT_ROWS: usize = 64;
 
 /// Room for decoded weights, used again and again: fresh memory would cost a page fault per 4 KiB.
 #[derive(Default)]
@@ -126,22 +131,39 @@ impl Linear {
 }
 
 fn decode_and_multiply(x: &Tensor, parts: &[Rows], workspace: &mut Workspace) -> CandleResult<Tensor> {
+    let n_rows = (CHUNK_VALUES / x.dim(1)?.max(1) + PRODUCT_ROWS / 2) / PRODUCT_ROWS * PRODUCT_ROWS;
+    decode_and_multiply_by(n_rows.max(PRODUCT_ROWS), x, parts, workspace)
+}
+
+/// The same with so many rows of weights decoded at a time. They run across parts, so that narrow projections share one product.
+fn decode_and_multiply_by(
+    max_rows: usize,
+    x: &Tensor,
+    parts: &[Rows],
+    workspace: &mut Workspace,
+) -> CandleResult<Tensor> {
     let k = x.dim(1)?;
-    // Chunks run across parts, so that narrow projections share one product.
-    let max_rows = (CHUNK_VALUES / k.max(1)).max(1);
     let n_rows: usize = parts.iter().map(Rows::n_rows).sum();
     let room = workspace.room(max_rows.min(n_rows) * k)?;
-    let mut outputs = Vec::new();
-    for first in (0..n_rows).step_by(max_rows) {
-        let n = max_rows.min(n_rows - first);
+    let product = |first: usize, n: usize| {
         let w = room.narrow(0, 0, n * k)?;
         w.inplace_op1(&DecodeRows { parts, first })?;
-        outputs.push(x.matmul(&w.reshape((n, k))?.t()?)?);
+        x.matmul(&w.reshape((n, k))?.t()?)
+    };
+    if n_rows <= max_rows {
+        return product(0, n_rows);
     }
-    match outputs.len() {
-        1 => Ok(outputs.remove(0)),
-        _ => Tensor::cat(&outputs, 1),
+    let m = x.dim(0)?;
+    let mut out = vec![0f32; m * n_rows];
+    for first in (0..n_rows).step_by(max_rows) {
+        let n = max_rows.min(n_rows - first);
+        let part = product(first, n)?;
+        let (storage, layout) = part.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { candle_core::bail!("expected products on the CPU") };
+        let rows = values(storage, layout)?.par_chunks(n);
+        out.par_chunks_mut(n_rows).zip(rows).for_each(|(out, row)| out[first..first + n].copy_from_slice(row));
     }
+    Tensor::from_vec(out, (m, n_rows), x.device())
 }
 
 /// Fills a tensor with decoded rows, counted across all `parts`, from `first` on.
@@ -196,6 +218,22 @@ mod tests {
             let room = Tensor::zeros(n * k, DType::F32, &candle_core::Device::Cpu).unwrap();
             room.inplace_op1(&DecodeRows { parts: &parts, first }).unwrap();
             assert_eq!(room.to_vec1::<f32>().unwrap(), all[first * k..(first + n) * k], "{n} rows from {first}");
+        }
+    }
+
+    #[test]
+    fn products_of_several_pieces_follow_each_other() {
+        let parts = projections();
+        let k = parts[0].row_len();
+        let x: Vec<f32> = (0..9 * k).map(|i| (i as f32 * 0.37).sin()).collect();
+        let x = Tensor::from_slice(&x, (9, k), &candle_core::Device::Cpu).unwrap();
+        let by =
+            |n| decode_and_multiply_by(n, &x, &parts, &mut Workspace::default()).unwrap().to_vec2::<f32>().unwrap();
+        let n_rows: usize = parts.iter().map(Rows::n_rows).sum();
+        let whole = by(n_rows);
+        for n in [7, n_rows / 2, n_rows - 1] {
+            let near = |a: &f32, b: &f32| (a - b).abs() < 1e-5;
+            assert!(by(n).iter().flatten().zip(whole.iter().flatten()).all(|(a, b)| near(a, b)), "{n} at a time");
         }
     }
 

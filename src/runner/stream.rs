@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{Storage, Tensor};
 
 use super::additions::{Addition, EmbeddingAddition, embed};
 use super::block::{Block, BlockEffects, Head, Observed};
@@ -10,6 +10,7 @@ use super::candle;
 use super::device::Device;
 use super::effects::{Effects, front_of};
 use super::front::VirtualCache;
+use super::kernels::values;
 use super::linear::Workspace;
 use super::rope::{Ropes, Rotations};
 use crate::base::{BaseModel, Weight};
@@ -75,8 +76,8 @@ pub trait Sink {
     }
 }
 
-/// Logits held at a time, in values: 64 MiB.
-const LOGITS_VALUES: usize = 1 << 24;
+/// Logits held at a time, in values: 128 MiB. The head is decoded again for each.
+const LOGITS_VALUES: usize = 1 << 25;
 
 /// Evaluates all `lanes` on `input_ids`, rows of equal length whose positions count from 0, or from behind virtual tokens.
 ///
@@ -117,7 +118,9 @@ pub fn stream(
                 Some(front) => Some(front.begin(layer, own.len() * n_batches)?),
                 None => None,
             };
-            let (y, observed) = block.forward(&group.x, &group.rotations, cache.as_mut(), &effects, &mut workspace)?;
+            // On a thread of the pool: every parallel loop that is started elsewhere waits for one to wake up.
+            let (y, observed) =
+                rayon::scope(|_| block.forward(&group.x, &group.rotations, cache.as_mut(), &effects, &mut workspace))?;
             group.x = y;
             if let Some(observed) = observed.filter(|_| sink.wants_layer(layer)) {
                 report_layer(own, group.lanes.start, layer, n_batches, &observed, sink)?;
@@ -273,9 +276,12 @@ fn report_logits(
         let index: Vec<u32> = (0..n_lanes).flat_map(|lane| chunk.iter().map(move |at| row(lane, at))).collect();
         let n = index.len();
         let index = Tensor::from_vec(index, n, &device.0).map_err(candle)?;
-        let logits =
-            head.forward(&rows.index_select(&index, 0).map_err(candle)?, &additions, chunk.len(), &mut workspace)?;
-        let logits: Vec<f32> = logits.flatten_all().and_then(|l| l.to_vec1()).map_err(candle)?;
+        let x = rows.index_select(&index, 0).map_err(candle)?;
+        let logits = rayon::scope(|_| head.forward(&x, &additions, chunk.len(), &mut workspace))?;
+        let logits = logits.to_device(&Device::cpu().0).and_then(|l| l.contiguous()).map_err(candle)?;
+        let (storage, layout) = logits.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else { unreachable!("logits were moved to the CPU") };
+        let logits = values(storage, layout).map_err(candle)?;
         let of_lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size * chunk.len()).collect();
         for (i, (b, p)) in chunk.iter().enumerate() {
             let lanes: Vec<&[f32]> = of_lanes.iter().map(|l| &l[i * vocab_size..][..vocab_size]).collect();

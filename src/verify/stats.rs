@@ -1,6 +1,19 @@
 //! The statistics of a comparison, each with its formula; `docs/VERIFY.md` says what they mean.
 
+use rayon::prelude::*;
 use serde::Serialize;
+
+/// Values that one thread compares: the rows of most models are one piece. No figure depends on the number of threads.
+const PIECE: usize = 1 << 16;
+
+/// What `of` makes of the pieces of `a` and `b`, and where each begins.
+fn pieces<T: Send>(a: &[f32], b: &[f32], of: impl Fn(usize, &[f32], &[f32]) -> T + Sync) -> Vec<T> {
+    if a.len() <= PIECE {
+        return vec![of(0, a, b)];
+    }
+    let pairs = a.par_chunks(PIECE).zip(b.par_chunks(PIECE)).enumerate();
+    pairs.map(|(i, (a, b))| of(i * PIECE, a, b)).collect()
+}
 
 /// Compares rows of logits, one position at a time.
 #[derive(Debug, Clone, Default)]
@@ -81,15 +94,16 @@ impl Comparison {
     pub fn add(&mut self, batch: usize, position: usize, reference: &[f32], found: &[f32]) {
         assert_eq!(reference.len(), found.len());
         let mut row_max = 0.0;
-        for (token, (&a, &b)) in reference.iter().zip(found).enumerate() {
-            let d = (f64::from(a) - f64::from(b)).abs();
-            self.non_finite |= !d.is_finite();
-            self.sum_abs += d;
-            if d > row_max {
-                row_max = d;
-                if d > self.max_abs {
-                    self.max_abs = d;
-                    self.worst = Some(Worst { batch, position, token, reference: a, found: b });
+        for piece in pieces(reference, found, Differences::of) {
+            self.non_finite |= piece.non_finite;
+            self.sum_abs += piece.sum;
+            if piece.max > row_max {
+                row_max = piece.max;
+                if row_max > self.max_abs {
+                    self.max_abs = row_max;
+                    let token = piece.at;
+                    self.worst =
+                        Some(Worst { batch, position, token, reference: reference[token], found: found[token] });
                 }
             }
         }
@@ -131,17 +145,43 @@ impl Comparison {
     }
 }
 
+/// `|a - b|` of a piece of a row.
+struct Differences {
+    sum: f64,
+    /// The largest, and the token that it is at first.
+    max: f64,
+    at: usize,
+    non_finite: bool,
+}
+
+impl Differences {
+    fn of(start: usize, a: &[f32], b: &[f32]) -> Self {
+        let mut out = Differences { sum: 0.0, max: 0.0, at: start, non_finite: false };
+        for (i, (&a, &b)) in a.iter().zip(b).enumerate() {
+            let d = (f64::from(a) - f64::from(b)).abs();
+            out.non_finite |= !d.is_finite();
+            out.sum += d;
+            if d > out.max {
+                (out.max, out.at) = (d, start + i);
+            }
+        }
+        out
+    }
+}
+
 /// `KL(softmax a || softmax b) = sum_i p_i (log p_i - log q_i)`, in f64. NaN where an input is NaN or Inf.
 pub fn kl_divergence(a: &[f32], b: &[f32]) -> f64 {
     let (la, lb) = (log_sum_exp(a), log_sum_exp(b));
-    let kl: f64 = a
-        .iter()
-        .zip(b)
-        .map(|(&x, &y)| {
-            let (lp, lq) = (f64::from(x) - la, f64::from(y) - lb);
-            lp.exp() * (lp - lq)
-        })
-        .sum();
+    let sum = |_, a: &[f32], b: &[f32]| -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(&x, &y)| {
+                let (lp, lq) = (f64::from(x) - la, f64::from(y) - lb);
+                lp.exp() * (lp - lq)
+            })
+            .sum()
+    };
+    let kl: f64 = pieces(a, b, sum).into_iter().sum();
     // Rounding can leave a tiny negative sum; the divergence itself cannot be negative. NaN stays NaN.
     if kl < 0.0 { 0.0 } else { kl }
 }
@@ -149,7 +189,8 @@ pub fn kl_divergence(a: &[f32], b: &[f32]) -> f64 {
 fn log_sum_exp(x: &[f32]) -> f64 {
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let max = f64::from(max);
-    max + x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>().ln()
+    let sum = |_, x: &[f32], _: &[f32]| x.iter().map(|&v| (f64::from(v) - max).exp()).sum::<f64>();
+    max + pieces(x, x, sum).into_iter().sum::<f64>().ln()
 }
 
 fn argmax(x: &[f32]) -> usize {
@@ -158,10 +199,11 @@ fn argmax(x: &[f32]) -> usize {
 
 /// `max |a - b|`, NaN where one of them is.
 pub fn max_abs_difference(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).fold(0.0, |max, (&x, &y)| {
-        let d = (f64::from(x) - f64::from(y)).abs();
-        if d.is_nan() || f64::is_nan(max) { f64::NAN } else { f64::max(max, d) }
-    })
+    let worse = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
+    let of_piece = |_, a: &[f32], b: &[f32]| {
+        a.iter().zip(b).fold(0.0, |max, (&x, &y)| worse(max, (f64::from(x) - f64::from(y)).abs()))
+    };
+    pieces(a, b, of_piece).into_iter().fold(0.0, worse)
 }
 
 #[cfg(test)]
@@ -187,6 +229,31 @@ mod tests {
                 assert!(!c.metrics().unwrap().is_finite(), "{a:?} {b:?}");
             }
         }
+    }
+
+    #[test]
+    fn long_rows_are_compared_as_one() {
+        let a: Vec<f32> = (0..2 * PIECE + 3).map(|i| (i as f32 * 0.1).sin()).collect();
+        let mut b = a.clone();
+        // The second is as large as the first, the third lies in the last piece.
+        for (at, by) in [(5, 0.5), (PIECE + 7, -0.5), (2 * PIECE + 1, 0.25)] {
+            b[at] += by;
+        }
+        let mut c = Comparison::default();
+        c.add(0, 0, &a, &b);
+        let m = c.metrics().unwrap();
+        let differences = || a.iter().zip(&b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs());
+        assert_eq!((m.max_abs, c.worst().unwrap().token), (differences().fold(0.0, f64::max), 5));
+        assert!((m.mean_abs - differences().sum::<f64>() / a.len() as f64).abs() < 1e-18, "{m:?}");
+        let z = |x: &[f32]| x.iter().map(|v| f64::from(*v).exp()).sum::<f64>().ln();
+        let p = |x: f32, z: f64| (f64::from(x) - z).exp();
+        let (za, zb) = (z(&a), z(&b));
+        let kl: f64 = a.iter().zip(&b).map(|(a, b)| p(*a, za) * (f64::from(a - b) - za + zb)).sum();
+        assert!((m.mean_kl - kl).abs() < 1e-9 * kl && kl > 0.0, "{m:?} {kl}");
+        b[2 * PIECE + 2] = f32::NAN;
+        assert!(max_abs_difference(&a, &b).is_nan() && max_abs_difference(&b, &a).is_nan());
+        c.add(0, 1, &a, &b);
+        assert!(!c.metrics().unwrap().is_finite());
     }
 
     #[test]
