@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """What commands cost on bases of the sizes that people have: random BF16 weights in shards, shapes of real models.
 
-    benches/real_sizes.py FOLDER [--ptplus PROGRAM] [--base qwen2.5-3b|llama2-7b]... [--only STEP,...] [--pytorch PYTHON]
+    benches/real_sizes.py FOLDER [--ptplus PROGRAM] [--base qwen2.5-3b|llama2-7b]... [--real BASE ADAPTER]
+                          [--only STEP,...] [--pytorch PYTHON] [--llama-bench PROGRAM]
 
-FOLDER needs room for three times the base, and is emptied of what this made. Prints for each command wall and processor time
-and the largest resident memory, anonymous and shared memory apart from mapped files; beside `convert` and `quantize` of a base
-`cp` of it with a sync, beside `convert` of a LoRA (rank 16 on every linear layer, F32) `cp` of that, nine times in turn, and
-beside `verify` (512 positions) PyTorch's forward pass with the weights loaded, in float32, if PYTHON has torch and
-transformers. Processor time and memory mean something on a busy machine too; wall time does not.
+FOLDER needs room for three times the base, and is emptied of what this made. With --real it is a base and an adapter that are
+there (a folder, or a GGUF file). Prints for each command wall and processor time and the largest resident memory, anonymous and
+shared memory apart from mapped files; beside `convert` and `quantize` of a base `cp` of it with a sync, beside `convert` of a
+LoRA (rank 16 on every linear layer, F32) `cp` of that, nine times in turn, and beside `verify` (512 positions in three lanes:
+base, adapter, adapter) three forward passes of PyTorch eager with the weights loaded, if PYTHON has torch and transformers, in
+float32 or, where that has no room in memory, bfloat16, and three of llama.cpp on the GGUF file, two threads each. Processor
+time and memory mean something on a busy machine too; wall time does not.
 """
 
 import argparse
@@ -231,37 +234,60 @@ def measure(what, command, shows_output=False):
     return wall
 
 
+# Arguments: base, positions, type. The first pass is not counted.
 PYTORCH = """
-import sys, time, torch
+import os, sys, time, torch
 from transformers import AutoModelForCausalLM
 torch.set_num_threads(2)
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).float().eval()
-ids = torch.arange(int(sys.argv[2])).reshape(1, -1) * 7919 % model.config.vocab_size
+path, n, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
+where = {"gguf_file": os.path.basename(path)} if path.endswith(".gguf") else {}
+folder = os.path.dirname(path) if where else path
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **where).eval()
+ids = torch.arange(n).reshape(1, -1) * 7919 % model.config.vocab_size
 with torch.no_grad():
-    for _ in range(2):
-        start, cpu = time.monotonic(), time.process_time()
+    model(ids)
+    start, cpu = time.monotonic(), time.process_time()
+    for _ in range(3):
         model(ids)
-        print(f"  PyTorch, weights loaded: {time.monotonic() - start:.1f} s, {time.process_time() - cpu:.1f} s of processor", flush=True)
+    wall, cpu = time.monotonic() - start, time.process_time() - cpu
+    print(f"  PyTorch {sys.argv[3]}, weights loaded, three passes: {wall:.1f} s, {cpu:.1f} s of processor", flush=True)
 """
 
 
+def fits_in_float32(n_bytes):
+    """Whether BF16 weights of this size have room in memory in float32, with a fifth to spare."""
+    return 2 * n_bytes < 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def llama_bench(program, gguf):
+    """Three passes of llama.cpp over the same number of positions, after one that is not counted."""
+    command = [program, "-m", str(gguf), "-p", str(POSITIONS), "-n", "0", "-t", "2", "-r", "3", "-o", "json"]
+    rows = json.loads(subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
+    print(f"  llama.cpp {rows[0]['model_type']}, three passes: {sum(rows[0]['samples_ns']) / 1e9:.1f} s", flush=True)
+
+
 def bench(name, config, folder, arguments):
-    program, is_wanted = arguments.ptplus, lambda step: not arguments.only or step in arguments.only
     base, adapter, lora = folder / "base", folder / "adapter", folder / "lora"
     make_base(base, config)
     make_adapter(adapter, config)
     make_lora(lora, config)
-    n_bytes = sum(f.stat().st_size for f in base.iterdir())
-    print(f"{name}: {n_bytes / 1e9:.2f} GB in {len(list(base.glob('*.safetensors')))} shards")
+    measure_all(name, base, adapter, lora, folder, arguments)
+
+
+def measure_all(name, base, adapter, lora, folder, arguments):
+    program, is_wanted = arguments.ptplus, lambda step: not arguments.only or step in arguments.only
+    shards = list(base.glob("*.safetensors")) if base.is_dir() else [base]
+    n_bytes = sum(f.stat().st_size for f in shards)
+    print(f"{name}: {n_bytes / 1e9:.2f} GB in {len(shards)} files")
 
     def ptplus(what, *words):
         return measure(f"  {what}", [program, *map(str, words)])
 
     def cp(source=base):
         copy = folder / "copy"
-        script = f"cp -r --reflink=never {source} {copy} && sync {copy}/*"
+        script = f"cp -r --reflink=never {source} {copy} && sync -d $(find {copy} -type f)"
         wall = measure("  cp --reflink=never, sync", ["sh", "-c", script])
-        shutil.rmtree(copy)
+        shutil.rmtree(copy) if copy.is_dir() else copy.unlink()
         return wall
 
     if is_wanted("inspect"):
@@ -269,8 +295,12 @@ def bench(name, config, folder, arguments):
     if is_wanted("validate"):
         ptplus("validate", "validate", adapter, "--base", base)
     if is_wanted("convert"):
+        cp(adapter)
         ptplus("convert adapter", "convert", adapter, "-o", folder / "adapter.gguf", "--base", base)
-    if is_wanted("lora"):
+        ptplus("quantize adapter, q8_0", "quantize", adapter, "-o", folder / "q8_0.gguf", "q8_0", "--base", base)
+    if is_wanted("exec"):
+        ptplus("exec --print-env", "exec", "--adapter", adapter, "--base", base, "--print-env")
+    if lora and is_wanted("lora"):
         def converting():
             output = folder / "lora.gguf"
             wall = ptplus("convert lora", "convert", lora, "-o", output, "--base", base)
@@ -280,21 +310,33 @@ def bench(name, config, folder, arguments):
         turns = [(cp(lora), converting()) for _ in range(9)]
         copied, converted = map(statistics.median, zip(*turns))
         print(f"  medians: cp {copied:.3f} s, convert lora {converted:.3f} s, ratio {copied / converted:.2f}")
+    gguf = base if base.suffix == ".gguf" else folder / "base.gguf"
     if is_wanted("base"):
-        cp()
-        ptplus("convert base", "convert", base, "-o", folder / "base.gguf")
-        (folder / "base.gguf").unlink()
+        if gguf == base:
+            cp()
+            ptplus("convert base, f16", "convert", base, "-o", folder / "f16.gguf", "--outtype", "f16")
+            (folder / "f16.gguf").unlink()
+        else:
+            turns = []
+            for _ in range(3):
+                gguf.unlink(missing_ok=True)
+                turns.append((cp(), ptplus("convert base", "convert", base, "-o", gguf)))
+            copied, converted = map(statistics.median, zip(*turns))
+            print(f"  medians: cp {copied:.1f} s, convert base {converted:.1f} s, ratio {copied / converted:.2f}")
     if is_wanted("quantize"):
-        cp()
         for dtype in ("q8_0", "q4_k"):
-            ptplus(f"quantize base, {dtype}", "quantize", base, "-o", folder / "quantized.gguf", dtype)
+            options = ["--allow-requantize"] if gguf == base else []
+            ptplus(f"quantize base, {dtype}", "quantize", base, "-o", folder / "quantized.gguf", dtype, *options)
             (folder / "quantized.gguf").unlink()
     rows = ["--rows", "1", "--length", POSITIONS]
     if is_wanted("verify"):
         ptplus(f"verify, {POSITIONS} positions, 3 lanes", "verify", adapter, "--base", base, "--against", adapter, *rows)
         if arguments.pytorch:
-            command = [arguments.pytorch, "-c", PYTORCH, str(base), str(POSITIONS)]
-            measure("  PyTorch, loading and two passes", command, shows_output=True)
+            dtype = "float32" if fits_in_float32(n_bytes) else "bfloat16"
+            command = [arguments.pytorch, "-c", PYTORCH, str(base), str(POSITIONS), dtype]
+            measure("  PyTorch, loading and four passes", command, shows_output=True)
+        if arguments.llama_bench and gguf.exists():
+            llama_bench(arguments.llama_bench, gguf)
     if is_wanted("pack"):
         ptplus("pack", "pack", adapter, "-o", folder / "bundle", "--base", base)
         shutil.rmtree(folder / "bundle")
@@ -305,15 +347,22 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--ptplus", default=Path(__file__).parents[1] / "target/release/ptplus")
     parser.add_argument("--base", action="append", choices=list(BASES))
-    parser.add_argument("--only", type=lambda text: text.split(","), help="inspect, validate, convert, lora, base, quantize, verify, pack")
+    parser.add_argument("--only", type=lambda text: text.split(","), help="inspect, validate, convert, exec, lora, base, quantize, verify, pack")
+    parser.add_argument("--real", nargs=2, type=Path, metavar=("BASE", "ADAPTER"), help="these instead of random ones")
     parser.add_argument("--pytorch", help="a Python that has torch and transformers")
+    parser.add_argument("--llama-bench", help="the program of llama.cpp; needs the step base, which makes its file")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name in arguments.base or BASES:
+    for name in ["real"] if arguments.real else arguments.base or BASES:
         folder = arguments.folder / f"ptplus-{name}"
         folder.mkdir(parents=True)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         try:
-            bench(name, BASES[name], folder, arguments)
+            if arguments.real:
+                base, adapter = (path.absolute() for path in arguments.real)
+                measure_all(base.name, base, adapter, None, folder, arguments)
+            else:
+                bench(name, BASES[name], folder, arguments)
         finally:
             shutil.rmtree(folder)
 
