@@ -317,8 +317,8 @@ fn ignored_signals() -> u64 {
     mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// Says to rayon and to candle how many threads compute. Candle would read `/proc/cpuinfo` before each product, which takes a
-/// tenth of a model's time on two cores and more on many, and would use neither `--threads` nor a container's limit.
+/// Says to rayon and to candle how many threads compute. Candle would read `/proc/cpuinfo` before each product, which takes
+/// 8% of a small model's time on two cores, and would use neither `--threads` nor a container's limit.
 ///
 /// # Safety
 ///
