@@ -292,6 +292,7 @@ impl<'a> Program<'a> {
             .args(self.arguments)
             .args(more)
             .envs(environment.set.iter().map(|(name, value)| (name, value)));
+        super::threads::forget(&mut command);
         environment.unset.iter().for_each(|name| {
             command.env_remove(name);
         });

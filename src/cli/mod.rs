@@ -38,6 +38,7 @@ mod seal;
 mod suggested;
 mod table;
 mod text;
+mod threads;
 mod types;
 mod ui;
 mod units;
@@ -219,11 +220,8 @@ pub unsafe fn main() -> ExitCode {
             return ExitCode::from(e.exit_code() as u8);
         }
     };
-    // A program that `exec` starts gets the environment as it was; nothing is computed before.
-    if !matches!(cli.command, Command::Exec(_)) {
-        // SAFETY: the first thread is that of `watch_signals`, and the caller has none.
-        unsafe { set_threads(cli.command.threads()) }
-    }
+    // SAFETY: the first thread is that of `watch_signals`, and the caller has none.
+    unsafe { threads::set(cli.command.threads()) }
     watch_signals();
     end_at_panics(cli.command.name(), cli.global);
     let given = matches.subcommand().map(|(name, m)| hints::Given::of(name, m)).unwrap_or_default();
@@ -315,23 +313,6 @@ fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// Says to rayon and to candle how many threads compute. Candle would read `/proc/cpuinfo` before each product, which takes
-/// 8% of a small model's time on two cores, and would use neither `--threads` nor a container's limit.
-///
-/// # Safety
-///
-/// No other thread may run: this writes the environment.
-unsafe fn set_threads(stated: Option<u16>) {
-    const VARIABLE: &str = "RAYON_NUM_THREADS";
-    let n = match stated {
-        Some(n) => usize::from(n),
-        None if std::env::var_os(VARIABLE).is_some() => return,
-        None => std::thread::available_parallelism().map_or(1, usize::from),
-    };
-    // SAFETY: the caller's promise.
-    unsafe { std::env::set_var(VARIABLE, n.to_string()) }
 }
 
 fn usage(flag: &str, message: impl Into<String>) -> Error {

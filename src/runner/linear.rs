@@ -1,6 +1,6 @@
 //! Projections: `x W^T + b`.
 
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Storage, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result as CandleResult, Tensor};
 use rayon::prelude::*;
 
 use super::additions::{self, Addition};
@@ -8,7 +8,7 @@ use super::candle;
 use super::device::{Activations, Device};
 use super::kernels::dot::DotRows;
 use super::kernels::integer::{DotCodes, multiply_codes};
-use super::kernels::values;
+use super::kernels::with_values;
 use crate::base::{BaseModel, Rows, Weight};
 use crate::error::Result;
 use crate::quant::BLOCK_FORMATS;
@@ -157,11 +157,10 @@ fn decode_and_multiply_by(
     let mut out = vec![0f32; m * n_rows];
     for first in (0..n_rows).step_by(max_rows) {
         let n = max_rows.min(n_rows - first);
-        let part = product(first, n)?;
-        let (storage, layout) = part.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { candle_core::bail!("expected products on the CPU") };
-        let rows = values(storage, layout)?.par_chunks(n);
-        out.par_chunks_mut(n_rows).zip(rows).for_each(|(out, row)| out[first..first + n].copy_from_slice(row));
+        with_values(&product(first, n)?, |part| {
+            let rows = out.par_chunks_mut(n_rows).zip(part.par_chunks(n));
+            rows.for_each(|(out, row)| out[first..first + n].copy_from_slice(row));
+        })?;
     }
     Tensor::from_vec(out, (m, n_rows), x.device())
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Storage, Tensor};
+use candle_core::Tensor;
 
 use super::additions::{Addition, EmbeddingAddition, embed};
 use super::block::{Block, BlockEffects, Head, Observed};
@@ -10,7 +10,7 @@ use super::candle;
 use super::device::Device;
 use super::effects::{Effects, front_of};
 use super::front::VirtualCache;
-use super::kernels::values;
+use super::kernels::with_values;
 use super::linear::Workspace;
 use super::rope::{Ropes, Rotations};
 use crate::base::{BaseModel, Weight};
@@ -279,14 +279,14 @@ fn report_logits(
         let x = rows.index_select(&index, 0).map_err(candle)?;
         let logits = rayon::scope(|_| head.forward(&x, &additions, chunk.len(), &mut workspace))?;
         let logits = logits.to_device(&Device::cpu().0).and_then(|l| l.contiguous()).map_err(candle)?;
-        let (storage, layout) = logits.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { unreachable!("logits were moved to the CPU") };
-        let logits = values(storage, layout).map_err(candle)?;
-        let of_lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size * chunk.len()).collect();
-        for (i, (b, p)) in chunk.iter().enumerate() {
-            let lanes: Vec<&[f32]> = of_lanes.iter().map(|l| &l[i * vocab_size..][..vocab_size]).collect();
-            sink.logits(*b, *p, &lanes)?;
-        }
+        let report = |logits: &[f32]| {
+            let of_lanes: Vec<&[f32]> = logits.chunks_exact(vocab_size * chunk.len()).collect();
+            chunk.iter().enumerate().try_for_each(|(i, (b, p))| {
+                let lanes: Vec<&[f32]> = of_lanes.iter().map(|l| &l[i * vocab_size..][..vocab_size]).collect();
+                sink.logits(*b, *p, &lanes)
+            })
+        };
+        with_values(&logits, report).map_err(candle)??;
     }
     Ok(())
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::probe::Probe;
-use super::sinks::{AgainstProbe, worse};
-use super::stats::max_abs_difference;
+use super::sinks::AgainstProbe;
+use super::stats::{max_abs_difference, worse};
 use super::{BaseFigures, Options, Prompts, Report, report, stream_options};
 use crate::adapter::Adapter;
 use crate::base::BaseModel;

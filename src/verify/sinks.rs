@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::LayerReport;
 use super::probe::Probe;
-use super::stats::{Comparison, max_abs_difference};
+use super::stats::{Comparison, max_abs_difference, worse};
 use crate::error::Result;
 use crate::runner::Sink;
 
@@ -13,11 +13,6 @@ type Progress<'a> = &'a dyn Fn(usize, usize);
 
 fn size(x: &[f32]) -> f64 {
     x.iter().fold(0.0, |m, v| f64::max(m, f64::from(v.abs())))
-}
-
-/// `max(so_far, difference)`, where NaN wins.
-pub(super) fn worse(so_far: f64, difference: f64) -> f64 {
-    if so_far.is_nan() || difference.is_nan() { f64::NAN } else { so_far.max(difference) }
 }
 
 /// Lanes: base, adapter. Compares with a probe.

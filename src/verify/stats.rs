@@ -197,9 +197,13 @@ fn argmax(x: &[f32]) -> usize {
     x.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (i, &v)| if v > best.1 { (i, v) } else { best }).0
 }
 
+/// `max(so_far, difference)`, where NaN wins.
+pub(super) fn worse(so_far: f64, difference: f64) -> f64 {
+    if so_far.is_nan() || difference.is_nan() { f64::NAN } else { so_far.max(difference) }
+}
+
 /// `max |a - b|`, NaN where one of them is.
 pub fn max_abs_difference(a: &[f32], b: &[f32]) -> f64 {
-    let worse = |a: f64, b: f64| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) };
     let of_piece = |_, a: &[f32], b: &[f32]| {
         a.iter().zip(b).fold(0.0, |max, (&x, &y)| worse(max, (f64::from(x) - f64::from(y)).abs()))
     };
@@ -250,9 +254,12 @@ mod tests {
         let (za, zb) = (z(&a), z(&b));
         let kl: f64 = a.iter().zip(&b).map(|(a, b)| p(*a, za) * (f64::from(a - b) - za + zb)).sum();
         assert!((m.mean_kl - kl).abs() < 1e-9 * kl && kl > 0.0, "{m:?} {kl}");
+        b[2 * PIECE + 2] = a[2 * PIECE + 2] + 0.75;
+        c.add(0, 1, &a, &b);
+        assert_eq!(c.worst().unwrap().token, 2 * PIECE + 2);
         b[2 * PIECE + 2] = f32::NAN;
         assert!(max_abs_difference(&a, &b).is_nan() && max_abs_difference(&b, &a).is_nan());
-        c.add(0, 1, &a, &b);
+        c.add(0, 2, &a, &b);
         assert!(!c.metrics().unwrap().is_finite());
     }
 

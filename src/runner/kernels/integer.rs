@@ -1,10 +1,10 @@
 //! Projections by integer products: codes of weights in block formats, activations in 8 bits.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::dot::transposed;
-use super::values;
+use super::{values, with_values};
 use crate::base::Rows;
 use crate::quant::product::{Few, Many, Room, Tile};
 
@@ -59,11 +59,7 @@ const POSITIONS: usize = 4 * Many::ROWS;
 /// `x` `[m, k]` times the transposed `parts` `[n, k]`: `[m, n]`.
 pub fn multiply_codes(x: &Tensor, parts: &[Rows], tiles: &mut Vec<Tile>) -> Result<Tensor> {
     let (m, k) = x.dims2()?;
-    let activations = {
-        let (storage, layout) = x.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { candle_core::bail!("expected activations on the CPU") };
-        Many::new(values(storage, layout)?, k)
-    };
+    let activations = with_values(x, |x| Many::new(x, k))?;
     let n: usize = parts.iter().map(Rows::n_rows).sum();
     let mut out = vec![0f32; m * n];
     let n_tiles = (CHUNK_CODES / k / Tile::ROWS).max(1);

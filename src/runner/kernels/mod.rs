@@ -3,7 +3,7 @@
 //!
 //! All of them let NaN through: a NaN in a weight must reach the logits, where verification fails on it.
 
-use candle_core::{CpuStorage, Layout, Result};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 
 pub(super) mod activation;
 pub(super) mod attend_few;
@@ -29,9 +29,18 @@ fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 const RUN: usize = 1 << 14;
 
 /// The values of a contiguous F32 tensor.
-pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
         None => candle_core::bail!("expected a contiguous tensor, found strides {:?}", layout.stride()),
+    }
+}
+
+/// What `f` makes of the values of a contiguous F32 tensor on the CPU.
+pub fn with_values<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(values(storage, layout)?)),
+        _ => candle_core::bail!("expected a tensor on the CPU"),
     }
 }
