@@ -352,6 +352,9 @@ def main():
     parser.add_argument("--pytorch", help="a Python that has torch and transformers")
     parser.add_argument("--llama-bench", help="the program of llama.cpp; needs the step base, which makes its file")
     arguments = parser.parse_args()
+    for path in arguments.real or []:
+        if not path.exists():
+            parser.error(f"--real: {path} is not there")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for name in ["real"] if arguments.real else arguments.base or BASES:
         folder = arguments.folder / f"ptplus-{name}"
